@@ -1,0 +1,40 @@
+"""Speech models ported to MLX and proven equal to their PyTorch originals.
+
+`mlx_speech.load(path_or_repo)` gives a model ready to call; `mlx_speech.convert.convert(...)` writes a converted folder.
+Importing the package imports neither torch nor a converter; on Linux it loads OpenBLAS, which must come before MLX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mlx_speech import blas
+from mlx_speech.errors import MLXSpeechError
+from mlx_speech.version import __version__
+
+if TYPE_CHECKING:
+    from mlx_speech.audio import load_audio as load_audio
+    from mlx_speech.checkpoint import load as load
+    from mlx_speech.stages.vad import detect_speech as detect_speech
+    from mlx_speech.transcript import Region as Region
+
+__all__ = ["MLXSpeechError", "Region", "__version__", "detect_speech", "load", "load_audio"]
+
+# public name → the module that has it
+_LAZY = {
+    "load": "mlx_speech.checkpoint",
+    "load_audio": "mlx_speech.audio",
+    "detect_speech": "mlx_speech.stages.vad",
+    "Region": "mlx_speech.transcript",
+}
+
+blas.preload()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'mlx_speech' has no attribute {name!r}")
+    if name == "load":
+        blas.check_backend()
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,0 +1,290 @@
+"""The folder of a converted model: `config.json` and `model.safetensors`, strictly loaded, and `load`, which finds it.
+
+Quantized layers are stated as mlx_lm states them: `quantization` (and `quantization_config`) with group_size, bits
+and mode, and an entry per layer where layers differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_speech import models
+from mlx_speech.errors import (
+    ConfigError,
+    CorruptFile,
+    OptionError,
+    OutputError,
+    SourceNotFound,
+    WeightsMismatch,
+    shorten,
+)
+from mlx_speech.tensors import read_safetensors
+
+if TYPE_CHECKING:
+    from mlx_speech.models.base import BaseModel
+
+FORMAT_VERSION = 1
+PIPELINE = "diarization_pipeline"  # model_type of a folder that holds several models
+PARTS = ("segmentation", "embedding", "plda")
+BUNDLED = {"silero_vad": Path(__file__).parent / "assets" / "silero_vad"}  # converted models that come with the package
+
+
+def load(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    language: str | None = None,
+    dtype: str | None = None,
+) -> BaseModel:
+    """A model, ready to call, from a converted folder, an original (file or folder), or a hub repository of either.
+
+    An original is converted once into the cache (`$MLX_SPEECH_CACHE`, or mlx_speech in the user's cache folder);
+    repositories in MLX's own layout (mlx-community) are converted in memory. On the CPU, where MLX's half-precision
+    and quantized products are 20 to 80 times slower, half precision and quantized layers are brought to float32;
+    `dtype` ("float16", "bfloat16", "float32") says otherwise. The model works from any thread.
+
+    path_or_repo : "silero_vad" is the converted VAD that comes with the package
+    revision : of a hub repository; language : of an MMS model, the adapter to put in (ISO 639-3)
+    Raises `SourceError` in one line naming the source and what to do.
+    """
+    if dtype is not None and dtype not in ("float16", "bfloat16", "float32"):
+        raise OptionError(f"dtype={dtype!r}: choose from float16, bfloat16, float32")
+    path = Path(path_or_repo).expanduser()
+    path = BUNDLED.get(str(path_or_repo), path) if not path.exists() else path
+    if is_converted(path):
+        return load_folder(path, dtype)
+    from mlx_speech import convert  # lazily: the only thing at run time that may need it
+
+    source = convert.locate(str(path_or_repo), revision, language)
+    if is_converted(source.path):
+        return load_folder(source.path, dtype)
+    if convert.is_mlx(source.path):
+        return finish(convert.plan_source(source, language=language).build(), dtype)
+    return load_folder(convert.convert_to_cache(source, language), dtype)
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether `folder` was written by this package."""
+    return (folder / "config.json").is_file() and "format_version" in read_config(folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of `folder`. Raises `CorruptFile` or `SourceNotFound`."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SourceNotFound(f"{path}: missing") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise CorruptFile(f"{path}: cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise CorruptFile(f"{path}: holds no JSON object")
+    return config
+
+
+def load_folder(folder: Path, dtype: str | None = None) -> BaseModel:
+    """The model of a converted folder. Raises `SourceError`; nothing is guessed."""
+    config = read_config(folder)
+    if config.get("format_version") != FORMAT_VERSION:
+        raise ConfigError(
+            f"{folder}: format_version {config.get('format_version')!r} is not {FORMAT_VERSION}: convert it again"
+        )
+    if config.get("model_type") == PIPELINE:
+        from mlx_speech.models.diarization_pipeline import Model
+
+        parts = {name: load_folder(folder / name, dtype) for name in PARTS if (folder / name).is_dir()}
+        return Model(config, **parts)
+    if config.get("model_type") not in models.FAMILIES:
+        raise ConfigError(
+            f"{folder}: model_type {config.get('model_type')!r} is not one of {', '.join(models.FAMILIES)}"
+        )
+    module = models.module(config["model_type"])
+    try:
+        model: BaseModel = module.Model(module.ModelArgs.from_dict(config))
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from error
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise SourceNotFound(f"{path}: missing: convert the model again")
+    tensors, _ = read_safetensors(path)
+    quantize_layers(model, config, set(tensors))
+    wanted = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+    wrong = sorted(n for n in wanted.keys() | tensors.keys() if n not in tensors or wanted.get(n) != tensors[n].shape)
+    if wrong:
+        raise WeightsMismatch(f"{path}: does not fit its config.json: {shorten(wrong)}: convert the model again")
+    model.load_weights([(name, tensor.mlx()) for name, tensor in tensors.items()])
+    return finish(model, dtype)
+
+
+def finish(model: BaseModel, dtype: str | None) -> BaseModel:
+    """Bring a loaded model to the dtype asked for, or to what its device computes well, and evaluate all of it."""
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    if on_cpu and dtype is None:
+        dequantize_layers(model)
+        dtype = "float32"
+    if dtype is not None:
+        target, half = getattr(mx, dtype), (mx.float16, mx.bfloat16)
+        fixed = {name for name, _ in tree_flatten(model.parameters()) if not model.cast_predicate(name)}
+
+        def cast(name: str, array: mx.array) -> mx.array:
+            keep = array.dtype == mx.float64 or not mx.issubdtype(array.dtype, mx.floating)
+            return array if keep or (name in fixed and target in half) else array.astype(target)
+
+        model.load_weights([(name, cast(name, array)) for name, array in tree_flatten(model.parameters())])
+    model.eval()
+    return model.materialise()
+
+
+def quantized_layers(config: dict[str, Any], names: set[str]) -> dict[str, dict[str, Any]]:
+    """The layers that have scales among `names`, each with group_size, bits and mode. Raises `ConfigError`."""
+    paths = sorted(name.removesuffix(".scales") for name in names if name.endswith(".scales"))
+    stated = config.get("quantization") or config.get("quantization_config") or {}
+    if not paths:
+        return {}
+    if not isinstance(stated, dict):
+        raise ConfigError(f"config.json: quantization is {stated!r}")
+    result = {}
+    for path in paths:
+        entry = stated.get(path)
+        entry = {**stated, **entry} if isinstance(entry, dict) else stated
+        chosen = {"group_size": entry.get("group_size"), "bits": entry.get("bits"), "mode": entry.get("mode", "affine")}
+        if chosen["mode"] not in ("affine", "mxfp4", "nvfp4", "mxfp8") or not all(
+            type(chosen[key]) is int and 0 < chosen[key] <= 1024 for key in ("group_size", "bits")
+        ):
+            raise ConfigError(f"config.json: {path} is quantized, but quantization says {chosen}")
+        result[path] = chosen
+    return result
+
+
+def quantize_layers(model: nn.Module, config: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """Make the layers quantized that have scales among `names`; the quantization entry of `config`, or {}."""
+    layers = quantized_layers(config, names)
+    if layers:
+        try:
+            nn.quantize(model, class_predicate=lambda path, _: layers.get(path, False))
+        except ValueError as error:
+            raise ConfigError(f"config.json: quantization does not fit the layers ({error})") from error
+    return (config.get("quantization") or config.get("quantization_config") or {}) if layers else {}
+
+
+def dequantize_layers(model: nn.Module) -> None:
+    """Turn quantized layers into plain ones, in place."""
+    plain: list[tuple[str, nn.Module]] = []
+    for path, layer in model.named_modules():
+        if not isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+            continue
+        parts = [layer.weight, layer.scales, layer.get("biases")]
+        weight = mx.dequantize(*parts, group_size=layer.group_size, bits=layer.bits, mode=layer.mode)
+        new = nn.Embedding(1, 1) if isinstance(layer, nn.QuantizedEmbedding) else nn.Linear(1, 1, bias="bias" in layer)
+        new.weight = weight
+        if "bias" in layer:
+            new.bias = layer.bias
+        plain.append((path, new))
+    if plain:
+        model.update_modules(tree_unflatten(plain))
+
+
+def cache_folder() -> Path:
+    """Where converted originals are kept."""
+    if "MLX_SPEECH_CACHE" in os.environ:
+        return Path(os.environ["MLX_SPEECH_CACHE"]).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "mlx_speech"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlx_speech"
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder beside `target` that becomes `target` when the block ends well, and vanishes when it does not.
+
+    Raises `OutputError` where `target` exists and is not to be overwritten, or is no converted model, or where the
+    place cannot be written.
+    """
+    check_target(target, overwrite)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        stage = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+    except OSError as error:
+        raise OutputError(
+            f"{target}: cannot be written ({error.strerror or error}): choose another --mlx-path"
+        ) from error
+    old = None
+    try:
+        yield stage
+        stage.chmod(0o755)
+        check_target(target, overwrite)
+        if target.exists():
+            old = stage.with_name(stage.name + ".old")
+            target.rename(old)
+        stage.rename(target)
+    except OSError as error:
+        if isinstance(error, OutputError) or not error.strerror:
+            raise
+        raise OutputError(
+            f"{target}: cannot be written ({error.strerror}): free some space or choose another --mlx-path"
+        ) from error
+    finally:
+        if old is not None and not target.exists():
+            old.rename(target)
+        for leftover in (stage, old):
+            if leftover is not None:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raises `OutputError` where `target` must not be replaced."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if not overwrite:
+        raise OutputError(f"{target}: exists already: choose another --mlx-path, or pass --overwrite")
+    if target.is_symlink() or not target.is_dir() or not is_converted(target):
+        raise OutputError(f"{target}: is not a converted model, so it is not overwritten: choose another --mlx-path")
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.partial-{os.getpid()}-"
+
+
+def _sweep(target: Path) -> None:
+    """Clear away what processes that were killed left beside `target`; a model they had moved aside comes back."""
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
+        pid = leftover.name.split(".partial-")[1].split("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            if leftover.suffix == ".old" and not target.exists():
+                leftover.rename(target)
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

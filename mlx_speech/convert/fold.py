@@ -1,0 +1,106 @@
+"""Arithmetic that conversion does once so that the models need not: folds of several tensors into one, all lazy.
+
+Every function takes the source's tensors, removes what it folds and adds the result under the name given.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlx_speech.errors import WeightsMismatch, shorten
+from mlx_speech.tensors import Tensor, combine
+
+Tensors = dict[str, Tensor]
+
+
+def take(tensors: Tensors, *names: str) -> list[Tensor]:
+    """Remove `names` from `tensors`; raises `WeightsMismatch` listing those that are not there."""
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise WeightsMismatch(f"tensors missing: {shorten(missing)}")
+    return [tensors.pop(name) for name in names]
+
+
+def weight_norm(tensors: Tensors, path: str) -> None:
+    """`path`.weight = g · v / ‖v‖, for torch's weight norm over the last axis (dim=2) of a Conv1d; both spellings.
+
+    Source: torch.nn.utils.weight_norm (weight_g, weight_v) and parametrizations.weight_norm (original0, original1).
+    """
+    for g, v in (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")):
+        if f"{path}.{g}" in tensors or f"{path}.{v}" in tensors:
+            parts = take(tensors, f"{path}.{g}", f"{path}.{v}")
+            if parts[0].size != parts[1].shape[-1] or len(parts[1].shape) != 3:
+                raise WeightsMismatch(f"{path}: a weight norm of shapes {parts[0].shape} and {parts[1].shape}")
+            tensors[f"{path}.weight"] = combine(parts, _weight_norm, parts[1].shape, parts[1].dtype)
+
+
+def _weight_norm(g: np.ndarray, v: np.ndarray) -> np.ndarray:
+    v64 = v.astype(np.float64)
+    return (g.astype(np.float64).reshape(1, 1, -1) * v64 / np.sqrt((v64**2).sum(axis=(0, 1), keepdims=True))).astype(
+        np.float32
+    )
+
+
+def lstm(tensors: Tensors, weights: list[str], target: str) -> None:
+    """One layer of a torch LSTM, in one or two directions, as `target`.Wx, .Wh and .bias, directions stacked.
+
+    weights : for each direction, the name of `weight_ih` (weight_hh and the biases are spelled alike)
+    """
+    for kind, leaf in (("weight_ih", "Wx"), ("weight_hh", "Wh")):
+        parts = take(tensors, *(name.replace("weight_ih", kind) for name in weights))
+        shape = (len(parts), *parts[0].shape)
+        if any(part.shape != parts[0].shape for part in parts):
+            raise WeightsMismatch(f"{target}: the two directions have shapes {[part.shape for part in parts]}")
+        tensors[f"{target}.{leaf}"] = combine(parts, lambda *arrays: np.stack(arrays), shape, parts[0].dtype)
+    biases = [name.replace("weight_ih", kind) for kind in ("bias_ih", "bias_hh") for name in weights]
+    parts, n = take(tensors, *biases), len(weights)
+    if any(part.shape != parts[0].shape for part in parts):
+        raise WeightsMismatch(f"{target}: biases of shapes {[part.shape for part in parts]}")
+    tensors[f"{target}.bias"] = combine(
+        parts, lambda *b: np.stack([b[k] + b[n + k] for k in range(n)]), (n, *parts[0].shape), parts[0].dtype
+    )
+
+
+def batch_norm(tensors: Tensors, conv: str, norm: str, target: str, eps: float = 1e-5) -> None:
+    """A bias-free convolution followed by an evaluated BatchNorm as one convolution with bias, `target`."""
+    leaves = ("weight", "bias", "running_mean", "running_var")
+    parts = take(tensors, f"{conv}.weight", *(f"{norm}.{leaf}" for leaf in leaves))
+    if any(part.shape != parts[0].shape[:1] for part in parts[1:]):
+        raise WeightsMismatch(f"{norm}: {[part.shape for part in parts[1:]]} does not fit {conv} {parts[0].shape}")
+    dtype = parts[0].dtype
+
+    def weight(w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
+        scale = gamma.astype(np.float64) / np.sqrt(var.astype(np.float64) + eps)
+        return (w * scale.reshape(-1, *[1] * (w.ndim - 1))).astype(np.float32)
+
+    def bias(w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
+        scale = gamma.astype(np.float64) / np.sqrt(var.astype(np.float64) + eps)
+        return (beta - mean * scale).astype(np.float32)
+
+    tensors[f"{target}.weight"] = combine(parts, weight, parts[0].shape, dtype)
+    tensors[f"{target}.bias"] = combine(parts[1:], lambda *p: bias(np.empty(0), *p), parts[1].shape, dtype)
+
+
+def sinc(tensors: Tensors, low: str, band: str, target: str, sample_rate: int, kernel_size: int = 251) -> None:
+    """The band-pass filters of SincNet as a plain kernel, (2·filters, 1, kernel): cosine filters, then sine filters.
+
+    Source: Ravanelli & Bengio 2018; asteroid_filterbanks.ParamSincFB (minimum frequency and band 50 Hz).
+    """
+    parts = take(tensors, low, band)
+    if parts[0].shape != parts[1].shape:
+        raise WeightsMismatch(f"{target}: frequencies and bands of shapes {parts[0].shape} and {parts[1].shape}")
+    shape = (2 * parts[0].size, 1, kernel_size)
+    tensors[target] = combine(parts, lambda f, b: sinc_filters(f, b, sample_rate, kernel_size), shape, parts[0].dtype)
+
+
+def sinc_filters(low_hz: np.ndarray, band_hz: np.ndarray, sample_rate: int, kernel_size: int = 251) -> np.ndarray:
+    """low_hz, band_hz (filters, 1), the learned offsets in Hz → (2·filters, 1, kernel) in float32."""
+    f1 = 50 + np.abs(low_hz.astype(np.float64).reshape(-1, 1))
+    f2 = np.clip(f1 + 50 + np.abs(band_hz.astype(np.float64).reshape(-1, 1)), 50, sample_rate / 2)
+    half = kernel_size // 2
+    tau = 2 * np.pi * np.arange(-half, half + 1)[None] / sample_rate
+    window = np.hamming(kernel_size)
+    scale = (f2 - f1) * np.where(tau == 0, 1, tau)
+    cosine = np.where(tau == 0, 1, (np.sin(f2 * tau) - np.sin(f1 * tau)) / scale)
+    sine = np.where(tau == 0, 0, (np.cos(f1 * tau) - np.cos(f2 * tau)) / scale)
+    return (np.concatenate([cosine, sine]) * window)[:, None].astype(np.float32)

@@ -1,0 +1,44 @@
+"""What pyannote's Lightning checkpoints hold beside weights: hyper-parameters and specifications, as inert data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlx_speech.convert.read import Source
+from mlx_speech.convert.torchfile import Stub
+from mlx_speech.errors import ConfigError
+
+
+def plain(value: Any) -> Any:
+    """`value` with every stub replaced by what it stands for: its items, its attributes, or its argument."""
+    if isinstance(value, Stub):
+        for content in (value.entries, value.items, value.state):
+            if content:
+                return plain(content)
+        return plain(value.args[0]) if len(value.args) == 1 else [plain(item) for item in value.args]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items() if isinstance(key, (str, int))}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def hyper_parameters(source: Source) -> dict[str, Any]:
+    """The constructor's arguments; {} where the file has none."""
+    found = plain(source.extra.get("hyper_parameters", {}))
+    return found if isinstance(found, dict) else {}
+
+
+def specifications(source: Source) -> dict[str, Any]:
+    """What the model was trained for (`pyannote.audio.core.task.Specifications`): problem, duration, classes …"""
+    header = plain(source.extra.get("pyannote.audio", {}))
+    found = header.get("specifications") if isinstance(header, dict) else None
+    if not isinstance(found, dict):
+        raise ConfigError("no specifications in this checkpoint: it was not written by pyannote.audio")
+    return found
+
+
+def section(parameters: dict[str, Any], name: str) -> dict[str, Any]:
+    """A group of hyper-parameters; {} where it is absent."""
+    found = parameters.get(name)
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,43 @@
+"""The PLDA of pyannote's community-1 pipeline: the pair plda.npz and xvec_transform.npz. Kept in float64.
+
+Upstream (`pyannote.audio.utils.vbx.vbx_setup`) solves an eigenproblem whose answer is the rows of `tr` sorted by
+falling `psi`, up to their signs; sorting is all that is left to do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlx_speech.convert import fold
+from mlx_speech.convert.port import Drop, Recipe
+from mlx_speech.convert.read import Source
+from mlx_speech.errors import WeightsMismatch
+from mlx_speech.tensors import Tensor, combine
+
+PIPELINE_TAG = None
+TAGS = ["speaker-diarization", "plda", "pyannote"]
+
+NAMES = ("mean1", "mean2", "lda", "mu", "tr", "psi")
+TABLE: dict[str, str | Drop] = {name: name for name in NAMES}
+
+
+def recognise(source: Source) -> bool:
+    return set(NAMES) <= set(source.tensors)
+
+
+def recipe(source: Source, language: str | None = None) -> Recipe:
+    tensors = dict(source.tensors)
+    parts = dict(zip(NAMES, fold.take(tensors, *NAMES), strict=True))
+    if len(parts["lda"].shape) != 2 or len(parts["psi"].shape) != 1 or parts["tr"].shape[:1] != parts["psi"].shape:
+        raise WeightsMismatch(
+            f"lda {parts['lda'].shape}, tr {parts['tr'].shape} and psi {parts['psi'].shape} do not fit"
+        )
+    size, lda = parts["lda"].shape
+
+    def ordered(name: str) -> Tensor:
+        pair = [parts[name], parts["psi"]]
+        return combine(pair, lambda array, psi: array[np.argsort(-psi, kind="stable")], parts[name].shape, "float64")
+
+    plain = {name: combine([parts[name]], np.asarray, parts[name].shape, "float64") for name in NAMES}
+    tensors |= {**plain, "tr": ordered("tr"), "psi": ordered("psi")}
+    return Recipe({"embedding_size": size, "lda_size": lda}, tensors, TABLE, "pyannote.audio")

@@ -1,0 +1,318 @@
+"""The five steps of a port, once for all families: recognise, read, fold and rename, lay out, check. Then arrays flow.
+
+A family's file says `recognise(source)`, whether the weights are its own, and `recipe(source, language)`, its
+configuration, its tensors folded, and the table of their new names. Everything else is here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_speech import checkpoint, models
+from mlx_speech.convert.quantize import Options, choose
+from mlx_speech.convert.read import Source
+from mlx_speech.errors import MLXSpeechError, OptionError, UnknownFamily, WeightsMismatch, shorten
+from mlx_speech.models.base import BaseModel
+from mlx_speech.tensors import FLOATS, Tensor, itemsize
+
+
+class Drop(str):
+    """In a table, why a tensor is knowingly left out."""
+
+
+@dataclass
+class Recipe:
+    """What a family makes of a source.
+
+    config : the arguments of its `ModelArgs`
+    tensors : after folding
+    table : new names. A key is a tensor's name, or its module's path (weight, bias, scales … follow); `{}` stands for
+        a number. A tensor that no key covers is an error.
+    channels_last : the convolutions have MLX's layout already
+    original : who can run the source: "transformers", "openai-whisper", "torchaudio", "pyannote.audio", "silero-vad"
+    companions : files beside the weights that go along unchanged (tokenizer, vocabulary …)
+    documents : JSON files written anew
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    table: dict[str, str | Drop]
+    original: str
+    channels_last: bool = False
+    companions: tuple[str, ...] = ()
+    documents: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Plan:
+    """A conversion that is ready to run: every tensor of the result and where it comes from. Nothing is read yet.
+
+    model : of the right shapes and dtypes, quantized where the result is, its arrays never computed
+    tensors : target → tensor, before casting and quantization
+    quantized : paths of the layers to be quantized now → their parameters
+    """
+
+    family: str
+    source: Source
+    recipe: Recipe
+    model: BaseModel
+    tensors: dict[str, Tensor]
+    dropped: dict[str, str]
+    dtypes: dict[str, str]
+    quantized: dict[str, dict[str, Any]]
+    config: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    def layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Name → shape and dtype of every array of the result, sorted by name."""
+        result = {}
+        for name, array in sorted(tree_flatten(self.model.parameters())):
+            result[name] = (tuple(array.shape), str(array.dtype).rpartition(".")[2])
+        return result
+
+    def arrays(self) -> Iterator[tuple[str, mx.array | np.ndarray]]:
+        """Read, cast and quantize one tensor after the other; every array comes evaluated."""
+        for name, tensor in self.tensors.items():
+            if tensor.dtype == self.dtypes[name] == "float64":
+                yield name, tensor.raw()
+                continue
+            array = tensor.mlx().astype(getattr(mx, self.dtypes[name]))
+            path, _, leaf = name.rpartition(".")
+            if leaf == "weight" and path in self.quantized:
+                parts = mx.quantize(array, **self.quantized[path])
+                mx.eval(parts)
+                yield from zip((name, f"{path}.scales", f"{path}.biases"), parts, strict=False)
+            else:
+                mx.eval(array)
+                yield name, array
+
+    def build(self) -> BaseModel:
+        """The converted model itself, in memory."""
+        self.model.load_weights([(name, mx.array(array)) for name, array in self.arrays()])
+        return self.model.materialise()
+
+    def parameters(self) -> int:
+        """How many weights the model has (a quantized layer counts what it stands for)."""
+        return sum(tensor.size for name, tensor in self.tensors.items() if not _is_quantized_part(name, self.tensors))
+
+    def nbytes(self) -> int:
+        return sum(int(np.prod(shape)) * itemsize(dtype) for shape, dtype in self.layout().values())
+
+    def describe(self) -> str:
+        """One line for every tensor of the source: where it goes, in which shape and dtype, or why it is dropped."""
+        lines = []
+        for name, tensor in self.tensors.items():
+            path, _, leaf = name.rpartition(".")
+            what = f"{list(tensor.shape)} {self.dtypes[name]}"
+            if leaf == "weight" and path in self.quantized:
+                chosen = self.quantized[path]
+                what += f" → {chosen['bits']} bits {chosen['mode']}, groups of {chosen['group_size']}"
+            lines.append(f"{' + '.join(tensor.sources) or '(computed)'} → {name} {what}")
+        lines += [f"{name} → dropped: {reason}" for name, reason in self.dropped.items()]
+        return "\n".join(lines)
+
+
+def recognise(source: Source) -> str:
+    """The one family whose weights these are, told by configuration and tensor names. Raises `UnknownFamily`."""
+    if source.config.get("format_version") is not None:
+        family = source.config.get("model_type")
+        if family not in models.FAMILIES:
+            raise UnknownFamily(
+                f"{source.path}: a converted model of unknown type {family!r}: a newer mlx_speech may know it"
+            )
+        return family
+    found = [family for family in models.FAMILIES if converter(family).recognise(source)]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(models.FAMILIES)
+    if not found:
+        raise UnknownFamily(f"{source.path}: a model of no known family (saw {source.seen()}); known are {known}")
+    raise UnknownFamily(f"{source.path}: could be {' or '.join(found)} (saw {source.seen()})")
+
+
+def converter(family: str) -> Any:
+    """The file in convert/ that knows the family's sources."""
+    return importlib.import_module(f"mlx_speech.convert.{family}")
+
+
+def plan(source: Source, options: Options, language: str | None = None) -> Plan:
+    """Plan the conversion of `source`. Raises `SourceError` or `OptionError`, naming the source."""
+    try:
+        return _plan(source, options, language)
+    except MLXSpeechError as error:
+        if str(source.path) in str(error):
+            raise
+        raise type(error)(f"{source.path}: {error}") from error
+
+
+def _plan(source: Source, options: Options, language: str | None) -> Plan:
+    family = recognise(source)
+    ours = source.config.get("format_version") is not None
+    recipe = own_recipe(source) if ours else converter(family).recipe(source, language)
+    module = models.module(family)
+    model: BaseModel = module.Model(module.ModelArgs.from_dict({**recipe.config, "model_type": family}))
+    model.eval()
+    tensors, dropped = rename(recipe.tensors, recipe.table) if recipe.table else (recipe.tensors, {})
+    if options.dequantize:
+        tensors = dequantized(tensors, source.config)
+        earlier: dict[str, Any] = {}
+    else:
+        earlier = checkpoint.quantize_layers(model, source.config, set(tensors))
+    tensors = tensors if recipe.channels_last else lay_out(tensors, model)
+    check(tensors, model)
+    if earlier and options.quantize:
+        raise OptionError("quantized already: dequantize it first (-d), or leave out -q")
+
+    dtypes = {name: _dtype(name, tensor, model, options.dtype) for name, tensor in tensors.items()}
+    _cast(model, dtypes)
+    quantized, notes, stated = {}, [], earlier
+    if options.quantize and not model.quantizable:
+        notes.append(f"{family} models are not quantized (small, and precision decides); written as they are")
+    elif options.quantize:
+        quantized, stated = choose(model, options)
+        nn.quantize(model, class_predicate=lambda path, _: quantized.get(path, False))
+    config = {
+        **dataclasses.asdict(model.args),
+        "model_type": family,
+        "format_version": checkpoint.FORMAT_VERSION,
+        "dtype": _main_dtype(tensors, dtypes),
+    }
+    if stated:
+        config["quantization"] = config["quantization_config"] = stated
+    return Plan(family, source, recipe, model, tensors, dropped, dtypes, quantized, config, notes)
+
+
+def own_recipe(source: Source) -> Recipe:
+    """A folder that this package wrote: every tensor keeps its name."""
+    kept = tuple(
+        p.name for p in sorted(source.folder.iterdir()) if p.suffix in (".json", ".txt") and p.name != "config.json"
+    )
+    original = str(source.config.get("source", {}).get("original", ""))
+    return Recipe(dict(source.config), dict(source.tensors), {}, original, channels_last=True, companions=kept)
+
+
+def rename(tensors: dict[str, Tensor], table: dict[str, str | Drop]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors under their new names, and the dropped ones with the reason; `WeightsMismatch` lists the rest."""
+    patterns = [(re.compile(re.escape(key).replace(r"\{\}", r"(\d+)")), target) for key, target in table.items()]
+    result, dropped, unknown = {}, {}, []
+    for name, tensor in tensors.items():
+        target = _target(name, patterns)
+        if target is None:
+            unknown.append(name)
+        elif isinstance(target, Drop):
+            dropped[name] = str(target)
+        else:
+            result[target] = tensor
+    if unknown:
+        raise WeightsMismatch(f"{len(unknown)} unexpected tensors: {shorten(unknown)}")
+    return result, dropped
+
+
+def _target(name: str, patterns: list[tuple[re.Pattern[str], str | Drop]]) -> str | Drop | None:
+    path, _, leaf = name.rpartition(".")
+    for candidate, suffix in ((name, ""), (path, f".{leaf}")):
+        for pattern, target in patterns:
+            match = pattern.fullmatch(candidate)
+            if match:
+                return target if isinstance(target, Drop) else target.format(*match.groups()) + suffix
+    return None
+
+
+def lay_out(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Torch's layout into MLX's: the type of the target module decides, not the spelling of its name."""
+    modules = dict(model.named_modules())
+    result = dict(tensors)
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        owner = modules.get(path)
+        if leaf == "weight" and isinstance(owner, (nn.Conv1d, nn.Conv2d)):
+            axes = (0, 2, 1) if isinstance(owner, nn.Conv1d) else (0, 2, 3, 1)
+            if len(tensor.shape) == len(axes):
+                shape = tuple(tensor.shape[axis] for axis in axes)
+                result[name] = tensor.map(lambda array, axes=axes: array.transpose(axes), shape)
+        elif leaf == "weight" and isinstance(owner, nn.Linear) and tensor.shape[2:] == (1,):
+            result[name] = tensor.map(lambda array: array[..., 0], tensor.shape[:2])  # a convolution of one step
+    return result
+
+
+def check(tensors: dict[str, Tensor], model: nn.Module) -> None:
+    """Every parameter has its tensor, of its shape, and there are no others; raises, listing all that differ."""
+    wanted = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+    missing = sorted(set(wanted) - set(tensors))
+    extra = sorted(set(tensors) - set(wanted))
+    wrong = [
+        f"{n} {list(tensors[n].shape)} for {list(s)}"
+        for n, s in sorted(wanted.items())
+        if n in tensors and tensors[n].shape != s
+    ]
+    said = [
+        f"{len(names)} tensors {what}: {shorten(names)}"
+        for what, names in (("missing", missing), ("unexpected", extra), ("of the wrong shape", wrong))
+        if names
+    ]
+    if said:
+        raise WeightsMismatch("; ".join(said))
+
+
+def dequantized(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+    """Quantized layers back as plain weights. Raises `OptionError` where nothing is quantized."""
+    layers = checkpoint.quantized_layers(config, set(tensors))
+    if not layers:
+        raise OptionError("nothing here is quantized: leave out -d")
+    result = dict(tensors)
+    for path, parameters in layers.items():
+        parts = [result.pop(f"{path}.{leaf}") for leaf in ("weight", "scales", "biases") if f"{path}.{leaf}" in result]
+        packed, scales = parts[:2]
+        shape = (packed.shape[0], packed.shape[1] * 32 // parameters["bits"])
+        dtype = scales.dtype if scales.dtype in FLOATS else "float32"
+
+        def raw(parts: list[Tensor] = parts, parameters: dict[str, Any] = parameters, dtype: str = dtype) -> np.ndarray:
+            array = mx.dequantize(*(part.mlx() for part in parts), **parameters).astype(getattr(mx, dtype))
+            return np.array(array.view(mx.uint16) if dtype == "bfloat16" else array)
+
+        result[f"{path}.weight"] = Tensor(shape, dtype, raw, tuple(name for part in parts for name in part.sources))
+    return result
+
+
+def _dtype(name: str, tensor: Tensor, model: BaseModel, asked: str | None) -> str:
+    if tensor.dtype not in FLOATS or asked is None:
+        return tensor.dtype
+    if tensor.dtype == "float64" or not model.cast_predicate(name):
+        return tensor.dtype if tensor.dtype == "float64" else "float32"
+    return asked
+
+
+def _cast(model: nn.Module, dtypes: dict[str, str]) -> None:
+    """Give the (uncomputed) parameters the dtypes of the result, so that quantization shows its own."""
+    arrays = []
+    for name, array in tree_flatten(model.parameters()):
+        if dtypes[name] == "float64":
+            with mx.stream(mx.cpu):
+                arrays.append((name, array.astype(mx.float64)))
+        else:
+            arrays.append((name, array.astype(getattr(mx, dtypes[name]))))
+    model.load_weights(arrays)
+
+
+def _main_dtype(tensors: dict[str, Tensor], dtypes: dict[str, str]) -> str:
+    """The floating dtype that most weights have."""
+    sizes: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        if dtypes[name] in FLOATS:
+            sizes[dtypes[name]] = sizes.get(dtypes[name], 0) + tensor.size
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def _is_quantized_part(name: str, tensors: dict[str, Tensor]) -> bool:
+    path, _, leaf = name.rpartition(".")
+    return leaf in ("scales", "biases") and f"{path}.scales" in tensors

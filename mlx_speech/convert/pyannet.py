@@ -1,0 +1,99 @@
+"""PyanNet: Lightning checkpoints of pyannote.audio (multilabel of 2022, powerset since 3.0).
+
+Sizes are read off the tensors; strides, chunk length, classes and powerset from what the checkpoint says of itself.
+"""
+
+from __future__ import annotations
+
+from math import comb
+from typing import Any
+
+from mlx_speech.convert import fold
+from mlx_speech.convert.lightning import hyper_parameters, section, specifications
+from mlx_speech.convert.port import Drop, Recipe
+from mlx_speech.convert.read import Source
+from mlx_speech.errors import ConfigError
+from mlx_speech.tensors import Tensor
+
+PIPELINE_TAG = "voice-activity-detection"
+TAGS = ["speaker-segmentation", "speaker-diarization", "pyannote"]
+
+LOW = "sincnet.conv1d.0.filterbank.low_hz_"
+BAND = "sincnet.conv1d.0.filterbank.band_hz_"
+
+TABLE: dict[str, str | Drop] = {
+    "sincnet.conv1d.0.filterbank.window_": Drop("part of the filters, which are computed"),
+    "sincnet.conv1d.0.filterbank.n_": Drop("part of the filters, which are computed"),
+    "sincnet.wav_norm1d": "sincnet.wav_norm",
+    "sincnet.conv0": "sincnet.conv0",
+    "sincnet.conv1d.{}": "sincnet.conv{}",
+    "sincnet.norm1d.{}": "sincnet.norm{}",
+    "lstm.{}": "lstm.{}",
+    "linear.{}": "linear.{}",
+    "classifier": "classifier",
+    "loss_func": Drop("training loss"),
+}
+
+
+def recognise(source: Source) -> bool:
+    return LOW in source.tensors
+
+
+def recipe(source: Source, language: str | None = None) -> Recipe:
+    tensors = dict(source.tensors)
+    parameters, specs = hyper_parameters(source), specifications(source)
+    config = {**_sizes(tensors), **_task(specs, tensors)}
+    config["sincnet_stride"] = section(parameters, "sincnet").get("stride", 10)
+    config["sample_rate"] = parameters.get("sample_rate", 16000)
+    fold.sinc(tensors, LOW, BAND, "sincnet.conv0.weight", config["sample_rate"])
+    for layer in range(config["lstm_num_layers"]):
+        names = [_lstm_name(tensors, layer) + direction for direction in ("", "_reverse")]
+        fold.lstm(tensors, names if config["lstm_bidirectional"] else names[:1], f"lstm.{layer}")
+    return Recipe(config, tensors, TABLE, "pyannote.audio")
+
+
+def _lstm_name(tensors: dict[str, Tensor], layer: int) -> str:
+    """One module for all layers ("monolithic"), or a module per layer."""
+    monolithic = f"lstm.weight_ih_l{layer}"
+    return monolithic if monolithic in tensors else f"lstm.{layer}.weight_ih_l0"
+
+
+def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    layers = 0
+    while _lstm_name(tensors, layers) in tensors:
+        layers += 1
+    if not layers or "classifier.weight" not in tensors:
+        raise ConfigError("no LSTM or no classifier among the tensors of this PyanNet")
+    linear = [name for name in tensors if name.startswith("linear.") and name.endswith(".weight")]
+    return {
+        "num_classes": tensors["classifier.weight"].shape[0],
+        "lstm_hidden_size": tensors[_lstm_name(tensors, 0)].shape[0] // 4,
+        "lstm_num_layers": layers,
+        "lstm_bidirectional": f"{_lstm_name(tensors, 0)}_reverse" in tensors,
+        "linear_hidden_size": tensors["linear.0.weight"].shape[0] if linear else 1,
+        "linear_num_layers": len(linear),
+    }
+
+
+def _task(specs: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Chunk length, speakers and powerset, checked against the classifier."""
+    classes, largest = specs.get("classes"), specs.get("powerset_max_classes")
+    if not isinstance(classes, list) or not isinstance(specs.get("duration"), (int, float)):
+        raise ConfigError(f"specifications without classes or duration (saw {sorted(map(str, specs))})")
+    outputs = tensors["classifier.weight"].shape[0]
+    if largest is not None and type(largest) is not int:
+        raise ConfigError(f"powerset_max_classes is {largest!r}")
+    expected = (
+        len(classes) if largest is None else sum(comb(len(classes), k) for k in range(min(largest, len(classes)) + 1))
+    )
+    if outputs != expected:
+        raise ConfigError(
+            f"{outputs} outputs, but {len(classes)} classes with powerset_max_classes={largest} make {expected}"
+        )
+    warm_up = specs.get("warm_up")
+    return {
+        "num_speakers": len(classes),
+        "powerset_max_classes": largest,
+        "duration": float(specs["duration"]),
+        "warm_up": [float(side) for side in warm_up] if isinstance(warm_up, list) else None,
+    }

@@ -1,0 +1,103 @@
+"""Which layers are quantized, and how: mlx_lm's options and defaults, and mixed recipes made for speech models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_speech.errors import OptionError, shorten
+from mlx_speech.models.base import BaseModel
+
+# mode → (group size, bits), as in mlx_lm
+MODES = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+DTYPES = ("float16", "bfloat16", "float32")
+
+# name → bits of the robust layers, bits of the sensitive ones. Robust are Whisper's decoder blocks and wav2vec2's
+# feed-forward layers; sensitive are Whisper's encoder (an error there reaches every token) and embedding (it is the
+# output layer too), and wav2vec2's attention.
+RECIPES = {"mixed_3_6": (3, 6), "mixed_4_6": (4, 6), "mixed_4_8": (4, 8)}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is written; the names, meanings and defaults are those of mlx_lm.convert."""
+
+    quantize: bool = False
+    q_group_size: int | None = None
+    q_bits: int | None = None
+    q_mode: str = "affine"
+    quant_predicate: str | None = None
+    dtype: str | None = None
+    dequantize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.quantize and self.dequantize:
+            raise OptionError("choose either -q (quantize) or -d (dequantize), not both")
+        if self.q_mode not in MODES:
+            raise OptionError(f"--q-mode {self.q_mode}: choose from {', '.join(MODES)}")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise OptionError(f"--dtype {self.dtype}: choose from {', '.join(DTYPES)}")
+        if not self.quantize and (self.q_bits or self.q_group_size or self.quant_predicate or self.q_mode != "affine"):
+            raise OptionError("--q-bits, --q-group-size, --q-mode and --quant-predicate need -q")
+        group_size, bits = MODES[self.q_mode]
+        if self.q_mode != "affine":
+            if (self.q_bits or bits) != bits or (self.q_group_size or group_size) != group_size:
+                raise OptionError(f"--q-mode {self.q_mode} is always {bits} bits in groups of {group_size}")
+        elif self.q_bits is not None and self.q_bits not in BITS:
+            raise OptionError(f"--q-bits {self.q_bits}: choose from {', '.join(map(str, BITS))}")
+        elif self.q_group_size is not None and self.q_group_size not in GROUP_SIZES:
+            raise OptionError(f"--q-group-size {self.q_group_size}: choose from {', '.join(map(str, GROUP_SIZES))}")
+        if self.quant_predicate is not None:
+            if self.quant_predicate not in RECIPES:
+                raise OptionError(f"--quant-predicate {self.quant_predicate}: choose from {', '.join(RECIPES)}")
+            if self.q_mode != "affine" or self.q_bits is not None:
+                raise OptionError("--quant-predicate sets the bits itself: leave out --q-bits and --q-mode")
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The parameters of a layer that no recipe speaks of."""
+        group_size, bits = MODES[self.q_mode]
+        return {"group_size": self.q_group_size or group_size, "bits": self.q_bits or bits, "mode": self.q_mode}
+
+    @property
+    def suffix(self) -> str:
+        """What is appended to the name of the output folder."""
+        if not self.quantize:
+            return ""
+        return f"-{self.quant_predicate}" if self.quant_predicate else f"-{self.defaults['bits']}bit"
+
+
+def choose(model: BaseModel, options: Options) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The layers of `model` to be quantized, each with its parameters, and the entry for config.json.
+
+    Raises `OptionError` where the group size does not divide the width of a layer.
+    """
+    candidates = {
+        path: module
+        for path, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+        if hasattr(module, "to_quantized") and model.quant_predicate(path, module)
+    }
+    group_size = options.defaults["group_size"]
+    odd = sorted(path for path, module in candidates.items() if module.weight.shape[-1] % group_size)
+    if odd:
+        width = candidates[odd[0]].weight.shape[-1]
+        fit = [size for size in GROUP_SIZES if not any(m.weight.shape[-1] % size for m in candidates.values())]
+        advice = (
+            f"use --q-group-size {fit[-1]}"
+            if fit and options.q_mode == "affine"
+            else "this model cannot be quantized so"
+        )
+        raise OptionError(f"groups of {group_size} do not divide the width {width} of {shorten(odd, 2)}: {advice}")
+    stated = dict(options.defaults)
+    if options.quant_predicate is None:
+        return dict.fromkeys(candidates, options.defaults), stated
+    low, high = RECIPES[options.quant_predicate]
+    chosen = {
+        path: {**options.defaults, "bits": high if model.quant_recipe(path) == "high" else low} for path in candidates
+    }
+    return chosen, {**stated, "bits": low, **chosen}

@@ -1,0 +1,174 @@
+"""Open a source: find the weights in a folder or file, and what lies beside them. Nothing is executed, nothing copied."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mlx_speech.convert.torchfile import read_npz, read_torch, state_dict
+from mlx_speech.errors import CorruptFile, SourceError, SourceNotFound, shorten
+from mlx_speech.tensors import Tensor, read_safetensors
+
+MAX_JSON = 64 * 1024 * 1024  # bytes; the largest tokenizers have 10
+TORCH = (".pt", ".pth", ".bin", ".ckpt", ".jit")
+
+# In the order in which they are looked for in a folder; hub.py downloads by the same order.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "weights.safetensors",
+    "weights.npz",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+PLDA = ("plda.npz", "xvec_transform.npz")
+
+
+@dataclass
+class Source:
+    """Weights, unread, and everything known about them.
+
+    path : the folder or file that was given
+    name : a short name for the result
+    tensors : as the files spell them
+    config : config.json, where it belongs to the weights
+    extra : what a torch checkpoint holds beside weights (dims, hyper_parameters, pyannote.audio …)
+    files : the weight files
+    """
+
+    path: Path
+    name: str
+    tensors: dict[str, Tensor]
+    files: list[Path]
+    config: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    repo: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON object that lies beside the weights; {} where it is absent."""
+        path = self.folder / name
+        return read_json(path) if path.is_file() else {}
+
+    def seen(self) -> str:
+        """What the source looks like, in a few words, for messages."""
+        said = [f"{key}={self.config[key]!r}" for key in ("model_type", "architectures") if key in self.config]
+        return "; ".join([*said, f"{len(self.tensors)} tensors: {shorten(sorted(self.tensors), 4)}"])
+
+
+def open_source(path: Path) -> Source:
+    """The source at `path`, a folder or a file. Raises `SourceError` naming the file and what is wrong with it."""
+    if path.is_dir():
+        weights = _find(path)
+    elif path.is_file():
+        weights = path
+    else:
+        raise SourceNotFound(f"{path}: no such file or folder (a hub repository is written owner/name)")
+    try:
+        tensors, extra, files, metadata = _read(weights)
+    except OSError as error:
+        raise SourceError(f"{weights}: cannot be read ({error.strerror or error})") from error
+    source = Source(path, path.name, tensors, files, extra=extra)
+    if weights.suffix in (".npz", ".json", ".safetensors") or weights.name in WEIGHTS:
+        source.config = source.json("config.json")
+    if metadata.get("format") == "mlx" and "format_version" not in source.config:
+        source.extra["mlx"] = True
+    return source
+
+
+def _find(folder: Path) -> Path:
+    """The file that a folder's weights are read from."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    if (folder / PLDA[0]).is_file():
+        return folder / PLDA[0]
+    found = sorted(path for path in folder.iterdir() if path.suffix in TORCH and path.is_file())
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise SourceError(f"{folder}: several checkpoints ({shorten([path.name for path in found])}): name one of them")
+    raise SourceNotFound(f"{folder}: no weights in this folder (looked for {shorten(list(WEIGHTS))} and *.pt, *.jit …)")
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[Path], dict[str, str]]:
+    """Tensors, other contents, files and metadata of the weights at `path`."""
+    if path.name.endswith(".index.json"):
+        tensors, files = _read_shards(path)
+        return tensors, {}, files, {}
+    if path.suffix == ".safetensors":
+        tensors, metadata = read_safetensors(path)
+        return tensors, {}, [path], metadata
+    if path.name in PLDA:
+        files = [path.parent / name for name in PLDA]
+        for file in files:
+            if not file.is_file():
+                raise SourceNotFound(f"{file}: missing; the PLDA is a pair of files, {' and '.join(PLDA)}")
+        return {**read_npz(files[0]), **read_npz(files[1])}, {}, files, {}
+    if path.suffix == ".npz":
+        return read_npz(path), {}, [path], {}
+    if path.suffix in TORCH:
+        tensors, extra = _read_checkpoint(path)
+        return tensors, extra, [path], {}
+    raise SourceError(f"{path}: not a kind of weights that is known (.safetensors .bin .pt .pth .ckpt .jit .npz)")
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A torch file: the state dict where it says it has one, and the rest."""
+    tree = read_torch(path)
+    if isinstance(tree, dict):
+        for key in ("state_dict", "model_state_dict"):
+            if isinstance(tree.get(key), dict):
+                rest = {name: value for name, value in tree.items() if name != key and isinstance(name, str)}
+                return state_dict(tree[key]), rest
+    tensors = state_dict(tree)
+    if not tensors:
+        raise SourceError(f"{path}: no tensors in this file")
+    return tensors, {}
+
+
+def _read_shards(index: Path) -> tuple[dict[str, Tensor], list[Path]]:
+    """The tensors of all shards that an index names; entries must lie in its own folder."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CorruptFile(f"{index}: no index of shards (weight_map is missing): fetch it again")
+    files = {name: inside(index.parent, name, index) for name in sorted(set(weight_map.values()))}
+    tensors: dict[str, Tensor] = {}
+    for name, file in files.items():
+        if not file.is_file():
+            raise SourceNotFound(f"{file}: shard missing ({index.name} names {name}): fetch it again")
+        tensors.update(_read(file)[0])
+    missing = sorted(set(weight_map) - set(tensors))
+    if missing:
+        raise CorruptFile(f"{index}: names tensors that no shard has: {shorten(missing)}")
+    return tensors, list(files.values())
+
+
+def inside(folder: Path, entry: str, file: Path) -> Path:
+    """`entry`, a relative path that `file` names, inside `folder`; raises `CorruptFile` where it points elsewhere."""
+    pure = PurePosixPath(entry.replace("\\", "/"))
+    if not entry or pure.is_absolute() or ".." in pure.parts or ":" in entry or "\0" in entry:
+        raise CorruptFile(f"{file}: refers to {entry!r}, outside its own folder: refused")
+    return folder / pure
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object. Raises `CorruptFile`."""
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise CorruptFile(f"{path}: {path.stat().st_size} bytes are too many for a configuration")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path}: not valid JSON ({error}): fetch it again") from error
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not isinstance(value, dict):
+        raise CorruptFile(f"{path}: holds no JSON object: fetch it again")
+    return value

@@ -1,0 +1,296 @@
+"""Parity: the PyTorch original and the converted model on the same input, measured against a bar per family.
+
+`original(plan)` builds the original from the same source; `measure(family, original, model, …)` compares. The tests use
+the same measures. The bars hold for float32; half precision and quantized models are reported without one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_speech import features
+from mlx_speech.errors import MissingDependency, ParityError
+from mlx_speech.stages.vad import speech_timestamps
+
+if TYPE_CHECKING:
+    from mlx_speech.convert.port import Plan
+
+NEEDED = {
+    "openai-whisper": ("torch", "whisper"),
+    "transformers": ("torch", "transformers"),
+    "torchaudio": ("torch", "torchaudio"),
+    "pyannote.audio": ("torch", "pyannote.audio", "torchaudio"),
+    "silero-vad": ("torch", "silero_vad"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of a parity table: it holds when `value` is at most `bar`, or at least, where `at_least`."""
+
+    measure: str
+    value: float
+    bar: float
+    at_least: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.value >= self.bar if self.at_least else self.value <= self.bar)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What both sides are fed.
+
+    audio : (samples,) at 16 kHz, at least 10 s
+    sequences : how many random token sequences the Whisper decoder gets
+    varied : refuse outputs of less variety than the bars ask for (5 labels, 4 powerset classes, 30 tokens);
+        otherwise only outputs that are one and the same throughout
+    """
+
+    audio: np.ndarray
+    sequences: int = 8
+    varied: bool = False
+    seed: int = 0
+
+
+def table(rows: list[Row], bars: bool = True) -> str:
+    """The rows as a Markdown table; without bars where they do not hold (half precision, quantized)."""
+    head = "| measure | value | bar |\n|---|---|---|\n" if bars else "| measure | value |\n|---|---|\n"
+    lines = []
+    for row in rows:
+        bar = f" {'≥' if row.at_least else '≤'} {row.bar:g} |" if bars else ""
+        lines.append(
+            f"| {row.measure} | {row.value:.3g} |{bar}"
+            if not row.at_least
+            else f"| {row.measure} | {row.value:.7g} |{bar}"
+        )
+    return head + "\n".join(lines)
+
+
+def check_installed(original: str) -> None:
+    """Raises `MissingDependency` where the original cannot be run."""
+    missing = [name for name in NEEDED.get(original, ()) if not _installed(name)]
+    if not NEEDED.get(original):
+        raise MissingDependency("--verify needs an original to compare with, and this source is a converted model")
+    if missing:
+        raise MissingDependency(
+            f"--verify runs the original, and {', '.join(missing)} is missing: pip install 'mlx-speech[test]'"
+        )
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # its parent package is missing
+        return False
+
+
+def measure(family: str, original: Any, model: Any, inputs: Inputs) -> list[Row]:
+    """Compare `original` (a torch module, or what stands for it) with `model`. Raises `ParityError` for degenerate
+    outputs, which would prove nothing."""
+    import torch
+
+    with torch.no_grad():
+        return MEASURES[family](original, model, inputs)
+
+
+def refuse_degenerate(what: str, winners: np.ndarray, least: int, varied: bool) -> None:
+    """Raises `ParityError` where fewer than `least` (or, unless `varied`, two) different values win."""
+    found = len(np.unique(winners))
+    if found < (least if varied else 2):
+        raise ParityError(f"degenerate outputs: {found} different {what} win; they would prove nothing")
+
+
+def silero_vad(original: Any, model: Any, inputs: Inputs) -> list[Row]:
+    """original : the TorchScript model of the silero-vad package"""
+    import silero_vad as upstream
+    import torch
+
+    rows = []
+    for rate in model.args.sample_rates:
+        audio = inputs.audio[:: 16000 // rate].astype(np.float32)
+        window = 512 * rate // 16000
+        original.reset_states()
+        padded = np.pad(audio, (0, -len(audio) % window)).reshape(-1, window)
+        expected = np.array([original(torch.from_numpy(w.copy()), rate).item() for w in padded], np.float32)
+        found = np.array(model(mx.array(audio), rate))
+        refuse_degenerate("probabilities", expected > 0.5, 2, inputs.varied)
+        rows.append(Row(f"{rate} Hz: probability, max difference", float(np.abs(expected - found).max()), 1e-5))
+        theirs = upstream.get_speech_timestamps(torch.from_numpy(audio.copy()), original, sampling_rate=rate)
+        ours = speech_timestamps(found, num_samples=len(audio), sampling_rate=rate)
+        same = [(t["start"], t["end"]) for t in theirs] == [(int(a), int(b)) for a, b in ours]
+        rows.append(Row(f"{rate} Hz: {len(theirs)} speech timestamps identical", float(same), 1.0, at_least=True))
+    return rows
+
+
+def pyannet(original: Any, model: Any, inputs: Inputs) -> list[Row]:
+    """original : pyannote.audio's PyanNet"""
+    import torch
+
+    size = int(model.args.duration * model.args.sample_rate)
+    count = max(2, min(8, len(inputs.audio) // size))
+    chunks = np.stack([np.resize(inputs.audio[i * size // 2 :], size) for i in range(count)]).astype(np.float32)
+    expected = original(torch.from_numpy(chunks)[:, None]).numpy()
+    found = np.array(model(mx.array(chunks)))
+    if model.args.powerset_max_classes is None:
+        classes, ours = expected > 0.5, found > 0.5
+        refuse_degenerate("activity patterns", classes @ (1 << np.arange(classes.shape[2])), 4, inputs.varied)
+    else:
+        classes, ours = expected.argmax(-1), found.argmax(-1)
+        refuse_degenerate("powerset classes", classes, 4, inputs.varied)
+    single = np.concatenate([np.array(model(mx.array(chunk[None]))) for chunk in chunks])
+    return [
+        Row("output, max difference", float(np.abs(expected - found).max()), 1e-4),
+        Row("same class, share of frames", float((classes == ours).mean()), 0.999, at_least=True),
+        Row("batch and singles, max difference", float(np.abs(single - found).max()), 1e-4),
+    ]
+
+
+def wespeaker(original: Any, model: Any, inputs: Inputs) -> list[Row]:
+    """original : pyannote.audio's WeSpeaker model (its `resnet` may be of any size)"""
+    import torch
+
+    rng, size = np.random.default_rng(inputs.seed), 3 * 16000
+    starts = np.linspace(0, len(inputs.audio) - size, 3).astype(int)
+    audio = np.stack([inputs.audio[start : start + size] for start in starts]).astype(np.float32)
+    fbank = original.compute_fbank(torch.from_numpy(audio)[:, None])
+    args = model.args
+    options = {"num_mel_bins": args.num_mel_bins, "frame_length": args.frame_length, "frame_shift": args.frame_shift}
+    ours = features.speaker_fbank(mx.array(audio), args.fbank_centering_span, args.sample_rate, **options)
+    apart = np.abs(fbank.numpy() - np.array(ours))
+    masks = (rng.random((3, 3, 177)) > 0.5).astype(np.float32)
+    masks[0, 2] = 0  # nobody: the bias alone
+    rows = [
+        Row("filterbank, max difference", float(apart.max()), 2e-3),
+        Row("filterbank, share within 1e-3", float((apart <= 1e-3).mean()), 0.9999, at_least=True),
+    ]
+    frames = original.resnet.forward_frames(fbank.clone())
+    for name, weights in (("", None), (" with masks", masks)):
+        torch_weights = None if weights is None else torch.from_numpy(weights)
+        expected = original.resnet.forward_embedding(frames, weights=torch_weights)[1].numpy()
+        found = np.array(model(ours, None if weights is None else mx.array(weights)).astype(mx.float32))
+        expected, found = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (expected, found))
+        spread = np.linalg.norm(expected - expected.mean(axis=0), axis=1) / np.linalg.norm(expected, axis=1)
+        if not spread.max() > 1e-3:
+            raise ParityError("degenerate outputs: one embedding for every input; they would prove nothing")
+        norms = np.linalg.norm(expected, axis=1)
+        cosine = (expected * found).sum(axis=1) / (norms * np.linalg.norm(found, axis=1))
+        rows.append(Row(f"embedding{name}, least cosine", float(cosine.min()), 0.999999, at_least=True))
+        difference = (np.abs(expected - found).max(axis=1) / norms).max()
+        rows.append(Row(f"embedding{name}, max difference / norm", float(difference), 1e-3))
+    return rows
+
+
+def wav2vec2(original: Any, model: Any, inputs: Inputs) -> list[Row]:
+    """original : (batch, samples) torch tensor → logits"""
+    import torch
+
+    lengths = [len(inputs.audio) // 2 // 7 * k for k in (7, 4, 2)]
+    rows = [inputs.audio[n : 2 * n].astype(np.float32) for n in lengths]
+    rows = [(row - row.mean()) / (row.std() + 1e-5) if model.args.do_normalize else row for row in rows]
+    expected = [original(torch.from_numpy(row)[None]).numpy()[0] for row in rows]
+    refuse_degenerate("labels", np.concatenate([e.argmax(-1) for e in expected]), 5, inputs.varied)
+    single = [np.array(model(mx.array(row)[None]).astype(mx.float32))[0] for row in rows]
+    padded = np.stack([np.pad(row, (0, lengths[0] - len(row)), constant_values=0.1) for row in rows])
+    together = np.array(model(mx.array(padded), mx.array(lengths)).astype(mx.float32))
+    deviation = float(np.concatenate(expected).std())
+    apart = max(float(np.abs(e - s).max()) for e, s in zip(expected, single, strict=True))
+    batched = max(float(np.abs(s - t[: len(s)]).max()) for s, t in zip(single, together, strict=True))
+    same = np.concatenate([e.argmax(-1) == s.argmax(-1) for e, s in zip(expected, single, strict=True)])
+    return [
+        Row("logits, max difference / deviation", apart / deviation, 1e-3),
+        Row("same label, share of frames", float(same.mean()), 0.999, at_least=True),
+        Row("padded batch and singles, max difference / deviation", batched / deviation, 1e-3),
+    ]
+
+
+@dataclass(frozen=True)
+class WhisperOriginal:
+    """Either of the two originals: mel (batch, n_mels, frames) → encoded; tokens, encoded → logits."""
+
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any, Any], Any]
+
+
+def whisper(original: WhisperOriginal, model: Any, inputs: Inputs) -> list[Row]:
+    import torch
+
+    args, rng = model.args, np.random.default_rng(inputs.seed)
+    samples = args.n_audio_ctx * 320
+    audio = np.stack([np.resize(inputs.audio, samples), np.resize(inputs.audio[::-1], samples)]).astype(np.float32)
+    mel = features.log_mel(mx.array(audio), args.n_mels, samples)
+    expected = original.encode(torch.from_numpy(np.array(mel)).transpose(1, 2).contiguous())
+    encoded = model.encoder(mel)
+    apart = float(np.abs(expected.numpy() - np.array(encoded.astype(mx.float32))).max())
+    # the decoders get the same (the original's) audio, so that each half is measured alone
+    shared = mx.array(expected.numpy()).astype(encoded.dtype)
+    # a few lengths from the shortest to the longest, each with many rows
+    lengths = np.unique(np.geomspace(1, args.n_text_ctx, max(2, inputs.sequences // 8)).astype(int))
+    rows_each, worst, same, deviation, winners = -(-inputs.sequences // len(lengths)), 0.0, [], [], []
+    for length in lengths:
+        tokens = rng.integers(0, args.n_vocab, (rows_each, int(length)))
+        which = np.arange(rows_each) % 2
+        theirs = original.decode(torch.from_numpy(tokens), expected[which]).numpy()
+        ours = np.array(model.decoder(mx.array(tokens), shared[mx.array(which)])[0])
+        worst = max(worst, float(np.abs(theirs - ours).max()))
+        deviation.append(theirs.std())
+        winners.append(theirs.argmax(-1).ravel())
+        same.append(winners[-1] == ours.argmax(-1).ravel())
+    refuse_degenerate("tokens", np.concatenate(winners), 30, inputs.varied)
+    scale = float(np.mean(deviation))
+    tokens = mx.array(rng.integers(0, args.n_vocab, (2, min(32, args.n_text_ctx))))
+    whole = np.array(model.decoder(tokens, shared)[0])
+    steps, cache = [], None
+    for k in range(0, tokens.shape[1]):
+        logits, cache = model.decoder(tokens[:, k : k + 1], shared, cache)
+        steps.append(np.array(logits))
+    single = np.concatenate([np.array(model.decoder(tokens[k : k + 1], shared[k : k + 1])[0]) for k in range(2)])
+    return [
+        Row("encoder, max difference", apart, 1e-3),
+        Row(f"decoder, {inputs.sequences} sequences: logits, max difference / deviation", worst / scale, 1e-3),
+        Row("same next token, share", float(np.concatenate(same).mean()), 0.999, at_least=True),
+        Row(
+            "step by step, max difference / deviation",
+            float(np.abs(np.concatenate(steps, 1) - whole).max()) / scale,
+            1e-3,
+        ),
+        Row("batch and singles, max difference / deviation", float(np.abs(single - whole).max()) / scale, 1e-3),
+    ]
+
+
+def plda(original: Any, model: Any, inputs: Inputs) -> list[Row]:
+    """original : pyannote.audio's PLDA"""
+    x = np.random.default_rng(inputs.seed).normal(size=(64, model.args.embedding_size))
+    expected = original(x)
+    with mx.stream(mx.cpu):
+        found, psi = np.array(model(mx.array(x, dtype=mx.float64))), np.array(model.psi)
+    signs = np.sign((expected * found).sum(axis=0))  # a row of the transform may come with either sign
+    difference = np.abs(expected - found * signs).max() / np.abs(expected).max()
+    return [
+        Row("transform, max difference / largest", float(difference), 1e-9),
+        Row("psi, max difference / largest", float(np.abs(original.phi - psi).max() / psi.max()), 1e-9),
+    ]
+
+
+MEASURES: dict[str, Callable[[Any, Any, Inputs], list[Row]]] = {
+    "silero_vad": silero_vad,
+    "pyannet": pyannet,
+    "wespeaker": wespeaker,
+    "wav2vec2": wav2vec2,
+    "whisper": whisper,
+    "plda": plda,
+}
+
+
+def original(plan: Plan) -> Any:
+    """The PyTorch original of a plan's source, in the form that the family's measure takes."""
+    check_installed(plan.recipe.original)
+    return importlib.import_module("mlx_speech.convert.originals").build(plan)

@@ -1,0 +1,100 @@
+"""WeSpeaker ResNets: pyannote's Lightning checkpoints, with or without hyper-parameters, and WeSpeaker's own `.pt`.
+
+Depth and widths are read off the tensors. Batch norms are folded; the columns of the last layer are put in the order
+(frequency, channel) in which channels-last features come.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from mlx_speech.convert import fold
+from mlx_speech.convert.lightning import hyper_parameters
+from mlx_speech.convert.port import Drop, Recipe
+from mlx_speech.convert.read import Source
+from mlx_speech.errors import ConfigError, WeightsMismatch
+from mlx_speech.tensors import Tensor
+
+PIPELINE_TAG = None
+TAGS = ["speaker-embedding", "speaker-recognition", "wespeaker", "pyannote"]
+
+TABLE: dict[str, str | Drop] = {
+    "conv1": "conv1",
+    "seg_1": "seg_1",
+    "layer{}.{}.conv{}": "layer{}.{}.conv{}",
+    "layer{}.{}.shortcut": "layer{}.{}.shortcut",
+    "projection": Drop("training classifier"),
+}
+for _norm in ("bn1", "layer{}.{}.bn{}", "layer{}.{}.shortcut.1"):
+    TABLE[f"{_norm}.num_batches_tracked"] = Drop("a counter of training")
+
+
+def recognise(source: Source) -> bool:
+    names = {name.removeprefix("resnet.") for name in source.tensors}
+    return {"seg_1.weight", "bn1.running_mean", "layer4.0.conv1.weight"} <= names
+
+
+def recipe(source: Source, language: str | None = None) -> Recipe:
+    tensors = {name.removeprefix("resnet."): tensor for name, tensor in source.tensors.items()}
+    if any(name.startswith(("seg_2", "seg_bn_1")) for name in tensors):
+        raise ConfigError("a WeSpeaker model with two embedding layers (seg_2), which is not supported")
+    config = {**_sizes(tensors), **_front_end(hyper_parameters(source))}
+    _fold_norms(tensors)
+    features = tensors["seg_1.weight"].shape[1] // 2
+    channels = config["base_channels"] * 8 * (4 if config["bottleneck"] else 1)
+    order = np.arange(features).reshape(channels, -1).T.reshape(-1)  # (channel, frequency) → (frequency, channel)
+    order = np.concatenate([order, features + order])  # means, then deviations
+    tensors["seg_1.weight"] = tensors["seg_1.weight"].map(lambda array: array[:, order])
+    return Recipe(config, tensors, TABLE, "pyannote.audio")
+
+
+def _fold_norms(tensors: dict[str, Tensor]) -> None:
+    for norm in sorted({name.rpartition(".")[0] for name in tensors if name.endswith(".running_mean")}):
+        path, _, leaf = norm.rpartition(".")
+        if re.fullmatch(r"bn\d", leaf):
+            conv = f"{path}.conv{leaf[2:]}" if path else f"conv{leaf[2:]}"
+            fold.batch_norm(tensors, conv, norm, conv)
+        elif path.endswith(".shortcut"):
+            fold.batch_norm(tensors, f"{path}.0", norm, path)
+
+
+def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    blocks = [0, 0, 0, 0]
+    for stage in range(4):
+        while f"layer{stage + 1}.{blocks[stage]}.conv1.weight" in tensors:
+            blocks[stage] += 1
+    if "conv1.weight" not in tensors or len(tensors["seg_1.weight"].shape) != 2:
+        raise WeightsMismatch("no conv1.weight, or a seg_1.weight that is no matrix")
+    bottleneck, base = "layer1.0.conv3.weight" in tensors, tensors["conv1.weight"].shape[0]
+    embedding, features = tensors["seg_1.weight"].shape
+    channels = base * 8 * (4 if bottleneck else 1)
+    if not base or features % (2 * channels):
+        raise WeightsMismatch(f"seg_1.weight of {features} columns does not fit {channels} channels")
+    return {
+        "num_blocks": blocks,
+        "bottleneck": bottleneck,
+        "base_channels": base,
+        "embedding_size": embedding,
+        "num_mel_bins": features // (2 * channels) * 8,
+    }
+
+
+def _front_end(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The filterbank's settings, where the checkpoint states them; raises `ConfigError` for settings not ported."""
+    fixed = {
+        "window_type": "hamming",
+        "use_energy": False,
+        "snip_edges": True,
+        "round_to_power_of_two": True,
+        "dither": 0.0,
+    }
+    odd = [
+        f"{key}={parameters[key]!r}" for key, value in fixed.items() if key in parameters and parameters[key] != value
+    ]
+    if odd:
+        raise ConfigError(f"a filterbank with {', '.join(odd)}, which is not supported")
+    keys = ("sample_rate", "frame_length", "frame_shift", "fbank_centering_span")
+    return {key: parameters[key] for key in keys if key in parameters}

@@ -1,0 +1,193 @@
+"""Whisper: OpenAI's `.pt`, transformers' folders (fine-tuned, turbo, distil), and mlx-community's repositories.
+
+Sizes come from `dims`, transformers' config.json or mlx-whisper's. The encoder's positions are a formula and are not
+stored; a source whose positions differ from it is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mlx_speech.convert.port import Drop, Recipe
+from mlx_speech.convert.read import Source
+from mlx_speech.errors import ConfigError, WeightsMismatch
+from mlx_speech.models.whisper import sinusoids
+from mlx_speech.tensors import Tensor
+
+PIPELINE_TAG = "automatic-speech-recognition"
+TAGS = ["whisper", "automatic-speech-recognition"]
+
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "normalizer.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+)
+
+_POSITIONS = Drop("a formula")
+OPENAI: dict[str, str | Drop] = {
+    "encoder.positional_embedding": _POSITIONS,
+    "encoder.conv{}": "encoder.conv{}",
+    "encoder.ln_post": "encoder.ln_post",
+    "decoder.token_embedding": "decoder.token_embedding",
+    "decoder.positional_embedding": "decoder.positional_embedding",
+    "decoder.ln": "decoder.ln",
+    "alignment_heads": Drop("kept in config.json"),
+}
+for _side in ("encoder", "decoder"):
+    for _part in ("attn", "cross_attn"):
+        for _leaf in ("query", "key", "value", "out"):
+            OPENAI[f"{_side}.blocks.{{}}.{_part}.{_leaf}"] = f"{_side}.blocks.{{}}.{_part}.{_leaf}"
+        OPENAI[f"{_side}.blocks.{{}}.{_part}_ln"] = f"{_side}.blocks.{{}}.{_part}_ln"
+    OPENAI[f"{_side}.blocks.{{}}.mlp.0"] = OPENAI[f"{_side}.blocks.{{}}.mlp1"] = f"{_side}.blocks.{{}}.mlp1"
+    OPENAI[f"{_side}.blocks.{{}}.mlp.2"] = OPENAI[f"{_side}.blocks.{{}}.mlp2"] = f"{_side}.blocks.{{}}.mlp2"
+    OPENAI[f"{_side}.blocks.{{}}.mlp_ln"] = f"{_side}.blocks.{{}}.mlp_ln"
+
+# transformers' names, without the leading "model."
+TRANSFORMERS: dict[str, str | Drop] = {
+    "encoder.embed_positions.weight": _POSITIONS,
+    "encoder.conv{}": "encoder.conv{}",
+    "encoder.layer_norm": "encoder.ln_post",
+    "decoder.embed_tokens": "decoder.token_embedding",
+    "decoder.embed_positions.weight": "decoder.positional_embedding",
+    "decoder.layer_norm": "decoder.ln",
+    "proj_out": Drop("tied to the token embedding"),
+}
+_LAYER = {
+    "self_attn.q_proj": "attn.query",
+    "self_attn.k_proj": "attn.key",
+    "self_attn.v_proj": "attn.value",
+    "self_attn.out_proj": "attn.out",
+    "self_attn_layer_norm": "attn_ln",
+    "encoder_attn.q_proj": "cross_attn.query",
+    "encoder_attn.k_proj": "cross_attn.key",
+    "encoder_attn.v_proj": "cross_attn.value",
+    "encoder_attn.out_proj": "cross_attn.out",
+    "encoder_attn_layer_norm": "cross_attn_ln",
+    "fc1": "mlp1",
+    "fc2": "mlp2",
+    "final_layer_norm": "mlp_ln",
+}
+for _side in ("encoder", "decoder"):
+    for _theirs, _ours in _LAYER.items():
+        TRANSFORMERS[f"{_side}.layers.{{}}.{_theirs}"] = f"{_side}.blocks.{{}}.{_ours}"
+
+# transformers' name of each size → ours
+SIZES = {
+    "num_mel_bins": "n_mels",
+    "max_source_positions": "n_audio_ctx",
+    "encoder_attention_heads": "n_audio_head",
+    "encoder_layers": "n_audio_layer",
+    "vocab_size": "n_vocab",
+    "max_target_positions": "n_text_ctx",
+    "decoder_attention_heads": "n_text_head",
+    "decoder_layers": "n_text_layer",
+}
+DIMS = (*SIZES.values(), "n_audio_state", "n_text_state")
+
+# (layer, head) of the cross-attention that follows the audio; openai/whisper keeps them in code, keyed by name.
+# Here by (vocabulary, width, decoder layers); large-v1 and large-v2 have the same sizes.
+ALIGNMENT_HEADS = {
+    (51864, 384, 4): "1,0 2,0 2,5 3,0 3,1 3,2 3,3 3,4",
+    (51865, 384, 4): "2,2 3,0 3,2 3,3 3,4 3,5",
+    (51864, 512, 6): "3,3 4,7 5,1 5,5 5,7",
+    (51865, 512, 6): "3,1 4,2 4,3 4,7 5,1 5,2 5,4 5,6",
+    (51864, 768, 12): "6,6 7,0 7,3 7,8 8,2 8,5 8,7 9,0 9,4 9,8 9,10 10,0 10,1 10,2 10,3 10,6 10,11 11,2 11,4",
+    (51865, 768, 12): "5,3 5,9 8,0 8,4 8,7 8,8 9,0 9,7 9,9 10,5",
+    (
+        51864,
+        1024,
+        24,
+    ): "11,4 14,1 14,12 14,14 15,4 16,0 16,4 16,9 17,12 17,14 18,7 18,10 18,15 20,0 20,3 20,9 20,14 21,12",
+    (51865, 1024, 24): "13,15 15,4 15,15 16,1 20,0 23,4",
+    (51865, 1280, 32): "10,12 13,17 16,11 16,12 16,13 17,15 17,16 18,4 18,11 18,19 19,11 21,2 21,3 22,3 22,9 22,12 "
+    "23,5 23,7 23,13 25,5 26,1 26,12 27,15",
+    (51866, 1280, 32): "7,0 10,17 12,18 13,12 16,1 17,14 19,11 21,4 24,1 25,6",
+    (51866, 1280, 4): "2,4 2,11 3,3 3,6 3,11 3,14",
+}
+LARGE_V1 = "9,19 11,2 11,4 11,17 22,7 22,11 22,17 23,2 23,15"
+LARGE_V1_SHA256 = "e4b87e7e0bf463eb8e6956e646f1e277e901512310def2c24bf0e11bd3c28e9a"
+
+
+def recognise(source: Source) -> bool:
+    names = {name.removeprefix("model.") for name in source.tensors}
+    return {"encoder.conv1.weight", "decoder.positional_embedding"} <= names or (
+        {"encoder.conv1.weight", "decoder.embed_positions.weight"} <= names
+    )
+
+
+def recipe(source: Source, language: str | None = None) -> Recipe:
+    tensors = {name.removeprefix("model."): tensor for name, tensor in source.tensors.items()}
+    ours = "decoder.positional_embedding" in tensors
+    config = _openai_dims(source) if ours else _transformers_dims(source)
+    positions = tensors.get("encoder.positional_embedding") or tensors.get("encoder.embed_positions.weight")
+    if positions is not None:
+        _check_positions(positions)
+    config["alignment_heads"] = _alignment_heads(source, config, tensors)
+    # a kernel of three: in torch's layout the last axis, in MLX's the middle one
+    channels_last = tensors["encoder.conv1.weight"].shape[1:2] == (3,)
+    original = "openai-whisper" if ours else "transformers"
+    return Recipe(config, tensors, OPENAI if ours else TRANSFORMERS, original, channels_last, COMPANIONS)
+
+
+def _openai_dims(source: Source) -> dict[str, Any]:
+    dims = source.extra.get("dims") or source.config
+    missing = [name for name in DIMS if name not in dims]
+    if not isinstance(dims, dict) or missing:
+        raise ConfigError(f"a Whisper without its sizes ({', '.join(missing)}): they stand in dims, or in config.json")
+    return {name: dims[name] for name in DIMS}
+
+
+def _transformers_dims(source: Source) -> dict[str, Any]:
+    missing = [name for name in ("d_model", *SIZES) if name not in source.config]
+    if missing:
+        raise ConfigError(f"config.json of this Whisper lacks {', '.join(missing)}")
+    config = {ours: source.config[theirs] for theirs, ours in SIZES.items()}
+    return {**config, "n_audio_state": source.config["d_model"], "n_text_state": source.config["d_model"]}
+
+
+def _check_positions(tensor: Tensor) -> None:
+    if len(tensor.shape) != 2 or tensor.shape[1] < 4 or tensor.size > 1 << 26:
+        raise WeightsMismatch(f"encoder positions of shape {list(tensor.shape)}")
+    difference = float(np.abs(tensor.numpy() - sinusoids(*tensor.shape)).max())
+    if not difference < 4e-3:  # half a step of bfloat16 at 1
+        raise WeightsMismatch(f"encoder positions differ from Whisper's formula by {difference:.3g}: not supported")
+
+
+def _alignment_heads(source: Source, config: dict[str, Any], tensors: dict[str, Tensor]) -> list[list[int]]:
+    """From generation_config.json or the weights where they fit this decoder (distilled models carry their teacher's),
+    else the published ones of this size, else all heads of the upper half of the layers, as openai/whisper does."""
+    layers, heads = config["n_text_layer"], config["n_text_head"]
+    if not all(type(n) is int and 0 < n <= 1024 for n in (layers, heads)):
+        return []
+    size = (config["n_vocab"], config["n_text_state"], layers)
+    published = ALIGNMENT_HEADS.get(size, "")
+    if size == (51865, 1280, 32) and _is_large_v1(source):
+        published = LARGE_V1
+    candidates: list[Any] = [
+        source.json("generation_config.json").get("alignment_heads"),
+        tensors["alignment_heads"].numpy().tolist() if "alignment_heads" in tensors else None,
+        [[int(n) for n in pair.split(",")] for pair in published.split()],
+    ]
+    for found in candidates:
+        if found and isinstance(found, list) and all(_fits(pair, layers, heads) for pair in found):
+            return [[int(n) for n in pair] for pair in found]
+    return [[layer, head] for layer in range(layers // 2, layers) for head in range(heads)]
+
+
+def _fits(pair: Any, layers: int, heads: int) -> bool:
+    whole = isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
+    return whole and 0 <= pair[0] < layers and 0 <= pair[1] < heads
+
+
+def _is_large_v1(source: Source) -> bool:
+    from mlx_speech.checkpoint import sha256
+
+    return source.files[0].suffix == ".pt" and sha256(source.files[0]) == LARGE_V1_SHA256

@@ -1,0 +1,80 @@
+"""Every error a user can cause. Each message is one line: what is wrong with which file, and what to do.
+
+MLXSpeechError
+├── SourceError            what was given to convert, load or open cannot be used
+│   ├── SourceNotFound     no such file, folder or repository
+│   ├── HubError           the hub refused, or could not be reached
+│   ├── CorruptFile        truncated, malformed or unsafe file
+│   ├── UnknownFamily      weights of a model that is not supported
+│   ├── WeightsMismatch    tensors missing, left over or of the wrong shape
+│   └── ConfigError        a configuration with missing or absurd values
+├── OptionError            an option that is wrong, or two that conflict
+├── OutputError            the result cannot be written
+├── AudioError             a recording cannot be decoded
+├── MissingDependency      something optional has to be installed first
+└── ParityError            a converted model disagrees with its original
+"""
+
+from __future__ import annotations
+
+
+class MLXSpeechError(Exception):
+    """Base of all errors raised on purpose; `mlx_speech` prints it as one line and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class SourceError(MLXSpeechError):
+    """The given model cannot be used."""
+
+
+class SourceNotFound(SourceError):
+    """There is no such file, folder or repository."""
+
+
+class HubError(SourceError):
+    """The hub refused access or could not be reached."""
+
+
+class CorruptFile(SourceError):
+    """A file is truncated, malformed, or asks for something unsafe."""
+
+
+class UnknownFamily(SourceError):
+    """The weights belong to no supported family, or to more than one."""
+
+
+class WeightsMismatch(SourceError):
+    """Tensors are missing, left over, or have another shape than the configuration says."""
+
+
+class ConfigError(SourceError):
+    """A configuration value is missing, of the wrong type, or absurd."""
+
+
+class OptionError(MLXSpeechError, ValueError):
+    """An option has a wrong value, or conflicts with another one."""
+
+
+class OutputError(MLXSpeechError, OSError):
+    """The result cannot be written: it exists already, the disk is full, or the place is read-only."""
+
+
+class AudioError(MLXSpeechError):
+    """A recording cannot be opened or decoded."""
+
+
+class MissingDependency(MLXSpeechError, ImportError):
+    """Something optional is not installed; the message names the command that installs it."""
+
+
+class ParityError(MLXSpeechError):
+    """A converted model does not give what its original gives."""
+
+    exit_code = 1
+
+
+def shorten(names: list[str], limit: int = 8) -> str:
+    """`names` as one line for a message: all of them, or the first `limit` and how many more."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

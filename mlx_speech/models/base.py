@@ -1,0 +1,103 @@
+"""What all families share: arguments read from a configuration, and the hooks of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_speech.errors import ConfigError
+
+# No speech model comes near these; a configuration beyond them is broken or hostile and must not be built.
+MAX_SIZE = 1 << 20
+MAX_LAYERS = 512
+
+Args = TypeVar("Args", bound="BaseModelArgs")
+Self = TypeVar("Self", bound="BaseModel")
+
+
+def layers(default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that counts layers (bounded by `MAX_LAYERS`)."""
+    return dataclasses.field(default=default, metadata={"max": MAX_LAYERS})
+
+
+def positive(default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field of a size that must be at least one."""
+    return dataclasses.field(default=default, metadata={"min": 1})
+
+
+@dataclass
+class BaseModelArgs:
+    """Arguments of a model, from the keys of its configuration; unknown keys are ignored, as mlx_lm does."""
+
+    @classmethod
+    def from_dict(cls: type[Args], config: dict[str, Any]) -> Args:
+        """Raises `ConfigError` naming every value that is missing, of the wrong type, or absurd."""
+        hints, values, wrong = typing.get_type_hints(cls), {}, []
+        for field in dataclasses.fields(cls):
+            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if field.name in config:
+                values[field.name] = config[field.name]
+                problem = _problem(config[field.name], hints[field.name], field.metadata)
+                if problem:
+                    wrong.append(f"{field.name} {problem}")
+            elif required:
+                wrong.append(f"{field.name} is missing")
+        if wrong:
+            raise ConfigError(f"config.json of a {config.get('model_type', cls.__module__)} model: {'; '.join(wrong)}")
+        return cls(**values)
+
+
+def _problem(value: Any, hint: Any, limits: typing.Mapping[str, int]) -> str | None:
+    """What is wrong with `value`, or None. Lists are checked element by element."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        if not isinstance(value, list):
+            return f"is {value!r}, not a list"
+        if len(value) > limits.get("length", MAX_SIZE):
+            return f"has {len(value)} entries"
+        found = (_problem(item, arguments[0], limits) for item in value)
+        return next((problem for problem in found if problem), None)
+    if origin is not None and type(None) in arguments:  # X | None
+        return None if value is None else _problem(value, arguments[0], limits)
+    if hint is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return (
+            None if number and math.isfinite(value) and abs(value) <= MAX_SIZE else f"is {value!r}, not a sound number"
+        )
+    if hint is int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return f"is {value!r}, not a whole number"
+        low, high = limits.get("min", 0), limits.get("max", MAX_SIZE)
+        return None if low <= value <= high else f"is {value}, not within {low} to {high}"
+    if hint in (str, bool, dict):
+        return None if isinstance(value, hint) else f"is {value!r}, not {hint.__name__}"
+    return None
+
+
+class BaseModel(nn.Module):
+    """A model of any family. What a family may quantize and cast is said by the two predicates."""
+
+    quantizable = False
+
+    def quant_predicate(self, path: str, module: nn.Module) -> bool:
+        """Whether the layer at `path` may be quantized."""
+        return False
+
+    def quant_recipe(self, path: str) -> str:
+        """The part a layer plays in a mixed recipe: "low" (robust, most of the weights) or "high" (sensitive)."""
+        return "low"
+
+    def cast_predicate(self, path: str) -> bool:
+        """Whether the parameter at `path` may leave float32 when a smaller dtype is asked for."""
+        return True
+
+    def materialise(self: Self) -> Self:
+        """Evaluate every array, private ones too: in MLX a lazy array can only be used by the thread that made it."""
+        mx.eval([value for module in self.modules() for value in module.values() if isinstance(value, mx.array)])
+        return self

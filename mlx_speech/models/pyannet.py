@@ -1,0 +1,90 @@
+"""PyanNet: who is speaking in every frame of a chunk (Bredin & Laurent 2021; powerset: Plaquet & Bredin 2023).
+
+Source: pyannote.audio `models.segmentation.PyanNet` and `models.blocks.sincnet`; the SincNet filters (Ravanelli &
+Bengio 2018) are computed at conversion and stored as a plain kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
+from mlx_speech.models.layers import LSTM
+
+SLOPE = 0.01  # of every LeakyReLU
+
+
+@dataclass
+class ModelArgs(BaseModelArgs):
+    num_classes: int = positive()
+    sincnet_stride: int = positive(10)
+    lstm_hidden_size: int = positive(128)
+    lstm_num_layers: int = layers(4)
+    lstm_bidirectional: bool = True
+    linear_hidden_size: int = positive(128)
+    linear_num_layers: int = layers(2)
+    powerset_max_classes: int | None = None  # None: multilabel, one sigmoid per class
+    num_speakers: int = positive(3)
+    duration: float = 10.0  # of a chunk, in seconds
+    warm_up: list[float] | None = None  # seconds left and right of a chunk that are not to be trusted
+    sample_rate: int = positive(16000)
+
+
+class SincNet(nn.Module):
+    """Waveform (batch, samples, 1) → features (batch, frames, 60), a frame every 270 samples at stride 10."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.wav_norm = nn.InstanceNorm(1, affine=True)
+        self.conv0 = nn.Conv1d(1, 80, 251, stride=stride, bias=False)
+        self.conv1 = nn.Conv1d(80, 60, 5)
+        self.conv2 = nn.Conv1d(60, 60, 5)
+        self.norm0 = nn.InstanceNorm(80, affine=True)
+        self.norm1 = nn.InstanceNorm(60, affine=True)
+        self.norm2 = nn.InstanceNorm(60, affine=True)
+        self.pool = nn.MaxPool1d(3, 3)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = mx.abs(self.conv0(self.wav_norm(x)))
+        x = nn.leaky_relu(self.norm0(self.pool(x)), SLOPE)
+        x = nn.leaky_relu(self.norm1(self.pool(self.conv1(x))), SLOPE)
+        return nn.leaky_relu(self.norm2(self.pool(self.conv2(x))), SLOPE)
+
+
+class Model(BaseModel):
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        self.args = args
+        directions = 2 if args.lstm_bidirectional else 1
+        width = args.lstm_hidden_size * directions
+        self.sincnet = SincNet(args.sincnet_stride)
+        self.lstm = [LSTM(width if k else 60, args.lstm_hidden_size, directions) for k in range(args.lstm_num_layers)]
+        widths = [width] + [args.linear_hidden_size] * args.linear_num_layers
+        self.linear = [nn.Linear(i, o) for i, o in pairwise(widths)]
+        self.classifier = nn.Linear(widths[-1], args.num_classes)
+
+    def __call__(self, waveform: mx.array) -> mx.array:
+        """waveform (batch, samples) → (batch, frames, classes)
+
+        Log-probabilities over the powerset classes, or, of a multilabel model, one probability per speaker. 160 000
+        samples give 589 frames, 80 000 give 293. Chunks do not influence each other.
+        """
+        x = self.sincnet(waveform[..., None])
+        for layer in self.lstm:
+            x, _ = layer(x)
+        for layer in self.linear:
+            x = nn.leaky_relu(layer(x), SLOPE)
+        x = self.classifier(x).astype(mx.float32)
+        if self.args.powerset_max_classes is None:
+            return mx.sigmoid(x)
+        return x - mx.logsumexp(x, axis=-1, keepdims=True)
+
+    def num_frames(self, samples: int) -> int:
+        """How many frames a chunk of `samples` gives (0 where it is too short for one)."""
+        for kernel, stride in [(251, self.args.sincnet_stride), (3, 3), (5, 1), (3, 3), (5, 1), (3, 3)]:
+            samples = (samples - kernel) // stride + 1 if samples >= kernel else 0
+        return samples

@@ -1,0 +1,178 @@
+"""Whisper (Radford et al. 2022): audio encoder and text decoder of every size, turbo and distil included.
+
+Source: openai/whisper `model.py`; parameters are named as there, with mlp.0 and mlp.2 as mlp1 and mlp2 (mlx-whisper's
+names). The decoder keeps its keys and values in buffers of fixed size, and those of the cross-attention once per chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_speech.errors import OptionError
+from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
+
+
+@dataclass
+class ModelArgs(BaseModelArgs):
+    n_mels: int = positive()
+    n_audio_ctx: int = positive()
+    n_audio_state: int = positive()
+    n_audio_head: int = positive()
+    n_audio_layer: int = layers()
+    n_vocab: int = positive()
+    n_text_ctx: int = positive()
+    n_text_state: int = positive()
+    n_text_head: int = positive()
+    n_text_layer: int = layers()
+    alignment_heads: list[list[int]] | None = None  # (layer, head) whose cross-attention follows the audio
+
+
+def sinusoids(length: int, channels: int) -> np.ndarray:
+    """The encoder's positions, (length, channels): sines, then cosines, wavelengths from 2π to 10 000·2π."""
+    increment = np.log(10000) / (channels // 2 - 1)
+    angles = np.arange(length)[:, None] * np.exp(-increment * np.arange(channels // 2))
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self._heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def split(self, x: mx.array) -> mx.array:
+        """(batch, steps, width) → (batch, heads, steps, width of a head)"""
+        return x.reshape(x.shape[0], x.shape[1], self._heads, -1).transpose(0, 2, 1, 3)
+
+    def keys_values(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        return self.split(self.key(x)), self.split(self.value(x))
+
+    def __call__(self, x: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None = None) -> mx.array:
+        q = self.split(self.query(x))
+        y = mx.fast.scaled_dot_product_attention(q, keys, values, scale=q.shape[-1] ** -0.5, mask=mask)
+        return self.out(y.transpose(0, 2, 1, 3).reshape(x.shape))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int, cross: bool):
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.attn_ln = nn.LayerNorm(width)
+        if cross:
+            self.cross_attn = Attention(width, heads)
+            self.cross_attn_ln = nn.LayerNorm(width)
+        self.mlp1 = nn.Linear(width, 4 * width)
+        self.mlp2 = nn.Linear(4 * width, width)
+        self.mlp_ln = nn.LayerNorm(width)
+
+    def mlp(self, x: mx.array) -> mx.array:
+        return x + self.mlp2(nn.gelu(self.mlp1(self.mlp_ln(x))))
+
+
+class AudioEncoder(nn.Module):
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        width = args.n_audio_state
+        self.conv1 = nn.Conv1d(args.n_mels, width, 3, padding=1)
+        self.conv2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
+        self._positions = mx.array(sinusoids(args.n_audio_ctx, width))
+        self.blocks = [Block(width, args.n_audio_head, cross=False) for _ in range(args.n_audio_layer)]
+        self.ln_post = nn.LayerNorm(width)
+
+    def __call__(self, mel: mx.array) -> mx.array:
+        """mel (batch, 3000, n_mels) → (batch, 1500, width)"""
+        x = nn.gelu(self.conv1(mel.astype(self.conv1.weight.dtype)))
+        x = nn.gelu(self.conv2(x))
+        x = x + self._positions.astype(x.dtype)
+        for block in self.blocks:
+            y = block.attn_ln(x)
+            x = block.mlp(x + block.attn(y, *block.attn.keys_values(y)))
+        return self.ln_post(x)
+
+
+@dataclass
+class Cache:
+    """What the decoder remembers of a batch: `offset` tokens, their keys and values, and those of the audio.
+
+    keys, values : per layer, (batch, heads, n_text_ctx, width of a head), of which the first `offset` steps are filled
+    audio : per layer, the keys and values of the encoded audio, (batch, heads, 1500, width of a head)
+    """
+
+    offset: int
+    keys: list[mx.array]
+    values: list[mx.array]
+    audio: list[tuple[mx.array, mx.array]]
+
+    def append(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Put in the steps after `offset`; all keys and values so far."""
+        end = self.offset + keys.shape[2]
+        self.keys[layer][:, :, self.offset : end] = keys
+        self.values[layer][:, :, self.offset : end] = values
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+
+class TextDecoder(nn.Module):
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        width = args.n_text_state
+        self._context = args.n_text_ctx
+        self.token_embedding = nn.Embedding(args.n_vocab, width)
+        self.positional_embedding = mx.zeros((args.n_text_ctx, width))
+        self.blocks = [Block(width, args.n_text_head, cross=True) for _ in range(args.n_text_layer)]
+        self.ln = nn.LayerNorm(width)
+
+    def new_cache(self, encoded: mx.array) -> Cache:
+        """An empty cache for a batch of encoded audio."""
+        audio = [block.cross_attn.keys_values(encoded) for block in self.blocks]
+        keys, _ = audio[0]
+        shape = (keys.shape[0], keys.shape[1], self._context, keys.shape[3])
+        keys, values = ([mx.zeros(shape, keys.dtype) for _ in audio] for _ in range(2))
+        return Cache(0, keys, values, audio)
+
+    def __call__(self, tokens: mx.array, encoded: mx.array, cache: Cache | None = None) -> tuple[mx.array, Cache]:
+        """tokens (batch, n), encoded (batch, 1500, width) → logits (batch, n, vocabulary) in float32, and the cache.
+
+        With a cache, `tokens` continue those it has seen and `encoded` is not looked at again; the cache is changed
+        in place. Raises `OptionError` beyond n_text_ctx (448) tokens in all.
+        """
+        cache = self.new_cache(encoded) if cache is None else cache
+        steps = tokens.shape[1]
+        if cache.offset + steps > self._context:
+            raise OptionError(f"{cache.offset + steps} tokens: this decoder takes {self._context}")
+        x = self.token_embedding(tokens) + self.positional_embedding[cache.offset : cache.offset + steps]
+        mask = "causal" if steps > 1 else None
+        for layer, block in enumerate(self.blocks):
+            y = block.attn_ln(x)
+            x = x + block.attn(y, *cache.append(layer, *block.attn.keys_values(y)), mask)
+            x = x + block.cross_attn(block.cross_attn_ln(x), *cache.audio[layer])
+            x = block.mlp(x)
+        cache.offset += steps
+        return self.token_embedding.as_linear(self.ln(x)).astype(mx.float32), cache
+
+
+class Model(BaseModel):
+    quantizable = True
+
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        self.args = args
+        self.encoder = AudioEncoder(args)
+        self.decoder = TextDecoder(args)
+
+    def quant_predicate(self, path: str, module: nn.Module) -> bool:
+        """All linear layers of the blocks, and the token embedding, which is the output layer too."""
+        return ".blocks." in path or path == "decoder.token_embedding"
+
+    def quant_recipe(self, path: str) -> str:
+        return "low" if path.startswith("decoder.blocks") else "high"
+
+    def __call__(self, mel: mx.array, tokens: mx.array) -> mx.array:
+        """mel (batch, 3000, n_mels), tokens (batch, n) → logits (batch, n, vocabulary)"""
+        return self.decoder(tokens, self.encoder(mel))[0]

@@ -1,0 +1,218 @@
+"""Recording → the regions in which somebody speaks, from the probabilities of Silero VAD.
+
+`speech_timestamps` gives what `get_speech_timestamps` of the silero-vad package (6.2) gives, sample for sample. In
+short: speech begins with a window at or above `threshold`; it ends where windows below `neg_threshold` last for
+`min_silence_duration_ms`, and windows between the two change nothing. Speech that grows longer than
+`max_speech_duration_s` is cut in a pause. What is left is widened by `speech_pad_ms` on both sides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_speech.errors import AudioError, OptionError
+from mlx_speech.transcript import Region
+
+WINDOWS = {16_000: 512, 8_000: 256}  # samples a probability stands for, by sampling rate
+
+
+def detect_speech(
+    audio: Any, model: Callable[..., mx.array], *, sample_rate: int = 16_000, **options: Any
+) -> list[Region]:
+    """The regions of a recording in which somebody speaks.
+
+    audio : (samples,), floats in [-1, 1]
+    model : Silero VAD; `model(audio, sample_rate=...)` gives one probability a window, (windows,)
+    sample_rate : of `audio`, in Hz: 8000, 16000, or a multiple of 16000, of which every n-th sample is taken without
+        a filter, as the original does (`audio_from_array` resamples properly)
+    options : those of `speech_timestamps`
+
+    Raises `OptionError` for options out of range, before the model runs, and `AudioError` for audio of another shape.
+    """
+    if sample_rate <= 0 or (sample_rate % 16_000 and sample_rate != 8_000):
+        raise OptionError(
+            f"a sample rate of {sample_rate} Hz: speech is detected at 8000, 16000 or a multiple of 16000"
+        )
+    rate = min(sample_rate, 16_000)
+    speech_timestamps([], num_samples=0, sampling_rate=rate, **options)  # checks them
+    samples = np.asarray(audio, dtype=np.float32)
+    if samples.ndim != 1:
+        raise AudioError(f"audio of shape {samples.shape}: speech is detected in one channel, (samples,)")
+    samples = samples[:: sample_rate // rate]
+    if not samples.size:
+        return []
+    probabilities = np.array(model(mx.array(samples), sample_rate=rate))
+    found = speech_timestamps(probabilities, num_samples=samples.size, sampling_rate=rate, **options)
+    return [Region(start / rate, end / rate) for start, end in found]
+
+
+def speech_timestamps(
+    probabilities: Sequence[float] | np.ndarray,
+    *,
+    num_samples: int,
+    sampling_rate: int = 16_000,
+    threshold: float = 0.5,
+    neg_threshold: float | None = None,
+    min_speech_duration_ms: float = 250,
+    max_speech_duration_s: float = math.inf,
+    min_silence_duration_ms: float = 100,
+    speech_pad_ms: float = 30,
+    min_silence_at_max_speech: float = 98,
+    use_max_poss_sil_at_max_speech: bool = True,
+) -> list[tuple[int, int]]:
+    """Speech probabilities → (start, end) of each stretch of speech, in samples. Options and results as upstream.
+
+    probabilities : (windows,), one for every 512 samples at 16 kHz, 256 at 8 kHz
+    num_samples : length of the recording, in samples
+    sampling_rate : 16000 or 8000
+    threshold : speech begins at this probability
+    neg_threshold : and ends below this one; by default 0.15 lower, at least 0.01
+    min_speech_duration_ms : speech that is not longer is dropped, unless it was cut for being too long
+    max_speech_duration_s : longer speech is cut
+    min_silence_duration_ms : a pause that is shorter does not end speech
+    speech_pad_ms : added on both sides, or half of the pause where two stretches would meet
+    min_silence_at_max_speech : milliseconds; speech that is too long is cut in a pause longer than this, or, where it
+        has none, at the window that makes it too long
+    use_max_poss_sil_at_max_speech : cut in the longest of these pauses; otherwise in the last
+
+    Raises `OptionError`, naming the option, for values out of range.
+    """
+    _check("threshold", threshold, 0, 1)
+    _check("min_speech_duration_ms", min_speech_duration_ms, 0, 1e9)
+    _check("min_silence_duration_ms", min_silence_duration_ms, 0, 1e9)
+    _check("min_silence_at_max_speech", min_silence_at_max_speech, 0, 1e9)
+    _check("speech_pad_ms", speech_pad_ms, 0, 1e9)
+    _check("max_speech_duration_s", max_speech_duration_s, 0, math.inf)
+    if neg_threshold is None:
+        neg_threshold = max(threshold - 0.15, 0.01)
+    else:
+        _check("neg_threshold", neg_threshold, 0, threshold)
+    if sampling_rate not in WINDOWS:
+        raise OptionError(f"sampling_rate is {sampling_rate}: it has to be 8000 or 16000")
+    window = WINDOWS[sampling_rate]
+    if len(probabilities) != -(-num_samples // window):
+        raise OptionError(f"num_samples is {num_samples}, which does not fit {len(probabilities)} windows of {window}")
+
+    pad = sampling_rate * speech_pad_ms / 1000
+    min_speech = sampling_rate * min_speech_duration_ms / 1000
+    tracker = _Tracker(
+        min_speech=min_speech,
+        max_speech=sampling_rate * max_speech_duration_s - window - 2 * pad,
+        min_silence=sampling_rate * min_silence_duration_ms / 1000,
+        min_cut=sampling_rate * min_silence_at_max_speech / 1000,
+        longest=use_max_poss_sil_at_max_speech,
+    )
+    # Rounded to float32, which the original's model gives, but compared with the thresholds as they are: at a
+    # threshold of 0.35, the float32 next to 0.35 counts as below it.
+    for index, probability in enumerate(np.asarray(probabilities, dtype=np.float32).tolist()):
+        tracker.step(window * index, speech=probability >= threshold, silence=probability < neg_threshold)
+    tracker.finish(num_samples)
+    return _padded(tracker.segments, pad, num_samples)
+
+
+def in_seconds(
+    timestamps: Sequence[tuple[int, int]], *, num_samples: int, sampling_rate: int = 16_000, time_resolution: int = 1
+) -> list[tuple[float, float]]:
+    """`timestamps` in seconds, rounded to `time_resolution` decimals as the original's `return_seconds` does: no end
+    is rounded past the end of the recording, which has `num_samples`."""
+    length = num_samples / sampling_rate
+    return [
+        (round(start / sampling_rate, time_resolution), min(round(end / sampling_rate, time_resolution), length))
+        for start, end in timestamps
+    ]
+
+
+def _check(option: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # NaN too
+        raise OptionError(f"{option} is {value}: it has to be from {low:g} to {high:g}")
+
+
+@dataclass
+class _Tracker:
+    """The state machine: fed window by window, it collects segments. Everything is in samples."""
+
+    min_speech: float
+    max_speech: float
+    min_silence: float
+    min_cut: float
+    longest: bool
+
+    segments: list[tuple[int, int]] = field(default_factory=list)
+    start: int | None = None  # of the open segment
+    silence: int | None = None  # since when it has been silent in the open segment
+    pauses: list[tuple[int, int]] = field(default_factory=list)  # (start, length) of those where it may be cut
+    last_pause: int | None = None  # start of the last one long enough, for cutting there instead
+    resumed: int | None = None  # where speech came back after `last_pause`
+
+    def step(self, position: int, *, speech: bool, silence: bool) -> None:
+        """The window that begins at `position`; neither `speech` nor `silence` between the two thresholds."""
+        if speech:
+            self._end_silence(position)
+            if self.start is None:
+                self.start = position
+                return
+        if self.start is not None and position - self.start > self.max_speech:
+            self._cut(position)
+        if silence and self.start is not None:
+            self._continue_silence(self.start, position)
+
+    def finish(self, num_samples: int) -> None:
+        """The end of the recording closes an open segment, silent or not."""
+        if self.start is not None and num_samples - self.start > self.min_speech:
+            self.segments.append((self.start, num_samples))
+
+    def _end_silence(self, position: int) -> None:
+        if self.silence is None:
+            return
+        if position - self.silence > self.min_cut:
+            self.pauses.append((self.silence, position - self.silence))
+        self.silence = None
+        if self.last_pause is not None and self.resumed is None:
+            self.resumed = position
+
+    def _continue_silence(self, start: int, position: int) -> None:
+        if self.silence is None:
+            self.silence = position
+        length = position - self.silence
+        if length > self.min_cut:
+            self.last_pause, self.resumed = self.silence, None
+        if length >= self.min_silence:
+            if self.silence - start > self.min_speech:
+                self.segments.append((start, self.silence))
+            self._open(None)
+
+    def _cut(self, position: int) -> None:
+        """End a segment that has become too long; the next one begins behind the pause where it is cut, if there is
+        speech behind it yet. Its length is not held against `min_speech`."""
+        end, following = position, None
+        if self.longest:
+            if self.pauses:
+                end, length = max(self.pauses, key=lambda pause: pause[1])  # the first of equals
+                following = end + length
+        elif self.last_pause is not None:
+            end, following = self.last_pause, self.resumed
+        if self.start is not None:
+            self.segments.append((self.start, end))
+        self._open(following)
+
+    def _open(self, start: int | None) -> None:
+        """A new segment, or none; what was noted of the old one is forgotten, a silence that is going on too."""
+        self.start, self.silence, self.last_pause, self.resumed = start, None, None, None
+        self.pauses = []
+
+
+def _padded(segments: list[tuple[int, int]], pad: float, num_samples: int) -> list[tuple[int, int]]:
+    """`segments` widened by `pad` on both sides; where two would meet, each gets half of the pause."""
+    gaps = [math.inf, *(after[0] - before[1] for before, after in pairwise(segments)), math.inf]
+    shares = [gap // 2 if gap < 2 * pad else pad for gap in gaps]
+    return [
+        (int(max(0, start - before)), int(min(num_samples, end + after)))
+        for (start, end), before, after in zip(segments, shares, shares[1:], strict=False)
+    ]

@@ -1,0 +1,196 @@
+"""A tensor that is not in memory yet, and safetensors files read and written one tensor at a time.
+
+A 3 GB checkpoint is converted in the memory of its largest tensor: files are mapped, tensors are read when asked for,
+folded or cast, written, and forgotten. (safetensors' own NumPy reader has no bfloat16, MLX's has no float64, and
+neither writes without holding the whole model.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_speech.errors import CorruptFile, shorten
+
+# safetensors code → our name (NumPy's, and bfloat16)
+CODES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+NAMES = {name: code for code, name in CODES.items()}
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+MAX_HEADER = 100 * 1024 * 1024  # bytes; the limit of the format's own reader
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one element of `dtype` (a NumPy name, or bfloat16)."""
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A named array of a source, read when asked for.
+
+    shape : as `raw` will give it
+    dtype : a NumPy name, or "bfloat16"
+    raw : reads it; bfloat16 comes as its bits, in uint16
+    sources : the names of the tensors it is made of, as the file spells them
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    raw: Callable[[], np.ndarray]
+    sources: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * itemsize(self.dtype)
+
+    def numpy(self) -> np.ndarray:
+        """The values; bfloat16 as float32, which loses nothing."""
+        array = self.raw()
+        if self.dtype == "bfloat16":
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array
+
+    def mlx(self) -> mx.array:
+        """The values as an evaluated MLX array of the same dtype."""
+        array = np.ascontiguousarray(self.raw())
+        if self.dtype == "bfloat16":
+            result = mx.array(array).view(mx.bfloat16)
+        else:
+            result = mx.array(array, dtype=getattr(mx, self.dtype if self.dtype != "bool" else "bool_"))
+        mx.eval(result)
+        return result
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...] | None = None) -> Tensor:
+        """The tensor that `function` makes of this one's values; computed in and kept as its own dtype."""
+        return combine([self], lambda array: function(array), self.shape if shape is None else shape, self.dtype)
+
+
+def combine(parts: list[Tensor], function: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: str) -> Tensor:
+    """The tensor of `shape` and `dtype` that `function` makes of the values of `parts`."""
+
+    def raw() -> np.ndarray:
+        array = np.ascontiguousarray(function(*(part.numpy() for part in parts)))
+        if dtype != "bfloat16":
+            return array.astype(dtype, copy=False)
+        return np.array(mx.array(array.astype(np.float32)).astype(mx.bfloat16).view(mx.uint16))
+
+    return Tensor(tuple(shape), dtype, raw, tuple(name for part in parts for name in part.sources))
+
+
+def from_array(array: np.ndarray, name: str = "") -> Tensor:
+    """A tensor that is in memory already."""
+    return Tensor(array.shape, array.dtype.name, lambda: array, (name,) if name else ())
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, unread, and its metadata.
+
+    The format: https://github.com/huggingface/safetensors#format. Raises `CorruptFile` where the header, a dtype,
+    a shape or an offset does not fit the file.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+        if not 0 < length <= min(size - 8, MAX_HEADER):
+            raise CorruptFile(
+                f"{path}: not a complete safetensors file (header of {length} bytes in {size}): fetch it again"
+            )
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise CorruptFile(f"{path}: not a safetensors file (its header is no JSON): fetch it again") from error
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if not isinstance(header, dict):
+        raise CorruptFile(f"{path}: not a safetensors file (its header is no object): fetch it again")
+    metadata = header.pop("__metadata__", {})
+    start, tensors, wrong = 8 + length, {}, []
+    for name, entry in header.items():
+        try:
+            dtype, shape, (begin, end) = CODES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+            fits = all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and start + end <= size
+            if not fits or math.prod(shape) * itemsize(dtype) != end - begin:
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            wrong.append(name)
+            continue
+        tensors[name] = Tensor(shape, dtype, _view(mapped, start + begin, shape, dtype), (name,))
+    if wrong:
+        raise CorruptFile(
+            f"{path}: truncated, or tensors that do not fit their place: {shorten(wrong)}: fetch it again"
+        )
+    return tensors, metadata if isinstance(metadata, dict) else {}
+
+
+def _view(buffer: mmap.mmap, offset: int, shape: tuple[int, ...], dtype: str) -> Callable[[], np.ndarray]:
+    stored = np.dtype("uint16" if dtype == "bfloat16" else dtype)
+
+    def raw() -> np.ndarray:
+        return np.frombuffer(buffer, stored, math.prod(shape), offset).reshape(shape)
+
+    return raw
+
+
+def write_safetensors(
+    path: Path, layout: dict[str, tuple[tuple[int, ...], str]], arrays: Iterable[tuple[str, mx.array | np.ndarray]]
+) -> None:
+    """Write a safetensors file, each array being dropped as soon as it is on disk.
+
+    layout : every name with its shape and dtype, known beforehand; written in this order
+    arrays : the same names, in any order
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+    offset, places = 0, {}
+    for name, (shape, dtype) in layout.items():
+        end = offset + math.prod(shape) * itemsize(dtype)
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        places[name], offset = offset, end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        start = file.tell()
+        for name, array in arrays:
+            shape, dtype = layout[name]
+            _write(file, start + places.pop(name), array, shape, dtype)
+        file.flush()
+    if places:
+        raise ValueError(f"never given: {shorten(list(places))}")
+
+
+def _write(file: BinaryIO, offset: int, array: mx.array | np.ndarray, shape: tuple[int, ...], dtype: str) -> None:
+    found = str(array.dtype).rpartition(".")[2].rstrip("_")
+    if tuple(array.shape) != tuple(shape) or found != dtype:
+        raise ValueError(f"{tuple(array.shape)} {found} where {tuple(shape)} {dtype} was announced")
+    if isinstance(array, mx.array):
+        array = np.array(array.view(mx.uint16) if dtype == "bfloat16" else array, copy=False)
+    file.seek(offset)
+    file.write(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")

@@ -1,0 +1,61 @@
+"""Shared by all tests: one thread per library, the folder of real data, and parity.md, which the run writes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+# two workers on two cores: libraries that start a thread per core would fight for them
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["PYANNOTE_METRICS_ENABLED"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import mlx_speech  # noqa: E402, F401  (before anything imports mlx)
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("MLX_SPEECH_TEST_DATA", ROOT.parent / "shared"))
+RESULTS = ROOT / ".parity"
+
+
+def real(name: str) -> Path:
+    """A file or folder of the real test data; skips with a reason where it is absent, but fails in CI."""
+    path = DATA / name
+    if not path.exists():
+        if os.environ.get("CI"):
+            pytest.fail(f"{name} is missing: in CI every parity test has to run")
+        pytest.skip(f"{name} is not here: set MLX_SPEECH_TEST_DATA to the folder that has it")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_SPEECH_CACHE", str(tmp_path / "cache"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    if not hasattr(config, "workerinput"):
+        RESULTS.mkdir(exist_ok=True)
+        for old in RESULTS.glob("*.json"):
+            old.unlink()
+
+
+def record(case: str, original: str, precision: str, rows: list) -> None:
+    """Keep a case's figures for parity.md."""
+    content = {"case": case, "original": original, "precision": precision}
+    content["rows"] = [[row.measure, row.value, row.bar, row.at_least] for row in rows]
+    (RESULTS / f"{case} {precision}.json".replace("/", "-")).write_text(json.dumps(content))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Merge what the workers recorded into parity.md, if this run measured everything."""
+    if hasattr(session.config, "workerinput") or not any(RESULTS.glob("*.json")):
+        return
+    from parity_table import render
+
+    (ROOT / "parity.md").write_text(render([json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]))

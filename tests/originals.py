@@ -1,0 +1,272 @@
+"""Random originals: real PyTorch modules with seeded weights in which no norm is the identity, saved in their own formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Give every norm, bias and running statistic a value of its own; matrices keep their initialisation."""
+    generator = torch.Generator().manual_seed(seed)
+    owners = dict(module.named_modules())
+    with torch.no_grad():
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            owner = owners[name.rpartition(".")[0]]
+            norm = "Norm" in type(owner).__name__
+            noise = torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else None
+            if noise is None or tensor.ndim > 1:
+                continue
+            if name.endswith("running_var"):
+                tensor.copy_(0.5 + noise.abs())
+            elif norm and name.endswith("weight"):
+                tensor.copy_(1 + 0.3 * noise)
+            elif norm or name.endswith(("bias", "running_mean")) or "bias" in name.rpartition(".")[2]:
+                tensor.copy_(0.2 * noise)
+    return module.eval()
+
+
+def scale(parameter: torch.Tensor, factor: float) -> None:
+    with torch.no_grad():
+        parameter.mul_(factor)
+
+
+def babble(seconds: float) -> torch.Tensor:
+    """Noise whose loudness and colour change, (samples,) at 16 kHz: something for outputs to vary over."""
+    rng, n = np.random.default_rng(7), int(seconds * 16000)
+    time = np.arange(n) / 16000
+    noise = rng.normal(size=n) * (0.02 + 0.2 * np.abs(np.sin(2 * np.pi * 0.7 * time)))
+    tone = 0.3 * np.sin(2 * np.pi * (200 * time + 150 * np.sin(2 * np.pi * 0.3 * time)))
+    return torch.from_numpy((noise + tone * (np.sin(2 * np.pi * 0.5 * time) > 0)).astype(np.float32))
+
+
+def balance(layer: torch.nn.Linear, logits: torch.Tensor) -> None:
+    """Shift the last layer's bias so that no class wins throughout: a random model's classes then take turns."""
+    with torch.no_grad():
+        layer.bias.sub_(logits.reshape(-1, logits.shape[-1]).mean(dim=0))
+
+
+# --- Whisper ---------------------------------------------------------------------------------------------------------
+
+TINY = {"n_mels": 80, "n_audio_ctx": 1500, "n_audio_state": 384, "n_audio_head": 6, "n_audio_layer": 4}
+TINY |= {"n_vocab": 51865, "n_text_ctx": 448, "n_text_state": 384, "n_text_head": 6, "n_text_layer": 4}
+BASE = {**TINY, "n_audio_state": 512, "n_audio_head": 8, "n_audio_layer": 6}
+BASE |= {"n_text_state": 512, "n_text_head": 8, "n_text_layer": 6}
+SMALL = {**TINY, "n_audio_state": 768, "n_audio_head": 12, "n_audio_layer": 12}
+SMALL |= {"n_text_state": 768, "n_text_head": 12, "n_text_layer": 12}
+LARGE_V3 = {**TINY, "n_mels": 128, "n_audio_state": 1280, "n_audio_head": 20, "n_audio_layer": 32, "n_vocab": 51866}
+LARGE_V3 |= {"n_text_state": 1280, "n_text_head": 20, "n_text_layer": 32}
+TURBO = {**LARGE_V3, "n_text_layer": 4}
+# narrow ones that keep every kind of structure: 128 mels, a decoder shorter than the encoder, a small vocabulary
+NARROW = {"n_mels": 80, "n_audio_ctx": 300, "n_audio_state": 128, "n_audio_head": 2, "n_audio_layer": 3}
+NARROW |= {"n_vocab": 1000, "n_text_ctx": 448, "n_text_state": 128, "n_text_head": 2, "n_text_layer": 2}
+NARROW_V3 = {**NARROW, "n_mels": 128, "n_audio_layer": 4, "n_text_layer": 1}
+
+
+def whisper_openai(dims: dict[str, int], seed: int = 0) -> Any:
+    from whisper.model import ModelDimensions, Whisper
+
+    torch.manual_seed(seed)
+    model = Whisper(ModelDimensions(**dims))
+    # as large as what the blocks add, or one token would win everywhere
+    torch.nn.init.normal_(model.decoder.positional_embedding, std=0.5)
+    torch.nn.init.normal_(model.decoder.token_embedding.weight, std=0.5)
+    return randomise(model, seed)
+
+
+def save_openai(model: Any, path: Path) -> Path:
+    torch.save({"dims": dict(model.dims.__dict__), "model_state_dict": model.state_dict()}, path)
+    return path
+
+
+def whisper_transformers(dims: dict[str, int], seed: int = 0) -> Any:
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    torch.manual_seed(seed)
+    config = WhisperConfig(
+        vocab_size=dims["n_vocab"],
+        num_mel_bins=dims["n_mels"],
+        d_model=dims["n_audio_state"],
+        encoder_layers=dims["n_audio_layer"],
+        encoder_attention_heads=dims["n_audio_head"],
+        decoder_layers=dims["n_text_layer"],
+        decoder_attention_heads=dims["n_text_head"],
+        encoder_ffn_dim=4 * dims["n_audio_state"],
+        decoder_ffn_dim=4 * dims["n_text_state"],
+        max_source_positions=dims["n_audio_ctx"],
+        max_target_positions=dims["n_text_ctx"],
+        pad_token_id=dims["n_vocab"] - 1,
+        bos_token_id=dims["n_vocab"] - 1,
+        eos_token_id=dims["n_vocab"] - 1,
+        decoder_start_token_id=dims["n_vocab"] - 2,
+        begin_suppress_tokens=None,
+        suppress_tokens=None,
+    )
+    model = WhisperForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.decoder.embed_positions.weight, std=0.5)
+    torch.nn.init.normal_(model.model.decoder.embed_tokens.weight, std=0.5)
+    return randomise(model, seed)
+
+
+def whisper_original(model: Any) -> Any:
+    """A transformers model in the form that the measure takes."""
+    from mlx_speech.convert.verify import WhisperOriginal
+
+    return WhisperOriginal(
+        encode=lambda mel: model.model.encoder(mel).last_hidden_state,
+        decode=lambda tokens, encoded: model.proj_out(
+            model.model.decoder(input_ids=tokens, encoder_hidden_states=encoded, use_cache=False).last_hidden_state
+        ),
+    )
+
+
+# --- wav2vec2 --------------------------------------------------------------------------------------------------------
+
+VOCAB = {label: index for index, label in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"])}
+
+
+def wav2vec2_transformers(kind: str, seed: int = 0, **sizes: Any) -> Any:
+    """kind : "group" (base) or "layer" (large, XLSR, MMS)"""
+    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+    torch.manual_seed(seed)
+    large = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True} if kind == "layer" else {}
+    config = Wav2Vec2Config(vocab_size=len(VOCAB), pad_token_id=0, **large, **sizes)
+    model = randomise(Wav2Vec2ForCTC(config), seed)
+    scale(model.lm_head.weight, 10)
+    balance(model.lm_head, model(babble(4)[None]).logits)
+    return model
+
+
+W2V_NARROW = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "conv_dim": [32, 32, 32, 32, 32, 32, 64],
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+
+
+def save_wav2vec2(model: Any, folder: Path, *, do_normalize: bool = False, vocab: dict | None = None) -> Path:
+    model.save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(vocab or VOCAB))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<pad>", "word_delimiter_token": "|"}))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": do_normalize, "sampling_rate": 16000}))
+    return folder
+
+
+def wav2vec2_torchaudio(kind: str, labels: int, seed: int = 0, narrow: bool = True) -> Any:
+    from torchaudio.models import wav2vec2_model
+
+    torch.manual_seed(seed)
+    width = 128 if narrow else 768
+    kernels, strides = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
+    model = wav2vec2_model(
+        extractor_mode=f"{kind}_norm",
+        extractor_conv_layer_config=[(32 if narrow else 512, k, s) for k, s in zip(kernels, strides, strict=True)],
+        extractor_conv_bias=kind == "layer",
+        encoder_embed_dim=width,
+        encoder_projection_dropout=0.0,
+        encoder_pos_conv_kernel=128,
+        encoder_pos_conv_groups=16,
+        encoder_num_layers=2,
+        encoder_num_heads=width // 64,
+        encoder_attention_dropout=0.0,
+        encoder_ff_interm_features=2 * width,
+        encoder_ff_interm_dropout=0.0,
+        encoder_dropout=0.0,
+        encoder_layer_norm_first=kind == "layer",
+        encoder_layer_drop=0.0,
+        aux_num_out=labels,
+    )
+    randomise(model, seed)
+    scale(model.aux.weight, 10)
+    balance(model.aux, model(babble(4)[None])[0])
+    return model
+
+
+# --- pyannote --------------------------------------------------------------------------------------------------------
+
+
+def pyannet(powerset: bool = True, seed: int = 0, duration: float = 10.0, **hparams: Any) -> Any:
+    from pyannote.audio.core.task import Problem, Resolution, Specifications
+    from pyannote.audio.models.segmentation import PyanNet
+
+    torch.manual_seed(seed)
+    model = PyanNet(**{"lstm": {"hidden_size": 128, "num_layers": 4}, **hparams})
+    model.specifications = Specifications(
+        problem=Problem.MONO_LABEL_CLASSIFICATION if powerset else Problem.MULTI_LABEL_CLASSIFICATION,
+        resolution=Resolution.FRAME,
+        duration=duration,
+        warm_up=(0.0, 0.0),
+        classes=["speaker#1", "speaker#2", "speaker#3"],
+        powerset_max_classes=2 if powerset else None,
+        permutation_invariant=True,
+    )
+    model.build()
+    randomise(model, seed)
+    for name, parameter in model.named_parameters():
+        if "weight_ih" in name or "weight_hh" in name:
+            scale(parameter, 3.0)
+    scale(model.classifier.weight, 20.0)
+    model.activation = torch.nn.Identity()
+    balance(model.classifier, model(babble(duration)[None, None]))
+    model.activation = model.default_activation()
+    return model
+
+
+def save_lightning(model: Any, path: Path, *, hyper_parameters: bool = True, extra: dict | None = None) -> Path:
+    """As Lightning and pyannote.audio save a checkpoint: `Model.on_save_checkpoint` adds the header."""
+    checkpoint: dict[str, Any] = {"state_dict": model.state_dict(), "pytorch-lightning_version": "2.0.0", "epoch": 3}
+    if hyper_parameters:
+        checkpoint["hyper_parameters"] = dict(model.hparams)
+    if hasattr(model, "_specifications"):
+        model.on_save_checkpoint(checkpoint)
+    else:  # a speaker embedding from the hub, which was never trained by pyannote.audio
+        checkpoint["pyannote.audio"] = {"versions": {"torch": "1.8.1+cu102", "pyannote.audio": "3.1.1"}}
+    checkpoint["state_dict"] |= extra or {}
+    torch.save(checkpoint, path)
+    return path
+
+
+def wespeaker(blocks: list[int] | None = None, channels: int = 32, bottleneck: bool = False, embedding: int = 256, seed: int = 0, **front: Any) -> Any:
+    from pyannote.audio.models.embedding import WeSpeakerResNet34
+    from pyannote.audio.models.embedding.wespeaker.resnet import BasicBlock, Bottleneck, ResNet
+
+    torch.manual_seed(seed)
+    span = front.pop("fbank_centering_span", None)
+    model = WeSpeakerResNet34(**front)
+    model.hparams.fbank_centering_span = span
+    block = Bottleneck if bottleneck else BasicBlock
+    bins = front.get("num_mel_bins", 80)
+    model.resnet = ResNet(block, blocks or [3, 4, 6, 3], m_channels=channels, feat_dim=bins, embed_dim=embedding, two_emb_layer=False)
+    return randomise(model, seed)
+
+
+def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def save_sharded(state: dict[str, torch.Tensor], folder: Path, shards: int = 3) -> None:
+    """model-0000k-of-….safetensors with their index."""
+    names, weight_map = sorted(state), {}
+    for k in range(shards):
+        file = f"model-{k + 1:05d}-of-{shards:05d}.safetensors"
+        part = {name: state[name].contiguous() for name in names[k::shards]}
+        save_file(part, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def speech(path: str, seconds: float | None = None) -> np.ndarray:
+    from mlx_speech import load_audio
+
+    audio = load_audio(path)
+    return audio if seconds is None else audio[: int(seconds * 16000)]

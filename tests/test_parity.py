@@ -1,0 +1,291 @@
+"""The proof: every family against its PyTorch original, one harness for all cases. The bars are those of verify.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import originals as make
+import pytest
+import torch
+from conftest import real, record
+
+from mlx_speech import checkpoint, load_audio
+from mlx_speech.convert import convert, verify
+from mlx_speech.convert.originals import openai_whisper
+
+PAUSES = Path(checkpoint.__file__).parent / "assets" / "demo" / "pauses.flac"
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "float16": {"dtype": "float16"},
+    "8 bits": {"quantize": True, "q_bits": 8},
+    "4 bits": {"quantize": True},
+}
+
+
+def package_file(package: str, name: str) -> Path:
+    """A file of an installed package, found without importing it."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations))) / name
+
+
+def audio(name: str | None = None) -> np.ndarray:
+    return load_audio(PAUSES if name is None else real(f"data/audio/{name}"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A source on disk and its original in memory.
+
+    build : makes both in a folder
+    sequences : for Whisper's decoder
+    smaller : the smaller precisions that are reported too
+    """
+
+    name: str
+    family: str
+    original: str
+    build: Callable[[Path], tuple[Path, Any]]
+    sequences: int = 200
+    smaller: tuple[str, ...] = ()
+    recording: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _silero(folder: Path) -> tuple[Path, Any]:
+    path = package_file("silero_vad", "data/silero_vad.jit")
+    return path, torch.jit.load(str(path)).eval()
+
+
+def _pyannet_2022(folder: Path) -> tuple[Path, Any]:
+    from pyannote.audio import Model
+
+    path = package_file("whisperx", "assets/pytorch_model.bin")
+    return path, Model.from_pretrained(path).eval()
+
+
+def _pyannet(folder: Path, **options: Any) -> tuple[Path, Any]:
+    model = make.pyannet(**options)
+    loss = {"loss_func.weight": torch.zeros(3)}
+    return make.save_lightning(model, folder / "pytorch_model.bin", extra=loss), model
+
+
+def _wespeaker(folder: Path, own: bool = False, hyper_parameters: bool = False, **options: Any) -> tuple[Path, Any]:
+    model = make.wespeaker(**options)
+    if own:  # WeSpeaker's own .pt: no prefix, and the training classifier
+        torch.save({**model.resnet.state_dict(), "projection.weight": torch.zeros(9, 64)}, folder / "avg_model.pt")
+        return folder / "avg_model.pt", model
+    return make.save_lightning(model, folder / "pytorch_model.bin", hyper_parameters=hyper_parameters), model
+
+
+def _plda(folder: Path) -> tuple[Path, Any]:
+    from pyannote.audio.core.plda import PLDA
+
+    path = real("weights/plda-community-1")
+    return path, PLDA(path / "xvec_transform.npz", path / "plda.npz")
+
+
+def _wav2vec2(folder: Path, kind: str, spelling: str = "new", format: str = "safetensors", **sizes: Any) -> tuple[Path, Any]:
+    model = make.wav2vec2_transformers(kind, **sizes)
+    make.save_wav2vec2(model, folder / "model", do_normalize=kind == "layer")
+    if spelling == "old" or format == "bin":
+        (folder / "model" / "model.safetensors").unlink()
+        names = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+        state = dict(model.state_dict())
+        for new, old in names.items():
+            for name in [name for name in state if name.endswith(new)]:
+                state[name.replace(new, old)] = state.pop(name)
+        torch.save(state, folder / "model" / "pytorch_model.bin")
+    return folder / "model", lambda rows: model(rows).logits
+
+
+def _torchaudio(folder: Path, kind: str, published: int, surplus: tuple[int, ...], **options: Any) -> tuple[Path, Any]:
+    """The file has the surplus rows that fairseq left; the original is torchaudio's model without them."""
+    labels = published - len(surplus)
+    model = make.wav2vec2_torchaudio(kind, labels, **options)
+    state = dict(model.state_dict())
+    for name in ("aux.weight", "aux.bias"):
+        rows = list(state[name])
+        for row in surplus:
+            rows.insert(row, torch.full_like(rows[0], 99.0))
+        state[name] = torch.stack(rows)
+    torch.save(state, folder / "wav2vec2.pth")
+    return folder / "wav2vec2.pth", lambda rows: model(rows)[0]
+
+
+def _mms(folder: Path) -> tuple[Path, Any]:
+    """A large model with adapters: the base in one file, German's adapter and head in another, labels per language."""
+    from safetensors.torch import save_file
+
+    model = make.wav2vec2_transformers("layer", **make.W2V_NARROW, adapter_attn_dim=16)
+    path = make.save_wav2vec2(model, folder / "mms", do_normalize=True, vocab={"eng": make.VOCAB, "deu": make.VOCAB})
+    make.randomise(model, seed=9)
+    adapter = {n: t.clone() for n, t in model.state_dict().items() if "adapter_layer" in n or n.startswith("lm_head")}
+    save_file(adapter, path / "adapter.deu.safetensors")
+    original = type(model).from_pretrained(path).eval()
+    original.load_state_dict(adapter, strict=False)
+    return path, lambda rows: original(rows).logits
+
+
+def _openai(folder: Path, dims: dict[str, int]) -> tuple[Path, Any]:
+    model = make.whisper_openai(dims)
+    return make.save_openai(model, folder / "model.pt"), openai_whisper(model)
+
+
+def _transformers(folder: Path, dims: dict[str, int], format: str = "safetensors") -> tuple[Path, Any]:
+    model = make.whisper_transformers(dims)
+    model.save_pretrained(folder / "model")
+    if format != "safetensors":
+        (folder / "model" / "model.safetensors").unlink()
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        if format == "sharded":
+            make.save_sharded(state, folder / "model")
+        else:
+            torch.save(state, folder / "model" / "pytorch_model.bin")
+    return folder / "model", make.whisper_original(model)
+
+
+GROUP, LAYER = ({"kind": kind, **make.W2V_NARROW} for kind in ("group", "layer"))
+CASES = [
+    Case("Silero VAD 6.2 (real)", "silero_vad", "silero-vad", _silero, smaller=("float16",)),
+    Case("Silero VAD 6.2 (real), 60 s", "silero_vad", "silero-vad", _silero, recording="vad/silero_test.wav"),
+    Case("Silero VAD 6.2 (real), jfk", "silero_vad", "silero-vad", _silero, recording="en/jfk.flac"),
+    Case("Silero VAD 6.2 (real), Swedish", "silero_vad", "silero-vad", _silero, recording="sv/se10x016-08071999-1334_u0016002.wav"),
+    Case("Silero VAD 6.2 (real), Japanese", "silero_vad", "silero-vad", _silero, recording="ja/common_voice_ja_24511055.mp3"),
+    Case("PyanNet 10 s powerset", "pyannet", "pyannote.audio", _pyannet, smaller=("float16",)),
+    Case("PyanNet 5 s multilabel", "pyannet", "pyannote.audio", partial(_pyannet, powerset=False, duration=5.0)),
+    Case(
+        "PyanNet narrow, a module per layer",
+        "pyannet",
+        "pyannote.audio",
+        partial(_pyannet, lstm={"hidden_size": 32, "num_layers": 2, "monolithic": False}, linear={"hidden_size": 16, "num_layers": 1}),
+    ),
+    Case(
+        "PyanNet one direction, stride 5",
+        "pyannet",
+        "pyannote.audio",
+        partial(_pyannet, lstm={"hidden_size": 32, "num_layers": 1, "bidirectional": False}, sincnet={"stride": 5}, linear={"num_layers": 0}),
+    ),
+    Case("WeSpeaker ResNet34", "wespeaker", "pyannote.audio", _wespeaker, smaller=("float16",)),
+    Case(
+        "WeSpeaker narrow, with hyper-parameters",
+        "wespeaker",
+        "pyannote.audio",
+        partial(_wespeaker, hyper_parameters=True, channels=8, embedding=128, fbank_centering_span=1.5),
+    ),
+    *(
+        Case(
+            f"WeSpeaker ResNet{depth} narrow, own .pt",
+            "wespeaker",
+            "pyannote.audio",
+            partial(_wespeaker, own=True, blocks=blocks, channels=4, bottleneck=True, embedding=64),
+        )
+        for depth, blocks in ((152, [3, 8, 36, 3]), (221, [6, 16, 48, 3]), (293, [10, 20, 64, 3]))
+    ),
+    Case("PLDA of community-1 (real)", "plda", "pyannote.audio", _plda),
+    Case("wav2vec2-base", "wav2vec2", "transformers", partial(_wav2vec2, kind="group"), smaller=("8 bits", "4 bits")),
+    Case("wav2vec2 narrow group norm", "wav2vec2", "transformers", partial(_wav2vec2, **GROUP), smaller=("float16",)),
+    Case("wav2vec2 narrow group norm, weight_g", "wav2vec2", "transformers", partial(_wav2vec2, spelling="old", **GROUP)),
+    Case("wav2vec2 narrow layer norm", "wav2vec2", "transformers", partial(_wav2vec2, **LAYER), smaller=("float16",)),
+    Case("wav2vec2 narrow layer norm, weight_g", "wav2vec2", "transformers", partial(_wav2vec2, spelling="old", **LAYER)),
+    Case("MMS narrow, German adapter", "wav2vec2", "transformers", _mms, options={"language": "deu"}),
+    Case("torchaudio English", "wav2vec2", "torchaudio", partial(_torchaudio, kind="group", published=32, surplus=(1, 2, 3))),
+    Case("torchaudio German", "wav2vec2", "torchaudio", partial(_torchaudio, kind="group", published=36, surplus=(1, 2, 3, 35))),
+    Case("torchaudio MMS_FA", "wav2vec2", "torchaudio", partial(_torchaudio, kind="layer", published=31, surplus=(1, 2, 3))),
+    Case("Whisper tiny", "whisper", "openai-whisper", partial(_openai, dims=make.TINY), smaller=("8 bits", "4 bits")),
+    Case("Whisper base", "whisper", "transformers", partial(_transformers, dims=make.BASE)),
+    Case("Whisper narrow", "whisper", "openai-whisper", partial(_openai, dims=make.NARROW), smaller=("float16", "8 bits", "4 bits")),
+    Case("Whisper narrow, 128 mels, short decoder", "whisper", "transformers", partial(_transformers, dims=make.NARROW_V3)),
+    Case("Whisper narrow, sharded", "whisper", "transformers", partial(_transformers, dims=make.NARROW, format="sharded")),
+    Case("Whisper narrow, pytorch_model.bin", "whisper", "transformers", partial(_transformers, dims=make.NARROW_V3, format="bin")),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_parity(case: Case, tmp_path: Path) -> None:
+    source, original = case.build(tmp_path)
+    inputs = verify.Inputs(audio(case.recording), sequences=case.sequences, varied=True)
+    convert(str(source), tmp_path / "mlx", **case.options)
+    rows = verify.measure(case.family, original, checkpoint.load_folder(tmp_path / "mlx"), inputs)
+    record(case.name, case.original, "float32", rows)
+    assert rows and all(row.ok for row in rows), verify.table([row for row in rows if not row.ok])
+
+    few = verify.Inputs(inputs.audio, sequences=16)
+    for name in case.smaller:
+        convert(str(source), tmp_path / name, **PRECISIONS[name], **case.options)
+        model = checkpoint.load_folder(tmp_path / name, dtype="float16" if name == "float16" else None)
+        rows = verify.measure(case.family, original, model, few)
+        record(case.name, case.original, name, rows)
+        assert all(np.isfinite(row.value) for row in rows)
+
+
+def test_the_harness_refuses_degenerate_outputs() -> None:
+    model = make.wav2vec2_transformers("group", **make.W2V_NARROW)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    converted = type("Converted", (), {"args": type("Args", (), {"do_normalize": False})})()
+    with pytest.raises(verify.ParityError, match="degenerate"):
+        verify.measure("wav2vec2", lambda rows: model(rows).logits, converted, verify.Inputs(audio()))
+
+
+@pytest.mark.parametrize("recording", ["dev00.wav", "dev01.wav"])
+def test_the_real_pyannet_of_2022(recording: str, tmp_path: Path) -> None:
+    source, original = _pyannet_2022(tmp_path)
+    convert(str(source), tmp_path / "mlx")
+    samples = load_audio(real(f"data/diar/ami_debug/{recording}"))
+    rows = verify.measure("pyannet", original, checkpoint.load_folder(tmp_path / "mlx"), verify.Inputs(samples, varied=True))
+    record(f"PyanNet 2022.07 (real), {recording}", "pyannote.audio", "float32", rows)
+    assert all(row.ok for row in rows), verify.table(rows)
+
+
+def _whisper_tiny_en(folder: Path) -> tuple[Path, Any]:
+    """The real weights, in OpenAI's form; the token embedding, which is not published here, is random."""
+    from safetensors.torch import load_file
+    from whisper.model import ModelDimensions, Whisper
+
+    state = {n: t.float() for n, t in load_file(real("weights/whisper-tiny.en-partial/model.safetensors")).items()}
+    generator = torch.Generator().manual_seed(3)
+    state["decoder.token_embedding.weight"] = 0.05 * torch.randn((51864, 384), generator=generator)
+    model = Whisper(ModelDimensions(**{**make.TINY, "n_vocab": 51864})).eval()
+    state.setdefault("encoder.positional_embedding", model.encoder.positional_embedding)
+    model.load_state_dict(state)
+    return make.save_openai(model, folder / "tiny.en.pt"), model
+
+
+def test_the_real_whisper_tiny_en(tmp_path: Path) -> None:
+    source, original = _whisper_tiny_en(tmp_path)
+    convert(str(source), tmp_path / "mlx")
+    model = checkpoint.load_folder(tmp_path / "mlx")
+    golden = np.load(real("weights/whisper-tiny.en-partial/golden_jfk_encoder.npz"))
+    mel, expected = (golden[name] for name in sorted(golden.files, key=lambda name: golden[name].shape != (80, 3000)))
+    found = np.array(model.encoder(mx.array(mel.T[None])))[0]  # type: ignore[operator]
+    rows = [verify.Row("encoder against the golden output, max difference", float(np.abs(found - expected).max()), 1e-3)]
+    inputs = verify.Inputs(audio("en/jfk.flac"), sequences=40, varied=True)
+    rows += verify.measure("whisper", openai_whisper(original), model, inputs)
+    record("Whisper tiny.en (real, random embedding)", "openai-whisper", "float32", rows)
+    assert all(row.ok for row in rows), verify.table(rows)
+    for name, options in PRECISIONS.items():
+        convert(str(source), tmp_path / name, **options)
+        smaller = checkpoint.load_folder(tmp_path / name)
+        few = verify.Inputs(inputs.audio, sequences=8)
+        record("Whisper tiny.en (real, random embedding)", "openai-whisper", name, verify.measure("whisper", openai_whisper(original), smaller, few))
+
+
+def test_features_of_whisper_are_those_of_openai() -> None:
+    import whisper
+
+    from mlx_speech import features
+
+    for n_mels in (80, 128):
+        samples = audio()
+        expected = whisper.log_mel_spectrogram(whisper.pad_or_trim(torch.from_numpy(samples)), n_mels).numpy().T
+        found = np.array(features.log_mel(mx.array(samples), n_mels))
+        assert np.abs(expected - found).max() < 1e-4
+        assert json.dumps(found.shape) == json.dumps(expected.shape)
