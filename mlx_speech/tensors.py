@@ -79,7 +79,7 @@ class Tensor:
 
     def mlx(self) -> mx.array:
         """The values as an evaluated MLX array of the same dtype."""
-        array = np.ascontiguousarray(self.raw())
+        array = np.asarray(self.raw(), order="C")
         if self.dtype == "bfloat16":
             result = mx.array(array).view(mx.bfloat16)
         else:
@@ -96,7 +96,7 @@ def combine(parts: list[Tensor], function: Callable[..., np.ndarray], shape: tup
     """The tensor of `shape` and `dtype` that `function` makes of the values of `parts`."""
 
     def raw() -> np.ndarray:
-        array = np.ascontiguousarray(function(*(part.numpy() for part in parts)))
+        array = np.asarray(function(*(part.numpy() for part in parts)), order="C")
         if dtype != "bfloat16":
             return array.astype(dtype, copy=False)
         return np.array(mx.array(array.astype(np.float32)).astype(mx.bfloat16).view(mx.uint16))
@@ -193,4 +193,4 @@ def _write(file: BinaryIO, offset: int, array: mx.array | np.ndarray, shape: tup
     if isinstance(array, mx.array):
         array = np.array(array.view(mx.uint16) if dtype == "bfloat16" else array, copy=False)
     file.seek(offset)
-    file.write(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+    file.write(memoryview(np.asarray(array, order="C")).cast("B") if array.size else b"")

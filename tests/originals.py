@@ -45,10 +45,18 @@ def babble(seconds: float) -> torch.Tensor:
     return torch.from_numpy((noise + tone * (np.sin(2 * np.pi * 0.5 * time) > 0)).astype(np.float32))
 
 
-def balance(layer: torch.nn.Linear, logits: torch.Tensor) -> None:
-    """Shift the last layer's bias so that no class wins throughout: a random model's classes then take turns."""
+def balance(layer: torch.nn.Linear, logits: torch.Tensor, deviation: float = 1.5) -> None:
+    """Shift and scale the last layer so that its outputs vary as a trained model's do and no class wins throughout.
+
+    (Left as they fall, random logits are far larger or all but constant; large ones amplify float32's own rounding,
+    by which the original differs from itself in float64, beyond the bars.)
+    """
+    logits = logits.reshape(-1, logits.shape[-1])
     with torch.no_grad():
-        layer.bias.sub_(logits.reshape(-1, logits.shape[-1]).mean(dim=0))
+        factor = deviation / logits.std(dim=0).mean()
+        layer.bias.sub_(logits.mean(dim=0))
+        layer.weight.mul_(factor)
+        layer.bias.mul_(factor)
 
 
 # --- Whisper ---------------------------------------------------------------------------------------------------------
@@ -138,7 +146,6 @@ def wav2vec2_transformers(kind: str, seed: int = 0, **sizes: Any) -> Any:
     large = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True} if kind == "layer" else {}
     config = Wav2Vec2Config(vocab_size=len(VOCAB), pad_token_id=0, **large, **sizes)
     model = randomise(Wav2Vec2ForCTC(config), seed)
-    scale(model.lm_head.weight, 10)
     balance(model.lm_head, model(babble(4)[None]).logits)
     return model
 
@@ -187,7 +194,6 @@ def wav2vec2_torchaudio(kind: str, labels: int, seed: int = 0, narrow: bool = Tr
         aux_num_out=labels,
     )
     randomise(model, seed)
-    scale(model.aux.weight, 10)
     balance(model.aux, model(babble(4)[None])[0])
     return model
 
@@ -214,8 +220,7 @@ def pyannet(powerset: bool = True, seed: int = 0, duration: float = 10.0, **hpar
     randomise(model, seed)
     for name, parameter in model.named_parameters():
         if "weight_ih" in name or "weight_hh" in name:
-            scale(parameter, 3.0)
-    scale(model.classifier.weight, 20.0)
+            scale(parameter, 1.5)
     model.activation = torch.nn.Identity()
     balance(model.classifier, model(babble(duration)[None, None]))
     model.activation = model.default_activation()

@@ -158,7 +158,7 @@ def _whisper_transformers(plan: port.Plan) -> WhisperOriginal:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     model = WhisperForConditionalGeneration(WhisperConfig.from_dict(plan.source.config)).eval()
-    tensors = dict(plan.source.tensors)
+    tensors = dict(plan.recipe.tensors)
     if plan.recipe.channels_last:
         tensors |= {
             name: t.map(lambda a: a.transpose(0, 2, 1), (t.shape[0], t.shape[2], t.shape[1]))
@@ -170,7 +170,6 @@ def _whisper_transformers(plan: port.Plan) -> WhisperOriginal:
         name if name.startswith(("model.", "proj_out")) else f"model.{name}": value for name, value in state.items()
     }
     state.setdefault("proj_out.weight", state["model.decoder.embed_tokens.weight"])
-    state.setdefault("model.encoder.embed_positions.weight", model.state_dict()["model.encoder.embed_positions.weight"])
     model.load_state_dict(state)
     encoder, decoder = model.model.encoder, model.model.decoder
     return WhisperOriginal(
@@ -197,8 +196,6 @@ def _whisper_openai(plan: port.Plan) -> WhisperOriginal:
     model = Whisper(ModelDimensions(**dims)).eval()
     state = {name.replace("mlp1", "mlp.0").replace("mlp2", "mlp.2"): value for name, value in _floats(tensors).items()}
     state.pop("alignment_heads", None)
-    wanted = model.state_dict()
-    state.setdefault("encoder.positional_embedding", wanted["encoder.positional_embedding"])
     model.load_state_dict(state)
     return openai_whisper(model)
 

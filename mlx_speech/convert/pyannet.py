@@ -18,12 +18,9 @@ from mlx_speech.tensors import Tensor
 PIPELINE_TAG = "voice-activity-detection"
 TAGS = ["speaker-segmentation", "speaker-diarization", "pyannote"]
 
-LOW = "sincnet.conv1d.0.filterbank.low_hz_"
-BAND = "sincnet.conv1d.0.filterbank.band_hz_"
+FILTERBANK = "sincnet.conv1d.0.filterbank"
 
 TABLE: dict[str, str | Drop] = {
-    "sincnet.conv1d.0.filterbank.window_": Drop("part of the filters, which are computed"),
-    "sincnet.conv1d.0.filterbank.n_": Drop("part of the filters, which are computed"),
     "sincnet.wav_norm1d": "sincnet.wav_norm",
     "sincnet.conv0": "sincnet.conv0",
     "sincnet.conv1d.{}": "sincnet.conv{}",
@@ -36,7 +33,7 @@ TABLE: dict[str, str | Drop] = {
 
 
 def recognise(source: Source) -> bool:
-    return LOW in source.tensors
+    return f"{FILTERBANK}.low_hz_" in source.tensors
 
 
 def recipe(source: Source, language: str | None = None) -> Recipe:
@@ -45,7 +42,7 @@ def recipe(source: Source, language: str | None = None) -> Recipe:
     config = {**_sizes(tensors), **_task(specs, tensors)}
     config["sincnet_stride"] = section(parameters, "sincnet").get("stride", 10)
     config["sample_rate"] = parameters.get("sample_rate", 16000)
-    fold.sinc(tensors, LOW, BAND, "sincnet.conv0.weight", config["sample_rate"])
+    fold.sinc(tensors, FILTERBANK, "sincnet.conv0.weight", config["sample_rate"])
     for layer in range(config["lstm_num_layers"]):
         names = [_lstm_name(tensors, layer) + direction for direction in ("", "_reverse")]
         fold.lstm(tensors, names if config["lstm_bidirectional"] else names[:1], f"lstm.{layer}")

@@ -6,6 +6,7 @@ the same measures. The bars hold for float32; half precision and quantized model
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -136,8 +137,9 @@ def pyannet(original: Any, model: Any, inputs: Inputs) -> list[Row]:
     import torch
 
     size = int(model.args.duration * model.args.sample_rate)
-    count = max(2, min(8, len(inputs.audio) // size))
-    chunks = np.stack([np.resize(inputs.audio[i * size // 2 :], size) for i in range(count)]).astype(np.float32)
+    count = max(2, min(24, 2 * len(inputs.audio) // size))
+    starts = np.linspace(0, max(0, len(inputs.audio) - size), count).astype(int)
+    chunks = np.stack([np.resize(inputs.audio[start : start + size], size) for start in starts]).astype(np.float32)
     expected = original(torch.from_numpy(chunks)[:, None]).numpy()
     found = np.array(model(mx.array(chunks)))
     if model.args.powerset_max_classes is None:
@@ -147,8 +149,15 @@ def pyannet(original: Any, model: Any, inputs: Inputs) -> list[Row]:
         classes, ours = expected.argmax(-1), found.argmax(-1)
         refuse_degenerate("powerset classes", classes, 4, inputs.varied)
     single = np.concatenate([np.array(model(mx.array(chunk[None]))) for chunk in chunks])
+    # A filter that hears next to nothing is amplified by its norm, rounding and all: on some recordings the original in
+    # float32 is further from itself in float64 than the bar is wide. Nothing can be nearer to it than that.
+    exact = copy.deepcopy(original).double()(torch.from_numpy(chunks).double()[:, None]).numpy()
+    own = float(np.abs(expected - exact).max())
+    name, bar = "output, max difference", 1e-4
+    if own > bar:
+        name, bar = f"{name} (the original's own rounding: {own:.1e})", 3 * own
     return [
-        Row("output, max difference", float(np.abs(expected - found).max()), 1e-4),
+        Row(name, float(np.abs(expected - found).max()), bar),
         Row("same class, share of frames", float((classes == ours).mean()), 0.999, at_least=True),
         Row("batch and singles, max difference", float(np.abs(single - found).max()), 1e-4),
     ]
@@ -225,8 +234,8 @@ def whisper(original: WhisperOriginal, model: Any, inputs: Inputs) -> list[Row]:
 
     args, rng = model.args, np.random.default_rng(inputs.seed)
     samples = args.n_audio_ctx * 320
-    audio = np.stack([np.resize(inputs.audio, samples), np.resize(inputs.audio[::-1], samples)]).astype(np.float32)
-    mel = features.log_mel(mx.array(audio), args.n_mels, samples)
+    pieces = (inputs.audio, inputs.audio[len(inputs.audio) // 2 :])
+    mel = mx.stack([features.log_mel(mx.array(piece), args.n_mels, samples) for piece in pieces])
     expected = original.encode(torch.from_numpy(np.array(mel)).transpose(1, 2).contiguous())
     encoded = model.encoder(mel)
     apart = float(np.abs(expected.numpy() - np.array(encoded.astype(mx.float32))).max())

@@ -1,20 +1,18 @@
 """Whisper: OpenAI's `.pt`, transformers' folders (fine-tuned, turbo, distil), and mlx-community's repositories.
 
-Sizes come from `dims`, transformers' config.json or mlx-whisper's. The encoder's positions are a formula and are not
-stored; a source whose positions differ from it is refused.
+Sizes come from `dims`, transformers' config.json or mlx-whisper's. The encoder's positions are kept as the source has
+them: OpenAI's were rounded to float16, and the formula in full precision gives encodings that differ by 6e-3.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from mlx_speech.convert.port import Drop, Recipe
 from mlx_speech.convert.read import Source
-from mlx_speech.errors import ConfigError, WeightsMismatch
+from mlx_speech.errors import ConfigError
 from mlx_speech.models.whisper import sinusoids
-from mlx_speech.tensors import Tensor
+from mlx_speech.tensors import Tensor, combine
 
 PIPELINE_TAG = "automatic-speech-recognition"
 TAGS = ["whisper", "automatic-speech-recognition"]
@@ -31,9 +29,8 @@ COMPANIONS = (
     "preprocessor_config.json",
 )
 
-_POSITIONS = Drop("a formula")
 OPENAI: dict[str, str | Drop] = {
-    "encoder.positional_embedding": _POSITIONS,
+    "encoder.positional_embedding": "encoder.positional_embedding",
     "encoder.conv{}": "encoder.conv{}",
     "encoder.ln_post": "encoder.ln_post",
     "decoder.token_embedding": "decoder.token_embedding",
@@ -52,7 +49,7 @@ for _side in ("encoder", "decoder"):
 
 # transformers' names, without the leading "model."
 TRANSFORMERS: dict[str, str | Drop] = {
-    "encoder.embed_positions.weight": _POSITIONS,
+    "encoder.embed_positions.weight": "encoder.positional_embedding",
     "encoder.conv{}": "encoder.conv{}",
     "encoder.layer_norm": "encoder.ln_post",
     "decoder.embed_tokens": "decoder.token_embedding",
@@ -127,9 +124,9 @@ def recipe(source: Source, language: str | None = None) -> Recipe:
     tensors = {name.removeprefix("model."): tensor for name, tensor in source.tensors.items()}
     ours = "decoder.positional_embedding" in tensors
     config = _openai_dims(source) if ours else _transformers_dims(source)
-    positions = tensors.get("encoder.positional_embedding") or tensors.get("encoder.embed_positions.weight")
-    if positions is not None:
-        _check_positions(positions)
+    if not {"encoder.positional_embedding", "encoder.embed_positions.weight"} & set(tensors):
+        name = "encoder.positional_embedding" if ours else "encoder.embed_positions.weight"
+        tensors[name] = _positions(config, tensors["encoder.conv1.weight"].dtype)
     config["alignment_heads"] = _alignment_heads(source, config, tensors)
     # a kernel of three: in torch's layout the last axis, in MLX's the middle one
     channels_last = tensors["encoder.conv1.weight"].shape[1:2] == (3,)
@@ -153,12 +150,12 @@ def _transformers_dims(source: Source) -> dict[str, Any]:
     return {**config, "n_audio_state": source.config["d_model"], "n_text_state": source.config["d_model"]}
 
 
-def _check_positions(tensor: Tensor) -> None:
-    if len(tensor.shape) != 2 or tensor.shape[1] < 4 or tensor.size > 1 << 26:
-        raise WeightsMismatch(f"encoder positions of shape {list(tensor.shape)}")
-    difference = float(np.abs(tensor.numpy() - sinusoids(*tensor.shape)).max())
-    if not difference < 4e-3:  # half a step of bfloat16 at 1
-        raise WeightsMismatch(f"encoder positions differ from Whisper's formula by {difference:.3g}: not supported")
+def _positions(config: dict[str, Any], dtype: str) -> Tensor:
+    """Of a source that has none (mlx-whisper computes them, in the dtype of its weights)."""
+    length, width = config["n_audio_ctx"], config["n_audio_state"]
+    if not all(type(n) is int and 4 <= n <= 1 << 16 for n in (length, width)):
+        raise ConfigError(f"n_audio_ctx={length!r} and n_audio_state={width!r} make no sense")
+    return combine([], lambda: sinusoids(length, width), (length, width), dtype)
 
 
 def _alignment_heads(source: Source, config: dict[str, Any], tensors: dict[str, Tensor]) -> list[list[int]]:

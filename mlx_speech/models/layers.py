@@ -1,4 +1,4 @@
-"""The LSTM that several models share: all directions in one scan, the input projected for all steps beforehand."""
+"""Layers that several models share: an LSTM whose directions run in one scan, and a norm over time that keeps its digits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,45 @@ import mlx.nn as nn
 import numpy as np
 
 BLOCK = 256  # steps put into one graph before it is handed to the device
+FANIN = 32  # numbers added one after the other before their sums are added in turn
+
+
+class TimeNorm(nn.Module):
+    """Every channel of every row to zero mean and unit variance over time, then scaled and shifted.
+
+    That is torch's InstanceNorm1d(affine=True), and its GroupNorm with one channel a group. MLX's own norms add up
+    tens of thousands of samples one by one on the CPU and lose two digits that later layers amplify: on a meeting,
+    the probabilities of pyannote's segmentation were off by 1e-2.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = mx.ones((channels,))
+        self.bias = mx.zeros((channels,))
+        self._eps = eps
+
+    def __call__(self, x: mx.array, lengths: mx.array | None = None) -> mx.array:
+        """x (batch, steps, channels); of each row only the first `lengths` (batch,) steps count, where given."""
+        x = x.astype(mx.float32)
+        if lengths is None:
+            mean = sum_over_time(x) / x.shape[1]
+            centred = x - mean
+            variance = sum_over_time(mx.square(centred)) / x.shape[1]
+        else:
+            valid, count = (mx.arange(x.shape[1]) < lengths[:, None])[..., None], lengths[:, None, None]
+            mean = sum_over_time(mx.where(valid, x, 0)) / count
+            centred = x - mean
+            variance = sum_over_time(mx.where(valid, mx.square(centred), 0)) / count
+        scale = mx.rsqrt(variance + self._eps) * self.weight
+        return (centred * scale + self.bias).astype(self.weight.dtype)
+
+
+def sum_over_time(x: mx.array) -> mx.array:
+    """x (batch, steps, channels) → (batch, 1, channels), added in a tree so that rounding grows with its depth."""
+    while x.shape[1] > 1:
+        x = mx.pad(x, [(0, 0), (0, -x.shape[1] % FANIN), (0, 0)])
+        x = x.reshape(x.shape[0], -1, FANIN, x.shape[2]).sum(axis=2)
+    return x
 
 
 class LSTM(nn.Module):

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
-from mlx_speech.models.layers import LSTM
+from mlx_speech.models.layers import LSTM, TimeNorm
 
 SLOPE = 0.01  # of every LeakyReLU
 
@@ -39,13 +39,13 @@ class SincNet(nn.Module):
 
     def __init__(self, stride: int):
         super().__init__()
-        self.wav_norm = nn.InstanceNorm(1, affine=True)
+        self.wav_norm = TimeNorm(1)
         self.conv0 = nn.Conv1d(1, 80, 251, stride=stride, bias=False)
         self.conv1 = nn.Conv1d(80, 60, 5)
         self.conv2 = nn.Conv1d(60, 60, 5)
-        self.norm0 = nn.InstanceNorm(80, affine=True)
-        self.norm1 = nn.InstanceNorm(60, affine=True)
-        self.norm2 = nn.InstanceNorm(60, affine=True)
+        self.norm0 = TimeNorm(80)
+        self.norm1 = TimeNorm(60)
+        self.norm2 = TimeNorm(60)
         self.pool = nn.MaxPool1d(3, 3)
 
     def __call__(self, x: mx.array) -> mx.array:

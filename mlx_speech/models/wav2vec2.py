@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
+from mlx_speech.models.layers import TimeNorm
 
 _SIZES = {"min": 1, "max": 65536, "length": 32}
 
@@ -52,28 +53,13 @@ class ConvLayer(nn.Module):
         if not self._grouped:
             self.layer_norm = nn.LayerNorm(outputs)
         elif index == 0:
-            self.layer_norm = nn.GroupNorm(outputs, outputs, pytorch_compatible=True)
+            self.layer_norm = TimeNorm(outputs)
 
     def __call__(self, x: mx.array, lengths: mx.array | None) -> mx.array:
         x = self.conv(x)
         if "layer_norm" in self:
-            norm = self.layer_norm
-            x = _group_norm(x, norm, lengths) if self._grouped else norm(x)
+            x = self.layer_norm(x, lengths) if self._grouped else self.layer_norm(x)
         return nn.gelu(x)
-
-
-def _group_norm(x: mx.array, norm: nn.GroupNorm, lengths: mx.array | None) -> mx.array:
-    """Group norm with one channel a group: every channel over time, of each row only the first `lengths` frames."""
-    x = x.astype(mx.float32)
-    if lengths is None:
-        mean, variance = x.mean(axis=1, keepdims=True), x.var(axis=1, keepdims=True)
-    else:
-        valid = (mx.arange(x.shape[1]) < lengths[:, None])[..., None]
-        count = lengths[:, None, None].astype(mx.float32)
-        mean = mx.where(valid, x, 0).sum(axis=1, keepdims=True) / count
-        variance = mx.where(valid, mx.square(x - mean), 0).sum(axis=1, keepdims=True) / count
-    x = (x - mean) * (mx.rsqrt(variance + norm.eps) * norm.weight) + norm.bias
-    return x.astype(norm.weight.dtype)
 
 
 class FeatureExtractor(nn.Module):

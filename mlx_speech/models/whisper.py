@@ -82,7 +82,7 @@ class AudioEncoder(nn.Module):
         width = args.n_audio_state
         self.conv1 = nn.Conv1d(args.n_mels, width, 3, padding=1)
         self.conv2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
-        self._positions = mx.array(sinusoids(args.n_audio_ctx, width))
+        self.positional_embedding = mx.zeros((args.n_audio_ctx, width))
         self.blocks = [Block(width, args.n_audio_head, cross=False) for _ in range(args.n_audio_layer)]
         self.ln_post = nn.LayerNorm(width)
 
@@ -90,7 +90,7 @@ class AudioEncoder(nn.Module):
         """mel (batch, 3000, n_mels) → (batch, 1500, width)"""
         x = nn.gelu(self.conv1(mel.astype(self.conv1.weight.dtype)))
         x = nn.gelu(self.conv2(x))
-        x = x + self._positions.astype(x.dtype)
+        x = x + self.positional_embedding
         for block in self.blocks:
             y = block.attn_ln(x)
             x = block.mlp(x + block.attn(y, *block.attn.keys_values(y)))
