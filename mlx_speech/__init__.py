@@ -1,6 +1,6 @@
 """Speech models ported to MLX and proven equal to their PyTorch originals.
 
-`mlx_speech.load(path_or_repo)` gives a model ready to call; `mlx_speech.convert.convert(...)` writes a converted folder.
+`mlx_speech.load(path_or_repo)` gives a model ready to call; `mlx_speech.convert.convert(...)` writes a folder.
 Importing the package imports neither torch nor a converter; on Linux it loads OpenBLAS, which must come before MLX.
 """
 
@@ -33,8 +33,11 @@ blas.preload()
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("convert", "models"):
+        blas.check_backend()
+        return importlib.import_module(f"mlx_speech.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'mlx_speech' has no attribute {name!r}")
-    if name == "load":
+    if name in ("load", "detect_speech"):
         blas.check_backend()
     return getattr(importlib.import_module(_LAZY[name]), name)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from mlx_speech import models
 from mlx_speech.errors import (
@@ -122,7 +122,7 @@ def load_folder(folder: Path, dtype: str | None = None) -> BaseModel:
         raise SourceNotFound(f"{path}: missing: convert the model again")
     tensors, _ = read_safetensors(path)
     quantize_layers(model, config, set(tensors))
-    wanted = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+    wanted = {name: tuple(array.shape) for name, array in model.arrays().items()}
     wrong = sorted(n for n in wanted.keys() | tensors.keys() if n not in tensors or wanted.get(n) != tensors[n].shape)
     if wrong:
         raise WeightsMismatch(f"{path}: does not fit its config.json: {shorten(wrong)}: convert the model again")
@@ -138,13 +138,13 @@ def finish(model: BaseModel, dtype: str | None) -> BaseModel:
         dtype = "float32"
     if dtype is not None:
         target, half = getattr(mx, dtype), (mx.float16, mx.bfloat16)
-        fixed = {name for name, _ in tree_flatten(model.parameters()) if not model.cast_predicate(name)}
+        fixed = {name for name in model.arrays() if not model.cast_predicate(name)}
 
         def cast(name: str, array: mx.array) -> mx.array:
             keep = array.dtype == mx.float64 or not mx.issubdtype(array.dtype, mx.floating)
             return array if keep or (name in fixed and target in half) else array.astype(target)
 
-        model.load_weights([(name, cast(name, array)) for name, array in tree_flatten(model.parameters())])
+        model.load_weights([(name, cast(name, array)) for name, array in model.arrays().items()])
     model.eval()
     return model.materialise()
 
@@ -181,18 +181,24 @@ def quantize_layers(model: nn.Module, config: dict[str, Any], names: set[str]) -
     return (config.get("quantization") or config.get("quantization_config") or {}) if layers else {}
 
 
+def dequantize(parts: list[mx.array], parameters: dict[str, Any]) -> mx.array:
+    """The plain weight of a quantized one. parts : weight, scales and, in affine mode, biases"""
+    weight, scales = parts[:2]
+    return mx.dequantize(weight, scales, parts[2] if len(parts) > 2 else None, **parameters)
+
+
 def dequantize_layers(model: nn.Module) -> None:
     """Turn quantized layers into plain ones, in place."""
     plain: list[tuple[str, nn.Module]] = []
     for path, layer in model.named_modules():
         if not isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
             continue
-        parts = [layer.weight, layer.scales, layer.get("biases")]
-        weight = mx.dequantize(*parts, group_size=layer.group_size, bits=layer.bits, mode=layer.mode)
+        parts = [part for part in (layer.weight, layer.scales, layer.get("biases")) if part is not None]
+        weight = dequantize(parts, {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode})
         new = nn.Embedding(1, 1) if isinstance(layer, nn.QuantizedEmbedding) else nn.Linear(1, 1, bias="bias" in layer)
         new.weight = weight
         if "bias" in layer:
-            new.bias = layer.bias
+            new.update({"bias": layer.bias})
         plain.append((path, new))
     if plain:
         model.update_modules(tree_unflatten(plain))

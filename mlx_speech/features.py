@@ -1,4 +1,4 @@
-"""What models hear: Whisper's log-mel spectrogram, Kaldi's filterbank, a normalised waveform. All in MLX, in float32."""
+"""What models hear: Whisper's log-mel spectrogram, Kaldi's filterbank, a normalised waveform; in MLX, in float32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def log_mel(audio: mx.array, n_mels: int = 80, samples: int | None = 480_000) ->
     """Whisper's log-mel spectrogram (openai/whisper `audio.log_mel_spectrogram`).
 
     audio : (samples,) or (batch, samples) at 16 kHz; padded with zeros or cut to `samples` (30 s) unless that is None
-    Returns (frames, n_mels) or (batch, frames, n_mels), a frame every 10 ms; the loudest bin of each row sets its floor.
+    Returns (frames, n_mels) or (batch, frames, n_mels), a frame every 10 ms; each row's loudest bin sets its floor.
     """
     single = audio.ndim == 1
     audio = audio[None] if single else audio
@@ -107,7 +107,7 @@ def mel_filters(n_mels: int, n_fft: int = 400, sample_rate: int = SAMPLE_RATE) -
 
 
 def kaldi_filters(num_mel_bins: int, size: int, sample_rate: int, low: float = 20.0) -> np.ndarray:
-    """Triangles that are linear in mel(f) = 1127·ln(1 + f/700), from `low` Hz to Nyquist, (num_mel_bins, size/2 + 1)."""
+    """Triangles linear in mel(f) = 1127·ln(1 + f/700), from `low` Hz to Nyquist, (num_mel_bins, size/2 + 1)."""
 
     def mel(frequency):
         return 1127 * np.log(1 + np.asarray(frequency) / 700)

@@ -137,6 +137,8 @@ def _weights(repo: str, names: list[str], get: Callable[[str], Path]) -> list[st
     loose = [name for name in names if "/" not in name and name.endswith(LOOSE)]
     if len(loose) == 1 or any(name.endswith((".bin", ".npz")) for name in parts):
         return [*(loose if len(loose) == 1 else []), *parts]
+    if "config.yaml" in names and not loose:
+        return []  # a pipeline whose models lie in other repositories
     if loose:
         raise SourceError(f"{repo}: more than one file of weights ({shorten(loose)}): download one and give its path")
     seen = shorten(sorted(names)) or "nothing at all"

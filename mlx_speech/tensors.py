@@ -193,4 +193,4 @@ def _write(file: BinaryIO, offset: int, array: mx.array | np.ndarray, shape: tup
     if isinstance(array, mx.array):
         array = np.array(array.view(mx.uint16) if dtype == "bfloat16" else array, copy=False)
     file.seek(offset)
-    file.write(memoryview(np.asarray(array, order="C")).cast("B") if array.size else b"")
+    file.write(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)

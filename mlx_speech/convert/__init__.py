@@ -1,6 +1,6 @@
 """Converters: original weights → a folder of MLX safetensors. Nothing of the original's framework is needed or run.
 
-`convert` is the command `mlx_speech convert`; `locate`, `plan_source` and `convert_to_cache` are what `load` needs of it.
+`convert` is the command `mlx_speech convert`; `locate`, `plan_source` and `convert_to_cache` are what `load` needs.
 """
 
 from __future__ import annotations

@@ -131,4 +131,5 @@ def _precision(config: dict[str, Any]) -> str:
         return f"Weights: {config.get('dtype', 'as in the parts')}."
     layers = sorted({entry["bits"] for entry in quantization.values() if isinstance(entry, dict)})
     bits = " and ".join(map(str, layers)) if layers else str(quantization["bits"])
-    return f"Weights: {bits} bits ({quantization['mode']}, groups of {quantization['group_size']}), the rest {config['dtype']}."
+    kind = f"{quantization['mode']}, groups of {quantization['group_size']}"
+    return f"Weights: {bits} bits ({kind}), the rest {config['dtype']}."

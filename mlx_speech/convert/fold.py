@@ -5,6 +5,8 @@ Every function takes the source's tensors, removes what it folds and adds the re
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from mlx_speech.errors import WeightsMismatch, shorten
@@ -73,12 +75,12 @@ def batch_norm(tensors: Tensors, conv: str, norm: str, target: str, eps: float =
         scale = gamma.astype(np.float64) / np.sqrt(var.astype(np.float64) + eps)
         return (w * scale.reshape(-1, *[1] * (w.ndim - 1))).astype(np.float32)
 
-    def bias(w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
+    def bias(gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
         scale = gamma.astype(np.float64) / np.sqrt(var.astype(np.float64) + eps)
         return (beta - mean * scale).astype(np.float32)
 
     tensors[f"{target}.weight"] = combine(parts, weight, parts[0].shape, dtype)
-    tensors[f"{target}.bias"] = combine(parts[1:], lambda *p: bias(np.empty(0), *p), parts[1].shape, dtype)
+    tensors[f"{target}.bias"] = combine(parts[1:], bias, parts[1].shape, dtype)
 
 
 def sinc(tensors: Tensors, filterbank: str, target: str, sample_rate: int) -> None:
@@ -92,7 +94,7 @@ def sinc(tensors: Tensors, filterbank: str, target: str, sample_rate: int) -> No
     if low.shape != band.shape or low.shape[1:] != (1,) or time.shape != (1, window.size):
         raise WeightsMismatch(f"{filterbank}: shapes {[part.shape for part in parts]}")
     shape = (2 * low.size, 1, 2 * window.size + 1)
-    tensors[target] = combine(parts, lambda *arrays: sinc_filters(*arrays, sample_rate), shape, low.dtype)
+    tensors[target] = combine(parts, partial(sinc_filters, sample_rate=sample_rate), shape, low.dtype)
 
 
 def sinc_filters(

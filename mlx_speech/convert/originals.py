@@ -1,4 +1,4 @@
-"""The PyTorch originals, built from a source's own tensors: only for `--verify`, and the only file that imports torch."""
+"""The PyTorch originals, built from a source's own tensors: only for `--verify`, the only file that needs torch."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _wespeaker(plan: port.Plan) -> Any:
     args = plan.config
     keys = ("sample_rate", "num_mel_bins", "frame_length", "frame_shift")
     model = WeSpeakerResNet34(**{key: args[key] for key in keys})
-    model.hparams.fbank_centering_span = args["fbank_centering_span"]  # its constructor does not take it
+    model.hparams["fbank_centering_span"] = args["fbank_centering_span"]  # its constructor does not take it
     model.resnet = ResNet(
         Bottleneck if args["bottleneck"] else BasicBlock,
         args["num_blocks"],
@@ -122,7 +122,7 @@ def _wav2vec2_torchaudio(plan: port.Plan) -> Any:
     model = wav2vec2_model(
         extractor_mode="layer_norm" if args["feat_extract_norm"] == "layer" else "group_norm",
         extractor_conv_layer_config=[
-            list(c) for c in zip(args["conv_dim"], args["conv_kernel"], args["conv_stride"], strict=True)
+            tuple(c) for c in zip(args["conv_dim"], args["conv_kernel"], args["conv_stride"], strict=True)
         ],
         extractor_conv_bias=args["conv_bias"],
         encoder_embed_dim=args["hidden_size"],

@@ -27,7 +27,7 @@ def recognise(source: Source) -> bool:
 
 def recipe(source: Source, language: str | None = None) -> Recipe:
     tensors = dict(source.tensors)
-    parts = dict(zip(NAMES, fold.take(tensors, *NAMES), strict=True))
+    parts: dict[str, Tensor] = dict(zip(NAMES, fold.take(tensors, *NAMES), strict=True))
     if len(parts["lda"].shape) != 2 or len(parts["psi"].shape) != 1 or parts["tr"].shape[:1] != parts["psi"].shape:
         raise WeightsMismatch(
             f"lda {parts['lda'].shape}, tr {parts['tr'].shape} and psi {parts['psi'].shape} do not fit"

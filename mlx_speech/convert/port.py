@@ -16,7 +16,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_speech import checkpoint, models
 from mlx_speech.convert.quantize import Options, choose
@@ -75,10 +74,8 @@ class Plan:
 
     def layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name → shape and dtype of every array of the result, sorted by name."""
-        result = {}
-        for name, array in sorted(tree_flatten(self.model.parameters())):
-            result[name] = (tuple(array.shape), str(array.dtype).rpartition(".")[2])
-        return result
+        arrays = sorted(self.model.arrays().items())
+        return {name: (tuple(array.shape), str(array.dtype).rpartition(".")[2]) for name, array in arrays}
 
     def arrays(self) -> Iterator[tuple[str, mx.array | np.ndarray]]:
         """Read, cast and quantize one tensor after the other; every array comes evaluated."""
@@ -245,9 +242,9 @@ def lay_out(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return result
 
 
-def check(tensors: dict[str, Tensor], model: nn.Module) -> None:
+def check(tensors: dict[str, Tensor], model: BaseModel) -> None:
     """Every parameter has its tensor, of its shape, and there are no others; raises, listing all that differ."""
-    wanted = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+    wanted = {name: tuple(array.shape) for name, array in model.arrays().items()}
     missing = sorted(set(wanted) - set(tensors))
     extra = sorted(set(tensors) - set(wanted))
     wrong = [
@@ -277,7 +274,7 @@ def dequantized(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str,
         dtype = scales.dtype if scales.dtype in FLOATS else "float32"
 
         def raw(parts: list[Tensor] = parts, parameters: dict[str, Any] = parameters, dtype: str = dtype) -> np.ndarray:
-            array = mx.dequantize(*(part.mlx() for part in parts), **parameters).astype(getattr(mx, dtype))
+            array = checkpoint.dequantize([part.mlx() for part in parts], parameters).astype(getattr(mx, dtype))
             return np.array(array.view(mx.uint16) if dtype == "bfloat16" else array)
 
         result[f"{path}.weight"] = Tensor(shape, dtype, raw, tuple(name for part in parts for name in part.sources))
@@ -292,10 +289,10 @@ def _dtype(name: str, tensor: Tensor, model: BaseModel, asked: str | None) -> st
     return asked
 
 
-def _cast(model: nn.Module, dtypes: dict[str, str]) -> None:
+def _cast(model: BaseModel, dtypes: dict[str, str]) -> None:
     """Give the (uncomputed) parameters the dtypes of the result, so that quantization shows its own."""
     arrays = []
-    for name, array in tree_flatten(model.parameters()):
+    for name, array in model.arrays().items():
         if dtypes[name] == "float64":
             with mx.stream(mx.cpu):
                 arrays.append((name, array.astype(mx.float64)))

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.nn as nn
-from mlx.utils import tree_flatten
-
 from mlx_speech.errors import OptionError, shorten
 from mlx_speech.models.base import BaseModel
 
@@ -79,7 +76,7 @@ def choose(model: BaseModel, options: Options) -> tuple[dict[str, dict[str, Any]
     """
     candidates = {
         path: module
-        for path, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+        for path, module in model.named_modules()
         if hasattr(module, "to_quantized") and model.quant_predicate(path, module)
     }
     group_size = options.defaults["group_size"]

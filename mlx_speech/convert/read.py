@@ -1,4 +1,4 @@
-"""Open a source: find the weights in a folder or file, and what lies beside them. Nothing is executed, nothing copied."""
+"""Open a source: find the weights in a folder or file, and what lies beside them. Nothing is run, nothing copied."""
 
 from __future__ import annotations
 

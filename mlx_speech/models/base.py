@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlx_speech.errors import ConfigError
 
@@ -84,6 +85,11 @@ class BaseModel(nn.Module):
     """A model of any family. What a family may quantize and cast is said by the two predicates."""
 
     quantizable = False
+    args: Any
+
+    def arrays(self) -> dict[str, mx.array]:
+        """Every parameter by its dotted name."""
+        return dict(tree_flatten(self.parameters()))  # type: ignore[arg-type]
 
     def quant_predicate(self, path: str, module: nn.Module) -> bool:
         """Whether the layer at `path` may be quantized."""

@@ -1,4 +1,4 @@
-"""Layers that several models share: an LSTM whose directions run in one scan, and a norm over time that keeps its digits."""
+"""Layers that several models share: an LSTM whose directions run in one scan, a norm that keeps its digits."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class LSTM(nn.Module):
     def __call__(
         self, x: mx.array, state: tuple[mx.array, mx.array] | None = None
     ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
-        """x (batch, steps, input) → (batch, steps, directions·hidden); the last h and c, (directions, batch, hidden)."""
+        """x (batch, steps, input) → (batch, steps, directions·hidden); last h and c, (directions, batch, hidden)"""
         directions, hidden = self.Wh.shape[0], self.Wh.shape[2]
         if state is None:
             zeros = mx.zeros((directions, x.shape[0], hidden), dtype=x.dtype)

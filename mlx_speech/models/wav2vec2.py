@@ -49,8 +49,7 @@ class ConvLayer(nn.Module):
         inputs = args.conv_dim[index - 1] if index else 1
         outputs = args.conv_dim[index]
         self.conv = nn.Conv1d(inputs, outputs, args.conv_kernel[index], args.conv_stride[index], bias=args.conv_bias)
-        self._grouped = args.feat_extract_norm == "group"
-        if not self._grouped:
+        if args.feat_extract_norm != "group":
             self.layer_norm = nn.LayerNorm(outputs)
         elif index == 0:
             self.layer_norm = TimeNorm(outputs)
@@ -58,7 +57,8 @@ class ConvLayer(nn.Module):
     def __call__(self, x: mx.array, lengths: mx.array | None) -> mx.array:
         x = self.conv(x)
         if "layer_norm" in self:
-            x = self.layer_norm(x, lengths) if self._grouped else self.layer_norm(x)
+            norm = self.layer_norm
+            x = norm(x, lengths) if isinstance(norm, TimeNorm) else norm(x)
         return nn.gelu(x)
 
 

@@ -1,0 +1,52 @@
+# make demo : install, then convert Silero VAD from its original file and find the speech in a recording, offline
+# make test : install the test extra, then lint, types and all tests
+# Nothing is installed twice; pip is asked again only when pyproject.toml has changed.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+# on macOS plain mlx brings Metal; on Linux the CPU build is chosen
+EXTRA  := $(if $(filter Darwin,$(shell uname -s)),,cpu)
+WORKERS ?= 2
+COMMA  := ,
+
+.PHONY: demo test parity-full bench-convert clean
+
+demo: $(VENV)/.installed $(VENV)/.original
+	$(PY) tests/demo.py
+
+test: $(VENV)/.tested
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/basedpyright
+	$(PY) -m pytest -n $(WORKERS)
+
+parity-full: $(VENV)/.tested
+	$(PY) -m tests.parity_full
+
+bench-convert: $(VENV)/.tested
+	$(PY) benchmarks/convert_memory.py
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml
+	$(PY) -m pip install --quiet --editable "$(if $(EXTRA),.[$(EXTRA)],.)"
+	touch $@
+
+# The original of Silero VAD, without torch: only its file is read.
+$(VENV)/.original: $(VENV)/.installed
+	$(PY) -m pip install --quiet --no-deps silero-vad==6.2.3
+	touch $@
+
+# torchaudio's Linux wheel on PyPI is linked to CUDA: without its compiled part it imports, and has all that is needed.
+# whisperx pins another torch; only the file of pyannote's segmentation model that it carries is read.
+$(VENV)/.tested: $(VENV)/.installed
+	$(PY) -m pip install --quiet --editable ".[$(if $(EXTRA),$(EXTRA)$(COMMA))test]"
+	$(PY) -m pip install --quiet --no-deps whisperx==3.8.6
+	$(PY) -c "import torchaudio" 2>/dev/null || find $(VENV) -path "*/torchaudio/lib/*.so" -delete
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .parity .pytest_cache .ruff_cache
