@@ -22,7 +22,7 @@ test: $(VENV)/.tested
 	$(PY) -m pytest -n $(WORKERS)
 
 parity-full: $(VENV)/.tested
-	$(PY) -m tests.parity_full
+	$(PY) tests/parity_full.py
 
 bench-convert: $(VENV)/.tested
 	$(PY) benchmarks/convert_memory.py

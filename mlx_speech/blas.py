@@ -13,37 +13,25 @@ import warnings
 from mlx_speech.errors import MissingDependency
 
 NO_BACKEND = "MLX has no back end here: pip install 'mlx-speech[cpu]' or, for an NVIDIA GPU, 'mlx-speech[cuda13]'"
+LATE = "MLX was imported first, so OpenBLAS cannot serve it: import mlx_speech before mlx, it is 20 times faster then"
 HINT = "OpenBLAS makes MLX 20 to 30 times faster on this CPU: apt-get install libopenblas0-pthread (or your system's)"
 
 _NAMES = ("libopenblas.so.0", "libopenblas.so")
+_NOLOAD = 4  # dlopen's RTLD_NOLOAD: only if it is in the process already
 
 
-def preload() -> bool:
-    """Load OpenBLAS into the global namespace if this is Linux and MLX is not loaded yet; whether it is there."""
-    if not sys.platform.startswith("linux"):
-        return False
+def preload() -> None:
+    """Load OpenBLAS into the global namespace on Linux; warns where it is there and MLX came first."""
+    if not sys.platform.startswith("linux") or _open(_NOLOAD):
+        return
     late = "mlx.core" in sys.modules
-    for name in _NAMES:
-        try:
-            if late:  # only look: is it in the process already?
-                ctypes.CDLL(name, ctypes.RTLD_GLOBAL | _RTLD_NOLOAD)
-            else:
-                ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
-            return True
-        except OSError:
-            continue
-    if late and _on_cpu():
-        warnings.warn("import mlx_speech before mlx, so that OpenBLAS can serve MLX", stacklevel=3)
-    return False
+    if _open(0) and late and _on_cpu():
+        warnings.warn(LATE, stacklevel=3)
 
 
-_RTLD_NOLOAD = 4
-
-
-def _on_cpu() -> bool:
-    import mlx.core as mx
-
-    return mx.default_device().type == mx.DeviceType.cpu
+def hint() -> str | None:
+    """What would make MLX faster here, or None."""
+    return HINT if sys.platform.startswith("linux") and not _open(_NOLOAD) and _on_cpu() else None
 
 
 def check_backend() -> None:
@@ -51,4 +39,20 @@ def check_backend() -> None:
     try:
         import mlx.core  # noqa: F401
     except ImportError as error:
-        raise MissingDependency(f"{NO_BACKEND} ({error})" if "libmlx" not in str(error) else NO_BACKEND) from error
+        raise MissingDependency(NO_BACKEND if "libmlx" in str(error) else f"{NO_BACKEND} ({error})") from error
+
+
+def _open(flags: int) -> bool:
+    for name in _NAMES:
+        try:
+            ctypes.CDLL(name, ctypes.RTLD_GLOBAL | flags)
+            return True
+        except OSError:
+            continue
+    return False
+
+
+def _on_cpu() -> bool:
+    import mlx.core as mx
+
+    return mx.default_device().type == mx.DeviceType.cpu

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from mlx_speech.blas import check_backend
+from mlx_speech.blas import check_backend, hint
 from mlx_speech.errors import MLXSpeechError
 from mlx_speech.version import __version__
 
@@ -85,16 +85,23 @@ def _add_convert(commands: Any) -> None:
 
 
 def _convert(**options: Any) -> int:
-    from mlx_speech.convert import convert, verify
+    from mlx_speech.convert import convert
 
+    if options["verify"]:  # the only part of a conversion that computes much
+        _hint()
     report = convert(**options, progress=sys.stderr.isatty())
     for line in report.lines:
         print(line)
-    for part, rows in report.rows.items():
-        if rows:
-            print("\n".join(filter(None, [part, verify.table(rows)])))
+    for part, table in report.tables.items():
+        print(f"{part}\n{table}" if part else table)
     print(report)
     return 0
+
+
+def _hint() -> None:
+    found = hint()
+    if found:
+        print(f"mlx_speech: {found}", file=sys.stderr)
 
 
 def _add_vad(commands: Any) -> None:
@@ -121,12 +128,15 @@ def _add_vad(commands: Any) -> None:
         action="store_false",
         help="cut long speech at the last silence, not at the longest (use_max_poss_sil_at_max_speech=False)",
     )
+    add("--time-resolution", type=int, default=3, help="decimals of the times, in seconds (default 3; upstream's is 1)")
     add("--max-duration", type=float, metavar="SECONDS", help="the longest recording that is read (default 24 h)")
     add("-v", "--verbose", action="store_true", help="tracebacks of errors")
     parser.set_defaults(run=_vad)
 
 
-def _vad(audio: list[str], model: str | None, format: str, max_duration: float | None, **options: Any) -> int:
+def _vad(
+    audio: list[str], model: str | None, format: str, max_duration: float | None, time_resolution: int, **options: Any
+) -> int:
     from mlx_speech import writers
     from mlx_speech.audio import MAX_DURATION, load_audio
     from mlx_speech.checkpoint import load
@@ -136,7 +146,7 @@ def _vad(audio: list[str], model: str | None, format: str, max_duration: float |
     rate = options.pop("sampling_rate")
     for source in audio:
         samples = load_audio(source, sample_rate=rate, max_duration=max_duration or MAX_DURATION)
-        regions = detect_speech(samples, network, sample_rate=rate, **options)
+        regions = detect_speech(samples, network, sample_rate=rate, time_resolution=time_resolution, **options)
         if format == "json":
             print(writers.regions_to_json(regions), end="")
         elif format == "rttm":

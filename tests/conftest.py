@@ -12,8 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYANNOTE_METRICS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import mlx_speech  # noqa: E402, F401  (before anything imports mlx)
-import pytest  # noqa: E402
+import pytest
+
+import mlx_speech  # noqa: F401  (before anything imports mlx)
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("MLX_SPEECH_TEST_DATA", ROOT.parent / "shared"))

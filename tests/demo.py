@@ -28,7 +28,9 @@ def main() -> None:
         regions = mlx_speech.detect_speech(audio, model)
         took = time.perf_counter() - start
     truth = json.loads((DEMO / "pauses.json").read_text())["regions"]
-    print(f"\nSpeech in {DEMO.name}/pauses.flac ({len(audio) / 16000:.1f} s, found in {took:.2f} s), beside the truth:\n")
+    print(
+        f"\nSpeech in {DEMO.name}/pauses.flac ({len(audio) / 16000:.1f} s, found in {took:.2f} s), beside the truth:\n"
+    )
     print("   found            truth            start    end")
     for region, known in zip(regions, truth, strict=False):
         start_off, end_off = region.start - known["start"], region.end - known["end"]

@@ -1,4 +1,4 @@
-"""Random originals: real PyTorch modules with seeded weights in which no norm is the identity, saved in their own formats."""
+"""Random originals: real PyTorch modules with seeded weights, no norm the identity, saved in their own formats."""
 
 from __future__ import annotations
 
@@ -135,7 +135,8 @@ def whisper_original(model: Any) -> Any:
 
 # --- wav2vec2 --------------------------------------------------------------------------------------------------------
 
-VOCAB = {label: index for index, label in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"])}
+LABELS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
+VOCAB = {label: index for index, label in enumerate(LABELS)}
 
 
 def wav2vec2_transformers(kind: str, seed: int = 0, **sizes: Any) -> Any:
@@ -241,7 +242,14 @@ def save_lightning(model: Any, path: Path, *, hyper_parameters: bool = True, ext
     return path
 
 
-def wespeaker(blocks: list[int] | None = None, channels: int = 32, bottleneck: bool = False, embedding: int = 256, seed: int = 0, **front: Any) -> Any:
+def wespeaker(
+    blocks: list[int] | None = None,
+    channels: int = 32,
+    bottleneck: bool = False,
+    embedding: int = 256,
+    seed: int = 0,
+    **front: Any,
+) -> Any:
     from pyannote.audio.models.embedding import WeSpeakerResNet34
     from pyannote.audio.models.embedding.wespeaker.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -251,7 +259,8 @@ def wespeaker(blocks: list[int] | None = None, channels: int = 32, bottleneck: b
     model.hparams.fbank_centering_span = span
     block = Bottleneck if bottleneck else BasicBlock
     bins = front.get("num_mel_bins", 80)
-    model.resnet = ResNet(block, blocks or [3, 4, 6, 3], m_channels=channels, feat_dim=bins, embed_dim=embedding, two_emb_layer=False)
+    blocks = blocks or [3, 4, 6, 3]
+    model.resnet = ResNet(block, blocks, channels, feat_dim=bins, embed_dim=embedding, two_emb_layer=False)
     return randomise(model, seed)
 
 

@@ -29,5 +29,6 @@ def render(cases: list[dict]) -> str:
         for measure, value, _, at_least in case["rows"]:
             if measure.startswith(("batch", "padded", "step", "filterbank")):
                 continue
-            lines.append(f"| {case['case']} | {case['precision']} | {measure} | {value:{'.5g' if at_least else '.1e'}} |")
+            said = f"{value:.5g}" if at_least else f"{value:.1e}"
+            lines.append(f"| {case['case']} | {case['precision']} | {measure} | {said} |")
     return "\n".join(lines) + "\n"

@@ -155,7 +155,8 @@ CONFIGS: dict[str, dict[str, Any]] = {  # of our own models
 SPELLED = {  # our names → the originals'
     "whisper": [(r"mlp1", "mlp.0"), (r"mlp2", "mlp.2")],
     "silero_vad": [("vad_16k.stft.weight", "_model.stft.forward_basis_buffer"), (r"_model.lstm", "_model.decoder.rnn"),
-                   (r"vad_16k.encoder.(\d)", r"_model.encoder.\1.reparam_conv"), ("vad_16k.head", "_model.decoder.decoder.2")],
+                   (r"vad_16k.encoder.(\d)", r"_model.encoder.\1.reparam_conv"),
+                   ("vad_16k.head", "_model.decoder.decoder.2")],
     "pyannet": [(r"sincnet.(conv|norm)(\d)", r"sincnet.\g<1>1d.\2"), ("wav_norm", "wav_norm1d")],
 }  # fmt: skip
 FAMILIES = list(CONFIGS)
@@ -372,10 +373,12 @@ def test_any_tensor_replaced(cli: Cli, family: str) -> None:
     """Refused in one line, unless it is one that is not converted anyway."""
     whole, wrong = original(family), {}
     out = cli.converts(save(cli.home / "source", family), "--dry-run")
-    for name in [name for name in whole if f"{name} → dropped" not in out]:
+    for name in [name for name in whole if f"{name.removeprefix('resnet.')} → dropped" not in out]:
         for how, value in replaced(whole[name]).items():
             if family == "plda" and value is not None and value.shape == whole[name].shape:
                 continue  # of any type: kept in float64
+            if (name, how) == ("encoder.positional_embedding", "absent"):
+                continue  # mlx-whisper computes them
             found = {k: v for k, v in {**whole, name: value}.items() if v is not None}
             if said := cli.wrong("convert", "--model", save(cli.home / "source", family, found), says=("source",)):
                 wrong[f"{name} {how}"] = said
@@ -490,7 +493,13 @@ def pipeline(folder: Path, text: str = "", segmentation: str = "$model/segmentat
     """A pyannote pipeline, whose config.yaml ends in `text`."""
     for name in ("segmentation", "embedding"):
         save(folder / name, "pyannet" if name == "segmentation" else "wespeaker")
-    lines = ["pipeline:", "  params:", f"    segmentation: {segmentation}", "    embedding: embedding", f"params: {params}"]
+    lines = [
+        "pipeline:",
+        "  params:",
+        f"    segmentation: {segmentation}",
+        "    embedding: embedding",
+        f"params: {params}",
+    ]
     (folder / "config.yaml").write_text("\n".join([*lines, text]))
     return folder
 
@@ -504,12 +513,23 @@ def test_nothing_of_yaml_runs(cli: Cli) -> None:
     assert not (cli.home / "proof").exists()
 
 
-@pytest.mark.parametrize("entry", ["$model/../../x", "/etc/x", "../x", "a/../../x", r"..\x", "file:/etc/x", "''", "[1]"])
+@pytest.mark.parametrize(
+    "entry", ["$model/../../x", "/etc/x", "../x", "a/../../x", r"..\x", "file:/etc/x", "''", "[1]"]
+)
 def test_a_pipeline_that_points_outside(cli: Cli, entry: str) -> None:
     cli.refuses(pipeline(cli.home / "source", segmentation=entry), says=("config.yaml",))
 
 
-YAML = ("d: 2020-99-99", "d: !!int ''", "d: !!timestamp x", "d: !!bool x", "d: !!float x", "[", "\t", "d: " + "[" * 5000)
+YAML = (
+    "d: 2020-99-99",
+    "d: !!int ''",
+    "d: !!timestamp x",
+    "d: !!bool x",
+    "d: !!float x",
+    "[",
+    "\t",
+    "d: " + "[" * 5000,
+)
 
 
 @pytest.mark.parametrize("text", [*YAML, "d:\n" + "- x\n" * 2_000_000], ids=[*YAML[:-1], "deep", "long"])
@@ -517,7 +537,13 @@ def test_a_pipeline_that_is_no_yaml(cli: Cli, text: str) -> None:
     cli.refuses(pipeline(cli.home / "source", text), says=("config.yaml",))
 
 
-PARAMS = {"date": "{x: 2020-01-01}", "set": "!!set {x}", "key": "{[a]: b}", "mixed": "{1: a, b: c}", "cycle": "&a {x: *a}"}
+PARAMS = {
+    "date": "{x: 2020-01-01}",
+    "set": "!!set {x}",
+    "key": "{[a]: b}",
+    "mixed": "{1: a, b: c}",
+    "cycle": "&a {x: *a}",
+}
 PARAMS |= {"bytes": "{x: !!binary aGk=}", "nan": "{x: .nan}", "laughs": "{x: *a11}"}
 
 
@@ -526,12 +552,16 @@ def test_a_pipeline_with_odd_parameters(cli: Cli, params: str) -> None:
     source = pipeline(cli.home / "source", params=PARAMS[params])
     text = (source / "config.yaml").read_text()
     (source / "config.yaml").write_text(f"l0: {LAUGHS}\n{text}")
-    assert not cli.wrong("convert", "--model", source, says=("config.yaml",), may_work=params not in ("cycle", "laughs"))
+    assert not cli.wrong(
+        "convert", "--model", source, says=("config.yaml",), may_work=params not in ("cycle", "laughs")
+    )
     (source / "config.yaml").write_text(f"l0: {LAUGHS}\n{text.replace('$model/segmentation', '*a11')}")
     cli.refuses(source, says=("config.yaml",))
 
 
-@pytest.mark.parametrize("entry", ["../x.safetensors", "/etc/x.safetensors", "a/../../x.bin", "", "..\\x", None, 3, ["x"]])
+@pytest.mark.parametrize(
+    "entry", ["../x.safetensors", "/etc/x.safetensors", "a/../../x.bin", "", "..\\x", None, 3, ["x"]]
+)
 def test_an_index_that_points_outside(cli: Cli, entry: Any) -> None:
     safetensors(cli.home / "x.safetensors", original("whisper"))
     (cli.home / "source").mkdir()
@@ -548,9 +578,22 @@ DEEP: list = []
 for _ in range(900):
     DEEP = [DEEP]
 NUMBERS = [0, -1, 10**9, 10**400, "12", None, 1.5, float("nan"), [], [[1]], {}, True, DEEP, "x" * 100_000]
-LISTS = [[], [0] * 7, [8] * 6, [8] * 8, [10**9] * 7, [10**6] * 7, [8.5] * 7, ["8"] * 7, [[8]] * 7, [8] * 10**6, 8, None, "8888888"]
+LISTS = [
+    [],
+    [0] * 7,
+    [8] * 6,
+    [8] * 8,
+    [10**9] * 7,
+    [10**6] * 7,
+    [8.5] * 7,
+    ["8"] * 7,
+    [[8]] * 7,
+    [8] * 10**6,
+    8,
+    None,
+    "8888888",
+]
 LENGTHS = [-1.0, 10**9, 10**400, float("nan"), float("inf"), "12", None, [], {}, True]  # seconds and the like
-SCALE = ["n_audio_ctx", "n_audio_head", "n_audio_layer", "n_text_head", "n_text_layer"]
 ODD: dict[str, list[tuple[str, Any]]] = {
     "whisper": [(key, value) for key in DIMS for value in NUMBERS]
     + [(key, value) for key in ("n_audio_layer", "n_text_layer") for value in (10**6, 2**20, 513)]
@@ -569,11 +612,12 @@ ODD: dict[str, list[tuple[str, Any]]] = {
 
 @pytest.mark.parametrize("family", ODD)
 def test_absurd_configurations(cli: Cli, family: str) -> None:
-    wrong, found = {}, original(family)
-    in_folder(cli.home / "source", family, found)
+    wrong = {}
+    in_folder(cli.home / "source", family)
     cli.converts("source", "--dry-run")
     for key, value in ODD[family]:
-        as_json(cli.home / "source" / "config.json", {"model_type": family, **(DIMS if family == "whisper" else W2V), key: value})
+        sound = DIMS if family == "whisper" else W2V
+        as_json(cli.home / "source" / "config.json", {"model_type": family, **sound, key: value})
         if said := cli.wrong("convert", "--model", "source", says=("source",)):
             wrong[f"{key}={str(value)[:40]}"] = said
     assert not wrong
@@ -584,7 +628,8 @@ def test_absurd_documents_beside_the_weights(cli: Cli) -> None:
     vocab = {"<pad>": 0, "a": 1}
     cases: list[tuple[str, Any, bool]] = [
         ("vocab.json", [], False), ("vocab.json", {"a": -1}, False), ("vocab.json", {"a": 10**9}, False),
-        ("vocab.json", {"a": "x"}, False), ("vocab.json", {"a": {"b": [1]}}, False), ("vocab.json", {"\ud800": 1}, False),
+        ("vocab.json", {"a": "x"}, False), ("vocab.json", {"a": {"b": [1]}}, False),
+        ("vocab.json", {"\ud800": 1}, False),
         ("tokenizer_config.json", {"pad_token": ["x"], "target_lang": {}}, True), ("tokenizer_config.json", [], False),
         ("preprocessor_config.json", {"do_normalize": "x"}, True), ("added_tokens.json", {"x": []}, True),
         ("config.json", {"model_type": "wav2vec2", **W2V, "pad_token_id": "x"}, True), ("config.json", [], False),
@@ -643,7 +688,7 @@ def test_absurd_checkpoints(cli: Cli) -> None:
         source = save(cli.home / "source", family, found[family], **extra)
         may_work = extra == {"hyper_parameters": CYCLE}
         if said := cli.wrong("convert", "--model", source, "--dry-run", says=(source,), may_work=may_work):
-            keys = [f"{k}.{list(v)[0]}" if isinstance(v, dict) and v else k for k, v in extra.items()]
+            keys = [f"{k}.{next(iter(v))}" if isinstance(v, dict) and v else k for k, v in extra.items()]
             wrong[f"{number} {family} {keys}"] = said
     assert not wrong
 
@@ -677,19 +722,19 @@ def test_a_converted_model_whose_configuration_was_changed(cli: Cli, family: str
             if (value is None and key in optional) or (key == "format_version" and value is True):
                 continue
             as_json(out / "config.json", {**config, key: value})
-            may_work = not number
-            said = cli.wrong("vad", "--model", out, "none.wav", says=(out,)) if not may_work else loads(out)
-            if said:
+            if said := cli.wrong("vad", "--model", out, "none.wav", says=(out,)) if number else loads(out):
                 wrong[f"{key}={str(value)[:40]}"] = said
     assert not wrong
 
 
 def loads(folder: Path) -> str:
+    """What is not as it should be when `folder` is loaded: it loads, or is refused by its name; "" if all is well."""
     try:
         with guarded():
             mlx_speech.load(folder)
     except MLXSpeechError as error:
-        return "" if str(folder) in str(error) and len(str(error)) < LONGEST else f"{len(str(error))}: {str(error)[:200]}"
+        said = str(error)
+        return "" if str(folder) in said and len(said) < LONGEST else f"{len(said)}: {said[:200]}"
     except (Exception, Slow) as error:
         return f"{type(error).__name__}: {error}"[:300]
     return ""
@@ -697,7 +742,8 @@ def loads(folder: Path) -> str:
 
 QUANTIZATIONS = [{}, [], "x", 4, {"bits": 4}, {"bits": 7, "group_size": 64}, {"bits": 4, "group_size": 48}, None,
                  {"bits": 4, "group_size": 64, "mode": "x"}, {"bits": 4, "group_size": 64, "mode": ["affine"]},
-                 {"bits": 10**9, "group_size": 64}, {"bits": 4, "group_size": 0}, {"bits": 8, "group_size": 64}]  # fmt: skip
+                 {"bits": 10**9, "group_size": 64}, {"bits": 4, "group_size": 0}, {"bits": 8, "group_size": 64},
+                 ]  # fmt: skip
 
 
 def test_quantization_that_was_changed(cli: Cli) -> None:
@@ -809,8 +855,8 @@ def test_a_limit_of_file_size(tmp_path: Path) -> None:
 
 def test_places_that_cannot_be_written(cli: Cli) -> None:
     source = save(cli.home / "source", "silero_vad")
-    for target in (source / "out", source / "new" / "out", "/proc/out", "/proc/new/out", "o" * 300, "\0"):
-        cli.refuses(source, "--mlx-path", target, says=(str(target).strip("\0"),))
+    for target in (source / "out", source / "new" / "out", "/proc/out", "/proc/new/out", "o" * 300):
+        cli.refuses(source, "--mlx-path", target, says=(target,))
 
 
 @contextlib.contextmanager
@@ -836,8 +882,7 @@ def test_places_that_are_not_ours(cli: Cli) -> None:
             shut.chmod(mode)
             try:
                 for options in ([], ["--overwrite"]):
-                    before = cli.wrong("convert", "--model", source, "--mlx-path", shut / "out", *options, says=(shut / "out",))
-                    assert not before
+                    cli.refuses(source, "--mlx-path", shut / "out", *options, says=(shut / "out",))
                 if not mode:
                     cli.refuses(shut, says=(shut,))
                     cli.refuses(shut / "source", says=(shut / "source",))

@@ -60,7 +60,7 @@ class Report:
     parameters: int
     bytes_before: int
     bytes_after: int
-    rows: dict[str, list[parity.Row]]  # part ("" for a single model) → parity
+    tables: dict[str, str]  # part ("" for a single model) → its parity table, where verified
     lines: list[str]
 
     @property
@@ -121,8 +121,8 @@ def convert(
     suffix = options.suffix if any(part.quantized for part in plans.values()) else ""
     target = target or Path("mlx_models") / f"{origin.name}{suffix}"
     command = _command(origin, options, language, verify)
-    rows = _write_all(target, config, plans, command, overwrite=overwrite, verify=verify, progress=progress)
-    report = _report(target, config, plans, rows, lines)
+    tables = _write_all(target, config, plans, command, overwrite=overwrite, verify=verify, progress=progress)
+    report = _report(target, config, plans, tables, lines)
     if upload_repo is not None:
         report.lines.append(f"uploaded to {hub.upload(target, upload_repo)}")
     return report
@@ -137,14 +137,15 @@ def _write_all(
     overwrite: bool = False,
     verify: bool = False,
     progress: bool = False,
-) -> dict[str, list[parity.Row]]:
-    """Write every part beside `target`, then put the whole in place."""
-    rows: dict[str, list[parity.Row]] = {}
+) -> dict[str, str]:
+    """Write every part beside `target`, then put the whole in place; the parity tables, where verified."""
+    tables: dict[str, str] = {}
     with checkpoint.staged(target, overwrite) as stage:
         _check_space(stage, target, sum(part.nbytes() for part in plans.values()))
         for name, part in plans.items():
             title = f"{target.name}/{name}" if name else target.name
-            rows[name] = write(part, stage / name, command, verify=verify, progress=progress, title=title)
+            table = write(part, stage / name, command, verify=verify, progress=progress, title=title)
+            tables |= {name: table} if table else {}
         if config is not None:
             whole = {**config, "format_version": checkpoint.FORMAT_VERSION}
             whole["source"] = {
@@ -152,7 +153,7 @@ def _write_all(
             }
             _write_json(stage / "config.json", whole)
             (stage / "README.md").write_text(card(target.name, whole, command, None), encoding="utf-8")
-    return rows
+    return tables
 
 
 def locate(model: str, revision: str | None = None, language: str | None = None) -> Origin:
@@ -208,10 +209,10 @@ def _plans(origin: Origin, options: Options, language: str | None) -> tuple[dict
 
 def write(
     part: Plan, folder: Path, command: str, *, verify: bool = False, progress: bool = False, title: str = ""
-) -> list[parity.Row]:
+) -> str | None:
     """Write one planned model into `folder` (made if missing): weights, configuration, companions, card.
 
-    Returns the parity rows. Raises `ParityError` where a float32 model does not meet the bars.
+    Returns the parity table, if verified. Raises `ParityError` where a float32 model does not meet the bars.
     """
     folder.mkdir(parents=True, exist_ok=True)
     hashes = {path.name: _hash(path, progress) for path in part.source.files}
@@ -227,8 +228,7 @@ def write(
     for name, content in part.recipe.documents.items():
         _write_json(folder / name, content)
     _write_json(folder / "config.json", config)
-    rows: list[parity.Row] = []
-    said = None
+    table = None
     if verify:
         rows = verified(part, folder)
         barred = config["dtype"] in ("float32", "float64") and "quantization" not in config
@@ -237,11 +237,11 @@ def write(
             raise ParityError(
                 f"{part.source.path}: differs from its original: {failed[0].measure} {failed[0].value:.3g}"
             )
-        said = parity.table(rows, bars=barred)
+        table = parity.table(rows, bars=barred)
         config["source"]["verified"] = {row.measure: row.value for row in rows}
         _write_json(folder / "config.json", config)
-    (folder / "README.md").write_text(card(title or part.source.name, config, command, said), encoding="utf-8")
-    return rows
+    (folder / "README.md").write_text(card(title or part.source.name, config, command, table), encoding="utf-8")
+    return table
 
 
 def verified(part: Plan, folder: Path) -> list[parity.Row]:
@@ -345,7 +345,7 @@ def _report(
     path: Path | None,
     config: dict[str, Any] | None,
     plans: dict[str, Plan],
-    rows: dict[str, list[parity.Row]],
+    tables: dict[str, str],
     lines: list[str],
 ) -> Report:
     parts = list(plans.values())
@@ -355,7 +355,7 @@ def _report(
         sum(part.parameters() for part in parts),
         sum(file.stat().st_size for part in parts for file in part.source.files),
         sum(part.nbytes() for part in parts),
-        rows,
+        tables,
         lines,
     )
 

@@ -24,7 +24,12 @@ WINDOWS = {16_000: 512, 8_000: 256}  # samples a probability stands for, by samp
 
 
 def detect_speech(
-    audio: Any, model: Callable[..., mx.array], *, sample_rate: int = 16_000, **options: Any
+    audio: Any,
+    model: Callable[..., mx.array],
+    *,
+    sample_rate: int = 16_000,
+    time_resolution: int | None = None,
+    **options: Any,
 ) -> list[Region]:
     """The regions of a recording in which somebody speaks.
 
@@ -32,6 +37,7 @@ def detect_speech(
     model : Silero VAD; `model(audio, sample_rate=...)` gives one probability a window, (windows,)
     sample_rate : of `audio`, in Hz: 8000, 16000, or a multiple of 16000, of which every n-th sample is taken without
         a filter, as the original does (`audio_from_array` resamples properly)
+    time_resolution : decimals to which times are rounded, as the original rounds; None leaves them exact
     options : those of `speech_timestamps`
 
     Raises `OptionError` for options out of range, before the model runs, and `AudioError` for audio of another shape.
@@ -50,7 +56,11 @@ def detect_speech(
         return []
     probabilities = np.array(model(mx.array(samples), sample_rate=rate))
     found = speech_timestamps(probabilities, num_samples=samples.size, sampling_rate=rate, **options)
-    return [Region(start / rate, end / rate) for start, end in found]
+    if time_resolution is None:
+        return [Region(start / rate, end / rate) for start, end in found]
+    _check("time_resolution", time_resolution, 0, 9)
+    seconds = in_seconds(found, num_samples=samples.size, sampling_rate=rate, time_resolution=time_resolution)
+    return [Region(start, end) for start, end in seconds]
 
 
 def speech_timestamps(

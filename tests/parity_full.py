@@ -1,0 +1,57 @@
+"""`make parity-full`: parity at the sizes that are too large for every test run. Takes about ten minutes, 16 GB.
+
+Random weights in the real shapes of Whisper small and large-v3-turbo, XLSR large, and MMS with adapters. The table is
+kept in benchmarks/parity_full.md.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import originals as make
+import torch
+from conftest import ROOT
+from test_parity import _mms, _openai, _transformers, _wav2vec2, audio
+
+import mlx_speech
+from mlx_speech import checkpoint
+from mlx_speech.convert import convert, verify
+
+LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+CASES = [
+    ("Whisper small", "whisper", partial(_openai, dims=make.SMALL), 200, {}),
+    ("Whisper large-v3-turbo", "whisper", partial(_transformers, dims=make.TURBO), 40, {}),
+    ("wav2vec2 XLSR large", "wav2vec2", partial(_wav2vec2, kind="layer", **LARGE), 0, {}),
+    ("MMS large, adapters of 16", "wav2vec2", partial(_mms, **LARGE), 0, {"language": "deu"}),
+]
+
+
+def main() -> None:
+    torch.set_grad_enabled(False)
+    lines = [f"# Parity at full size\n\nmlx_speech {mlx_speech.__version__}, CPU, float32, random weights.\n"]
+    lines += ["| case | measure | value | bar |", "|---|---|---|---|"]
+    failed = 0
+    for name, family, build, sequences, options in CASES:
+        start, folder = time.perf_counter(), Path(tempfile.mkdtemp())
+        try:
+            source, original = build(folder)
+            convert(str(source), folder / "mlx", **options)
+            model = checkpoint.load_folder(folder / "mlx")
+            rows = verify.measure(family, original, model, verify.Inputs(audio(), sequences=sequences, varied=True))
+        finally:
+            shutil.rmtree(folder)
+        failed += sum(not row.ok for row in rows)
+        for row in rows:
+            said = f"{row.value:.7g} | ≥ {row.bar:g}" if row.at_least else f"{row.value:.1e} | ≤ {row.bar:g}"
+            lines.append(f"| {name} | {row.measure} | {said} |")
+        print("\n".join(lines[-len(rows) :]), f"\n({time.perf_counter() - start:.0f} s)", flush=True)
+    (ROOT / "benchmarks" / "parity_full.md").write_text("\n".join(lines) + "\n")
+    raise SystemExit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""The house: what importing costs, which way imports run, how large it is, and that every family is complete."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import mlx_speech
+from mlx_speech import models
+from mlx_speech.convert import port
+from mlx_speech.models.base import BaseModel, BaseModelArgs
+
+ROOT = Path(mlx_speech.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+# from the ground up; a module imports from lower layers only
+LAYERS = (
+    ("transcript", "errors", "version", "blas"),
+    ("tensors", "audio", "hub", "features", "tokenizer", "writers"),
+    ("models",),
+    ("checkpoint",),
+    ("stages",),
+    ("convert",),
+    ("pipeline",),
+    ("cli",),
+    ("__main__", "__init__"),
+)
+WINGS = ("models", "convert")  # whose files may import each other
+FRAMEWORKS = {"torch", "torchaudio", "transformers", "whisper", "silero_vad", "pyannote", "lightning", "omegaconf"}
+
+
+@dataclass(frozen=True)
+class Import:
+    file: Path
+    name: str  # of a module, in full
+    lazy: bool  # inside a function
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(ROOT)} imports {self.name}{' lazily' if self.lazy else ''}"
+
+
+def imports_of(file: Path) -> Iterator[Import]:
+    """All but those for type checkers."""
+
+    def walk(node: ast.AST, lazy: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, ast.Import):
+                yield from (Import(file, alias.name, lazy) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0 and child.module, f"{file}: a relative import"
+                yield from (Import(file, submodule(child.module, alias.name), lazy) for alias in child.names)
+            yield from walk(child, lazy or isinstance(child, (ast.FunctionDef, ast.Lambda)))
+
+    yield from walk(ast.parse(file.read_text(encoding="utf-8")), False)
+
+
+def submodule(module: str, name: str) -> str:
+    """What `from module import name` imports: the submodule of that name if there is one, else the module."""
+    place = ROOT.parent.joinpath(*module.split("."), name)
+    return f"{module}.{name}" if place.with_suffix(".py").is_file() or (place / "__init__.py").is_file() else module
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def part(module: str) -> str:
+    """The top-level part of the package that a module of it belongs to."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def layer(module: str) -> int:
+    name = "__main__" if module.endswith(".__main__") else part(module)
+    found = [k for k, names in enumerate(LAYERS) if name in names]
+    assert found, f"{module} is in no layer: say where it belongs"
+    return found[0]
+
+
+IMPORTS = [found for file in MODULES for found in imports_of(file)]
+OURS = [found for found in IMPORTS if found.name.partition(".")[0] == "mlx_speech"]
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, cwd=ROOT.parent, check=False
+    )
+
+
+# --- importing -------------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_package_is_light() -> None:
+    script = """
+import json, sys, time
+before, start = set(sys.modules), time.perf_counter()
+import mlx_speech
+elapsed = time.perf_counter() - start
+print(json.dumps([elapsed, sorted(set(sys.modules) - before)]))
+"""
+    results = [json.loads(python("-c", script).stdout) for _ in range(5)]
+    loaded = set(results[0][1])
+    heavy = {"mlx.core", "mlx", "numpy", "scipy", "av", "yaml", "tqdm", "safetensors", "tokenizers", "huggingface_hub"}
+    assert not loaded & (heavy | FRAMEWORKS), loaded & (heavy | FRAMEWORKS)
+    assert {name for name in loaded if name.startswith("mlx_speech")} == {
+        "mlx_speech",
+        "mlx_speech.blas",
+        "mlx_speech.errors",
+        "mlx_speech.version",
+    }
+    assert statistics.median(elapsed for elapsed, _ in results) < 0.6
+
+
+@pytest.mark.parametrize("name", mlx_speech.__all__)
+def test_public_names_exist(name: str) -> None:
+    assert getattr(mlx_speech, name) is not None
+
+
+def test_the_name_of_the_converter_stays_a_module() -> None:
+    script = "import mlx_speech.convert, types; assert isinstance(mlx_speech.convert, types.ModuleType)"
+    assert python("-c", script).returncode == 0
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = mlx_speech.nonsense
+
+
+def test_running_a_model_imports_no_converter_and_no_framework(tmp_path: Path) -> None:
+    script = """
+import sys
+import mlx_speech, mlx.core as mx
+mlx_speech.load("silero_vad")(mx.zeros(16000))
+print(sorted(name for name in sys.modules if name.startswith("mlx_speech.convert")))
+print(sorted(set(sys.modules) & %r))
+"""
+    done = python("-c", script % (FRAMEWORKS | {"huggingface_hub"}))
+    assert done.stdout.split("\n")[:2] == ["[]", "[]"], done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["convert"], ["vad"]])
+def test_help(command: list[str]) -> None:
+    done = python("-m", "mlx_speech", *command, "--help")
+    assert done.returncode == 0 and "usage: mlx_speech" in done.stdout and not done.stderr
+
+
+def test_help_says_every_option_once() -> None:
+    plain = python("-m", "mlx_speech.convert", "--help")
+    assert plain.returncode == 0 and plain.stdout == python("-m", "mlx_speech", "convert", "--help").stdout
+    import inspect
+
+    from mlx_speech.convert import convert
+
+    for name in inspect.signature(convert).parameters:
+        if name != "progress":  # that is a matter of the terminal
+            assert f"--{name.replace('_', '-')}" in plain.stdout
+
+
+# --- imports run one way ---------------------------------------------------------------------------------------------
+
+
+def test_imports_run_one_way() -> None:
+    wrong = []
+    for found in OURS:
+        here, there = module_of(found.file), found.name
+        if part(there) == "__init__" or (part(here) == part(there) and part(here) in WINGS):
+            continue  # the package itself has only what blas, errors and version have
+        if part(here) == "checkpoint" and part(there) == "convert" and found.lazy:
+            continue  # `load` of an original
+        lower = layer(there) < layer(here) or (layer(here) == layer(there) == 0)
+        if not lower:
+            wrong.append(str(found))
+    assert not wrong, wrong
+
+
+def test_nothing_takes_lazy_names_of_the_package() -> None:
+    """`from mlx_speech import x` is for submodules; a lazy name would hide which way the import runs."""
+    for file in MODULES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "mlx_speech":
+                for alias in node.names:
+                    assert submodule("mlx_speech", alias.name) != "mlx_speech", f"{file}: {alias.name}"
+
+
+def test_stages_do_not_import_each_other() -> None:
+    assert not [str(f) for f in OURS if f.file.parent.name == "stages" and part(f.name) == "stages"]
+
+
+def test_models_touch_no_files() -> None:
+    banned = {"pathlib", "os", "io", "json", "shutil", "urllib", "huggingface_hub", *FRAMEWORKS}
+    found = [str(f) for f in IMPORTS if f.file.parent.name == "models" and f.name.partition(".")[0] in banned]
+    assert not found, found
+    reach = {part(f.name) for f in OURS if f.file.parent.name == "models"} - {"__init__"}
+    assert reach <= {"errors", "models"}, reach
+
+
+def test_writers_know_only_transcripts() -> None:
+    assert {f.name for f in OURS if f.file.name == "writers.py"} == {"mlx_speech.transcript"}
+
+
+def test_only_two_functions_reach_for_the_converter() -> None:
+    found = [f for f in OURS if part(f.name) == "convert" and part(module_of(f.file)) != "convert"]
+    assert {part(module_of(f.file)) for f in found} == {"checkpoint", "cli"}
+    assert all(f.lazy for f in found), [str(f) for f in found if not f.lazy]
+
+
+def test_frameworks_are_only_for_verification() -> None:
+    found = [f for f in IMPORTS if f.name.partition(".")[0] in FRAMEWORKS]
+    assert {f.file.relative_to(ROOT).as_posix() for f in found} == {"convert/originals.py", "convert/verify.py"}
+    assert all(f.lazy for f in found if f.file.name == "verify.py")
+    assert not [str(f) for f in OURS if f.name == "mlx_speech.convert.originals" and not f.lazy]
+
+
+# --- size and completeness -------------------------------------------------------------------------------------------
+
+
+def test_sizes() -> None:
+    lines = {file.relative_to(ROOT).as_posix(): len(file.read_text(encoding="utf-8").splitlines()) for file in MODULES}
+    assert not {name: count for name, count in lines.items() if count > 600}
+    assert sum(lines.values()) < 8000
+
+
+def test_the_version_stands_in_one_place() -> None:
+    from mlx_speech.version import __version__
+
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__) and mlx_speech.__version__ == __version__
+    holders = [file.name for file in MODULES if f'"{__version__}"' in file.read_text(encoding="utf-8")]
+    assert holders == ["version.py"]
+    assert not re.search(
+        r'^version\s*=\s*"', (ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert python("-m", "mlx_speech", "--version").stdout == f"mlx_speech {__version__}\n"
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    text = (ROOT.parent / "pyproject.toml").read_text(encoding="utf-8")
+    listed = set(json.loads(re.search(r"^packages = (\[.*\])", text, re.MULTILINE)[1]))  # type: ignore[index]
+    assert listed == {module_of(file) for file in MODULES if file.name == "__init__.py"}
+
+
+def test_no_work_at_import_and_no_broad_excepts() -> None:
+    for file in MODULES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                caught = ast.unparse(node.type) if node.type else "everything"
+                assert caught not in ("everything", "Exception", "BaseException"), f"{file}:{node.lineno}"
+            assert not isinstance(node, (ast.Assert, ast.Global)), f"{file}:{node.lineno}"
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_every_family_is_complete(family: str) -> None:
+    assert (ROOT / "models" / f"{family}.py").is_file() and (ROOT / "convert" / f"{family}.py").is_file()
+    module, converter = models.module(family), port.converter(family)
+    assert issubclass(module.Model, BaseModel) and issubclass(module.ModelArgs, BaseModelArgs)
+    assert callable(converter.recognise) and callable(converter.recipe)
+    assert converter.TAGS and all(isinstance(tag, str) for tag in converter.TAGS)
+    assert converter.PIPELINE_TAG is None or isinstance(converter.PIPELINE_TAG, str)
+    assert module.__doc__ and converter.__doc__ and module.Model.__call__.__doc__
+
+
+def test_every_file_of_a_family_is_registered() -> None:
+    here = {file.stem for file in (ROOT / "models").glob("*.py")}
+    assert here - {"__init__", "base", "layers", "diarization_pipeline"} == set(models.FAMILIES)
+
+
+def test_every_public_function_is_described() -> None:
+    missing = []
+    for file in MODULES:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), file
+        for node in tree.body:
+            short = isinstance(node, ast.FunctionDef) and node.name in ("recognise", "recipe")  # port.py says
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not short:
+                missing += [] if ast.get_docstring(node) else [f"{file.name}: {node.name}"]
+    assert not missing, missing
