@@ -57,6 +57,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Merge what the workers recorded into parity.md, if this run measured everything."""
     if hasattr(session.config, "workerinput") or not any(RESULTS.glob("*.json")):
         return
-    from parity_table import render
+    from parity_table import complete, put_into_readme, render
 
-    (ROOT / "parity.md").write_text(render([json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]))
+    cases = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    if complete(cases):
+        (ROOT / "parity.md").write_text(render(cases))
+        readme = ROOT / "README.md"
+        readme.write_text(put_into_readme(readme.read_text(), cases))
