@@ -72,9 +72,8 @@ def load(
     source = convert.locate(str(path_or_repo), revision, language)
     if is_converted(source.path):
         return load_folder(source.path, dtype)
-    if convert.is_mlx(source.path):
-        return finish(convert.plan_source(source, language=language).build(), dtype)
-    return load_folder(convert.convert_to_cache(source, language), dtype)
+    found = convert.resolve(source, language)
+    return load_folder(found, dtype) if isinstance(found, Path) else finish(found, dtype)
 
 
 def is_converted(folder: Path) -> bool:
@@ -120,7 +119,7 @@ def load_folder(folder: Path, dtype: str | None = None) -> BaseModel:
     path = folder / "model.safetensors"
     if not path.is_file():
         raise SourceNotFound(f"{path}: missing: convert the model again")
-    tensors, _ = read_safetensors(path)
+    tensors = read_safetensors(path)
     quantize_layers(model, config, set(tensors))
     wanted = {name: tuple(array.shape) for name, array in model.arrays().items()}
     wrong = sorted(n for n in wanted.keys() | tensors.keys() if n not in tensors or wanted.get(n) != tensors[n].shape)

@@ -109,8 +109,8 @@ def from_array(array: np.ndarray, name: str = "") -> Tensor:
     return Tensor(array.shape, array.dtype.name, lambda: array, (name,) if name else ())
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, unread, and its metadata.
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, unread.
 
     The format: https://github.com/huggingface/safetensors#format. Raises `CorruptFile` where the header, a dtype,
     a shape or an offset does not fit the file.
@@ -131,7 +131,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if not isinstance(header, dict):
         raise CorruptFile(f"{path}: not a safetensors file (its header is no object): fetch it again")
-    metadata = header.pop("__metadata__", {})
+    header.pop("__metadata__", None)
     start, tensors, wrong = 8 + length, {}, []
     for name, entry in header.items():
         try:
@@ -147,7 +147,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CorruptFile(
             f"{path}: truncated, or tensors that do not fit their place: {shorten(wrong)}: fetch it again"
         )
-    return tensors, metadata if isinstance(metadata, dict) else {}
+    return tensors
 
 
 def _view(buffer: mmap.mmap, offset: int, shape: tuple[int, ...], dtype: str) -> Callable[[], np.ndarray]:

@@ -400,7 +400,7 @@ def test_centering(span: float | None) -> None:
 def test_normalize() -> None:
     rows = mx.array(np.stack([babble(2).numpy(), 0.001 * babble(2).numpy() + 0.5]))
     found = np.array(features.normalize(rows)).astype(np.float64)
-    assert np.abs(found.mean(axis=1)).max() < 1e-4
+    assert np.abs(found.mean(axis=1)).max() < 1e-3  # of the second row: 0.5 in float32, amplified
     variances = np.array(rows).astype(np.float64).var(axis=1)
     assert np.allclose(found.var(axis=1), variances / (variances + 1e-7), rtol=1e-3)
 

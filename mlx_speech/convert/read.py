@@ -72,14 +72,12 @@ def open_source(path: Path) -> Source:
     else:
         raise SourceNotFound(f"{path}: no such file or folder (a hub repository is written owner/name)")
     try:
-        tensors, extra, files, metadata = _read(weights)
+        tensors, extra, files = _read(weights)
     except OSError as error:
         raise SourceError(f"{weights}: cannot be read ({error.strerror or error})") from error
     source = Source(path, path.name, tensors, files, extra=extra)
     if weights.suffix in (".npz", ".json", ".safetensors") or weights.name in WEIGHTS:
         source.config = source.json("config.json")
-    if metadata.get("format") == "mlx" and "format_version" not in source.config:
-        source.extra["mlx"] = True
     return source
 
 
@@ -98,25 +96,24 @@ def _find(folder: Path) -> Path:
     raise SourceNotFound(f"{folder}: no weights in this folder (looked for {shorten(list(WEIGHTS))} and *.pt, *.jit …)")
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[Path], dict[str, str]]:
-    """Tensors, other contents, files and metadata of the weights at `path`."""
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[Path]]:
+    """Tensors, other contents and files of the weights at `path`."""
     if path.name.endswith(".index.json"):
         tensors, files = _read_shards(path)
-        return tensors, {}, files, {}
+        return tensors, {}, files
     if path.suffix == ".safetensors":
-        tensors, metadata = read_safetensors(path)
-        return tensors, {}, [path], metadata
+        return read_safetensors(path), {}, [path]
     if path.name in PLDA:
         files = [path.parent / name for name in PLDA]
         for file in files:
             if not file.is_file():
                 raise SourceNotFound(f"{file}: missing; the PLDA is a pair of files, {' and '.join(PLDA)}")
-        return {**read_npz(files[0]), **read_npz(files[1])}, {}, files, {}
+        return {**read_npz(files[0]), **read_npz(files[1])}, {}, files
     if path.suffix == ".npz":
-        return read_npz(path), {}, [path], {}
+        return read_npz(path), {}, [path]
     if path.suffix in TORCH:
         tensors, extra = _read_checkpoint(path)
-        return tensors, extra, [path], {}
+        return tensors, extra, [path]
     raise SourceError(f"{path}: not a kind of weights that is known (.safetensors .bin .pt .pth .ckpt .jit .npz)")
 
 

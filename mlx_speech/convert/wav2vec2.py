@@ -136,7 +136,7 @@ def _adapter(source: Source, language: str) -> dict[str, Tensor]:
         raise OptionError(f"--language {language}: not a language code")
     safe, torch = (source.folder / f"adapter.{language}.{ending}" for ending in ("safetensors", "bin"))
     if safe.is_file():
-        return read_safetensors(safe)[0]
+        return read_safetensors(safe)
     if torch.is_file():
         return state_dict(read_torch(torch))
     found = sorted(path.name.split(".")[1] for path in source.folder.glob("adapter.*"))

@@ -1,0 +1,366 @@
+"""A conversion from end to end: find the source, plan, write beside the target, verify, put in place, upload.
+
+`convert` is the command; `locate` and `resolve` are what `load` needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from filelock import FileLock
+from tqdm import tqdm
+
+from mlx_speech import checkpoint, hub
+from mlx_speech.checkpoint import PIPELINE
+from mlx_speech.convert import verify as parity
+from mlx_speech.convert.card import card, provenance
+from mlx_speech.convert.pipeline import is_pipeline, read_pipeline
+from mlx_speech.convert.port import Plan, plan
+from mlx_speech.convert.quantize import Options
+from mlx_speech.convert.read import PLDA, WEIGHTS, open_source
+from mlx_speech.errors import OptionError, OutputError, ParityError, SourceNotFound
+from mlx_speech.models.base import BaseModel
+from mlx_speech.tensors import write_safetensors
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a source lies on this machine, and what the hub says of it."""
+
+    path: Path
+    repo: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+
+    @property
+    def name(self) -> str:
+        """A short name for the result."""
+        if self.repo:
+            return self.repo.rpartition("/")[2]
+        path = self.path.resolve()
+        if path.is_dir():
+            return path.name
+        return path.parent.name if path.name in (*WEIGHTS, *PLDA) else path.stem
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did."""
+
+    path: Path | None  # None after a dry run
+    family: str
+    parameters: int
+    bytes_before: int
+    bytes_after: int
+    tables: dict[str, str]  # part ("" for a single model) → its parity table, where verified
+    lines: list[str]
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.bytes_after / max(1, self.parameters)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.family} · {self.parameters / 1e6:.2f} M parameters · {self.bytes_before / 1e6:.1f} MB → "
+            f"{self.bytes_after / 1e6:.1f} MB · {self.bits_per_weight:.2f} bits per weight · "
+            f"{self.path or 'nothing written (dry run)'}"
+        )
+
+
+def convert(
+    model: str,
+    mlx_path: str | Path | None = None,
+    *,
+    quantize: bool = False,
+    q_group_size: int | None = None,
+    q_bits: int | None = None,
+    q_mode: str = "affine",
+    quant_predicate: str | None = None,
+    dtype: str | None = None,
+    dequantize: bool = False,
+    upload_repo: str | None = None,
+    revision: str | None = None,
+    language: str | None = None,
+    dry_run: bool = False,
+    verify: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Report:
+    """Convert a model into a folder of MLX safetensors; names, meanings and defaults of the options are mlx_lm's.
+
+    model : a hub repository, a local folder, or a file
+    mlx_path : the folder to write, which appears complete or not at all; by default mlx_models/<name>[-4bit]
+    language : of an MMS model, the adapter to put in; of a torchaudio file, whose labels it has
+    dry_run : only plan; the report's lines say where every tensor goes
+    verify : run the original too, and write the parity figures into config.json and the card
+
+    Raises `SourceError`, `OptionError`, `OutputError`, `MissingDependency`, `ParityError`; nothing is left behind then.
+    """
+    options = Options(quantize, q_group_size, q_bits, q_mode, quant_predicate, dtype, dequantize)
+    target = Path(mlx_path).expanduser() if mlx_path is not None else None
+    if target is not None and not dry_run:
+        checkpoint.check_target(target, overwrite)
+    if upload_repo is not None and not hub.is_repo_id(upload_repo):
+        raise OptionError(f"--upload-repo {upload_repo}: not a repository's name (owner/name)")
+    origin = locate(model, revision, language)
+    config, plans = _plans(origin, options, language)
+    if verify:
+        for part in plans.values():
+            parity.check_installed(part.recipe.original)
+    lines = [line for name, part in plans.items() for line in _said(name, part, dry_run)]
+    if dry_run:
+        return _report(None, config, plans, {}, lines)
+    suffix = options.suffix if any(part.quantized for part in plans.values()) else ""
+    target = target or Path("mlx_models") / f"{origin.name}{suffix}"
+    command = _command(origin, options, language, verify)
+    tables = _write_all(target, config, plans, command, overwrite=overwrite, verify=verify, progress=progress)
+    report = _report(target, config, plans, tables, lines)
+    if upload_repo is not None:
+        report.lines.append(f"uploaded to {hub.upload(target, upload_repo)}")
+    return report
+
+
+def _write_all(
+    target: Path,
+    config: dict[str, Any] | None,
+    plans: dict[str, Plan],
+    command: str,
+    *,
+    overwrite: bool = False,
+    verify: bool = False,
+    progress: bool = False,
+) -> dict[str, str]:
+    """Write every part beside `target`, then put the whole in place; the parity tables, where verified."""
+    tables: dict[str, str] = {}
+    with checkpoint.staged(target, overwrite) as stage:
+        _check_space(stage, target, sum(part.nbytes() for part in plans.values()))
+        for name, part in plans.items():
+            title = f"{target.name}/{name}" if name else target.name
+            table = write(part, stage / name, command, verify=verify, progress=progress, title=title)
+            tables |= {name: table} if table else {}
+        if config is not None:
+            whole = {**config, "format_version": checkpoint.FORMAT_VERSION}
+            whole["source"] = {
+                key: getattr(plans["segmentation"].source, key) for key in ("repo", "revision", "licence")
+            }
+            _write_json(stage / "config.json", whole)
+            (stage / "README.md").write_text(card(target.name, whole, command, None), encoding="utf-8")
+    return tables
+
+
+def locate(model: str, revision: str | None = None, language: str | None = None) -> Origin:
+    """A local path as it is; a hub repository fetched. Raises `SourceNotFound` or `HubError`."""
+    path = Path(model).expanduser()
+    if path.exists():
+        if revision is not None:
+            raise OptionError(f"--revision {revision}: {model} is a local path, which has no revisions")
+        return Origin(path)
+    if not hub.is_repo_id(model):
+        raise SourceNotFound(f"{model}: no such file or folder, nor a hub repository's name (owner/name)")
+    found = hub.fetch(model, revision, language=language)
+    return Origin(found.path, found.repo, found.revision, found.licence)
+
+
+def plan_source(origin: Origin, options: Options | None = None, language: str | None = None) -> Plan:
+    """Open, recognise and plan one model."""
+    source = open_source(origin.path)
+    source.name, source.repo, source.revision, source.licence = (
+        origin.name,
+        origin.repo,
+        origin.revision,
+        origin.licence,
+    )
+    return plan(source, options or Options(), language)
+
+
+def _plans(origin: Origin, options: Options, language: str | None) -> tuple[dict[str, Any] | None, dict[str, Plan]]:
+    """One plan, or the configuration of a pipeline and a plan for each of its parts."""
+    if checkpoint.is_converted(origin.path):
+        config = checkpoint.read_config(origin.path)
+        if config.get("model_type") == PIPELINE:
+            names = [name for name in checkpoint.PARTS if (origin.path / name).is_dir()]
+            return config, {n: plan_source(dataclasses.replace(origin, path=origin.path / n), options) for n in names}
+    if not is_pipeline(origin.path):
+        return None, {"": plan_source(origin, options, language)}
+    config, parts = read_pipeline(origin.path, hub.is_repo_id)
+    plans = {}
+    for name, place in parts.items():
+        if isinstance(place, Path):
+            found = dataclasses.replace(origin, path=place)
+        else:
+            repo, _, revision = place.partition("@")
+            found = locate(repo, revision or None)
+        plans[name] = plan_source(found, options)
+    return config, plans
+
+
+def write(
+    part: Plan, folder: Path, command: str, *, verify: bool = False, progress: bool = False, title: str = ""
+) -> str | None:
+    """Write one planned model into `folder` (made if missing): weights, configuration, companions, card.
+
+    Returns the parity table, if verified. Raises `ParityError` where a float32 model does not meet the bars.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    hashes = {path.name: _hash(path, progress) for path in part.source.files}
+    limit = mx.set_cache_limit(0)  # freed buffers go back at once: a conversion never needs the same size twice
+    try:
+        write_safetensors(folder / "model.safetensors", part.layout(), _counted(part, progress))
+    finally:
+        mx.set_cache_limit(limit)
+    config: dict[str, Any] = {**part.config, "source": provenance(part, hashes)}
+    for name in part.recipe.companions:
+        if name not in part.recipe.documents and (part.source.folder / name).is_file():
+            shutil.copyfile(part.source.folder / name, folder / name)
+    for name, content in part.recipe.documents.items():
+        _write_json(folder / name, content)
+    _write_json(folder / "config.json", config)
+    table = None
+    if verify:
+        rows = verified(part, folder)
+        barred = config["dtype"] in ("float32", "float64") and "quantization" not in config
+        failed = [row for row in rows if not row.ok]
+        if barred and failed:
+            raise ParityError(
+                f"{part.source.path}: differs from its original: {failed[0].measure} {failed[0].value:.3g}"
+            )
+        table = parity.table(rows, bars=barred)
+        config["source"]["verified"] = {row.measure: row.value for row in rows}
+        _write_json(folder / "config.json", config)
+    (folder / "README.md").write_text(card(title or part.source.name, config, command, table), encoding="utf-8")
+    return table
+
+
+def verified(part: Plan, folder: Path) -> list[parity.Row]:
+    """Parity of the model in `folder` with the original of its plan, on a recording that comes with the package."""
+    from mlx_speech.audio import load_audio
+
+    audio = load_audio(Path(__file__).parent.parent / "assets" / "demo" / "pauses.flac")
+    model = checkpoint.load_folder(folder, dtype=part.config["dtype"] if part.config["dtype"] != "float64" else None)
+    return parity.measure(part.family, parity.original(part), model, parity.Inputs(audio))
+
+
+def resolve(origin: Origin, language: str | None = None) -> Path | BaseModel:
+    """What `load` gets of an original: its converted folder in the cache, or the model itself.
+
+    The folder is made if it is not there, by one process while others wait. Weights that have MLX's layout already
+    (mlx-community) are not written a second time: the model is built in memory.
+    """
+    folder = checkpoint.cache_folder() / f"{origin.name}-{_fingerprint(origin, language)}"
+    if folder.is_dir():
+        return folder
+    config, plans = _plans(origin, Options(), language)
+    if config is None and plans[""].recipe.channels_last:
+        return plans[""].build()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                _write_all(folder, config, plans, _command(origin, Options(), language, False))
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"{folder}: the cache cannot be written ({error}): set MLX_SPEECH_CACHE to another folder"
+        ) from error
+    return folder
+
+
+def _fingerprint(origin: Origin, language: str | None) -> str:
+    """What decides whether a conversion in the cache is still that of `origin`: its revision, or its files' state."""
+    said: list[Any] = [checkpoint.FORMAT_VERSION, language, origin.repo, origin.revision]
+    if origin.repo is None:
+        path = origin.path.resolve()
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        if path.name in PLDA:
+            files = [path.parent / name for name in PLDA]
+        stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
+        said += [str(path), stats]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def _check_space(stage: Path, target: Path, needed: int) -> None:
+    free = shutil.disk_usage(stage).free
+    if free < needed:
+        raise OutputError(
+            f"{target}: needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free: choose another --mlx-path"
+        )
+
+
+def _hash(path: Path, progress: bool) -> str:
+    size = path.stat().st_size
+    with tqdm(
+        total=size, unit="B", unit_scale=True, desc=f"checking {path.name}", disable=not progress, leave=False
+    ) as bar:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+                bar.update(len(block))
+    return digest.hexdigest()
+
+
+def _counted(part: Plan, progress: bool) -> Iterator[tuple[str, Any]]:
+    """The arrays of a plan, with a bar that counts the bytes converted and written."""
+    with tqdm(
+        total=part.nbytes(), unit="B", unit_scale=True, desc="converting, writing", disable=not progress, leave=False
+    ) as bar:
+        for name, array in part.arrays():
+            yield name, array
+            bar.update(array.nbytes)
+
+
+def _command(origin: Origin, options: Options, language: str | None, verify: bool) -> str:
+    """The command that makes this conversion again; a local source by its name alone."""
+    words = ["python", "-m", "mlx_speech.convert", "--model", origin.repo or origin.path.resolve().name]
+    if origin.revision:
+        words += ["--revision", origin.revision]
+    words += ["-q"] if options.quantize else (["-d"] if options.dequantize else [])
+    for flag, value in (
+        ("--q-bits", options.q_bits),
+        ("--q-group-size", options.q_group_size),
+        ("--q-mode", options.q_mode if options.q_mode != "affine" else None),
+        ("--quant-predicate", options.quant_predicate),
+        ("--dtype", options.dtype),
+        ("--language", language),
+    ):
+        words += [flag, str(value)] if value is not None else []
+    return shlex.join([*words, "--verify"] if verify else words)
+
+
+def _said(name: str, part: Plan, dry_run: bool) -> list[str]:
+    prefix = f"{name}: " if name else ""
+    plan_lines = [prefix + line for line in part.describe().splitlines()] if dry_run else []
+    return plan_lines + [prefix + note for note in part.notes]
+
+
+def _report(
+    path: Path | None,
+    config: dict[str, Any] | None,
+    plans: dict[str, Plan],
+    tables: dict[str, str],
+    lines: list[str],
+) -> Report:
+    parts = list(plans.values())
+    return Report(
+        path,
+        PIPELINE if config is not None else parts[0].family,
+        sum(part.parameters() for part in parts),
+        sum(file.stat().st_size for part in parts for file in part.source.files),
+        sum(part.nbytes() for part in parts),
+        tables,
+        lines,
+    )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
