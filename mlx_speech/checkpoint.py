@@ -30,6 +30,7 @@ from mlx_speech.errors import (
     OutputError,
     SourceNotFound,
     WeightsMismatch,
+    brief,
     shorten,
 )
 from mlx_speech.tensors import read_safetensors
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 PIPELINE = "diarization_pipeline"  # model_type of a folder that holds several models
+MAX_JSON = 64 * 1024 * 1024  # bytes; the largest tokenizers have 10
 PARTS = ("segmentation", "embedding", "plda")
 BUNDLED = {"silero_vad": Path(__file__).parent / "assets" / "silero_vad"}  # converted models that come with the package
 
@@ -63,8 +65,8 @@ def load(
     """
     if dtype is not None and dtype not in ("float16", "bfloat16", "float32"):
         raise OptionError(f"dtype={dtype!r}: choose from float16, bfloat16, float32")
-    path = Path(path_or_repo).expanduser()
-    path = BUNDLED.get(str(path_or_repo), path) if not path.exists() else path
+    path = expand(path_or_repo)
+    path = BUNDLED.get(str(path_or_repo), path) if not is_converted(path) else path
     if is_converted(path):
         return load_folder(path, dtype)
     from mlx_speech import convert  # lazily: the only thing at run time that may need it
@@ -78,13 +80,23 @@ def load(
 
 def is_converted(folder: Path) -> bool:
     """Whether `folder` was written by this package."""
-    return (folder / "config.json").is_file() and "format_version" in read_config(folder)
+    return has(folder, "config.json") and "format_version" in read_config(folder)
+
+
+def has(folder: Path, name: str) -> bool:
+    """Whether there is a file of that name; not where `folder` may not be looked into."""
+    try:
+        return (folder / name).is_file()
+    except OSError:
+        return False
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of `folder`. Raises `CorruptFile` or `SourceNotFound`."""
     path = folder / "config.json"
     try:
+        if path.stat().st_size > MAX_JSON:
+            raise CorruptFile(f"{path}: {path.stat().st_size} bytes are too many for a configuration")
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SourceNotFound(f"{path}: missing") from error
@@ -100,16 +112,16 @@ def load_folder(folder: Path, dtype: str | None = None) -> BaseModel:
     config = read_config(folder)
     if config.get("format_version") != FORMAT_VERSION:
         raise ConfigError(
-            f"{folder}: format_version {config.get('format_version')!r} is not {FORMAT_VERSION}: convert it again"
+            f"{folder}: format_version {brief(config.get('format_version'))} is not {FORMAT_VERSION}: convert it again"
         )
     if config.get("model_type") == PIPELINE:
         from mlx_speech.models.diarization_pipeline import Model
 
-        parts = {name: load_folder(folder / name, dtype) for name in PARTS if (folder / name).is_dir()}
+        parts = {name: load_folder(folder / name, dtype) for name in part_names(folder)}
         return Model(config, **parts)
-    if config.get("model_type") not in models.FAMILIES:
+    if str(config.get("model_type")) not in models.FAMILIES:
         raise ConfigError(
-            f"{folder}: model_type {config.get('model_type')!r} is not one of {', '.join(models.FAMILIES)}"
+            f"{folder}: model_type {brief(config.get('model_type'))} is not one of {', '.join(models.FAMILIES)}"
         )
     module = models.module(config["model_type"])
     try:
@@ -120,13 +132,24 @@ def load_folder(folder: Path, dtype: str | None = None) -> BaseModel:
     if not path.is_file():
         raise SourceNotFound(f"{path}: missing: convert the model again")
     tensors = read_safetensors(path)
-    quantize_layers(model, config, set(tensors))
+    try:
+        quantize_layers(model, config, set(tensors))
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}: convert the model again") from error
     wanted = {name: tuple(array.shape) for name, array in model.arrays().items()}
     wrong = sorted(n for n in wanted.keys() | tensors.keys() if n not in tensors or wanted.get(n) != tensors[n].shape)
     if wrong:
         raise WeightsMismatch(f"{path}: does not fit its config.json: {shorten(wrong)}: convert the model again")
     model.load_weights([(name, tensor.mlx()) for name, tensor in tensors.items()])
     return finish(model, dtype)
+
+
+def part_names(folder: Path) -> list[str]:
+    """The parts that a converted pipeline has. Raises `SourceNotFound` where one that it needs is missing."""
+    for name in ("segmentation", "embedding"):
+        if not (folder / name).is_dir():
+            raise SourceNotFound(f"{folder / name}: missing: convert the pipeline again")
+    return [name for name in PARTS if (folder / name).is_dir()]
 
 
 def finish(model: BaseModel, dtype: str | None) -> BaseModel:
@@ -155,7 +178,7 @@ def quantized_layers(config: dict[str, Any], names: set[str]) -> dict[str, dict[
     if not paths:
         return {}
     if not isinstance(stated, dict):
-        raise ConfigError(f"config.json: quantization is {stated!r}")
+        raise ConfigError(f"config.json: quantization is {brief(stated)}")
     result = {}
     for path in paths:
         entry = stated.get(path)
@@ -164,7 +187,7 @@ def quantized_layers(config: dict[str, Any], names: set[str]) -> dict[str, dict[
         if chosen["mode"] not in ("affine", "mxfp4", "nvfp4", "mxfp8") or not all(
             type(chosen[key]) is int and 0 < chosen[key] <= 1024 for key in ("group_size", "bits")
         ):
-            raise ConfigError(f"config.json: {path} is quantized, but quantization says {chosen}")
+            raise ConfigError(f"config.json: {path} is quantized, but quantization says {brief(chosen)}")
         result[path] = chosen
     return result
 
@@ -177,7 +200,10 @@ def quantize_layers(model: nn.Module, config: dict[str, Any], names: set[str]) -
             nn.quantize(model, class_predicate=lambda path, _: layers.get(path, False))
         except ValueError as error:
             raise ConfigError(f"config.json: quantization does not fit the layers ({error})") from error
-    return (config.get("quantization") or config.get("quantization_config") or {}) if layers else {}
+    if not layers:
+        return {}
+    stated = config.get("quantization") or config.get("quantization_config") or {}
+    return {**next(iter(layers.values())), **stated}  # mlx-community's repositories state no mode
 
 
 def dequantize(parts: list[mx.array], parameters: dict[str, Any]) -> mx.array:
@@ -201,6 +227,14 @@ def dequantize_layers(model: nn.Module) -> None:
         plain.append((path, new))
     if plain:
         model.update_modules(tree_unflatten(plain))
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """`path` with its ~ expanded. Raises `OptionError` where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise OptionError(f"{path}: there is no such user: write --model or --mlx-path without ~") from error
 
 
 def cache_folder() -> Path:
@@ -229,11 +263,13 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
     place cannot be written.
     """
     check_target(target, overwrite)
+    made = [folder for folder in target.parents if not folder.exists()]  # innermost first
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
         stage = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
     except OSError as error:
+        _remove_empty(made)
         raise OutputError(
             f"{target}: cannot be written ({error.strerror or error}): choose another --mlx-path"
         ) from error
@@ -243,8 +279,8 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
         stage.chmod(0o755)
         check_target(target, overwrite)
         if target.exists():
+            target.rename(stage.with_name(stage.name + ".old"))
             old = stage.with_name(stage.name + ".old")
-            target.rename(old)
         stage.rename(target)
     except OSError as error:
         if isinstance(error, OutputError) or not error.strerror:
@@ -258,12 +294,23 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
         for leftover in (stage, old):
             if leftover is not None:
                 shutil.rmtree(leftover, ignore_errors=True)
+        if not target.exists():
+            _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not made after all, or another process has put something in
+            folder.rmdir()
 
 
 def check_target(target: Path, overwrite: bool) -> None:
     """Raises `OutputError` where `target` must not be replaced."""
-    if not target.exists() and not target.is_symlink():
-        return
+    try:
+        if not target.exists() and not target.is_symlink():
+            return
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise OutputError(f"{target}: cannot be written ({error.strerror}): choose another --mlx-path") from error
     if not overwrite:
         raise OutputError(f"{target}: exists already: choose another --mlx-path, or pass --overwrite")
     if target.is_symlink() or not target.is_dir() or not is_converted(target):
@@ -278,7 +325,7 @@ def _sweep(target: Path) -> None:
     """Clear away what processes that were killed left beside `target`; a model they had moved aside comes back."""
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
         pid = leftover.name.split(".partial-")[1].split("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
+        if pid.isdecimal() and len(pid) < 10 and not _alive(int(pid)):
             if leftover.suffix == ".old" and not target.exists():
                 leftover.rename(target)
             else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_speech.blas import check_backend, hint
-from mlx_speech.errors import MLXSpeechError
+from mlx_speech.errors import MLXSpeechError, SourceError
 from mlx_speech.version import __version__
 
 
@@ -129,23 +129,26 @@ def _add_vad(commands: Any) -> None:
         help="cut long speech at the last silence, not at the longest (use_max_poss_sil_at_max_speech=False)",
     )
     add("--time-resolution", type=int, default=3, help="decimals of the times, in seconds (default 3; upstream's is 1)")
-    add("--max-duration", type=float, metavar="SECONDS", help="the longest recording that is read (default 24 h)")
+    add("--max-duration", type=float, metavar="SECONDS", default=86400.0, help="longest recording read (default 24 h)")
     add("-v", "--verbose", action="store_true", help="tracebacks of errors")
     parser.set_defaults(run=_vad)
 
 
 def _vad(
-    audio: list[str], model: str | None, format: str, max_duration: float | None, time_resolution: int, **options: Any
+    audio: list[str], model: str | None, format: str, max_duration: float, time_resolution: int, **options: Any
 ) -> int:
     from mlx_speech import writers
-    from mlx_speech.audio import MAX_DURATION, load_audio
+    from mlx_speech.audio import load_audio
     from mlx_speech.checkpoint import load
+    from mlx_speech.models import silero_vad
     from mlx_speech.stages.vad import detect_speech
 
-    network = load(model or "silero_vad")
+    network: Any = load(model or "silero_vad")
+    if not isinstance(network, silero_vad.Model):
+        raise SourceError(f"{model}: not a Silero VAD: leave --model out, or name one")
     rate = options.pop("sampling_rate")
     for source in audio:
-        samples = load_audio(source, sample_rate=rate, max_duration=max_duration or MAX_DURATION)
+        samples = load_audio(source, sample_rate=rate, max_duration=max_duration)
         regions = detect_speech(samples, network, sample_rate=rate, time_resolution=time_resolution, **options)
         if format == "json":
             print(writers.regions_to_json(regions), end="")

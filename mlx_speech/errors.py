@@ -17,6 +17,8 @@ MLXSpeechError
 
 from __future__ import annotations
 
+import reprlib
+
 
 class MLXSpeechError(Exception):
     """Base of all errors raised on purpose; `mlx_speech` prints it as one line and exits with `exit_code`."""
@@ -76,5 +78,19 @@ class ParityError(MLXSpeechError):
 
 def shorten(names: list[str], limit: int = 8) -> str:
     """`names` as one line for a message: all of them, or the first `limit` and how many more."""
-    shown = ", ".join(names[:limit])
+    shown = ", ".join(name if len(name) <= 120 else f"{name[:120]}…" for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+class _Brief(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+
+    def repr_int(self, x: int, level: int) -> str:  # Python refuses to spell out very long ones
+        return repr(x) if x.bit_length() <= 128 else f"a number of {x.bit_length()} bits"
+
+
+def brief(value: object) -> str:
+    """`value` as a message may quote it: cut short, however long, deep or self-referring it is."""
+    return _Brief().repr(value)

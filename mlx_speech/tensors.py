@@ -13,6 +13,7 @@ import mmap
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,6 +40,7 @@ CODES = {
 }
 NAMES = {name: code for code, name in CODES.items()}
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+MAX_RANK = 8  # dimensions of a tensor
 MAX_HEADER = 100 * 1024 * 1024  # bytes; the limit of the format's own reader
 
 
@@ -126,23 +128,27 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             )
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorruptFile(f"{path}: not a safetensors file (its header is no JSON): fetch it again") from error
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if not isinstance(header, dict):
         raise CorruptFile(f"{path}: not a safetensors file (its header is no object): fetch it again")
     header.pop("__metadata__", None)
-    start, tensors, wrong = 8 + length, {}, []
+    start, tensors, wrong, places = 8 + length, {}, [], []
     for name, entry in header.items():
         try:
             dtype, shape, (begin, end) = CODES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-            fits = all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and start + end <= size
+            fits = len(shape) <= MAX_RANK and all(type(n) is int and 0 <= n < 1 << 62 for n in (*shape, begin, end))
+            fits = fits and start + end <= size and math.prod(n or 1 for n in shape) < 1 << 62
             if not fits or math.prod(shape) * itemsize(dtype) != end - begin:
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             wrong.append(name)
             continue
         tensors[name] = Tensor(shape, dtype, _view(mapped, start + begin, shape, dtype), (name,))
+        places.append((begin, end, name))
+    places.sort()
+    wrong += [name for (_, before, _), (begin, _, name) in pairwise(places) if begin < before]
     if wrong:
         raise CorruptFile(
             f"{path}: truncated, or tensors that do not fit their place: {shorten(wrong)}: fetch it again"

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from mlx_speech import checkpoint, load_audio
+
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Give every norm, bias and running statistic a value of its own; matrices keep their initialisation."""
@@ -43,6 +45,11 @@ def babble(seconds: float) -> torch.Tensor:
     noise = rng.normal(size=n) * (0.02 + 0.2 * np.abs(np.sin(2 * np.pi * 0.7 * time)))
     tone = 0.3 * np.sin(2 * np.pi * (200 * time + 150 * np.sin(2 * np.pi * 0.3 * time)))
     return torch.from_numpy((noise + tone * (np.sin(2 * np.pi * 0.5 * time) > 0)).astype(np.float32))
+
+
+def speech(seconds: float) -> np.ndarray:
+    """The start of the recording that comes with the package, (samples,)."""
+    return load_audio(Path(checkpoint.__file__).parent / "assets" / "demo" / "pauses.flac")[: int(seconds * 16000)]
 
 
 def balance(layer: torch.nn.Linear, logits: torch.Tensor, deviation: float = 1.5) -> None:
@@ -147,7 +154,7 @@ def wav2vec2_transformers(kind: str, seed: int = 0, **sizes: Any) -> Any:
     large = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True} if kind == "layer" else {}
     config = Wav2Vec2Config(vocab_size=len(VOCAB), pad_token_id=0, **large, **sizes)
     model = randomise(Wav2Vec2ForCTC(config), seed)
-    balance(model.lm_head, model(babble(4)[None]).logits)
+    balance(model.lm_head, model(torch.from_numpy(speech(6))[None]).logits)
     return model
 
 
@@ -195,7 +202,7 @@ def wav2vec2_torchaudio(kind: str, labels: int, seed: int = 0, narrow: bool = Tr
         aux_num_out=labels,
     )
     randomise(model, seed)
-    balance(model.aux, model(babble(4)[None])[0])
+    balance(model.aux, model(torch.from_numpy(speech(6))[None])[0])
     return model
 
 
@@ -277,10 +284,3 @@ def save_sharded(state: dict[str, torch.Tensor], folder: Path, shards: int = 3) 
         save_file(part, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-
-
-def speech(path: str, seconds: float | None = None) -> np.ndarray:
-    from mlx_speech import load_audio
-
-    audio = load_audio(path)
-    return audio if seconds is None else audio[: int(seconds * 16000)]

@@ -970,6 +970,14 @@ def test_verify_of_a_converted_model_says_that_it_needs_the_original(shelf: Shel
     assert said.count("\n") == 1 and "original" in said and not Path("out").exists()
 
 
+def test_figures_are_not_handed_on(shelf: Shelf, run: Callable) -> None:
+    """What was verified is not what is made of it afterwards."""
+    run("--model", shelf["wav2vec2 safetensors"], "--mlx-path", "out", "--verify")
+    run("--model", "out", "--mlx-path", "small", "-q")
+    assert "verified" in config(Path("out"))["source"] and "verified" not in config(Path("small"))["source"]
+    assert "Parity" not in Path("small/README.md").read_text()
+
+
 def test_overwrite(shelf: Shelf, run: Callable) -> None:
     run("--model", shelf["wav2vec2 safetensors"], "--mlx-path", "out")
     before = contents(Path("out"))

@@ -128,6 +128,8 @@ def _mms(folder: Path, **sizes: Any) -> tuple[Path, Any]:
     model = make.wav2vec2_transformers("layer", **(sizes or make.W2V_NARROW), adapter_attn_dim=16)
     path = make.save_wav2vec2(model, folder / "mms", do_normalize=True, vocab={"eng": make.VOCAB, "deu": make.VOCAB})
     make.randomise(model, seed=9)
+    samples = torch.from_numpy(make.speech(6))[None]
+    make.balance(model.lm_head, model((samples - samples.mean()) / samples.std()).logits)
     adapter = {n: t.clone() for n, t in model.state_dict().items() if "adapter_layer" in n or n.startswith("lm_head")}
     save_file(adapter, path / "adapter.deu.safetensors")
     original = type(model).from_pretrained(path).eval()

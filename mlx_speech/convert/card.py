@@ -82,8 +82,8 @@ def readme_licence(folder: Path) -> str | None:
         return None
     try:
         front = yaml.safe_load(text[3:].split("\n---", 1)[0])
-    except yaml.YAMLError:
-        return None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
+        return None  # a card that cannot be read names no licence
     licence = front.get("license") if isinstance(front, dict) else None
     return licence if isinstance(licence, str) else None
 

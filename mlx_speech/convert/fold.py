@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from mlx_speech.errors import WeightsMismatch, shorten
-from mlx_speech.tensors import Tensor, combine
+from mlx_speech.tensors import FLOATS, Tensor, combine
 
 Tensors = dict[str, Tensor]
 
@@ -20,6 +20,9 @@ def take(tensors: Tensors, *names: str) -> list[Tensor]:
     missing = [name for name in names if name not in tensors]
     if missing:
         raise WeightsMismatch(f"tensors missing: {shorten(missing)}")
+    odd = [f"{name} {tensors[name].dtype}" for name in names if tensors[name].dtype not in FLOATS]
+    if odd:
+        raise WeightsMismatch(f"tensors of the wrong type: {shorten(odd)}")
     return [tensors.pop(name) for name in names]
 
 
@@ -31,7 +34,7 @@ def weight_norm(tensors: Tensors, path: str) -> None:
     for g, v in (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")):
         if f"{path}.{g}" in tensors or f"{path}.{v}" in tensors:
             parts = take(tensors, f"{path}.{g}", f"{path}.{v}")
-            if parts[0].size != parts[1].shape[-1] or len(parts[1].shape) != 3:
+            if len(parts[1].shape) != 3 or parts[0].shape != (1, 1, parts[1].shape[-1]):
                 raise WeightsMismatch(f"{path}: a weight norm of shapes {parts[0].shape} and {parts[1].shape}")
             tensors[f"{path}.weight"] = combine(parts, _weight_norm, parts[1].shape, parts[1].dtype)
 
@@ -91,7 +94,7 @@ def sinc(tensors: Tensors, filterbank: str, target: str, sample_rate: int) -> No
     """
     parts = take(tensors, *(f"{filterbank}.{name}" for name in ("low_hz_", "band_hz_", "n_", "window_")))
     low, band, time, window = parts
-    if low.shape != band.shape or low.shape[1:] != (1,) or time.shape != (1, window.size):
+    if low.shape != band.shape or low.shape[1:] != (1,) or time.shape != (1, window.size) or len(window.shape) != 1:
         raise WeightsMismatch(f"{filterbank}: shapes {[part.shape for part in parts]}")
     shape = (2 * low.size, 1, 2 * window.size + 1)
     tensors[target] = combine(parts, partial(sinc_filters, sample_rate=sample_rate), shape, low.dtype)

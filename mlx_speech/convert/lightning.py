@@ -8,19 +8,33 @@ from mlx_speech.convert.read import Source
 from mlx_speech.convert.torchfile import Stub
 from mlx_speech.errors import ConfigError
 
+MAX_DEPTH, MAX_ITEMS = 50, 200_000  # a few bytes of a pickle can stand for a structure without end
+
 
 def plain(value: Any) -> Any:
-    """`value` with every stub replaced by what it stands for: its items, its attributes, or its argument."""
-    if isinstance(value, Stub):
-        for content in (value.entries, value.items, value.state):
-            if content:
-                return plain(content)
-        return plain(value.args[0]) if len(value.args) == 1 else [plain(item) for item in value.args]
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items() if isinstance(key, (str, int))}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value
+    """`value` with every stub replaced by what it stands for: its items, its attributes, or its argument.
+
+    Raises `ConfigError` for a structure that is deeper or larger than a checkpoint's, or that contains itself.
+    """
+    left = MAX_ITEMS
+
+    def walk(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > MAX_DEPTH:
+            raise ConfigError("what the checkpoint says of itself goes on without end: fetch it again")
+        if isinstance(value, Stub):
+            content = next((c for c in (value.entries, value.items, value.state) if c), None)
+            if content is None:
+                content = value.args[0] if len(value.args) == 1 else value.args
+            return walk(content, depth + 1)
+        if isinstance(value, dict):
+            return {key: walk(item, depth + 1) for key, item in value.items() if isinstance(key, (str, int))}
+        if isinstance(value, (list, tuple)):
+            return [walk(item, depth + 1) for item in value]
+        return value
+
+    return walk(value, 0)
 
 
 def hyper_parameters(source: Source) -> dict[str, Any]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mlx_speech.checkpoint import PARTS, PIPELINE
-from mlx_speech.convert.read import MAX_JSON, inside
-from mlx_speech.errors import ConfigError, CorruptFile, SourceNotFound
+from mlx_speech.checkpoint import PARTS, PIPELINE, has
+from mlx_speech.convert.read import WEIGHTS, inside
+from mlx_speech.errors import ConfigError, CorruptFile, SourceError, SourceNotFound, brief
 
 CONFIG = "config.yaml"
+MAX_YAML = 256 * 1024  # bytes; PyYAML reads less than a megabyte a second
+# What its safe loader raises for malformed dates, numbers and truth values comes as it is.
+NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
 
 
 def is_pipeline(path: Path) -> bool:
-    """Whether `path` is the folder of a pyannote pipeline."""
-    return path.is_dir() and (path / CONFIG).is_file() and not (path / "config.json").is_file()
+    """Whether `path` is the folder of a pyannote pipeline; a single model's folder has a config.yaml too."""
+    return has(path, CONFIG) and not any(has(path, name) for name in ("config.json", *WEIGHTS))
 
 
 def read_pipeline(folder: Path, is_repo_id: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Path | str]]:
@@ -28,11 +32,16 @@ def read_pipeline(folder: Path, is_repo_id: Callable[[str], bool]) -> tuple[dict
     """
     path = folder / CONFIG
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise CorruptFile(f"{path}: too large for a configuration")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        if path.stat().st_size > MAX_YAML:
+            raise CorruptFile(f"{path}: {path.stat().st_size} bytes are too many for a pipeline: fetch it again")
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+        if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise CorruptFile(f"{path}: has aliases, which can unfold without end: write it without")
+    except NOT_YAML as error:
         raise CorruptFile(f"{path}: not valid YAML: fetch it again") from error
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
     pipeline = content.get("pipeline") if isinstance(content, dict) else None
     settings = pipeline.get("params") if isinstance(pipeline, dict) else None
     if not isinstance(settings, dict) or "segmentation" not in settings:
@@ -45,7 +54,7 @@ def read_pipeline(folder: Path, is_repo_id: Callable[[str], bool]) -> tuple[dict
         if isinstance(entry, dict):  # {checkpoint: …, subfolder: …}
             entry = f"{entry.get('checkpoint', '')}/{entry.get('subfolder', '')}".rstrip("/")
         if not isinstance(entry, str):
-            raise ConfigError(f"{path}: {name} is {entry!r}")
+            raise ConfigError(f"{path}: {name} is {brief(entry)}")
         parts[name] = _locate(folder, entry, path, is_repo_id)
     if "embedding" not in parts:
         raise ConfigError(f"{path}: names no embedding")
@@ -56,6 +65,10 @@ def read_pipeline(folder: Path, is_repo_id: Callable[[str], bool]) -> tuple[dict
         "embedding_exclude_overlap": bool(settings.get("embedding_exclude_overlap", False)),
         "params": content.get("params") if isinstance(content.get("params"), dict) else {},
     }
+    try:
+        json.dumps(config, sort_keys=True, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: params hold what JSON cannot ({error}): only numbers, text and lists") from error
     return config, parts
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlx_speech.convert import fold
 from mlx_speech.convert.port import Drop, Recipe
 from mlx_speech.convert.read import Source
 from mlx_speech.errors import WeightsMismatch
@@ -22,12 +21,12 @@ TABLE: dict[str, str | Drop] = {name: name for name in NAMES}
 
 
 def recognise(source: Source) -> bool:
-    return set(NAMES) <= set(source.tensors)
+    return {"lda", "tr", "psi"} <= set(source.tensors)
 
 
 def recipe(source: Source, language: str | None = None) -> Recipe:
     tensors = dict(source.tensors)
-    parts: dict[str, Tensor] = dict(zip(NAMES, fold.take(tensors, *NAMES), strict=True))
+    parts = {name: tensors[name] for name in NAMES if name in tensors}  # others are missed when all are checked
     if len(parts["lda"].shape) != 2 or len(parts["psi"].shape) != 1 or parts["tr"].shape[:1] != parts["psi"].shape:
         raise WeightsMismatch(
             f"lda {parts['lda'].shape}, tr {parts['tr'].shape} and psi {parts['psi'].shape} do not fit"
@@ -38,6 +37,6 @@ def recipe(source: Source, language: str | None = None) -> Recipe:
         pair = [parts[name], parts["psi"]]
         return combine(pair, lambda array, psi: array[np.argsort(-psi, kind="stable")], parts[name].shape, "float64")
 
-    plain = {name: combine([parts[name]], np.asarray, parts[name].shape, "float64") for name in NAMES}
+    plain = {name: combine([parts[name]], np.asarray, parts[name].shape, "float64") for name in parts}
     tensors |= {**plain, "tr": ordered("tr"), "psi": ordered("psi")}
     return Recipe({"embedding_size": size, "lda_size": lda}, tensors, TABLE, "pyannote.audio")

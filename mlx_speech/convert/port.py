@@ -20,7 +20,7 @@ import numpy as np
 from mlx_speech import checkpoint, models
 from mlx_speech.convert.quantize import Options, choose
 from mlx_speech.convert.read import Source
-from mlx_speech.errors import MLXSpeechError, OptionError, UnknownFamily, WeightsMismatch, shorten
+from mlx_speech.errors import MLXSpeechError, OptionError, UnknownFamily, WeightsMismatch, brief, shorten
 from mlx_speech.models.base import BaseModel
 from mlx_speech.tensors import FLOATS, Tensor, itemsize
 
@@ -122,10 +122,10 @@ class Plan:
 def recognise(source: Source) -> str:
     """The one family whose weights these are, told by configuration and tensor names. Raises `UnknownFamily`."""
     if source.config.get("format_version") is not None:
-        family = source.config.get("model_type")
-        if family not in models.FAMILIES:
+        family = str(source.config.get("model_type"))
+        if family not in models.FAMILIES or source.config["format_version"] != checkpoint.FORMAT_VERSION:
             raise UnknownFamily(
-                f"{source.path}: a converted model of unknown type {family!r}: a newer mlx_speech may know it"
+                f"{source.path}: a converted model of unknown type or version, {brief(family)}: a newer one may know it"
             )
         return family
     found = [family for family in models.FAMILIES if converter(family).recognise(source)]
@@ -159,14 +159,14 @@ def _plan(source: Source, options: Options, language: str | None) -> Plan:
     module = models.module(family)
     model: BaseModel = module.Model(module.ModelArgs.from_dict({**recipe.config, "model_type": family}))
     model.eval()
-    tensors, dropped = rename(recipe.tensors, recipe.table) if recipe.table else (recipe.tensors, {})
+    tensors, dropped, unknown = rename(recipe.tensors, recipe.table) if recipe.table else (recipe.tensors, {}, [])
     if options.dequantize:
         tensors = dequantized(tensors, source.config)
         earlier: dict[str, Any] = {}
     else:
         earlier = checkpoint.quantize_layers(model, source.config, set(tensors))
     tensors = tensors if recipe.channels_last else lay_out(tensors, model)
-    check(tensors, model)
+    check(tensors, model, unknown)
     if earlier and options.quantize:
         raise OptionError("quantized already: dequantize it first (-d), or leave out -q")
 
@@ -194,12 +194,15 @@ def own_recipe(source: Source) -> Recipe:
     kept = tuple(
         p.name for p in sorted(source.folder.iterdir()) if p.suffix in (".json", ".txt") and p.name != "config.json"
     )
-    original = str(source.config.get("source", {}).get("original", ""))
+    earlier = source.config.get("source")
+    original = str(earlier.get("original", "")) if isinstance(earlier, dict) else ""
     return Recipe(dict(source.config), dict(source.tensors), {}, original, channels_last=True, companions=kept)
 
 
-def rename(tensors: dict[str, Tensor], table: dict[str, str | Drop]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors under their new names, and the dropped ones with the reason; `WeightsMismatch` lists the rest."""
+def rename(
+    tensors: dict[str, Tensor], table: dict[str, str | Drop]
+) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    """Tensors under their new names, the dropped ones with the reason, and names that the table lacks."""
     patterns = [(re.compile(re.escape(key).replace(r"\{\}", r"(\d+)")), target) for key, target in table.items()]
     result, dropped, unknown = {}, {}, []
     for name, tensor in tensors.items():
@@ -210,9 +213,7 @@ def rename(tensors: dict[str, Tensor], table: dict[str, str | Drop]) -> tuple[di
             dropped[name] = str(target)
         else:
             result[target] = tensor
-    if unknown:
-        raise WeightsMismatch(f"{len(unknown)} unexpected tensors: {shorten(unknown)}")
-    return result, dropped
+    return result, dropped, unknown
 
 
 def _target(name: str, patterns: list[tuple[re.Pattern[str], str | Drop]]) -> str | Drop | None:
@@ -242,19 +243,25 @@ def lay_out(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return result
 
 
-def check(tensors: dict[str, Tensor], model: BaseModel) -> None:
-    """Every parameter has its tensor, of its shape, and there are no others; raises, listing all that differ."""
-    wanted = {name: tuple(array.shape) for name, array in model.arrays().items()}
+def check(tensors: dict[str, Tensor], model: BaseModel, unknown: list[str]) -> None:
+    """Every parameter has its tensor, of its shape and kind, and there are no others; raises, listing all that differ.
+
+    unknown : names in the source that stand for nothing
+    """
+    wanted = model.arrays()
     missing = sorted(set(wanted) - set(tensors))
-    extra = sorted(set(tensors) - set(wanted))
-    wrong = [
-        f"{n} {list(tensors[n].shape)} for {list(s)}"
-        for n, s in sorted(wanted.items())
-        if n in tensors and tensors[n].shape != s
-    ]
+    extra = sorted(set(tensors) - set(wanted)) + sorted(unknown)
+    present = [(name, tensors[name], array) for name, array in sorted(wanted.items()) if name in tensors]
+    wrong = [f"{n} {list(t.shape)} for {list(a.shape)}" for n, t, a in present if t.shape != tuple(a.shape)]
+    odd = [f"{n} {t.dtype}" for n, t, a in present if (t.dtype in FLOATS) != mx.issubdtype(a.dtype, mx.floating)]
     said = [
         f"{len(names)} tensors {what}: {shorten(names)}"
-        for what, names in (("missing", missing), ("unexpected", extra), ("of the wrong shape", wrong))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", extra),
+            ("of the wrong shape", wrong),
+            ("of the wrong type", odd),
+        )
         if names
     ]
     if said:
@@ -270,7 +277,12 @@ def dequantized(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str,
     for path, parameters in layers.items():
         parts = [result.pop(f"{path}.{leaf}") for leaf in ("weight", "scales", "biases") if f"{path}.{leaf}" in result]
         packed, scales = parts[:2]
+        ranks = [len(part.shape) for part in parts]
+        if ranks != [2] * (3 if parameters["mode"] == "affine" else 2) or packed.dtype != "uint32":
+            raise WeightsMismatch(f"{path}: not the parts of a quantized layer")
         shape = (packed.shape[0], packed.shape[1] * 32 // parameters["bits"])
+        if (shape[0], shape[1] // parameters["group_size"]) != scales.shape or shape[1] % parameters["group_size"]:
+            raise WeightsMismatch(f"{path}: quantized otherwise than config.json says")
         dtype = scales.dtype if scales.dtype in FLOATS else "float32"
 
         def raw(parts: list[Tensor] = parts, parameters: dict[str, Any] = parameters, dtype: str = dtype) -> np.ndarray:

@@ -12,11 +12,13 @@ from mlx_speech.convert import fold
 from mlx_speech.convert.lightning import hyper_parameters, section, specifications
 from mlx_speech.convert.port import Drop, Recipe
 from mlx_speech.convert.read import Source
-from mlx_speech.errors import ConfigError
+from mlx_speech.errors import ConfigError, WeightsMismatch, brief, shorten
 from mlx_speech.tensors import Tensor
 
 PIPELINE_TAG = "voice-activity-detection"
 TAGS = ["speaker-segmentation", "speaker-diarization", "pyannote"]
+
+MAX_CLASSES = 100
 
 FILTERBANK = "sincnet.conv1d.0.filterbank"
 
@@ -61,13 +63,17 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
         layers += 1
     if not layers or "classifier.weight" not in tensors:
         raise ConfigError("no LSTM or no classifier among the tensors of this PyanNet")
+    read = ["classifier.weight", _lstm_name(tensors, 0), *(["linear.0.weight"] if "linear.0.weight" in tensors else [])]
+    wrong = [name for name in read if len(tensors[name].shape) != 2]
+    if wrong:
+        raise WeightsMismatch(f"no matrices: {', '.join(wrong)}")
     linear = [name for name in tensors if name.startswith("linear.") and name.endswith(".weight")]
     return {
         "num_classes": tensors["classifier.weight"].shape[0],
         "lstm_hidden_size": tensors[_lstm_name(tensors, 0)].shape[0] // 4,
         "lstm_num_layers": layers,
         "lstm_bidirectional": f"{_lstm_name(tensors, 0)}_reverse" in tensors,
-        "linear_hidden_size": tensors["linear.0.weight"].shape[0] if linear else 1,
+        "linear_hidden_size": tensors["linear.0.weight"].shape[0] if "linear.0.weight" in tensors else 1,
         "linear_num_layers": len(linear),
     }
 
@@ -75,11 +81,11 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
 def _task(specs: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Chunk length, speakers and powerset, checked against the classifier."""
     classes, largest = specs.get("classes"), specs.get("powerset_max_classes")
-    if not isinstance(classes, list) or not isinstance(specs.get("duration"), (int, float)):
-        raise ConfigError(f"specifications without classes or duration (saw {sorted(map(str, specs))})")
+    if not isinstance(classes, list) or "duration" not in specs:
+        raise ConfigError(f"specifications without classes or duration (saw {shorten(sorted(map(str, specs)))})")
     outputs = tensors["classifier.weight"].shape[0]
-    if largest is not None and type(largest) is not int:
-        raise ConfigError(f"powerset_max_classes is {largest!r}")
+    if len(classes) > MAX_CLASSES or (largest is not None and (type(largest) is not int or not 0 < largest < 100)):
+        raise ConfigError(f"powerset_max_classes is {brief(largest)} and there are {len(classes)} classes")
     expected = (
         len(classes) if largest is None else sum(comb(len(classes), k) for k in range(min(largest, len(classes)) + 1))
     )
@@ -91,6 +97,6 @@ def _task(specs: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {
         "num_speakers": len(classes),
         "powerset_max_classes": largest,
-        "duration": float(specs["duration"]),
-        "warm_up": [float(side) for side in warm_up] if isinstance(warm_up, list) else None,
+        "duration": specs["duration"],
+        "warm_up": warm_up if isinstance(warm_up, list) else None,
     }

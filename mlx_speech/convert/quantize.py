@@ -39,11 +39,12 @@ class Options:
             raise OptionError(f"--q-mode {self.q_mode}: choose from {', '.join(MODES)}")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise OptionError(f"--dtype {self.dtype}: choose from {', '.join(DTYPES)}")
-        if not self.quantize and (self.q_bits or self.q_group_size or self.quant_predicate or self.q_mode != "affine"):
+        given = (self.q_bits, self.q_group_size, self.quant_predicate)
+        if not self.quantize and (any(value is not None for value in given) or self.q_mode != "affine"):
             raise OptionError("--q-bits, --q-group-size, --q-mode and --quant-predicate need -q")
         group_size, bits = MODES[self.q_mode]
         if self.q_mode != "affine":
-            if (self.q_bits or bits) != bits or (self.q_group_size or group_size) != group_size:
+            if self.q_bits not in (None, bits) or self.q_group_size not in (None, group_size):
                 raise OptionError(f"--q-mode {self.q_mode} is always {bits} bits in groups of {group_size}")
         elif self.q_bits is not None and self.q_bits not in BITS:
             raise OptionError(f"--q-bits {self.q_bits}: choose from {', '.join(map(str, BITS))}")

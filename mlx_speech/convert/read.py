@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlx_speech.convert.torchfile import read_npz, read_torch, state_dict
-from mlx_speech.errors import CorruptFile, SourceError, SourceNotFound, shorten
+from mlx_speech.errors import CorruptFile, SourceError, SourceNotFound, brief, shorten
 from mlx_speech.tensors import Tensor, read_safetensors
 
 MAX_JSON = 64 * 1024 * 1024  # bytes; the largest tokenizers have 10
@@ -59,22 +59,22 @@ class Source:
 
     def seen(self) -> str:
         """What the source looks like, in a few words, for messages."""
-        said = [f"{key}={self.config[key]!r}" for key in ("model_type", "architectures") if key in self.config]
+        said = [f"{key}={brief(self.config[key])}" for key in ("model_type", "architectures") if key in self.config]
         return "; ".join([*said, f"{len(self.tensors)} tensors: {shorten(sorted(self.tensors), 4)}"])
 
 
 def open_source(path: Path) -> Source:
     """The source at `path`, a folder or a file. Raises `SourceError` naming the file and what is wrong with it."""
-    if path.is_dir():
-        weights = _find(path)
-    elif path.is_file():
-        weights = path
-    else:
-        raise SourceNotFound(f"{path}: no such file or folder (a hub repository is written owner/name)")
+    weights = path
     try:
+        if path.is_dir():
+            weights = _find(path)
+        elif not path.is_file():
+            raise SourceNotFound(f"{path}: no such file or folder (a hub repository is written owner/name)")
         tensors, extra, files = _read(weights)
     except OSError as error:
-        raise SourceError(f"{weights}: cannot be read ({error.strerror or error})") from error
+        reason = error.strerror or error
+        raise SourceError(f"{weights}: cannot be read ({reason}): check who may read it") from error
     source = Source(path, path.name, tensors, files, extra=extra)
     if weights.suffix in (".npz", ".json", ".safetensors") or weights.name in WEIGHTS:
         source.config = source.json("config.json")
@@ -137,6 +137,8 @@ def _read_shards(index: Path) -> tuple[dict[str, Tensor], list[Path]]:
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CorruptFile(f"{index}: no index of shards (weight_map is missing): fetch it again")
     files = {name: inside(index.parent, name, index) for name in sorted(set(weight_map.values()))}
+    if any(name.endswith(".json") for name in files):
+        raise CorruptFile(f"{index}: names an index as a shard: fetch it again")
     tensors: dict[str, Tensor] = {}
     for name, file in files.items():
         if not file.is_file():
@@ -152,7 +154,7 @@ def inside(folder: Path, entry: str, file: Path) -> Path:
     """`entry`, a relative path that `file` names, inside `folder`; raises `CorruptFile` where it points elsewhere."""
     pure = PurePosixPath(entry.replace("\\", "/"))
     if not entry or pure.is_absolute() or ".." in pure.parts or ":" in entry or "\0" in entry:
-        raise CorruptFile(f"{file}: refers to {entry!r}, outside its own folder: refused")
+        raise CorruptFile(f"{file}: refers to {brief(entry)}, outside its own folder: refused")
     return folder / pure
 
 
@@ -162,6 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_JSON:
             raise CorruptFile(f"{path}: {path.stat().st_size} bytes are too many for a configuration")
         value = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # text that is no Unicode (lone surrogates) could not be written
     except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{path}: not valid JSON ({error}): fetch it again") from error
     except OSError as error:

@@ -106,7 +106,7 @@ def convert(
     Raises `SourceError`, `OptionError`, `OutputError`, `MissingDependency`, `ParityError`; nothing is left behind then.
     """
     options = Options(quantize, q_group_size, q_bits, q_mode, quant_predicate, dtype, dequantize)
-    target = Path(mlx_path).expanduser() if mlx_path is not None else None
+    target = checkpoint.expand(mlx_path) if mlx_path is not None else None
     if target is not None and not dry_run:
         checkpoint.check_target(target, overwrite)
     if upload_repo is not None and not hub.is_repo_id(upload_repo):
@@ -159,8 +159,14 @@ def _write_all(
 
 def locate(model: str, revision: str | None = None, language: str | None = None) -> Origin:
     """A local path as it is; a hub repository fetched. Raises `SourceNotFound` or `HubError`."""
-    path = Path(model).expanduser()
-    if path.exists():
+    path = checkpoint.expand(model)
+    try:
+        exists = path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise SourceNotFound(
+            f"{model}: cannot be read ({error.strerror}): check the name and who may read it"
+        ) from error
+    if exists:
         if revision is not None:
             raise OptionError(f"--revision {revision}: {model} is a local path, which has no revisions")
         return Origin(path)
@@ -187,7 +193,7 @@ def _plans(origin: Origin, options: Options, language: str | None) -> tuple[dict
     if checkpoint.is_converted(origin.path):
         config = checkpoint.read_config(origin.path)
         if config.get("model_type") == PIPELINE:
-            names = [name for name in checkpoint.PARTS if (origin.path / name).is_dir()]
+            names = checkpoint.part_names(origin.path)
             return config, {n: plan_source(dataclasses.replace(origin, path=origin.path / n), options) for n in names}
     if not is_pipeline(origin.path):
         return None, {"": plan_source(origin, options, language)}

@@ -40,9 +40,9 @@ def recipe(source: Source, language: str | None = None) -> Recipe:
         rates.append(rate)
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         parts = fold.take(tensors, *(f"{prefix}.decoder.rnn.{name}" for name in names))
-        hidden = parts[1].shape[-1]
         if any(len(part.shape) != rank for part, rank in zip(parts, (2, 2, 1, 1), strict=True)):
             raise WeightsMismatch(f"{prefix}.decoder.rnn: shapes {[part.shape for part in parts]}")
+        hidden = parts[1].shape[-1]
         spelled = {f"{name}_l0": part for name, part in zip(names, parts, strict=True)}
         fold.lstm(spelled, ["weight_ih_l0"], f"vad_{rate // 1000}k.lstm")
         tensors |= spelled

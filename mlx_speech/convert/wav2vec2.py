@@ -13,7 +13,7 @@ from mlx_speech.convert import fold
 from mlx_speech.convert.port import Drop, Recipe
 from mlx_speech.convert.read import Source, read_json
 from mlx_speech.convert.torchfile import read_torch, state_dict
-from mlx_speech.errors import ConfigError, OptionError, SourceNotFound, WeightsMismatch, shorten
+from mlx_speech.errors import ConfigError, OptionError, SourceNotFound, WeightsMismatch, brief, shorten
 from mlx_speech.tensors import Tensor, read_safetensors
 
 PIPELINE_TAG = "automatic-speech-recognition"
@@ -115,13 +115,13 @@ def _transformers(source: Source, language: str | None) -> Recipe:
         source.config.get("hidden_act", "gelu") != "gelu"
         or source.config.get("feat_extract_activation", "gelu") != "gelu"
     ):
-        raise ConfigError(f"hidden_act={source.config.get('hidden_act')!r}: only gelu is supported")
+        raise ConfigError(f"hidden_act={brief(source.config.get('hidden_act'))}: only gelu is supported")
     if source.config.get("add_adapter"):
         raise ConfigError("add_adapter=true (a convolutional adapter after the encoder) is not supported")
     tokenizer = source.json("tokenizer_config.json")
     if language is not None:
         tensors |= _adapter(source, language)
-    if "lm_head.weight" not in tensors:
+    if "lm_head.weight" not in tensors or not tensors["lm_head.weight"].shape:
         raise WeightsMismatch("no lm_head: this wav2vec2 is not fine-tuned for CTC; choose one that is")
     config["vocab_size"] = tensors["lm_head.weight"].shape[0]
     documents = _labels(source, tokenizer, config, language)
@@ -150,7 +150,7 @@ def _labels(source: Source, tokenizer: dict[str, Any], config: dict[str, Any], l
         raise SourceNotFound(f"{path}: missing; without its labels a CTC model cannot be used")
     vocab = read_json(path)
     if vocab and all(isinstance(entry, dict) for entry in vocab.values()):  # MMS: a vocabulary per language
-        chosen = language or tokenizer.get("target_lang") or source.config.get("target_lang") or "eng"
+        chosen = str(language or tokenizer.get("target_lang") or source.config.get("target_lang") or "eng")
         if chosen not in vocab:
             raise OptionError(f"{path}: no labels for language {chosen}; name one with --language")
         vocab = vocab[chosen]
@@ -166,7 +166,7 @@ def _labels(source: Source, tokenizer: dict[str, Any], config: dict[str, Any], l
     pad = _token(tokenizer.get("pad_token")) or "<pad>"
     candidates = [label for label in (pad, "<pad>", "[PAD]", "[pad]") if label in labels]
     config["vocab"] = labels
-    config["blank_id"] = labels.index(candidates[0]) if candidates else int(source.config.get("pad_token_id") or 0)
+    config["blank_id"] = labels.index(candidates[0]) if candidates else source.config.get("pad_token_id", 0)
     delimiter = _token(tokenizer.get("word_delimiter_token")) or "|"
     config["word_delimiter"] = delimiter if delimiter in labels else None
     return {"vocab.json": {label: index for index, label in enumerate(labels) if label}}
@@ -180,7 +180,7 @@ def _token(entry: Any) -> str | None:
 
 def _torchaudio(source: Source, language: str | None) -> Recipe:
     tensors = {_from_torchaudio(name): tensor for name, tensor in source.tensors.items()}
-    if "lm_head.weight" not in tensors:
+    if "lm_head.weight" not in tensors or not tensors["lm_head.weight"].shape or "lm_head.bias" not in tensors:
         raise WeightsMismatch("no aux layer: this wav2vec2 is not fine-tuned for CTC; choose one that is")
     found, surplus = _bundle(source, tensors["lm_head.weight"].shape[0], language)
     if surplus:
@@ -237,25 +237,25 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
     layers = 0
     while f"wav2vec2.encoder.layers.{layers}.attention.k_proj.weight" in tensors:
         layers += 1
-    position = next(
-        (t.shape for n, t in tensors.items() if n.endswith(("pos_conv_embed.conv.weight_v", "original1"))), ()
-    )
-    if len(convs) != 7 or any(len(shape) != 3 for shape in convs) or not layers or len(position) != 3:
+    positions = [t.shape for n, t in tensors.items() if n.endswith(("pos_conv_embed.conv.weight_v", "original1"))]
+    inner = tensors.get("wav2vec2.encoder.layers.0.feed_forward.intermediate_dense.weight")
+    odd = len(positions) != 1 or len(positions[0]) != 3 or not positions[0][1] or inner is None or not inner.shape
+    if len(convs) != 7 or any(len(shape) != 3 for shape in convs) or not layers or inner is None or odd:
         raise WeightsMismatch(f"not torchaudio's wav2vec2: {len(convs)} convolutions, {layers} layers")
-    width = position[0]
+    width, per_group, kernel = positions[0]
     layer_norm = f"{extractor}.1.layer_norm.weight" in tensors
     return {
         "vocab_size": tensors["lm_head.weight"].shape[0],
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": 16 if width >= 1024 else max(1, width // 64),
-        "intermediate_size": tensors["wav2vec2.encoder.layers.0.feed_forward.intermediate_dense.weight"].shape[0],
+        "intermediate_size": inner.shape[0],
         "conv_dim": [shape[0] for shape in convs],
         "conv_kernel": [shape[2] for shape in convs],
         "conv_stride": [5, 2, 2, 2, 2, 2, 2],
         "conv_bias": f"{extractor}.0.conv.bias" in tensors,
         "feat_extract_norm": "layer" if layer_norm else "group",
         "do_stable_layer_norm": layer_norm,
-        "num_conv_pos_embeddings": position[2],
-        "num_conv_pos_embedding_groups": width // position[1],
+        "num_conv_pos_embeddings": kernel,
+        "num_conv_pos_embedding_groups": width // per_group,
     }

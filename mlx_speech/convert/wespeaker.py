@@ -15,7 +15,7 @@ from mlx_speech.convert import fold
 from mlx_speech.convert.lightning import hyper_parameters
 from mlx_speech.convert.port import Drop, Recipe
 from mlx_speech.convert.read import Source
-from mlx_speech.errors import ConfigError, WeightsMismatch
+from mlx_speech.errors import ConfigError, WeightsMismatch, brief
 from mlx_speech.tensors import Tensor
 
 PIPELINE_TAG = None
@@ -66,8 +66,8 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
     for stage in range(4):
         while f"layer{stage + 1}.{blocks[stage]}.conv1.weight" in tensors:
             blocks[stage] += 1
-    if "conv1.weight" not in tensors or len(tensors["seg_1.weight"].shape) != 2:
-        raise WeightsMismatch("no conv1.weight, or a seg_1.weight that is no matrix")
+    if "conv1.weight" not in tensors or len(tensors["seg_1.weight"].shape) != 2 or not tensors["conv1.weight"].shape:
+        raise WeightsMismatch("no conv1.weight, or one without channels, or a seg_1.weight that is no matrix")
     bottleneck, base = "layer1.0.conv3.weight" in tensors, tensors["conv1.weight"].shape[0]
     embedding, features = tensors["seg_1.weight"].shape
     channels = base * 8 * (4 if bottleneck else 1)
@@ -92,7 +92,9 @@ def _front_end(parameters: dict[str, Any]) -> dict[str, Any]:
         "dither": 0.0,
     }
     odd = [
-        f"{key}={parameters[key]!r}" for key, value in fixed.items() if key in parameters and parameters[key] != value
+        f"{key}={brief(parameters[key])}"
+        for key, value in fixed.items()
+        if key in parameters and parameters[key] != value
     ]
     if odd:
         raise ConfigError(f"a filterbank with {', '.join(odd)}, which is not supported")

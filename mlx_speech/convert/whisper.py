@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_speech.convert.port import Drop, Recipe
 from mlx_speech.convert.read import Source
-from mlx_speech.errors import ConfigError
+from mlx_speech.errors import ConfigError, brief
 from mlx_speech.models.whisper import sinusoids
 from mlx_speech.tensors import Tensor, combine
 
@@ -135,9 +135,9 @@ def recipe(source: Source, language: str | None = None) -> Recipe:
 
 
 def _openai_dims(source: Source) -> dict[str, Any]:
-    dims = source.extra.get("dims") or source.config
-    missing = [name for name in DIMS if name not in dims]
-    if not isinstance(dims, dict) or missing:
+    dims = source.extra.get("dims", source.config)
+    missing = [name for name in DIMS if not isinstance(dims, dict) or name not in dims]
+    if missing:
         raise ConfigError(f"a Whisper without its sizes ({', '.join(missing)}): they stand in dims, or in config.json")
     return {name: dims[name] for name in DIMS}
 
@@ -154,7 +154,7 @@ def _positions(config: dict[str, Any], dtype: str) -> Tensor:
     """Of a source that has none (mlx-whisper computes them, in the dtype of its weights)."""
     length, width = config["n_audio_ctx"], config["n_audio_state"]
     if not all(type(n) is int and 4 <= n <= 1 << 16 for n in (length, width)):
-        raise ConfigError(f"n_audio_ctx={length!r} and n_audio_state={width!r} make no sense")
+        raise ConfigError(f"n_audio_ctx={brief(length)} and n_audio_state={brief(width)} make no sense")
     return combine([], lambda: sinusoids(length, width), (length, width), dtype)
 
 
@@ -162,9 +162,11 @@ def _alignment_heads(source: Source, config: dict[str, Any], tensors: dict[str, 
     """From generation_config.json or the weights where they fit this decoder (distilled models carry their teacher's),
     else the published ones of this size, else all heads of the upper half of the layers, as openai/whisper does."""
     layers, heads = config["n_text_layer"], config["n_text_head"]
-    if not all(type(n) is int and 0 < n <= 1024 for n in (layers, heads)):
-        return []
     size = (config["n_vocab"], config["n_text_state"], layers)
+    if not all(type(n) is int and 0 < n <= 1 << 20 for n in size) or not all(
+        type(n) is int and 0 < n <= 1024 for n in (layers, heads)
+    ):
+        return []  # refused soon
     published = ALIGNMENT_HEADS.get(size, "")
     if size == (51865, 1280, 32) and _is_large_v1(source):
         published = LARGE_V1

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_speech.errors import ConfigError
+from mlx_speech.errors import ConfigError, brief
 
 # No speech model comes near these; a configuration beyond them is broken or hostile and must not be built.
 MAX_SIZE = 1 << 20
@@ -32,6 +32,11 @@ def positive(default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"min": 1})
 
 
+def above_zero(default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field of a duration or the like, greater than zero."""
+    return dataclasses.field(default=default, metadata={"above": 0})
+
+
 @dataclass
 class BaseModelArgs:
     """Arguments of a model, from the keys of its configuration; unknown keys are ignored, as mlx_lm does."""
@@ -49,9 +54,16 @@ class BaseModelArgs:
                     wrong.append(f"{field.name} {problem}")
             elif required:
                 wrong.append(f"{field.name} is missing")
-        if wrong:
-            raise ConfigError(f"config.json of a {config.get('model_type', cls.__module__)} model: {'; '.join(wrong)}")
-        return cls(**values)
+        args = None if wrong else cls(**values)
+        wrong = args.conflicts() if args is not None else wrong
+        if args is None or wrong:
+            family = cls.__module__.rpartition(".")[2]
+            raise ConfigError(f"config.json of a {family} model: {'; '.join(wrong)}: fetch it again")
+        return args
+
+    def conflicts(self) -> list[str]:
+        """What is wrong with values that are sound each by itself; a family with such rules overrides it."""
+        return []
 
 
 def _problem(value: Any, hint: Any, limits: typing.Mapping[str, int]) -> str | None:
@@ -59,7 +71,7 @@ def _problem(value: Any, hint: Any, limits: typing.Mapping[str, int]) -> str | N
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is list:
         if not isinstance(value, list):
-            return f"is {value!r}, not a list"
+            return f"is {brief(value)}, not a list"
         if len(value) > limits.get("length", MAX_SIZE):
             return f"has {len(value)} entries"
         found = (_problem(item, arguments[0], limits) for item in value)
@@ -68,16 +80,16 @@ def _problem(value: Any, hint: Any, limits: typing.Mapping[str, int]) -> str | N
         return None if value is None else _problem(value, arguments[0], limits)
     if hint is float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return (
-            None if number and math.isfinite(value) and abs(value) <= MAX_SIZE else f"is {value!r}, not a sound number"
-        )
+        if not number or not abs(value) <= MAX_SIZE:  # NaN too
+            return f"is {brief(value)}, not a sound number"
+        return None if value > limits.get("above", -math.inf) else f"is {value}, not above {limits['above']}"
     if hint is int:
         if not isinstance(value, int) or isinstance(value, bool):
-            return f"is {value!r}, not a whole number"
+            return f"is {brief(value)}, not a whole number"
         low, high = limits.get("min", 0), limits.get("max", MAX_SIZE)
-        return None if low <= value <= high else f"is {value}, not within {low} to {high}"
+        return None if low <= value <= high else f"is {brief(value)}, not within {low} to {high}"
     if hint in (str, bool, dict):
-        return None if isinstance(value, hint) else f"is {value!r}, not {hint.__name__}"
+        return None if isinstance(value, hint) else f"is {brief(value)}, not {hint.__name__}"
     return None
 
 

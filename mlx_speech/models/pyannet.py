@@ -12,7 +12,8 @@ from itertools import pairwise
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
+from mlx_speech.errors import brief
+from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, layers, positive
 from mlx_speech.models.layers import LSTM, TimeNorm
 
 SLOPE = 0.01  # of every LeakyReLU
@@ -27,11 +28,15 @@ class ModelArgs(BaseModelArgs):
     lstm_bidirectional: bool = True
     linear_hidden_size: int = positive(128)
     linear_num_layers: int = layers(2)
-    powerset_max_classes: int | None = None  # None: multilabel, one sigmoid per class
+    powerset_max_classes: int | None = positive(None)  # None: multilabel, one sigmoid per class
     num_speakers: int = positive(3)
-    duration: float = 10.0  # of a chunk, in seconds
+    duration: float = above_zero(10.0)  # of a chunk, in seconds
     warm_up: list[float] | None = None  # seconds left and right of a chunk that are not to be trusted
     sample_rate: int = positive(16000)
+
+    def conflicts(self) -> list[str]:
+        sound = self.warm_up is None or (len(self.warm_up) == 2 and min(self.warm_up) >= 0)
+        return [] if sound else [f"warm_up is {brief(self.warm_up)}, not two lengths"]
 
 
 class SincNet(nn.Module):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_speech.errors import OptionError
+from mlx_speech.errors import OptionError, brief
 from mlx_speech.models.base import BaseModel, BaseModelArgs
 from mlx_speech.models.layers import LSTM
 
@@ -23,6 +23,10 @@ WINDOWS_AT_ONCE = 4096  # bounds the encoder's memory: about 4 kB a window
 class ModelArgs(BaseModelArgs):
     sample_rates: list[int] = field(default_factory=lambda: [16000, 8000])
     hidden_size: int = field(default=128, metadata={"min": 1})
+
+    def conflicts(self) -> list[str]:
+        sound = self.sample_rates and set(self.sample_rates) <= {8000, 16000} and len(self.sample_rates) <= 2
+        return [] if sound else [f"sample_rates is {brief(self.sample_rates)}, not 16000, 8000 or both"]
 
 
 class State(NamedTuple):

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
+from mlx_speech.errors import brief
+from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, layers, positive
 from mlx_speech.models.layers import TimeNorm
 
 _SIZES = {"min": 1, "max": 65536, "length": 32}
@@ -32,13 +33,27 @@ class ModelArgs(BaseModelArgs):
     do_stable_layer_norm: bool = False
     num_conv_pos_embeddings: int = positive(128)
     num_conv_pos_embedding_groups: int = positive(16)
-    layer_norm_eps: float = 1e-5
-    adapter_attn_dim: int | None = None
+    layer_norm_eps: float = above_zero(1e-5)
+    adapter_attn_dim: int | None = positive(None)
     do_normalize: bool = False  # whether the model was trained on waveforms of zero mean and unit variance
     vocab: list[str] | None = None  # labels in the order of the logits
     blank_id: int = 0
     word_delimiter: str | None = "|"
     sample_rate: int = positive(16000)
+
+    def conflicts(self) -> list[str]:
+        said, width = [], self.hidden_size
+        lengths = {len(self.conv_dim), len(self.conv_kernel), len(self.conv_stride)}
+        if len(lengths) > 1 or 0 in lengths:
+            said.append("conv_dim, conv_kernel and conv_stride have different lengths, or none")
+        for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
+            if width % getattr(self, name):
+                said.append(f"{name} is {getattr(self, name)}, which does not divide hidden_size, {width}")
+        if self.feat_extract_norm not in ("group", "layer"):
+            said.append(f"feat_extract_norm is {brief(self.feat_extract_norm)}, neither group nor layer")
+        if self.blank_id >= self.vocab_size:
+            said.append(f"blank_id is {self.blank_id}, and there are {self.vocab_size} outputs")
+        return said
 
 
 class ConvLayer(nn.Module):

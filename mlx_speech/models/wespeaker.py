@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_speech.models.base import BaseModel, BaseModelArgs, positive
+from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, positive
 
 
 @dataclass
 class ModelArgs(BaseModelArgs):
     num_blocks: list[int] = field(default_factory=lambda: [3, 4, 6, 3], metadata={"min": 1, "max": 512, "length": 6})
     bottleneck: bool = False
-    base_channels: int = positive(32)
+    base_channels: int = field(default=32, metadata={"min": 1, "max": 4096})
     num_mel_bins: int = field(default=80, metadata={"min": 8, "max": 4096})
     embedding_size: int = positive(256)
     sample_rate: int = positive(16000)
-    frame_length: float = 25.0  # ms
-    frame_shift: float = 10.0  # ms
-    fbank_centering_span: float | None = None  # seconds; None: the mean of the whole chunk is subtracted
+    frame_length: float = above_zero(25.0)  # ms
+    frame_shift: float = above_zero(10.0)  # ms
+    fbank_centering_span: float | None = above_zero(None)  # seconds; None: the mean of the whole chunk is subtracted
 
 
 class Block(nn.Module):

@@ -15,6 +15,8 @@ import numpy as np
 from mlx_speech.errors import OptionError
 from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
 
+MAX_POSITIONS = 1 << 24  # of the encoder, times its width: they are computed as soon as a model is built
+
 
 @dataclass
 class ModelArgs(BaseModelArgs):
@@ -29,6 +31,20 @@ class ModelArgs(BaseModelArgs):
     n_text_head: int = positive()
     n_text_layer: int = layers()
     alignment_heads: list[list[int]] | None = None  # (layer, head) whose cross-attention follows the audio
+
+    def conflicts(self) -> list[str]:
+        said = []
+        for side, width, heads in (
+            ("audio", self.n_audio_state, self.n_audio_head),
+            ("text", self.n_text_state, self.n_text_head),
+        ):
+            if width % heads:
+                said.append(f"n_{side}_head is {heads}, which does not divide n_{side}_state, {width}")
+        if self.n_audio_state != self.n_text_state or self.n_audio_state % 2 or self.n_audio_state < 4:
+            said.append(f"n_audio_state and n_text_state are {self.n_audio_state} and {self.n_text_state}")
+        if self.n_audio_ctx * self.n_audio_state > MAX_POSITIONS:
+            said.append(f"n_audio_ctx is {self.n_audio_ctx}, too many positions")
+        return said
 
 
 def sinusoids(length: int, channels: int) -> np.ndarray:

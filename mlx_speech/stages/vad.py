@@ -25,7 +25,7 @@ WINDOWS = {16_000: 512, 8_000: 256}  # samples a probability stands for, by samp
 
 def detect_speech(
     audio: Any,
-    model: Callable[..., mx.array],
+    model: Callable[..., Any],
     *,
     sample_rate: int = 16_000,
     time_resolution: int | None = None,
