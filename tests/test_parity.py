@@ -128,12 +128,12 @@ def _mms(folder: Path, **sizes: Any) -> tuple[Path, Any]:
     model = make.wav2vec2_transformers("layer", **(sizes or make.W2V_NARROW), adapter_attn_dim=16)
     path = make.save_wav2vec2(model, folder / "mms", do_normalize=True, vocab={"eng": make.VOCAB, "deu": make.VOCAB})
     make.randomise(model, seed=9)
+    original, own = type(model).from_pretrained(path).eval(), ("adapter_layer", "lm_head")
+    original.load_state_dict({n: t for n, t in model.state_dict().items() if any(o in n for o in own)}, strict=False)
     samples = torch.from_numpy(make.speech(6))[None]
-    make.balance(model.lm_head, model((samples - samples.mean()) / samples.std()).logits)
-    adapter = {n: t.clone() for n, t in model.state_dict().items() if "adapter_layer" in n or n.startswith("lm_head")}
+    make.balance(original.lm_head, original((samples - samples.mean()) / samples.std()).logits)
+    adapter = {n: t.contiguous() for n, t in original.state_dict().items() if any(o in n for o in own)}
     save_file(adapter, path / "adapter.deu.safetensors")
-    original = type(model).from_pretrained(path).eval()
-    original.load_state_dict(adapter, strict=False)
     return path, lambda rows: original(rows).logits
 
 

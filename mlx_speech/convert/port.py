@@ -191,12 +191,8 @@ def _plan(source: Source, options: Options, language: str | None) -> Plan:
 
 def own_recipe(source: Source) -> Recipe:
     """A folder that this package wrote: every tensor keeps its name."""
-    kept = tuple(
-        p.name for p in sorted(source.folder.iterdir()) if p.suffix in (".json", ".txt") and p.name != "config.json"
-    )
-    earlier = source.config.get("source")
-    original = str(earlier.get("original", "")) if isinstance(earlier, dict) else ""
-    return Recipe(dict(source.config), dict(source.tensors), {}, original, channels_last=True, companions=kept)
+    companions = getattr(converter(source.config["model_type"]), "COMPANIONS", ())
+    return Recipe(dict(source.config), dict(source.tensors), {}, "", channels_last=True, companions=companions)
 
 
 def rename(
@@ -210,7 +206,7 @@ def rename(
         if target is None:
             unknown.append(name)
         elif isinstance(target, Drop):
-            dropped[name] = str(target)
+            dropped[" + ".join(tensor.sources) or name] = str(target)
         else:
             result[target] = tensor
     return result, dropped, unknown

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mlx_speech import checkpoint, hub
 from mlx_speech.checkpoint import PIPELINE
 from mlx_speech.convert import verify as parity
-from mlx_speech.convert.card import card, provenance
+from mlx_speech.convert.card import card, provenance, readme_licence
 from mlx_speech.convert.pipeline import is_pipeline, read_pipeline
 from mlx_speech.convert.port import Plan, plan
 from mlx_speech.convert.quantize import Options
@@ -149,9 +149,6 @@ def _write_all(
             tables |= {name: table} if table else {}
         if config is not None:
             whole = {**config, "format_version": checkpoint.FORMAT_VERSION}
-            whole["source"] = {
-                key: getattr(plans["segmentation"].source, key) for key in ("repo", "revision", "licence")
-            }
             _write_json(stage / "config.json", whole)
             (stage / "README.md").write_text(card(target.name, whole, command, None), encoding="utf-8")
     return tables
@@ -198,10 +195,12 @@ def _plans(origin: Origin, options: Options, language: str | None) -> tuple[dict
     if not is_pipeline(origin.path):
         return None, {"": plan_source(origin, options, language)}
     config, parts = read_pipeline(origin.path, hub.is_repo_id)
+    origin = dataclasses.replace(origin, licence=origin.licence or readme_licence(origin.path))
+    config["source"] = {key: getattr(origin, key) for key in ("repo", "revision", "licence")}
     plans = {}
     for name, place in parts.items():
         if isinstance(place, Path):
-            found = dataclasses.replace(origin, path=place)
+            found = dataclasses.replace(origin, path=place, licence=readme_licence(place) or origin.licence)
         else:
             repo, _, revision = place.partition("@")
             found = locate(repo, revision or None)

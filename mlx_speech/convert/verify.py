@@ -230,6 +230,7 @@ class WhisperOriginal:
 
 
 def whisper(original: WhisperOriginal, model: Any, inputs: Inputs) -> list[Row]:
+    """original : openai-whisper's model or transformers', in the form that stands for both"""
     import torch
 
     args, rng = model.args, np.random.default_rng(inputs.seed)

@@ -19,7 +19,7 @@ from mlx_speech.tensors import Tensor, read_safetensors
 PIPELINE_TAG = "automatic-speech-recognition"
 TAGS = ["wav2vec2", "ctc", "forced-alignment", "automatic-speech-recognition"]
 
-COMPANIONS = ("preprocessor_config.json", "special_tokens_map.json", "tokenizer_config.json")
+COMPANIONS = ("vocab.json", "preprocessor_config.json", "special_tokens_map.json", "tokenizer_config.json")
 
 _PRETRAINING = Drop("only used in pre-training")
 TABLE: dict[str, str | Drop] = {
