@@ -33,7 +33,7 @@ blas.preload()
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("convert", "models"):
+    if name in ("audio", "convert", "features", "models"):
         blas.check_backend()
         return importlib.import_module(f"mlx_speech.{name}")
     if name not in _LAZY:

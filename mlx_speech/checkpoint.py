@@ -11,6 +11,8 @@ import glob
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -28,6 +30,7 @@ from mlx_speech.errors import (
     CorruptFile,
     OptionError,
     OutputError,
+    SourceError,
     SourceNotFound,
     WeightsMismatch,
     brief,
@@ -42,6 +45,7 @@ FORMAT_VERSION = 1
 PIPELINE = "diarization_pipeline"  # model_type of a folder that holds several models
 MAX_JSON = 64 * 1024 * 1024  # bytes; the largest tokenizers have 10
 PARTS = ("segmentation", "embedding", "plda")
+_HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32]
 BUNDLED = {"silero_vad": Path(__file__).parent / "assets" / "silero_vad"}  # converted models that come with the package
 
 
@@ -68,11 +72,13 @@ def load(
     path = expand(path_or_repo)
     path = BUNDLED.get(str(path_or_repo), path) if not is_converted(path) else path
     if is_converted(path):
+        check_language(read_config(path), language)
         return load_folder(path, dtype)
     from mlx_speech import convert  # lazily: the only thing at run time that may need it
 
     source = convert.locate(str(path_or_repo), revision, language)
     if is_converted(source.path):
+        check_language(read_config(source.path), language)
         return load_folder(source.path, dtype)
     found = convert.resolve(source, language)
     return load_folder(found, dtype) if isinstance(found, Path) else finish(found, dtype)
@@ -81,6 +87,13 @@ def load(
 def is_converted(folder: Path) -> bool:
     """Whether `folder` was written by this package."""
     return has(folder, "config.json") and "format_version" in read_config(folder)
+
+
+def check_language(config: dict[str, Any], language: str | None) -> None:
+    """Raises `OptionError` where a converted model is not that of `language`."""
+    if language is not None and config.get("language") != language:
+        found = config.get("language") or "no language of its own"
+        raise OptionError(f"--language {language}: this converted model has {brief(found)}: convert the original again")
 
 
 def has(folder: Path, name: str) -> bool:
@@ -92,19 +105,26 @@ def has(folder: Path, name: str) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of `folder`. Raises `CorruptFile` or `SourceNotFound`."""
-    path = folder / "config.json"
+    """config.json of `folder`. Raises `SourceError`."""
+    return read_json(folder / "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object. Raises `CorruptFile` or `SourceNotFound`."""
     try:
         if path.stat().st_size > MAX_JSON:
             raise CorruptFile(f"{path}: {path.stat().st_size} bytes are too many for a configuration")
-        config = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # lone surrogates could not be written again
     except FileNotFoundError as error:
         raise SourceNotFound(f"{path}: missing") from error
-    except (ValueError, RecursionError, OSError) as error:
-        raise CorruptFile(f"{path}: cannot be read ({error})") from error
-    if not isinstance(config, dict):
-        raise CorruptFile(f"{path}: holds no JSON object")
-    return config
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path}: not valid JSON ({error}): fetch it again") from error
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not isinstance(value, dict):
+        raise CorruptFile(f"{path}: holds no JSON object: fetch it again")
+    return value
 
 
 def load_folder(folder: Path, dtype: str | None = None) -> BaseModel:
@@ -318,13 +338,14 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 def _prefix(target: Path) -> str:
-    return f".{target.name}.partial-{os.getpid()}-"
+    return f".{target.name}.partial-{_HOST}-{os.getpid()}-"
 
 
 def _sweep(target: Path) -> None:
     """Clear away what processes that were killed left beside `target`; a model they had moved aside comes back."""
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
-        pid = leftover.name.split(".partial-")[1].split("-")[0]
+    start = f".{target.name}.partial-{_HOST}-"  # another host's processes cannot be asked
+    for leftover in target.parent.glob(f"{glob.escape(start)}*"):
+        pid = leftover.name.removeprefix(start).split("-")[0]
         if pid.isdecimal() and len(pid) < 10 and not _alive(int(pid)):
             if leftover.suffix == ".old" and not target.exists():
                 leftover.rename(target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import traceback
@@ -147,13 +148,18 @@ def _vad(
     if not isinstance(network, silero_vad.Model):
         raise SourceError(f"{model}: not a Silero VAD: leave --model out, or name one")
     rate = options.pop("sampling_rate")
+    found = {}
     for source in audio:
         samples = load_audio(source, sample_rate=rate, max_duration=max_duration)
         regions = detect_speech(samples, network, sample_rate=rate, time_resolution=time_resolution, **options)
-        if format == "json":
-            print(writers.regions_to_json(regions), end="")
-        elif format == "rttm":
+        found[source] = regions
+        if format == "rttm":
             print(writers.regions_to_rttm(regions, Path(source).stem if source != "-" else "stdin"), end="")
-        else:
-            print(writers.regions_to_text(regions), end="")
+        elif format == "text":
+            print(f"# {source}\n" if len(audio) > 1 else "", end="")
+            print(writers.regions_to_text(regions, time_resolution), end="", flush=True)
+    if format == "json":  # of several files one object, by file
+        lists = {source: writers.regions_to_json(regions, time_resolution) for source, regions in found.items()}
+        entries = [f"{json.dumps(source, ensure_ascii=False)}: {text.strip()}" for source, text in lists.items()]
+        print("{\n" + ",\n".join(entries) + "\n}" if len(audio) > 1 else lists[audio[0]].strip())
     return 0

@@ -10,6 +10,7 @@ import numpy as np
 from mlx_speech.errors import OptionError
 
 SAMPLE_RATE = 16000
+FANIN = 32  # numbers added one after the other before their sums are added in turn
 
 
 def log_mel(audio: mx.array, n_mels: int = 80, samples: int | None = 480_000) -> mx.array:
@@ -77,10 +78,28 @@ def speaker_fbank(
     return fbank - (total[:, high] - total[:, low]) / (high - low)[None, :, None]
 
 
-def normalize(audio: mx.array) -> mx.array:
-    """Rows of zero mean and unit variance (transformers' Wav2Vec2FeatureExtractor, do_normalize). (batch, samples)"""
-    centred = audio - audio.mean(axis=-1, keepdims=True)
-    return centred / mx.sqrt(centred.var(axis=-1, keepdims=True) + 1e-7)
+def normalize(audio: mx.array, lengths: mx.array | None = None) -> mx.array:
+    """Every row to zero mean and unit variance: what wav2vec2 models with `args.do_normalize` were trained on.
+
+    audio (batch, samples) → (batch, samples); of each row only the first `lengths` (batch,) samples count, where
+    given, and the rest becomes zero. Source: transformers' Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm.
+    """
+    x = audio.astype(mx.float32)[..., None]
+    count = x.shape[1] if lengths is None else lengths[:, None, None]
+    inside = mx.array(True) if lengths is None else (mx.arange(x.shape[1]) < lengths[:, None])[..., None]
+    centred = mx.where(inside, x - sum_over_time(mx.where(inside, x, 0)) / count, 0)
+    return (centred * mx.rsqrt(sum_over_time(mx.square(centred)) / count + 1e-7))[..., 0]
+
+
+def sum_over_time(x: mx.array) -> mx.array:
+    """x (batch, steps, channels) → (batch, 1, channels), added in a tree so that rounding grows with its depth.
+
+    MLX adds up one by one on the CPU: over a minute of samples that costs three of float32's seven digits.
+    """
+    while x.shape[1] > 1:
+        x = mx.pad(x, [(0, 0), (0, -x.shape[1] % FANIN), (0, 0)])
+        x = x.reshape(x.shape[0], -1, FANIN, x.shape[2]).sum(axis=2)
+    return x
 
 
 def _frames(audio: mx.array, size: int, hop: int) -> mx.array:

@@ -18,7 +18,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mlx_speech.errors import CorruptFile, HubError, OptionError, OutputError, SourceError, SourceNotFound, shorten
+from mlx_speech.errors import (
+    CorruptFile,
+    HubError,
+    OptionError,
+    OutputError,
+    SourceError,
+    SourceNotFound,
+    brief,
+    shorten,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +44,10 @@ DESCRIPTION = re.compile(
 )
 PIPELINE = re.compile(r"(segmentation|embedding|plda)/(pytorch_model\.bin|config\.yaml|README\.md|[^/]+\.npz)")
 ADAPTER = re.compile(r"adapter\.([\w-]+)\.(safetensors|bin)")
+REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # becomes a path in the cache
+COMMIT = re.compile(r"[0-9a-f]{40,64}")
 REPO_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
+MAX_FRONT = 1 << 16  # characters; PyYAML takes seconds for a megabyte
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -75,6 +87,8 @@ def fetch(repo: str, revision: str | None = None, *, language: str | None = None
     cache serves if it is complete. Raises `SourceNotFound` (no such repository or revision), `HubError` (refused or
     unreachable), `SourceError` (no weights), `OptionError` (no such language), `OutputError` (cache not writable).
     """
+    if revision is not None and (".." in revision or not REVISION.fullmatch(revision)):
+        raise OptionError(f"{brief(revision)}: no revision of {repo}: give a branch, a tag or a commit")
     with _explained(repo, revision):
         from huggingface_hub import HfApi
 
@@ -87,14 +101,14 @@ def fetch(repo: str, revision: str | None = None, *, language: str | None = None
         except (KeyError, TypeError) as error:
             raise ValueError("an incomplete answer") from error
         else:
-            sha = str(info.sha)
+            sha = _commit(str(info.sha))
             _collect(repo, [file.rfilename for file in info.siblings or []], language, partial(_download, repo, sha))
             ref = _store(repo) / "refs" / (revision or "main")
             with suppress(OSError):  # it is needed only without network; a cache that is read-only serves as well
                 ref.parent.mkdir(parents=True, exist_ok=True)
                 ref.write_text(sha, encoding="utf-8")
         folder = _store(repo) / "snapshots" / sha
-        return Snapshot(folder, repo, sha, _licence(folder / "README.md"))
+        return Snapshot(folder, repo, sha, readme_licence(folder / "README.md"))
 
 
 def upload(folder: Path, repo: str) -> str:
@@ -226,6 +240,8 @@ def _cached(repo: str, revision: str | None, language: str | None, reason: Excep
     store = _store(repo)
     ref = store / "refs" / (revision or "main")
     sha = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision or "main"
+    if not COMMIT.fullmatch(sha):
+        raise reason
     folder = store / "snapshots" / sha
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     try:
@@ -236,6 +252,13 @@ def _cached(repo: str, revision: str | None, language: str | None, reason: Excep
     return sha
 
 
+def _commit(sha: str) -> str:
+    """`sha`, which becomes the name of a folder, if it is one."""
+    if not COMMIT.fullmatch(sha):
+        raise ValueError(f"{brief(sha)} for a commit")
+    return sha
+
+
 def _store(repo: str) -> Path:
     """The repository's place in the cache: https://huggingface.co/docs/huggingface_hub/guides/manage-cache."""
     from huggingface_hub import constants
@@ -243,15 +266,20 @@ def _store(repo: str) -> Path:
     return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
 
 
-def _licence(card: Path) -> str | None:
+def readme_licence(card: Path) -> str | None:
+    """The licence that a model card states in its front matter; None where there is no such card, or none it states."""
     import yaml
-    from huggingface_hub import metadata_load
 
+    if not card.is_file():
+        return None
+    with card.open(encoding="utf-8", errors="replace") as file:
+        start, closed, _ = file.read(MAX_FRONT).removeprefix("---").partition("\n---")
     try:
-        licence = (metadata_load(card) or {}).get("license") if card.is_file() else None
-    except (ValueError, yaml.YAMLError):
+        front = yaml.safe_load(start) if closed else None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         return None  # a card that cannot be read names no licence
-    return licence if licence is None or isinstance(licence, str) else ", ".join(map(str, licence))
+    licence = front.get("license") if isinstance(front, dict) else None
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence if isinstance(licence, str) else None
 
 
 def _http_errors() -> tuple[type[Exception], ...]:

@@ -8,14 +8,15 @@ from collections.abc import Iterable
 from mlx_speech.transcript import Region
 
 
-def regions_to_text(regions: Iterable[Region]) -> str:
-    """One line a region: its start and its end in seconds, to the millisecond, with a tab between them."""
-    return "".join(f"{region.start:.3f}\t{region.end:.3f}\n" for region in regions)
+def regions_to_text(regions: Iterable[Region], decimals: int = 3) -> str:
+    """One line a region: its start and its end in seconds, with a tab between them."""
+    return "".join(f"{region.start:.{decimals}f}\t{region.end:.{decimals}f}\n" for region in regions)
 
 
-def regions_to_json(regions: Iterable[Region]) -> str:
-    """A JSON list of `{"start": seconds, "end": seconds}`, to the millisecond, one region a line."""
-    lines = [json.dumps({"start": round(region.start, 3), "end": round(region.end, 3)}) for region in regions]
+def regions_to_json(regions: Iterable[Region], decimals: int = 3) -> str:
+    """A JSON list of `{"start": seconds, "end": seconds}`, one region a line."""
+    rounded = [{"start": round(region.start, decimals), "end": round(region.end, decimals)} for region in regions]
+    lines = [json.dumps(region) for region in rounded]
     return "[\n  " + ",\n  ".join(lines) + "\n]\n" if lines else "[]\n"
 
 

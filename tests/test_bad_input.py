@@ -993,3 +993,8 @@ def test_a_converted_pipeline_that_lost_its_parts(cli: Cli) -> None:
         assert not loads(cli.home / "out")
         cli.refuses("--model", "out", PAUSES, says=("out", "segmentation"), command="vad")
         cli.refuses("out", says=("out", "segmentation"))
+
+
+@pytest.mark.parametrize("revision", ["/etc/x", "../../x", "a/../../b", "x y", ""])
+def test_a_revision_cannot_name_a_place(cli: Cli, revision: str) -> None:
+    cli.refuses("org/name", f"--revision={revision}", says=("org/name",))

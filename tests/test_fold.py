@@ -441,3 +441,22 @@ def test_layers_are_laid_out_by_what_they_are() -> None:
     assert np.array_equal(found["linear.weight"], arrays["linear.weight"].transpose(0, 2, 1))
     assert np.array_equal(found["plane.weight"], arrays["plane.weight"].transpose(0, 2, 3, 1))
     assert np.array_equal(found["conv.weight"], arrays["conv.weight"][..., 0])
+
+
+@pytest.mark.parametrize("seconds", [1, 60, 600])
+def test_normalize_keeps_its_digits_over_long_recordings(seconds: int) -> None:
+    rng = np.random.default_rng(seconds)
+    audio = (0.3 + 0.1 * rng.normal(size=(1, seconds * 16000))).astype(np.float32)
+    exact = audio.astype(np.float64)
+    exact = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-7)
+    assert np.abs(np.array(features.normalize(mx.array(audio))) - exact).max() < 1e-4
+
+
+def test_normalize_of_a_padded_batch_is_that_of_each_row() -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(size=n).astype(np.float32) + 2 for n in (900, 400)]
+    padded = np.stack([np.pad(row, (0, 900 - len(row)), constant_values=7) for row in rows])
+    found = np.array(features.normalize(mx.array(padded), mx.array([900, 400])))
+    for row, got in zip(rows, found, strict=True):
+        alone = np.array(features.normalize(mx.array(row)[None]))[0]
+        assert np.abs(got[: len(row)] - alone).max() < 1e-6 and not got[len(row) :].any()

@@ -34,7 +34,7 @@ from test_convert import (
 import mlx_speech
 from mlx_speech import checkpoint, models
 from mlx_speech.errors import OptionError, SourceNotFound
-from mlx_speech.models import layers
+from mlx_speech.models import layers, pyannet, wespeaker
 from mlx_speech.models.base import BaseModel
 
 # loads every argument and prints what it gives for a fixed input, as hexadecimal bytes
@@ -299,6 +299,8 @@ def test_dtype(shelf: Shelf, family: str, dtype: str) -> None:
     expected = {getattr(mx, dtype)}
     if family == "plda":
         expected = {mx.float64}
+    elif family == "silero_vad":
+        expected = {mx.float32}
     elif family == "wespeaker":
         expected |= {mx.float32}  # pooling and the last layer
     assert kinds(model) == expected
@@ -502,3 +504,40 @@ def test_time_norm_is_instance_norm() -> None:
     for row, length in enumerate((5003, 100, 1)):
         alone = np.array(layer(mx.array(x[row : row + 1, :length])))[0]
         assert np.abs(found[row, :length] - alone).max() < 1e-5
+
+
+@pytest.mark.parametrize(("frames", "mask_frames"), [(30, 500), (36, 300), (24, 200), (125, 589), (63, 293), (125, 7)])
+def test_masks_are_resampled_as_torch_does(frames: int, mask_frames: int) -> None:
+    """Torch multiplies the position in float32, which for some lengths is not the whole-number division."""
+    model = wespeaker.Model(
+        wespeaker.ModelArgs(num_blocks=[1, 1, 1, 1], base_channels=1, num_mel_bins=8, embedding_size=16)
+    )
+    model.seg_1.weight, model.seg_1.bias = mx.eye(16), mx.zeros(16)
+    rng = np.random.default_rng(frames)
+    features = rng.normal(size=(1, frames, 8)).astype(np.float32)
+    mask = rng.integers(0, 2, (1, 1, mask_frames)).astype(np.float32)
+    weights = torch.nn.functional.interpolate(torch.from_numpy(mask), size=frames, mode="nearest").numpy()[0, 0]
+    expected = (weights[:, None] * features[0]).sum(axis=0) / weights.sum()
+    found = np.array(model.pool(mx.array(features), mx.array(mask)))[0, 0, :8]
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_gradients_pass_the_lstm_in_training() -> None:
+    layer = layers.LSTM(3, 4)
+    layer.Wx, layer.Wh = mx.random.normal(layer.Wx.shape), mx.random.normal(layer.Wh.shape)
+    layer.train()
+    x = mx.random.normal((1, 5, 3))
+    gradient = mx.grad(lambda x: layer(x)[0].sum())(x)
+    assert float(mx.abs(gradient).max()) > 1e-3
+
+
+def test_a_language_is_never_ignored(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="eng"):
+        mlx_speech.load("silero_vad", language="eng")
+
+
+@pytest.mark.parametrize("samples", [0, 100, 990])
+def test_too_few_samples_for_a_segmentation(samples: int) -> None:
+    model = pyannet.Model(pyannet.ModelArgs(num_classes=7, lstm_num_layers=1, lstm_hidden_size=4))
+    with pytest.raises(OptionError, match="too few"):
+        model(mx.zeros((1, samples)))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mlx_speech.convert.port import Plan, converter
+from mlx_speech.hub import readme_licence
 from mlx_speech.models import FAMILIES
 
 
 @dataclass(frozen=True)
-class Origin:
+class Credit:
     """Who made a set of weights, and under which licence."""
 
     repo: str
@@ -21,15 +21,15 @@ class Origin:
     attribution: str
 
 
-_SILERO = Origin("snakers4/silero-vad", "mit", "Silero VAD by the Silero Team, MIT licence")
-_PLDA = Origin(
+_SILERO = Credit("snakers4/silero-vad", "mit", "Silero VAD by the Silero Team, MIT licence")
+_PLDA = Credit(
     "pyannote/speaker-diarization-community-1",
     "cc-by-4.0",
     "PLDA by BUT Speech@FIT, distributed by pyannote, CC BY 4.0",
 )
-_SEGMENTATION = Origin("pyannote/segmentation", "mit", "pyannote segmentation (2022.07) by Hervé Bredin, MIT licence")
+_SEGMENTATION = Credit("pyannote/segmentation", "mit", "pyannote segmentation (2022.07) by Hervé Bredin, MIT licence")
 
-# sha256 of published files that carry no card of their own → their origin
+# sha256 of published files that carry no card of their own → who made them
 KNOWN = {
     "e1122837f4154c511485fe0b9c64455f7b929c96fbb8d79fbdb336383ebd3720": _SILERO,
     "0b5b3216d60a2d32fc086b47ea8c67589aaeb26b7e07fcbe620d6d0b83e209ea": _SEGMENTATION,
@@ -51,7 +51,7 @@ for _name, _sha256 in {
     "large-v3": "e5b1a55b89c1367dacf97e3e19bfd829a01529dbfdeefa8caeb59b3f1b81dadb",
     "large-v3-turbo": "aff26ae408abcba5fbf8813c21e62b0941638c5f6eebfb145be0c9839262a19a",
 }.items():
-    KNOWN[_sha256] = Origin(f"openai/whisper-{_name}", "mit", "Whisper by OpenAI, MIT licence")
+    KNOWN[_sha256] = Credit(f"openai/whisper-{_name}", "mit", "Whisper by OpenAI, MIT licence")
 
 
 def provenance(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
@@ -61,7 +61,8 @@ def provenance(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
         return {key: value for key, value in earlier.items() if key != "verified"}  # converted before: the same origin
     known = next((KNOWN[digest] for digest in hashes.values() if digest in KNOWN), None)
     repo = source.repo or (known.repo if known else None)
-    licence = source.licence or readme_licence(source.folder) or (known.licence if known else None)
+    readme = source.beside("README.md")
+    licence = source.licence or (known.licence if known else None) or (readme_licence(readme) if readme else None)
     return {
         "repo": repo,
         "revision": source.revision,
@@ -70,22 +71,6 @@ def provenance(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
         "attribution": known.attribution if known else (f"the authors of {repo}" if repo else None),
         "original": plan.recipe.original,
     }
-
-
-def readme_licence(folder: Path) -> str | None:
-    """The licence that a model card in `folder` states."""
-    path = folder / "README.md"
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if not text.startswith("---"):
-        return None
-    try:
-        front = yaml.safe_load(text[3:].split("\n---", 1)[0])
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
-        return None  # a card that cannot be read names no licence
-    licence = front.get("license") if isinstance(front, dict) else None
-    return licence if isinstance(licence, str) else None
 
 
 def card(name: str, config: dict[str, Any], command: str, verified: str | None) -> str:

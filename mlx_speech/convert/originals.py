@@ -154,17 +154,22 @@ def _wav2vec2_torchaudio(plan: port.Plan) -> Any:
     return lambda audio: model(audio)[0]
 
 
+def _torch_layout(plan: port.Plan, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convolutions that have MLX's layout already, back in torch's."""
+    result = dict(tensors)
+    for name, tensor in tensors.items():
+        if plan.recipe.mlx_layout and ".conv" in name and len(tensor.shape) == 3:
+            shape = (tensor.shape[0], tensor.shape[2], tensor.shape[1])
+            result[name] = tensor.map(lambda array: array.transpose(0, 2, 1), shape)
+    return result
+
+
 def _whisper_transformers(plan: port.Plan) -> WhisperOriginal:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     model = WhisperForConditionalGeneration(WhisperConfig.from_dict(plan.source.config)).eval()
     tensors = dict(plan.recipe.tensors)
-    if plan.recipe.channels_last:
-        tensors |= {
-            name: t.map(lambda a: a.transpose(0, 2, 1), (t.shape[0], t.shape[2], t.shape[1]))
-            for name, t in tensors.items()
-            if ".conv" in name and len(t.shape) == 3
-        }
+    tensors = _torch_layout(plan, tensors)
     state = _floats(tensors)
     state = {
         name if name.startswith(("model.", "proj_out")) else f"model.{name}": value for name, value in state.items()
@@ -186,12 +191,7 @@ def _whisper_openai(plan: port.Plan) -> WhisperOriginal:
     tensors = dict(plan.recipe.tensors)
     if plan.source.config.get("quantization"):
         tensors = port.dequantized(tensors, plan.source.config)
-    if plan.recipe.channels_last:
-        tensors |= {
-            name: t.map(lambda a: a.transpose(0, 2, 1), (t.shape[0], t.shape[2], t.shape[1]))
-            for name, t in tensors.items()
-            if ".conv" in name and len(t.shape) == 3
-        }
+    tensors = _torch_layout(plan, tensors)
     dims = {key: value for key, value in plan.config.items() if key in ModelDimensions.__dataclass_fields__}
     model = Whisper(ModelDimensions(**dims)).eval()
     state = {name.replace("mlp1", "mlp.0").replace("mlp2", "mlp.2"): value for name, value in _floats(tensors).items()}

@@ -37,7 +37,7 @@ class Recipe:
     tensors : after folding
     table : new names. A key is a tensor's name, or its module's path (weight, bias, scales … follow); `{}` stands for
         a number. A tensor that no key covers is an error.
-    channels_last : the convolutions have MLX's layout already
+    mlx_layout : the weights have MLX's layout already
     original : who can run the source: "transformers", "openai-whisper", "torchaudio", "pyannote.audio", "silero-vad"
     companions : files beside the weights that go along unchanged (tokenizer, vocabulary …)
     documents : JSON files written anew
@@ -47,7 +47,7 @@ class Recipe:
     tensors: dict[str, Tensor]
     table: dict[str, str | Drop]
     original: str
-    channels_last: bool = False
+    mlx_layout: bool = False
     companions: tuple[str, ...] = ()
     documents: dict[str, Any] = field(default_factory=dict)
 
@@ -95,8 +95,15 @@ class Plan:
 
     def build(self) -> BaseModel:
         """The converted model itself, in memory."""
-        self.model.load_weights([(name, mx.array(array)) for name, array in self.arrays()])
+        arrays = [(n, mx.array(a, dtype=mx.float64) if a.dtype == np.float64 else a) for n, a in self.arrays()]
+        self.model.load_weights(arrays)  # type: ignore[arg-type]
         return self.model.materialise()
+
+    def changed(self) -> bool:
+        """Whether the result has other values than the source: quantized, or cast to another dtype."""
+        return bool(self.config.get("quantization")) or any(
+            tensor.dtype != self.dtypes[name] for name, tensor in self.tensors.items()
+        )
 
     def parameters(self) -> int:
         """How many weights the model has (a quantized layer counts what it stands for)."""
@@ -154,7 +161,11 @@ def plan(source: Source, options: Options, language: str | None = None) -> Plan:
 
 def _plan(source: Source, options: Options, language: str | None) -> Plan:
     family = recognise(source)
+    if language is not None and family != "wav2vec2":
+        raise OptionError(f"--language {language}: only wav2vec2 models have languages to choose from, not {family}")
     ours = source.config.get("format_version") is not None
+    if ours:
+        checkpoint.check_language(source.config, language)
     recipe = own_recipe(source) if ours else converter(family).recipe(source, language)
     module = models.module(family)
     model: BaseModel = module.Model(module.ModelArgs.from_dict({**recipe.config, "model_type": family}))
@@ -165,7 +176,7 @@ def _plan(source: Source, options: Options, language: str | None) -> Plan:
         earlier: dict[str, Any] = {}
     else:
         earlier = checkpoint.quantize_layers(model, source.config, set(tensors))
-    tensors = tensors if recipe.channels_last else lay_out(tensors, model)
+    tensors = tensors if recipe.mlx_layout else lay_out(tensors, model)
     check(tensors, model, unknown)
     if earlier and options.quantize:
         raise OptionError("quantized already: dequantize it first (-d), or leave out -q")
@@ -173,6 +184,8 @@ def _plan(source: Source, options: Options, language: str | None) -> Plan:
     dtypes = {name: _dtype(name, tensor, model, options.dtype) for name, tensor in tensors.items()}
     _cast(model, dtypes)
     quantized, notes, stated = {}, [], earlier
+    if options.dtype is not None and options.dtype not in dtypes.values():
+        notes.append(f"{family} models are not written in {options.dtype} (small, and precision decides)")
     if options.quantize and not model.quantizable:
         notes.append(f"{family} models are not quantized (small, and precision decides); written as they are")
     elif options.quantize:
@@ -192,7 +205,7 @@ def _plan(source: Source, options: Options, language: str | None) -> Plan:
 def own_recipe(source: Source) -> Recipe:
     """A folder that this package wrote: every tensor keeps its name."""
     companions = getattr(converter(source.config["model_type"]), "COMPANIONS", ())
-    return Recipe(dict(source.config), dict(source.tensors), {}, "", channels_last=True, companions=companions)
+    return Recipe(dict(source.config), dict(source.tensors), {}, "", mlx_layout=True, companions=companions)
 
 
 def rename(

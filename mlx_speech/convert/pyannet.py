@@ -19,6 +19,7 @@ PIPELINE_TAG = "voice-activity-detection"
 TAGS = ["speaker-segmentation", "speaker-diarization", "pyannote"]
 
 MAX_CLASSES = 100
+MONO_LABEL, MULTI_LABEL = 1, 2  # pyannote.audio.core.task.Problem
 
 FILTERBANK = "sincnet.conv1d.0.filterbank"
 
@@ -83,6 +84,9 @@ def _task(specs: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     classes, largest = specs.get("classes"), specs.get("powerset_max_classes")
     if not isinstance(classes, list) or "duration" not in specs:
         raise ConfigError(f"specifications without classes or duration (saw {shorten(sorted(map(str, specs)))})")
+    problem = specs.get("problem", MULTI_LABEL if largest is None else MONO_LABEL)
+    if problem != (MULTI_LABEL if largest is None else MONO_LABEL):
+        raise ConfigError(f"problem {brief(problem)} with powerset_max_classes={brief(largest)} is not supported")
     outputs = tensors["classifier.weight"].shape[0]
     if len(classes) > MAX_CLASSES or (largest is not None and (type(largest) is not int or not 0 < largest < 100)):
         raise ConfigError(f"powerset_max_classes is {brief(largest)} and there are {len(classes)} classes")

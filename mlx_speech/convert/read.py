@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mlx_speech.checkpoint import read_json
 from mlx_speech.convert.torchfile import read_npz, read_torch, state_dict
 from mlx_speech.errors import CorruptFile, SourceError, SourceNotFound, brief, shorten
+from mlx_speech.hub import WEIGHTS
 from mlx_speech.tensors import Tensor, read_safetensors
 
-MAX_JSON = 64 * 1024 * 1024  # bytes; the largest tokenizers have 10
 TORCH = (".pt", ".pth", ".bin", ".ckpt", ".jit")
 
-# In the order in which they are looked for in a folder; hub.py downloads by the same order.
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "weights.safetensors",
-    "weights.npz",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 PLDA = ("plda.npz", "xvec_transform.npz")
 
 
@@ -52,10 +43,24 @@ class Source:
     def folder(self) -> Path:
         return self.path if self.path.is_dir() else self.path.parent
 
-    def json(self, name: str) -> dict[str, Any]:
-        """A JSON object that lies beside the weights; {} where it is absent."""
+    def beside(self, name: str) -> Path | None:
+        """A file that lies beside the weights and belongs to them, or None.
+
+        What happens to lie beside a lone checkpoint (large-v3.pt among downloads) does not belong to it, nor does a
+        link that leads out of the folder; the hub's cache, whose files are links into its blobs, excepted.
+        """
         path = self.folder / name
-        return read_json(path) if path.is_file() else {}
+        if not path.is_file() or not (self.path.is_dir() or self.path.name in (*WEIGHTS, *PLDA)):
+            return None
+        places = [self.folder.resolve(), self.folder.resolve().parent.parent / "blobs"]
+        if not any(path.resolve().is_relative_to(place) for place in places):
+            raise CorruptFile(f"{path}: a link that leads out of its folder: refused; put the file itself there")
+        return path
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON object that lies beside the weights; {} where there is none."""
+        path = self.beside(name)
+        return read_json(path) if path else {}
 
     def seen(self) -> str:
         """What the source looks like, in a few words, for messages."""
@@ -156,19 +161,3 @@ def inside(folder: Path, entry: str, file: Path) -> Path:
     if not entry or pure.is_absolute() or ".." in pure.parts or ":" in entry or "\0" in entry:
         raise CorruptFile(f"{file}: refers to {brief(entry)}, outside its own folder: refused")
     return folder / pure
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object. Raises `CorruptFile`."""
-    try:
-        if path.stat().st_size > MAX_JSON:
-            raise CorruptFile(f"{path}: {path.stat().st_size} bytes are too many for a configuration")
-        value = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(value, ensure_ascii=False).encode()  # text that is no Unicode (lone surrogates) could not be written
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{path}: not valid JSON ({error}): fetch it again") from error
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if not isinstance(value, dict):
-        raise CorruptFile(f"{path}: holds no JSON object: fetch it again")
-    return value

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mlx_speech import checkpoint, hub
 from mlx_speech.checkpoint import PIPELINE
 from mlx_speech.convert import verify as parity
-from mlx_speech.convert.card import card, provenance, readme_licence
+from mlx_speech.convert.card import card, provenance
 from mlx_speech.convert.pipeline import is_pipeline, read_pipeline
 from mlx_speech.convert.port import Plan, plan
 from mlx_speech.convert.quantize import Options
@@ -30,6 +30,7 @@ from mlx_speech.convert.read import PLDA, WEIGHTS, open_source
 from mlx_speech.errors import OptionError, OutputError, ParityError, SourceNotFound
 from mlx_speech.models.base import BaseModel
 from mlx_speech.tensors import write_safetensors
+from mlx_speech.version import __version__
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ def convert(
         checkpoint.check_target(target, overwrite)
     if upload_repo is not None and not hub.is_repo_id(upload_repo):
         raise OptionError(f"--upload-repo {upload_repo}: not a repository's name (owner/name)")
+    if target is None and not dry_run and hub.is_repo_id(model):  # before a download; most often that is its name
+        checkpoint.check_target(Path("mlx_models") / f"{model.rpartition('/')[2]}{options.suffix}", overwrite)
     origin = locate(model, revision, language)
     config, plans = _plans(origin, options, language)
     if verify:
@@ -195,16 +198,19 @@ def _plans(origin: Origin, options: Options, language: str | None) -> tuple[dict
     if not is_pipeline(origin.path):
         return None, {"": plan_source(origin, options, language)}
     config, parts = read_pipeline(origin.path, hub.is_repo_id)
-    origin = dataclasses.replace(origin, licence=origin.licence or readme_licence(origin.path))
+    licence = origin.licence or hub.readme_licence(origin.path / "README.md")
+    origin = dataclasses.replace(origin, licence=licence)
     config["source"] = {key: getattr(origin, key) for key in ("repo", "revision", "licence")}
     plans = {}
     for name, place in parts.items():
         if isinstance(place, Path):
-            found = dataclasses.replace(origin, path=place, licence=readme_licence(place) or origin.licence)
+            found = dataclasses.replace(
+                origin, path=place, licence=hub.readme_licence(place / "README.md") or origin.licence
+            )
         else:
             repo, _, revision = place.partition("@")
             found = locate(repo, revision or None)
-        plans[name] = plan_source(found, options)
+        plans[name] = plan_source(found, options, language)
     return config, plans
 
 
@@ -217,22 +223,20 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     hashes = {path.name: _hash(path, progress) for path in part.source.files}
-    limit = mx.set_cache_limit(0)  # freed buffers go back at once: a conversion never needs the same size twice
-    try:
-        write_safetensors(folder / "model.safetensors", part.layout(), _counted(part, progress))
-    finally:
-        mx.set_cache_limit(limit)
+    write_safetensors(folder / "model.safetensors", part.layout(), _counted(part, progress))
     config: dict[str, Any] = {**part.config, "source": provenance(part, hashes)}
     for name in part.recipe.companions:
-        if name not in part.recipe.documents and (part.source.folder / name).is_file():
-            shutil.copyfile(part.source.folder / name, folder / name)
+        companion = None if name in part.recipe.documents else part.source.beside(name)
+        if companion is not None:
+            shutil.copyfile(companion, folder / name)
     for name, content in part.recipe.documents.items():
         _write_json(folder / name, content)
     _write_json(folder / "config.json", config)
     table = None
     if verify:
-        rows = verified(part, folder)
-        barred = config["dtype"] in ("float32", "float64") and "quantization" not in config
+        # weights that were not changed must give what the original gives, computed in float32 on both sides
+        barred = not part.changed()
+        rows = verified(part, folder, "float32" if barred else config["dtype"])
         failed = [row for row in rows if not row.ok]
         if barred and failed:
             raise ParityError(
@@ -245,12 +249,12 @@ def write(
     return table
 
 
-def verified(part: Plan, folder: Path) -> list[parity.Row]:
+def verified(part: Plan, folder: Path, dtype: str) -> list[parity.Row]:
     """Parity of the model in `folder` with the original of its plan, on a recording that comes with the package."""
     from mlx_speech.audio import load_audio
 
     audio = load_audio(Path(__file__).parent.parent / "assets" / "demo" / "pauses.flac")
-    model = checkpoint.load_folder(folder, dtype=part.config["dtype"] if part.config["dtype"] != "float64" else None)
+    model = checkpoint.load_folder(folder, dtype=dtype)
     return parity.measure(part.family, parity.original(part), model, parity.Inputs(audio))
 
 
@@ -264,7 +268,7 @@ def resolve(origin: Origin, language: str | None = None) -> Path | BaseModel:
     if folder.is_dir():
         return folder
     config, plans = _plans(origin, Options(), language)
-    if config is None and plans[""].recipe.channels_last:
+    if config is None and plans[""].recipe.mlx_layout:
         return plans[""].build()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -282,10 +286,11 @@ def resolve(origin: Origin, language: str | None = None) -> Path | BaseModel:
 
 def _fingerprint(origin: Origin, language: str | None) -> str:
     """What decides whether a conversion in the cache is still that of `origin`: its revision, or its files' state."""
-    said: list[Any] = [checkpoint.FORMAT_VERSION, language, origin.repo, origin.revision]
+    said: list[Any] = [__version__, checkpoint.FORMAT_VERSION, language, origin.repo, origin.revision]
     if origin.repo is None:
         path = origin.path.resolve()
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        folders = [path, *(path / name for name in checkpoint.PARTS)] if path.is_dir() else []
+        files = sorted(file for folder in folders for file in folder.glob("*") if file.is_file()) or [path]
         if path.name in PLDA:
             files = [path.parent / name for name in PLDA]
         stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
@@ -322,6 +327,7 @@ def _counted(part: Plan, progress: bool) -> Iterator[tuple[str, Any]]:
         for name, array in part.arrays():
             yield name, array
             bar.update(array.nbytes)
+            mx.clear_cache()  # freed buffers go back at once: a conversion seldom needs the same size twice
 
 
 def _command(origin: Origin, options: Options, language: str | None, verify: bool) -> str:

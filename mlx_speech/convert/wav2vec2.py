@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from mlx_speech.checkpoint import read_json
 from mlx_speech.convert import fold
 from mlx_speech.convert.port import Drop, Recipe
-from mlx_speech.convert.read import Source, read_json
+from mlx_speech.convert.read import Source
 from mlx_speech.convert.torchfile import read_torch, state_dict
 from mlx_speech.errors import ConfigError, OptionError, SourceNotFound, WeightsMismatch, brief, shorten
 from mlx_speech.tensors import Tensor, read_safetensors
@@ -121,11 +122,12 @@ def _transformers(source: Source, language: str | None) -> Recipe:
     tokenizer = source.json("tokenizer_config.json")
     if language is not None:
         tensors |= _adapter(source, language)
+        config["language"] = language
     if "lm_head.weight" not in tensors or not tensors["lm_head.weight"].shape:
         raise WeightsMismatch("no lm_head: this wav2vec2 is not fine-tuned for CTC; choose one that is")
     config["vocab_size"] = tensors["lm_head.weight"].shape[0]
     documents = _labels(source, tokenizer, config, language)
-    config["do_normalize"] = bool(source.json("preprocessor_config.json").get("do_normalize", False))
+    config["do_normalize"] = bool(source.json("preprocessor_config.json").get("do_normalize", True))
     fold.weight_norm(tensors, "wav2vec2.encoder.pos_conv_embed.conv")
     return Recipe(config, tensors, TABLE, "transformers", companions=COMPANIONS, documents=documents)
 

@@ -129,9 +129,9 @@ def recipe(source: Source, language: str | None = None) -> Recipe:
         tensors[name] = _positions(config, tensors["encoder.conv1.weight"].dtype)
     config["alignment_heads"] = _alignment_heads(source, config, tensors)
     # a kernel of three: in torch's layout the last axis, in MLX's the middle one
-    channels_last = tensors["encoder.conv1.weight"].shape[1:2] == (3,)
+    mlx_layout = tensors["encoder.conv1.weight"].shape[1:2] == (3,)
     original = "openai-whisper" if ours else "transformers"
-    return Recipe(config, tensors, OPENAI if ours else TRANSFORMERS, original, channels_last, COMPANIONS)
+    return Recipe(config, tensors, OPENAI if ours else TRANSFORMERS, original, mlx_layout, COMPANIONS)
 
 
 def _openai_dims(source: Source) -> dict[str, Any]:
@@ -146,6 +146,12 @@ def _transformers_dims(source: Source) -> dict[str, Any]:
     missing = [name for name in ("d_model", *SIZES) if name not in source.config]
     if missing:
         raise ConfigError(f"config.json of this Whisper lacks {', '.join(missing)}")
+    fixed = {"activation_function": "gelu", "scale_embedding": False, "tie_word_embeddings": True}
+    odd = [
+        f"{key}={brief(source.config[key])}" for key, value in fixed.items() if source.config.get(key, value) != value
+    ]
+    if odd:
+        raise ConfigError(f"a Whisper with {', '.join(odd)}, which is not supported")
     config = {ours: source.config[theirs] for theirs, ours in SIZES.items()}
     return {**config, "n_audio_state": source.config["d_model"], "n_text_state": source.config["d_model"]}
 

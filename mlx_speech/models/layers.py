@@ -6,8 +6,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_speech.features import sum_over_time
+
 BLOCK = 256  # steps put into one graph before it is handed to the device
-FANIN = 32  # numbers added one after the other before their sums are added in turn
 
 
 class TimeNorm(nn.Module):
@@ -40,14 +41,6 @@ class TimeNorm(nn.Module):
         return (centred * scale + self.bias).astype(self.weight.dtype)
 
 
-def sum_over_time(x: mx.array) -> mx.array:
-    """x (batch, steps, channels) → (batch, 1, channels), added in a tree so that rounding grows with its depth."""
-    while x.shape[1] > 1:
-        x = mx.pad(x, [(0, 0), (0, -x.shape[1] % FANIN), (0, 0)])
-        x = x.reshape(x.shape[0], -1, FANIN, x.shape[2]).sum(axis=2)
-    return x
-
-
 class LSTM(nn.Module):
     """One layer of an LSTM in one or two directions (Hochreiter & Schmidhuber 1997; gates i, f, g, o as in torch).
 
@@ -72,7 +65,10 @@ class LSTM(nn.Module):
         x = mx.stack([x, x[:, ::-1]]) if directions == 2 else x[None]
         gates = x @ mx.swapaxes(self.Wx, 1, 2)[:, None]
         gates = gates + self.bias[:, None, None]
-        outputs, state = scan(gates, self.Wh, state)
+        if self.training:  # the graph, whose gradients are known, also on the CPU
+            outputs, state = scan_graph(gates, self.Wh, state, lazy=True)
+        else:
+            outputs, state = scan(gates, self.Wh, state)
         if directions == 2:
             return mx.concatenate([outputs[0], outputs[1][:, ::-1]], axis=-1), state
         return outputs[0], state
@@ -96,19 +92,25 @@ def scan(
 
 
 def scan_graph(
-    gates: mx.array, weight: mx.array, state: tuple[mx.array, mx.array]
+    gates: mx.array, weight: mx.array, state: tuple[mx.array, mx.array], lazy: bool = False
 ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
-    """`scan` as an MLX graph, handed to the device in blocks so that it can start while the rest is built."""
+    """`scan` as an MLX graph, handed to the device in blocks so that it can start while the rest is built.
+
+    lazy : hand over nothing, as transformations (mx.grad, mx.compile) demand
+    """
     h, c = state
-    transposed, outputs = mx.swapaxes(weight, 1, 2), []
-    for step in range(gates.shape[2]):
-        i, f, g, o = mx.split(gates[:, :, step] + h @ transposed, 4, axis=-1)
-        c = mx.sigmoid(f) * c + mx.sigmoid(i) * mx.tanh(g)
-        h = mx.sigmoid(o) * mx.tanh(c)
-        outputs.append(h)
-        if step % BLOCK == BLOCK - 1:
-            mx.async_eval(h, c)
-    return mx.stack(outputs, axis=2), (h, c)
+    transposed, blocks = mx.swapaxes(weight, 1, 2), []
+    for start in range(0, gates.shape[2], BLOCK):
+        outputs = []
+        for step in range(start, min(start + BLOCK, gates.shape[2])):
+            i, f, g, o = mx.split(gates[:, :, step] + h @ transposed, 4, axis=-1)
+            c = mx.sigmoid(f) * c + mx.sigmoid(i) * mx.tanh(g)
+            h = mx.sigmoid(o) * mx.tanh(c)
+            outputs.append(h)
+        blocks.append(mx.stack(outputs, axis=2))  # one buffer a block: a GPU has a limited number of them
+        if not lazy:
+            mx.async_eval(blocks[-1], h, c)
+    return mx.concatenate(blocks, axis=2), (h, c)
 
 
 def scan_numpy(

@@ -12,7 +12,7 @@ from itertools import pairwise
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_speech.errors import brief
+from mlx_speech.errors import OptionError, brief
 from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, layers, positive
 from mlx_speech.models.layers import LSTM, TimeNorm
 
@@ -78,6 +78,10 @@ class Model(BaseModel):
         Log-probabilities over the powerset classes, or, of a multilabel model, one probability per speaker. 160 000
         samples give 589 frames, 80 000 give 293. Chunks do not influence each other.
         """
+        if self.num_frames(waveform.shape[1]) < 1:
+            raise OptionError(
+                f"{waveform.shape[1]} samples are too few for a frame of PyanNet: at least 991 at stride 10"
+            )
         x = self.sincnet(waveform[..., None])
         for layer in self.lstm:
             x, _ = layer(x)

@@ -7,11 +7,12 @@ convolution, post-norm encoder) and "large", XLSR, XLS-R and MMS (layer norm in 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_speech.errors import brief
+from mlx_speech.errors import OptionError, brief
 from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, layers, positive
 from mlx_speech.models.layers import TimeNorm
 
@@ -39,6 +40,7 @@ class ModelArgs(BaseModelArgs):
     vocab: list[str] | None = None  # labels in the order of the logits
     blank_id: int = 0
     word_delimiter: str | None = "|"
+    language: str | None = None  # whose adapter an MMS model has
     sample_rate: int = positive(16000)
 
     def conflicts(self) -> list[str]:
@@ -214,7 +216,7 @@ class Model(BaseModel):
     def quant_recipe(self, path: str) -> str:
         return "high" if ".attention." in path else "low"
 
-    def num_frames(self, samples: mx.array) -> mx.array:
+    def num_frames(self, samples: Any) -> Any:
         """How many frames `samples` give: 400 → 1, 16 000 → 49, 480 000 → 1 499."""
         for kernel, stride in zip(self.args.conv_kernel, self.args.conv_stride, strict=True):
             samples = (samples - kernel) // stride + 1
@@ -223,10 +225,15 @@ class Model(BaseModel):
     def __call__(self, waveform: mx.array, lengths: mx.array | None = None) -> mx.array:
         """waveform (batch, samples) → logits (batch, frames, vocabulary)
 
+        A model with `args.do_normalize` was trained on `features.normalize(waveform)`; it is for the caller to apply.
         lengths : (batch,) samples of each row that are its own; the rest is padding, which changes nothing: a row's
         first `num_frames(length)` logits are those it has alone (also in the group-norm kind, whose statistics run
         over time). Fewer than 400 samples (at the usual kernels) have to be padded by the caller.
         """
+        if self.num_frames(waveform.shape[1]) < 1:
+            raise OptionError(
+                f"{waveform.shape[1]} samples are too few for wav2vec2: pad them with zeros to 400 or more"
+            )
         x = waveform[..., None].astype(self.wav2vec2.feature_projection.projection.weight.dtype)
         for k, layer in enumerate(self.wav2vec2.feature_extractor.conv_layers):
             if lengths is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, positive
 
@@ -89,8 +90,9 @@ class Model(BaseModel):
             deviation = mx.sqrt(mx.var(features, axis=1, ddof=1))
             return self.seg_1(mx.concatenate([mean, deviation], axis=-1))
         frames = features.shape[1]
-        nearest = mx.arange(frames) * masks.shape[2] // frames  # torch's "nearest" interpolation
-        weights = masks[:, :, nearest].astype(mx.float32)
+        step = np.float32(masks.shape[2] / frames)  # torch's "nearest" interpolation, which multiplies in float32
+        nearest = np.minimum(np.floor(np.arange(frames, dtype=np.float32) * step), masks.shape[2] - 1).astype(np.int32)
+        weights = masks[:, :, mx.array(nearest)].astype(mx.float32)
         total = weights.sum(axis=2, keepdims=True) + 1e-8
         mean = weights @ features / total  # (batch, speakers, size)
         # two passes, one speaker at a time: E[x²] − E[x]² loses the digits that the bar asks for

@@ -103,7 +103,9 @@ class AudioEncoder(nn.Module):
         self.ln_post = nn.LayerNorm(width)
 
     def __call__(self, mel: mx.array) -> mx.array:
-        """mel (batch, 3000, n_mels) → (batch, 1500, width)"""
+        """mel (batch, 3000, n_mels) → (batch, 1500, width). Raises `OptionError` for another number of frames."""
+        if mel.shape[1] != 2 * self.positional_embedding.shape[0]:
+            raise OptionError(f"{mel.shape[1]} frames: this encoder takes {2 * self.positional_embedding.shape[0]}")
         x = nn.gelu(self.conv1(mel.astype(self.conv1.weight.dtype)))
         x = nn.gelu(self.conv2(x))
         x = x + self.positional_embedding

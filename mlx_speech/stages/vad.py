@@ -48,6 +48,7 @@ def detect_speech(
         )
     rate = min(sample_rate, 16_000)
     speech_timestamps([], num_samples=0, sampling_rate=rate, **options)  # checks them
+    _check("time_resolution", time_resolution or 0, 0, 9)
     samples = np.asarray(audio, dtype=np.float32)
     if samples.ndim != 1:
         raise AudioError(f"audio of shape {samples.shape}: speech is detected in one channel, (samples,)")
@@ -58,7 +59,6 @@ def detect_speech(
     found = speech_timestamps(probabilities, num_samples=samples.size, sampling_rate=rate, **options)
     if time_resolution is None:
         return [Region(start / rate, end / rate) for start, end in found]
-    _check("time_resolution", time_resolution, 0, 9)
     seconds = in_seconds(found, num_samples=samples.size, sampling_rate=rate, time_resolution=time_resolution)
     return [Region(start, end) for start, end in seconds]
 
