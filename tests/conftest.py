@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import NoReturn
 
 # two workers on two cores: libraries that start a thread per core would fight for them
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -25,10 +26,15 @@ def real(name: str) -> Path:
     """A file or folder of the real test data; skips with a reason where it is absent, but fails in CI."""
     path = DATA / name
     if not path.exists():
-        if os.environ.get("CI"):
-            pytest.fail(f"{name} is missing: in CI every parity test has to run")
-        pytest.skip(f"{name} is not here: set MLX_SPEECH_TEST_DATA to the folder that has it")
+        absent(f"{name} is not here: set MLX_SPEECH_TEST_DATA to the folder that has it")
     return path
+
+
+def absent(reason: str) -> NoReturn:
+    """Skip a parity test for want of its original; in CI that is a failure."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason}; in CI every parity test has to run")
+    pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import absent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -180,7 +181,7 @@ def test_the_silero_archive() -> None:
 def test_a_lightning_checkpoint_of_pyannote() -> None:
     spec = importlib.util.find_spec("whisperx")
     if spec is None:
-        pytest.skip("whisperx, whose package holds this checkpoint, is not installed")
+        absent("whisperx, whose package holds this checkpoint, is not installed")
     path = Path(spec.submodule_search_locations[0]) / "assets" / "pytorch_model.bin"
     found = read_torch(path)
     theirs = torch.load(path, weights_only=False, pickle_module=stubbing, map_location="cpu")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import silero_vad
 import torch
+from conftest import absent
 
 from mlx_speech.audio import load_audio
 from mlx_speech.errors import AudioError, OptionError
@@ -252,7 +253,7 @@ def test_real_recordings(original, name):
     """The original's own probabilities, and its function run on the sound."""
     path = DATA / "audio" / name
     if not path.exists():
-        pytest.skip(f"{path} is not here: set MLX_SPEECH_TEST_DATA")
+        absent(f"{path} is not here: set MLX_SPEECH_TEST_DATA")
     audio = load_audio(path, max_duration=600)[: 40 * 16_000]
     probabilities = originals_probabilities(original, audio)
     direct = silero_vad.get_speech_timestamps(torch.from_numpy(audio), original)
