@@ -70,3 +70,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         (ROOT / "parity.md").write_text(render(cases))
         readme = ROOT / "README.md"
         readme.write_text(put_into_readme(readme.read_text(), cases))
+
+
+SLOW = ("Whisper base", "Whisper tiny", "wav2vec2-base", "tiny_en")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker is left alone with them at the end."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in SLOW))

@@ -277,7 +277,7 @@ def test_the_real_whisper_tiny_en(tmp_path: Path) -> None:
     for name, options in PRECISIONS.items():
         convert(str(source), tmp_path / name, **options)
         smaller = checkpoint.load_folder(tmp_path / name, dtype="float16" if name == "float16" else None)
-        few = verify.Inputs(inputs.audio, sequences=8)
+        few = verify.Inputs(inputs.audio, sequences=2)  # float16 is slow on a CPU
         rows = verify.measure("whisper", openai_whisper(original), smaller, few)
         record("Whisper tiny.en (real, random embedding)", "openai-whisper", name, rows)
 

@@ -100,10 +100,10 @@ def state_dict(tree: object) -> dict[str, Tensor]:
     tensors would have one name, or where names go on without end.
     """
     found: dict[str, Tensor] = {}
-    todo: list[tuple[str, Any]] = [("", tree)]
+    pending: list[tuple[str, Any]] = [("", tree)]
     budget = MAX_PICKLE  # in characters of names; ends the walk through a tree that contains itself
-    while todo:
-        prefix, node = todo.pop()
+    while pending:
+        prefix, node = pending.pop()
         if isinstance(node, Tensor):
             if prefix in found:
                 raise CorruptFile(f"two tensors of the checkpoint are named {prefix[:200]!r}: save it without one")
@@ -112,8 +112,8 @@ def state_dict(tree: object) -> dict[str, Tensor]:
         attributes = (node.state or node.entries) if isinstance(node, Stub) else node
         for key, value in reversed(attributes.items()) if isinstance(attributes, dict) else ():
             if type(key) in (str, int) and isinstance(value, (Tensor, Stub, dict)):
-                todo.append((f"{prefix}.{key}" if prefix else str(key), value))
-                budget -= len(todo[-1][0])
+                pending.append((f"{prefix}.{key}" if prefix else str(key), value))
+                budget -= len(pending[-1][0])
             budget -= 1
             if budget < 0:
                 raise CorruptFile("the names in the checkpoint go on without end: fetch it again")

@@ -193,6 +193,7 @@ def _torchaudio(source: Source, language: str | None) -> Recipe:
     config = _sizes(tensors)
     labels = ["<pad>", *LABELS[found][1:]]  # torchaudio's "-"
     config |= {"vocab": labels, "blank_id": 0, "word_delimiter": "|" if "|" in labels else None}
+    config["language"] = found if found != "mms" else None
     # the LV60K bundles and MMS, those with layer norm, were trained on normalised waveforms
     config["do_normalize"] = config["feat_extract_norm"] == "layer"
     fold.weight_norm(tensors, "wav2vec2.encoder.pos_conv_embed.conv")
