@@ -41,7 +41,7 @@ STORAGES = {  # torch.FloatStorage and so on; ours
 DTYPES = {f"torch.{name}": name for name in (*STORAGES.values(), "uint16", "uint32", "uint64")}
 SCALARS = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1")
 # All that reading malformed bytes raises, here, in pickle, zipfile, zlib and NumPy. RuntimeError stands also for
-# RecursionError and NotImplementedError, ValueError for UnicodeDecodeError.
+# endless recursion and for what zipfile lacks, ValueError for text that is no UTF-8.
 MALFORMED = (
     pickle.UnpicklingError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error, EOFError, IndexError,
     KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RuntimeError, SyntaxError,
