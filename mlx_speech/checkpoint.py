@@ -55,6 +55,7 @@ def load(
     revision: str | None = None,
     language: str | None = None,
     dtype: str | None = None,
+    q_bits: int | None = None,
 ) -> BaseModel:
     """A model, ready to call, from a converted folder, an original (file or folder), or a hub repository of either.
 
@@ -65,23 +66,29 @@ def load(
 
     path_or_repo : "silero_vad" is the converted VAD that comes with the package
     revision : of a hub repository; language : of an MMS model, the adapter to put in (ISO 639-3)
+    q_bits : quantize an original to so many bits; what is quantized or converted already must have as many
     Raises `SourceError` in one line naming the source and what to do.
     """
     if dtype is not None and dtype not in ("float16", "bfloat16", "float32"):
         raise OptionError(f"dtype={dtype!r}: choose from float16, bfloat16, float32")
     path = expand(path_or_repo)
     path = BUNDLED.get(str(path_or_repo), path) if not is_converted(path) else path
-    if is_converted(path):
-        check_language(read_config(path), language)
-        return load_folder(path, dtype)
-    from mlx_speech import convert  # lazily: the only thing at run time that may need it
+    if not is_converted(path):
+        from mlx_speech import convert  # lazily: the only thing at run time that may need it
 
-    source = convert.locate(str(path_or_repo), revision, language)
-    if is_converted(source.path):
-        check_language(read_config(source.path), language)
-        return load_folder(source.path, dtype)
-    found = convert.resolve(source, language)
-    return load_folder(found, dtype) if isinstance(found, Path) else finish(found, dtype)
+        source = convert.locate(str(path_or_repo), revision, language)
+        path = source.path
+        if not is_converted(path):
+            found = convert.resolve(source, language, q_bits)
+            if isinstance(found, Path):
+                return load_folder(found, dtype)
+            found.folder = path if path.is_dir() else path.parent
+            return finish(found, dtype)
+    check_language(read_config(path), language)
+    if q_bits is not None and quantized_bits(path) != q_bits:
+        bits = f"to {quantized_bits(path)} bits" if quantized_bits(path) else "unquantized"
+        raise OptionError(f"q_bits={q_bits}: {path} is converted already, {bits}: convert the original again")
+    return load_folder(path, dtype)
 
 
 def is_converted(folder: Path) -> bool:
@@ -94,6 +101,13 @@ def check_language(config: dict[str, Any], language: str | None) -> None:
     if language is not None and config.get("language") != language:
         found = config.get("language") or "no language of its own"
         raise OptionError(f"--language {language}: this converted model has {brief(found)}: convert the original again")
+
+
+def quantized_bits(folder: Path) -> int | None:
+    """Bits of the quantization that config.json of `folder` states, None where there is none."""
+    config = read_config(folder) if has(folder, "config.json") else {}
+    stated = config.get("quantization") or config.get("quantization_config")
+    return stated.get("bits") if isinstance(stated, dict) else None
 
 
 def has(folder: Path, name: str) -> bool:
@@ -138,7 +152,9 @@ def load_folder(folder: Path, dtype: str | None = None) -> BaseModel:
         from mlx_speech.models.diarization_pipeline import Model
 
         parts = {name: load_folder(folder / name, dtype) for name in part_names(folder)}
-        return Model(config, **parts)
+        pipeline = Model(config, **parts)
+        pipeline.folder = folder
+        return pipeline
     if str(config.get("model_type")) not in models.FAMILIES:
         raise ConfigError(
             f"{folder}: model_type {brief(config.get('model_type'))} is not one of {', '.join(models.FAMILIES)}"
@@ -161,6 +177,7 @@ def load_folder(folder: Path, dtype: str | None = None) -> BaseModel:
     if wrong:
         raise WeightsMismatch(f"{path}: does not fit its config.json: {shorten(wrong)}: convert the model again")
     model.load_weights([(name, tensor.mlx()) for name, tensor in tensors.items()])
+    model.folder = folder
     return finish(model, dtype)
 
 

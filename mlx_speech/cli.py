@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import traceback
 import warnings
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from mlx_speech.blas import check_backend, hint
-from mlx_speech.errors import MLXSpeechError, SourceError
+from mlx_speech import commands
+from mlx_speech.blas import check_backend
+from mlx_speech.errors import MLXSpeechError
 from mlx_speech.version import __version__
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = build_parser()
-    options = vars(parser.parse_args(arguments))
-    run, verbose = options.pop("run"), options.pop("verbose")
+    options = vars(parser.parse_args(normal(sys.argv[1:] if arguments is None else arguments)))
+    run, verbose = options.pop("run"), options.get("verbose", False)
     signal.signal(signal.SIGTERM, _interrupt)  # so that a half-written folder is cleared away
     warnings.showwarning = _show_warning
     try:
@@ -32,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mlx_speech: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("mlx_speech: interrupted; nothing is left behind", file=sys.stderr)
+        print("mlx_speech: interrupted; what is written is whole", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
@@ -48,18 +47,212 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
         print(f"mlx_speech: warning: {message}", file=sys.stderr)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:  # one line, as all errors here
+        self.exit(2, f"mlx_speech: {message}: see {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and flags; imports nothing heavy."""
-    parser = argparse.ArgumentParser(prog="mlx_speech", description="Speech models on MLX, equal to their originals.")
+    parser = _Parser(
+        prog="mlx_speech", description="Who said what, when. Speech models on MLX, equal to their originals."
+    )
     parser.add_argument("-V", "--version", action="version", version=f"mlx_speech {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_convert(commands)
-    _add_vad(commands)
+    group = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_transcribe(group)
+    _add_diarize(group)
+    _add_vad(group)
+    _add_convert(group)
     return parser
 
 
-def _add_convert(commands: Any) -> None:
-    parser = commands.add_parser(
+# --- transcribe, diarize ---------------------------------------------------------------------------------------------
+
+
+def _number(kind: type) -> Any:
+    def read(text: str) -> Any:
+        return None if text == "None" else kind(text)  # as WhisperX's command line has it
+
+    read.__name__ = kind.__name__  # argparse says it in messages
+    return read
+
+
+# Flags whose name is a keyword (`options.Options`, `writers.Layout`), with the type of what follows.
+_INT, _FLOAT = _number(int), _number(float)
+_VALUES = {
+    "recognition": (
+        ("--temperature", _FLOAT, "of sampling (default 0; more where decoding fails)"),
+        ("--temperature-increment-on-fallback", _FLOAT, "how much more (default 0.2; None: no second try)"),
+        ("--best-of", _INT, "samples at a temperature above 0 (default 5)"),
+        ("--beam-size", _INT, "beams at temperature 0 (default: greedy)"),
+        ("--patience", _FLOAT, "of beam search (default 1)"),
+        ("--length-penalty", _FLOAT, "alpha of Google's length penalty (default: plain mean)"),
+        ("--compression-ratio-threshold", _FLOAT, "text that compresses better has failed (default 2.4)"),
+        ("--logprob-threshold", _FLOAT, "a lower mean log-probability has failed (default -1)"),
+        ("--no-speech-threshold", _FLOAT, "what failed and has this probability of silence is dropped (default 0.6)"),
+        ("--max-initial-timestamp", _FLOAT, "latest first timestamp in seconds (default 1)"),
+        ("--sample-len", _INT, "most tokens a chunk (default 224)"),
+        ("--seed", _INT, "of sampling (default 0)"),
+        ("--initial-prompt", str, "text that is taken to come before"),
+        ("--prefix", str, "text that every chunk begins with"),
+        ("--hotwords", str, "names and terms to expect"),
+        ("--suppress-tokens", str, "comma-separated token ids; -1: most symbols (default)"),
+        ("--hallucination-silence-threshold", _FLOAT, "with --sequential: skip longer silences around made-up text"),
+        ("--clip-timestamps", str, "with --sequential: start,end,start,end … in seconds"),
+    ),
+    "speech detection": (
+        ("--chunk-size", _FLOAT, "longest chunk in seconds (default 30)"),
+        ("--vad-onset", _FLOAT, "speech from this probability on (default 0.5)"),
+        ("--vad-offset", _FLOAT, "silence below this one (default: silero, onset - 0.15; pyannote, 0.363)"),
+        ("--min-speech-duration-ms", _FLOAT, "silero: shorter speech is dropped (default 250)"),
+        ("--min-silence-duration-ms", _FLOAT, "silero: silence that ends speech (default 100)"),
+        ("--speech-pad-ms", _FLOAT, "silero: added on both sides (default 30)"),
+        ("--min-silence-at-max-speech", _FLOAT, "silero: silence that long speech may be cut at (default 98)"),
+        ("--min-duration-on", _FLOAT, "pyannote: shorter speech is dropped, in seconds (default 0)"),
+        ("--min-duration-off", _FLOAT, "pyannote: shorter silence is filled, in seconds (default 0)"),
+    ),
+    "subtitles": (
+        ("--max-line-width", _INT, "characters a line (default 42)"),
+        ("--max-line-count", _INT, "lines a cue (default 2; needs --max-line-width)"),
+        ("--max-cue-duration", _FLOAT, "seconds a cue (default 7)"),
+    ),
+}
+_SPEAKERS = (
+    ("--num-speakers", _INT, "exactly so many"),
+    ("--min-speakers", _INT, "at least so many"),
+    ("--max-speakers", _INT, "at most so many"),
+)
+# Flags that may be followed by True or False, as WhisperX's are.
+_SWITCHES = {
+    *("--highlight-words", "--condition-on-previous-text", "--model-cache-only", "--fp16", "--print-progress"),
+    *("--verbose", "--suppress-numerals", "--return-char-alignments", "--speaker-embeddings", "--no-align"),
+}
+
+
+def normal(arguments: list[str]) -> list[str]:
+    """Command lines in WhisperX's spelling: `--batch_size 8`, `--highlight_words True`, `--fp16 False`."""
+    words: list[str] = []
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        words += [flag.replace("_", "-")] + [value] * bool(equals) if word.startswith("--") else [word]
+    result: list[str] = []
+    for word in words:
+        if result and result[-1] in _SWITCHES and word in ("True", "False"):
+            result[-1:] = [result[-1]] if word == "True" else [f"--no-{result[-1][2:]}"]
+        else:
+            result.append(word)
+    return [word for word in result if word != "--no-no-align"]
+
+
+def _add_transcribe(group: Any) -> None:
+    parser = group.add_parser(
+        "transcribe",
+        help="who said what, when, in recordings",
+        usage="mlx_speech transcribe AUDIO [AUDIO ...] [options]",
+        description="Transcribe recordings: speech detection, Whisper, word times, and with --diarize speakers. "
+        "WhisperX's flags are understood too.",
+        argument_default=argparse.SUPPRESS,
+    )
+    switch = argparse.BooleanOptionalAction
+    add = parser.add_argument
+    add("audio", nargs="+", help="any audio or video file; - is standard input")
+    add("--model", metavar="NAME", help="tiny … large-v3, turbo, with -q4 or -q8, a repository or a folder")
+    add("--language", help="code or name (default: detected)")
+    add("--multilingual", action="store_true", help="detect the language of every chunk")
+    add("--task", choices=["transcribe", "translate"], help="translate: into English")
+    add("--diarize", action="store_true", help="find the speakers")
+    _add_values(parser, _SPEAKERS)
+    out = parser.add_argument_group("output")
+    out.add_argument("-o", "--output-dir", default=".", help="where files are written (default: here)")
+    out.add_argument(
+        "-f",
+        "--output-format",
+        default="all",
+        help="list of txt,srt,vtt,tsv,json,rttm,ctm,aud (default: "
+        "all, which leaves out ctm and aud, and rttm without --diarize)",
+    )
+    out.add_argument("--skip-existing", action="store_true", default=False, help="pass over what is written already")
+    out.add_argument("--segment-resolution", choices=["sentence", "chunk"], help="default: sentence")
+    out.add_argument("--speaker-embeddings", action=switch, default=False, help="a vector per speaker, in the json")
+    out.add_argument("--return-char-alignments", action=switch, help="characters with times, in the json")
+    out.add_argument("--quiet", action="store_true", default=False, help="no transcript and no bars on the screen")
+    subtitles = _add_values(parser.add_argument_group("subtitles"), _VALUES["subtitles"])
+    subtitles.add_argument("--highlight-words", action=switch, help="underline each word as it is spoken")
+    words = parser.add_argument_group("word times")
+    words.add_argument(
+        "--word-timestamps",
+        choices=["ctc", "attention", "none"],
+        help="forced alignment (default), Whisper's own, or none",
+    )
+    words.add_argument("--no-align", dest="word_timestamps", action="store_const", const="none", help="no word times")
+    words.add_argument("--align-model", metavar="NAME", help="wav2vec2 (default: the one of the language)")
+    words.add_argument("--interpolate-method", choices=["nearest", "linear", "ignore"], help="words without a time")
+    recognition = _add_values(parser.add_argument_group("recognition"), _VALUES["recognition"])
+    recognition.add_argument("--sequential", action="store_true", help="window after window, as openai/whisper")
+    for flag, text in (
+        ("--condition-on-previous-text", "with --sequential: the text so far is the prompt (default there)"),
+        ("--carry-initial-prompt", "with --sequential: put the initial prompt before every window"),
+        ("--suppress-numerals", "spell numbers out"),
+        ("--without-timestamps", "one segment a chunk"),
+    ):
+        recognition.add_argument(flag, action=switch, help=text)
+    detection = _add_values(parser.add_argument_group("speech detection"), _VALUES["speech detection"])
+    detection.add_argument("--vad-method", choices=["silero", "pyannote"], help="default: silero")
+    detection.add_argument("--vad-model", metavar="NAME", help="default: the method's own")
+    detection.add_argument("--no-vad", dest="vad", action="store_false", help="cut every --chunk-size seconds")
+    machine = parser.add_argument_group("models and machine")
+    machine.add_argument("--batch-size", help="chunks at once (default: auto)")
+    machine.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], help="of Whisper")
+    machine.add_argument("--q-bits", type=int, help="quantize Whisper to so many bits")
+    machine.add_argument(
+        "--compute-type", choices=["default", "float16", "float32", "int8", "int4"], help="WhisperX's word for the two"
+    )
+    machine.add_argument("--fp16", action=switch, help=argparse.SUPPRESS)
+    machine.add_argument("--low-memory", action="store_true", help="one model at a time")
+    machine.add_argument("--memory-limit", type=float, metavar="GB", help="that MLX should stay within")
+    _add_machine(machine)
+    for name in commands.MEANINGLESS:
+        parser.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS)
+    parser.set_defaults(run=commands.transcribe)
+
+
+def _add_diarize(group: Any) -> None:
+    parser = group.add_parser(
+        "diarize",
+        help="who speaks when in recordings, as RTTM",
+        description="Find the turns of each speaker, as pyannote.audio 4 does, and print them as RTTM.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("audio", nargs="+", help="any audio or video file; - is standard input")
+    parser.add_argument("--exclusive", action="store_true", default=False, help="never two speakers at once")
+    _add_values(parser, _SPEAKERS)
+    _add_machine(parser)
+    parser.set_defaults(run=commands.diarize)
+
+
+def _add_values(group: Any, flags: Any) -> Any:
+    for flag, kind, text in flags:
+        group.add_argument(flag, type=kind, metavar=getattr(kind, "__name__", "text").upper(), help=text)
+    return group
+
+
+def _add_machine(group: Any) -> None:
+    add, switch = group.add_argument, argparse.BooleanOptionalAction
+    add("--diarize-model", metavar="NAME", help="default: pyannote/speaker-diarization-community-1")
+    add("--device", default=None, help="cpu or gpu (cuda, mps) (default: MLX's)")
+    add("--model-dir", default=None, metavar="FOLDER", help="where models are kept")
+    add("--model-cache-only", action=switch, default=False, help="download nothing")
+    add("--hf-token", default=None, help="of the model hub (or HF_TOKEN, or hf auth login)")
+    add("--max-duration", type=float, metavar="SECONDS", help="longest recording read (default 24 h)")
+    add("--print-progress", action=switch, default=None, help="bars also where nobody watches")
+    add("-v", "--verbose", action=switch, default=False, help="seconds per stage, tracebacks of errors")
+
+
+# --- convert, vad ----------------------------------------------------------------------------------------------------
+
+
+def _add_convert(group: Any) -> None:
+    parser = group.add_parser(
         "convert",
         help="original weights into a folder of MLX safetensors",
         description="Convert Whisper, wav2vec2 (CTC), Silero VAD, pyannote's segmentation, speaker embedding and PLDA, "
@@ -82,31 +275,11 @@ def _add_convert(commands: Any) -> None:
     add("--verify", action="store_true", help="run the original too and print the parity table (needs the test extra)")
     add("--overwrite", action="store_true", help="replace a converted model that is there already")
     add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    parser.set_defaults(run=_convert)
+    parser.set_defaults(run=commands.convert)
 
 
-def _convert(**options: Any) -> int:
-    from mlx_speech.convert import convert
-
-    if options["verify"]:  # the only part of a conversion that computes much
-        _hint()
-    report = convert(**options, progress=sys.stderr.isatty())
-    for line in report.lines:
-        print(line)
-    for part, table in report.tables.items():
-        print(f"{part}\n{table}" if part else table)
-    print(report)
-    return 0
-
-
-def _hint() -> None:
-    found = hint()
-    if found:
-        print(f"mlx_speech: {found}", file=sys.stderr)
-
-
-def _add_vad(commands: Any) -> None:
-    parser = commands.add_parser(
+def _add_vad(group: Any) -> None:
+    parser = group.add_parser(
         "vad",
         help="when somebody speaks in a recording",
         description="Print the regions of speech in recordings, by Silero VAD; options and results as in its package.",
@@ -132,34 +305,4 @@ def _add_vad(commands: Any) -> None:
     add("--time-resolution", type=int, default=3, help="decimals of the times, in seconds (default 3; upstream's is 1)")
     add("--max-duration", type=float, metavar="SECONDS", default=86400.0, help="longest recording read (default 24 h)")
     add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    parser.set_defaults(run=_vad)
-
-
-def _vad(
-    audio: list[str], model: str | None, format: str, max_duration: float, time_resolution: int, **options: Any
-) -> int:
-    from mlx_speech import writers
-    from mlx_speech.audio import load_audio
-    from mlx_speech.checkpoint import load
-    from mlx_speech.models import silero_vad
-    from mlx_speech.stages.vad import detect_speech
-
-    network: Any = load(model or "silero_vad")
-    if not isinstance(network, silero_vad.Model):
-        raise SourceError(f"{model}: not a Silero VAD: leave --model out, or name one")
-    rate = options.pop("sampling_rate")
-    found = {}
-    for source in audio:
-        samples = load_audio(source, sample_rate=rate, max_duration=max_duration)
-        regions = detect_speech(samples, network, sample_rate=rate, time_resolution=time_resolution, **options)
-        found[source] = regions
-        if format == "rttm":
-            print(writers.regions_to_rttm(regions, Path(source).stem if source != "-" else "stdin"), end="")
-        elif format == "text":
-            print(f"# {source}\n" if len(audio) > 1 else "", end="")
-            print(writers.regions_to_text(regions, time_resolution), end="", flush=True)
-    if format == "json":  # of several files one object, by file
-        lists = {source: writers.regions_to_json(regions, time_resolution) for source, regions in found.items()}
-        entries = [f"{json.dumps(source, ensure_ascii=False)}: {text.strip()}" for source, text in lists.items()]
-        print("{\n" + ",\n".join(entries) + "\n}" if len(audio) > 1 else lists[audio[0]].strip())
-    return 0
+    parser.set_defaults(run=commands.vad)

@@ -11,6 +11,7 @@ MLXSpeechError
 ├── OptionError            an option that is wrong, or two that conflict
 ├── OutputError            the result cannot be written
 ├── AudioError             a recording cannot be decoded
+├── OutOfMemory            the models do not fit beside the recording
 ├── MissingDependency      something optional has to be installed first
 └── ParityError            a converted model disagrees with its original
 """
@@ -64,6 +65,10 @@ class OutputError(MLXSpeechError, OSError):
 
 class AudioError(MLXSpeechError):
     """A recording cannot be opened or decoded."""
+
+
+class OutOfMemory(MLXSpeechError, MemoryError):
+    """MLX could not get the memory it asked for; the message names the flags that help."""
 
 
 class MissingDependency(MLXSpeechError, ImportError):

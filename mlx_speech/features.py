@@ -26,12 +26,20 @@ def log_mel(audio: mx.array, n_mels: int = 80, samples: int | None = 480_000) ->
     if audio.shape[1] < 201:
         raise OptionError(f"{audio.shape[1]} samples are too few for a spectrogram: at least 201")
     reflected = mx.concatenate([audio[:, 200:0:-1], audio, audio[:, -2:-202:-1]], axis=1)
-    spectrum = mx.fft.rfft(_frames(reflected, 400, 160) * mx.array(_hann(400)))[:, :-1]
-    power = mx.square(mx.abs(spectrum))
-    mel = mx.log10(mx.maximum(power @ mx.array(mel_filters(n_mels)).T, 1e-10))
+    mel = log10_mel(reflected, n_mels)[:, :-1]
     mel = mx.maximum(mel, mel.max(axis=(1, 2), keepdims=True) - 8.0)
     mel = (mel + 4.0) / 4.0
     return mel[0] if single else mel
+
+
+def log10_mel(audio: mx.array, n_mels: int = 80) -> mx.array:
+    """What `log_mel` gives before it is padded, floored and scaled: log10 of the power in each band, at least -10.
+
+    audio (batch, samples) → (batch, frames, n_mels): a frame for all 400 samples that begin at a multiple of 160
+    """
+    spectrum = mx.fft.rfft(_frames(audio, 400, 160) * mx.array(_hann(400)))
+    power = mx.square(mx.abs(spectrum))
+    return mx.log10(mx.maximum(power @ mx.array(mel_filters(n_mels)).T, 1e-10))
 
 
 def kaldi_fbank(

@@ -111,6 +111,18 @@ def fetch(repo: str, revision: str | None = None, *, language: str | None = None
         return Snapshot(folder, repo, sha, readme_licence(folder / "README.md"))
 
 
+def fetch_file(repo: str, name: str) -> Path:
+    """One file of `repo`, in the hub's cache; what is there already is not asked for again.
+
+    Raises `SourceNotFound` (no such repository), `HubError` (refused, unreachable, or no such file), `OutputError`.
+    """
+    with _explained(repo):
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+        cached = try_to_load_from_cache(repo, name)
+        return Path(cached if isinstance(cached, str) else hf_hub_download(repo, name))
+
+
 def upload(folder: Path, repo: str) -> str:
     """Put all files of `folder`, hidden ones aside, into the model repository `repo` as one commit; returns its URL.
 

@@ -1,11 +1,21 @@
-"""Results as text in the usual formats. Pure functions: they take results and give a string, and touch no file."""
+"""Results as text in the usual formats. Pure functions: they take results and give a string, and touch no file.
+
+What writes a transcript can be called the same way for every format: `FORMATS[name](transcript, uri=…, **layout)`, with
+the fields of `cues.Layout` as keywords.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
-from mlx_speech.transcript import Region
+from mlx_speech.cues import Layout, cues, one_line, separator
+from mlx_speech.transcript import Region, Segment, Transcript, Word
 
 
 def regions_to_text(regions: Iterable[Region], decimals: int = 3) -> str:
@@ -27,7 +37,175 @@ def regions_to_rttm(regions: Iterable[Region], uri: str) -> str:
 
     The format: NIST, "2009 Rich Transcription evaluation plan", appendix A.
     """
-    field = "_".join(uri.split()) or "_"
+    return "".join(_rttm(region, uri, "speech") for region in regions)
+
+
+def to_txt(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+    """A line a segment, `[speaker]: text`; nothing for a segment without text."""
+    lines = [(f"[{one_line(s.speaker)}]: " if s.speaker else "", one_line(s.text)) for s in transcript.segments]
+    return "".join(f"{speaker}{text}\n" for speaker, text in lines if text)
+
+
+def to_srt(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+    """SubRip subtitles. layout : fields of `cues.Layout`"""
+    found = enumerate(cues(transcript, Layout(**layout)), start=1)
+    return "".join(f"{k}\n{_clock(c.start, ',')} --> {_clock(c.end, ',')}\n{c.text}\n\n" for k, c in found)
+
+
+def to_vtt(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+    """WebVTT subtitles. layout : fields of `cues.Layout`"""
+
+    def escape(text: str) -> str:
+        return text.replace("&", "&amp;").replace("<", "&lt;")
+
+    def clock(milliseconds: int) -> str:
+        return _clock(milliseconds, ".").removeprefix("00:")  # hours are optional
+
+    found = cues(transcript, Layout(**layout), escape)
+    return "WEBVTT\n\n" + "".join(f"{clock(c.start)} --> {clock(c.end)}\n{c.text}\n\n" for c in found)
+
+
+def to_tsv(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+    """Tab-separated start, end (whole milliseconds) and text of every segment, under a header."""
+    rows = [f"{round(1000 * s.start)}\t{round(1000 * s.end)}\t{one_line(s.text)}\n" for s in transcript.segments]
+    return "start\tend\ttext\n" + "".join(rows)
+
+
+def to_aud(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+    """Labels for Audacity: tab-separated start, end (seconds) and `[[speaker]]text` of every segment."""
     return "".join(
-        f"SPEAKER {field} 1 {region.start:.3f} {region.duration:.3f} <NA> <NA> speech <NA> <NA>\n" for region in regions
+        f"{round(s.start, 3)}\t{round(s.end, 3)}\t{f'[[{one_line(s.speaker)}]]' if s.speaker else ''}{one_line(s.text)}\n"
+        for s in transcript.segments
     )
+
+
+def to_json(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+    """`as_dict` as JSON, in one line. layout : fields of `cues.Layout`"""
+    content = as_dict(transcript, speaker_embeddings=Layout(**layout).speaker_embeddings)
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def to_rttm(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+    """RTTM (`regions_to_rttm`) of the speakers' turns, which may overlap; empty where speakers were not asked for."""
+    turns = transcript.diarization.turns if transcript.diarization else ()
+    return "".join(_rttm(turn, uri, turn.speaker) for turn in turns)
+
+
+def to_ctm(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+    """CTM, a line a word: recording, channel 1, start, duration, word, score. NIST, "sclite", appendix on file formats.
+
+    White space in a field becomes "_". Empty where there are no words.
+    """
+    words = [word for word in transcript.words if one_line(word.text)]
+    return "".join(f"{_field(uri)} 1 {w.start:.3f} {w.duration:.3f} {_field(w.text)} {w.score:.3f}\n" for w in words)
+
+
+FORMATS: dict[str, Callable[..., str]] = {
+    "txt": to_txt,
+    "srt": to_srt,
+    "vtt": to_vtt,
+    "tsv": to_tsv,
+    "json": to_json,
+    "rttm": to_rttm,
+    "ctm": to_ctm,
+    "aud": to_aud,
+}
+
+
+def as_dict(transcript: Transcript, *, speaker_embeddings: bool = False) -> dict[str, Any]:
+    """The transcript as dicts and lists in the shape of whisperx's result, for those who read that; times to the ms.
+
+    Keys besides whisperx's: duration, language_probability, turns (where there is a diarization), models, seconds; of a
+    segment its language where it is not the recording's; of a word `"aligned": False` where its time is a guess.
+    """
+    has_words = any(segment.words for segment in transcript.segments)
+    words = [_word(word) for word in transcript.words]
+    content: dict[str, Any] = {
+        "segments": [_segment(segment, transcript.language, has_words) for segment in transcript.segments],
+        "word_segments": words,
+        "language": transcript.language,
+        "language_probability": round(transcript.language_probability, 3),
+        "duration": round(transcript.duration, 3),
+    }
+    if transcript.diarization:
+        content["turns"] = [{**_times(turn), "speaker": turn.speaker} for turn in transcript.diarization.turns]
+        if speaker_embeddings:
+            vectors = transcript.diarization.embeddings.items()
+            content["speaker_embeddings"] = {speaker: list(vector) for speaker, vector in vectors}
+    content["models"] = dict(transcript.models)
+    content["seconds"] = {stage: round(seconds, 3) for stage, seconds in transcript.seconds.items()}
+    return content
+
+
+def unique_stems(sources: Sequence[str | PathLike[str]]) -> list[str]:
+    """For each source the name of its results, without extension; no two alike, even where case does not count.
+
+    Usually the stem, "stdin" for "-". Of sources with the same stem each gets its extension too ("meeting-mp3"), and,
+    where that is not enough, a number ("meeting-mp3-2").
+    """
+    paths = [Path("stdin" if source == "-" else source) for source in sources]
+    stems = [path.stem or "audio" for path in paths]
+    counts = Counter(map(_folded, stems))
+    taken = {stem for stem, count in counts.items() if count == 1}
+    names = []
+    for path, stem in zip(paths, stems, strict=True):
+        name = stem
+        if counts[_folded(stem)] > 1:
+            name = base = "-".join([stem, *path.suffix.split(".")[1:]]).rstrip("-")
+            number = 1
+            while _folded(name) in taken:
+                number += 1
+                name = f"{base}-{number}"
+            taken.add(_folded(name))
+        names.append(name)
+    return names
+
+
+def _segment(segment: Segment, language: str | None, has_words: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {**_times(segment), "text": segment.text}
+    if has_words:  # whisperx's readers take the key for a sign that there are some
+        content["words"] = [_word(word) for word in segment.words]
+    if any(word.chars for word in segment.words):
+        between = [{"char": separator(segment.language or language)}]
+        chars = [[{"char": c.text, **_times(c), "score": round(c.score, 3)} for c in w.chars] for w in segment.words]
+        content["chars"] = [
+            c for k, word in enumerate(chars) for c in (between if k and between[0]["char"] else []) + word
+        ]
+    if segment.speaker is not None:
+        content["speaker"] = segment.speaker
+    if segment.language not in (None, language):
+        content["language"] = segment.language
+    return {**content, "avg_logprob": round(segment.avg_logprob, 4)}
+
+
+def _word(word: Word) -> dict[str, Any]:
+    content: dict[str, Any] = {"word": word.text, **_times(word), "score": round(word.score, 3)}
+    if word.speaker is not None:
+        content["speaker"] = word.speaker
+    if not word.aligned:
+        content["aligned"] = False
+    return content
+
+
+def _times(region: Region) -> dict[str, float]:
+    return {"start": round(region.start, 3), "end": round(region.end, 3)}
+
+
+def _rttm(region: Region, uri: str, speaker: str) -> str:
+    times = f"{region.start:.3f} {region.duration:.3f}"
+    return f"SPEAKER {_field(uri)} 1 {times} <NA> <NA> {_field(speaker)} <NA> <NA>\n"
+
+
+def _field(text: str) -> str:
+    """`text` as one field among others that white space separates; undecodable bytes of a file's name become "?"."""
+    return "_".join(text.encode("utf-8", "replace").decode().split()) or "_"
+
+
+def _clock(milliseconds: int, marker: str) -> str:
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{marker}{rest:03d}"
+
+
+def _folded(name: str) -> str:
+    """What a file system that ignores case, and how letters are composed, tells names apart by."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

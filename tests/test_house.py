@@ -24,7 +24,8 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # from the ground up; a module imports from lower layers only
 LAYERS = (
     ("transcript", "errors", "version", "blas"),
-    ("tensors", "audio", "hub", "features", "tokenizer", "writers"),
+    ("tensors", "audio", "hub", "features", "writers"),
+    ("tokenizer", "names"),
     ("models",),
     ("checkpoint",),
     ("stages",),

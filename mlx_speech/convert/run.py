@@ -258,23 +258,25 @@ def verified(part: Plan, folder: Path, dtype: str) -> list[parity.Row]:
     return parity.measure(part.family, parity.original(part), model, parity.Inputs(audio))
 
 
-def resolve(origin: Origin, language: str | None = None) -> Path | BaseModel:
+def resolve(origin: Origin, language: str | None = None, q_bits: int | None = None) -> Path | BaseModel:
     """What `load` gets of an original: its converted folder in the cache, or the model itself.
 
-    The folder is made if it is not there, by one process while others wait. Weights that have MLX's layout already
+    q_bits : quantize it, unless it has as many bits already. The folder is made if it is not there, by one process while others wait. Weights that have MLX's layout already
     (mlx-community) are not written a second time: the model is built in memory.
     """
-    folder = checkpoint.cache_folder() / f"{origin.name}-{_fingerprint(origin, language)}"
+    done = q_bits is None or checkpoint.quantized_bits(origin.path) == q_bits
+    options = Options() if done else Options(quantize=True, q_bits=q_bits)
+    folder = checkpoint.cache_folder() / f"{origin.name}{options.suffix}-{_fingerprint(origin, language)}"
     if folder.is_dir():
         return folder
-    config, plans = _plans(origin, Options(), language)
+    config, plans = _plans(origin, options, language)
     if config is None and plans[""].recipe.mlx_layout:
         return plans[""].build()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
-                _write_all(folder, config, plans, _command(origin, Options(), language, False))
+                _write_all(folder, config, plans, _command(origin, options, language, False))
     except OSError as error:
         if isinstance(error, OutputError):
             raise

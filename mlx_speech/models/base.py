@@ -6,13 +6,16 @@ import dataclasses
 import math
 import typing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_speech.errors import ConfigError, brief
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # No speech model comes near these; a configuration beyond them is broken or hostile and must not be built.
 MAX_SIZE = 1 << 20
@@ -98,6 +101,7 @@ class BaseModel(nn.Module):
 
     quantizable = False
     args: Any
+    folder: Path | None = None  # where `load` found it, and what lies beside the weights
 
     def arrays(self) -> dict[str, mx.array]:
         """Every parameter by its dotted name."""

@@ -6,6 +6,7 @@ names). The decoder keeps its keys and values in buffers of fixed size, and thos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -136,11 +137,90 @@ class Cache:
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
 
+@dataclass
+class Ring:
+    """What the decoder remembers of a running batch: jobs (chunks of audio) that come and go, each with a `group` of
+    hypotheses. At every step all of them write to the same slot, the oldest one.
+
+    Whisper adds positions to its input, so the order of keys does not matter, and a hypothesis is told by `visible`
+    which entries are its past: reordering beams moves no keys, and a prompt is kept once for the whole group.
+
+    keys, values : per layer, (jobs, heads, slots, group, width of a head)
+    audio : per layer, the keys and values of the encoded audio, (jobs, heads, 1500, width of a head)
+    visible : (jobs, group, slots, group), True where a hypothesis sees the entry of a slot that another one wrote
+    lengths : (jobs,), the tokens of each so far
+    position : the slot that is written next
+    """
+
+    keys: list[mx.array]
+    values: list[mx.array]
+    audio: list[tuple[mx.array, mx.array]]
+    visible: mx.array
+    lengths: mx.array
+    position: int = 0
+
+    @property
+    def slots(self) -> int:
+        return self.visible.shape[2]
+
+    def append(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Put in the step at `position`, (jobs, heads, group, width); all entries, (jobs, heads, slots·group, width)."""
+        self.keys[layer][:, :, self.position] = keys
+        self.values[layer][:, :, self.position] = values
+        return self.keys[layer].flatten(2, 3), self.values[layer].flatten(2, 3)
+
+    def enter(self, layer: int, jobs: list[int], keys: mx.array, values: mx.array, audio: tuple) -> None:
+        """Put in prompts, (len(jobs), heads, steps, width), which end before `position`, and the audio."""
+        steps = keys.shape[2]
+        start = (self.position - steps) % self.slots
+        head = min(steps, self.slots - start)  # what fits before the ring begins anew
+        for row, job in enumerate(jobs):
+            for buffer, new in ((self.keys[layer], keys), (self.values[layer], values)):
+                buffer[job, :, start : start + head, 0] = new[row, :, :head]
+                if head < steps:
+                    buffer[job, :, : steps - head, 0] = new[row, :, head:]
+            for buffer, new in zip(self.audio[layer], audio, strict=True):
+                buffer[job] = new[row]
+
+    def show(self, jobs: list[int], lengths: list[int]) -> None:
+        """Of the jobs that entered, only the prompts are seen, by the whole group."""
+        group = self.visible.shape[1]
+        visible = np.zeros((len(jobs), group, self.slots, group), dtype=bool)
+        for row, length in enumerate(lengths):
+            visible[row][:, (self.position - 1 - np.arange(length)) % self.slots, 0] = True
+        index = mx.array(jobs)
+        self.visible[index] = mx.array(visible)
+        self.lengths[index] = mx.array(lengths)
+
+    def reorder(self, sources: mx.array) -> None:
+        """Every hypothesis continues that of its job in `sources`, (jobs, group)."""
+        self.visible = mx.take_along_axis(self.visible, sources[:, :, None, None], axis=1)
+
+    def keep(self, jobs: list[int]) -> None:
+        """Only these jobs stay, in this order."""
+        index = mx.array(jobs)
+        self.keys, self.values = ([buffer[index] for buffer in buffers] for buffers in (self.keys, self.values))
+        self.audio = [(keys[index], values[index]) for keys, values in self.audio]
+        self.visible, self.lengths = self.visible[index], self.lengths[index]
+
+    def grow(self, slots: int) -> None:
+        """More slots: the oldest entry moves to the first of them."""
+
+        def unrolled(buffer: mx.array) -> mx.array:
+            pad = [(0, 0), (0, 0), (0, slots - self.slots), *((0, 0) for _ in buffer.shape[3:])]
+            parts = [buffer[:, :, self.position :], buffer[:, :, : self.position]]
+            return mx.pad(mx.concatenate(parts, axis=2), pad)
+
+        self.keys, self.values = ([unrolled(buffer) for buffer in buffers] for buffers in (self.keys, self.values))
+        self.visible, self.position = unrolled(self.visible), self.slots
+
+
 class TextDecoder(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
         width = args.n_text_state
         self._context = args.n_text_ctx
+        self._audio_context = args.n_audio_ctx
         self.token_embedding = nn.Embedding(args.n_vocab, width)
         self.positional_embedding = mx.zeros((args.n_text_ctx, width))
         self.blocks = [Block(width, args.n_text_head, cross=True) for _ in range(args.n_text_layer)]
@@ -173,6 +253,90 @@ class TextDecoder(nn.Module):
             x = block.mlp(x)
         cache.offset += steps
         return self.token_embedding.as_linear(self.ln(x)).astype(mx.float32), cache
+
+    def cross_attention(
+        self, tokens: mx.array, encoded: mx.array, heads: Sequence[tuple[int, int]]
+    ) -> tuple[mx.array, mx.array]:
+        """One pass over whole texts that shows where the decoder looks (openai/whisper: hooks on `cross_attn`).
+
+        tokens (batch, n), encoded (batch, 1500, width), heads : (layer, head) pairs, sorted
+        Returns the states (batch, n, width) of which `token_embedding.as_linear` makes logits, and the scores of
+        `heads` before the softmax, (batch, heads, n, 1500) in float32. Raises `OptionError` beyond n_text_ctx tokens.
+        """
+        if tokens.shape[1] > self._context:
+            raise OptionError(f"{tokens.shape[1]} tokens: this decoder takes {self._context}")
+        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        scores = []
+        for layer, block in enumerate(self.blocks):
+            y = block.attn_ln(x)
+            x = x + block.attn(y, *block.attn.keys_values(y), "causal")
+            y = block.cross_attn_ln(x)
+            keys, values = block.cross_attn.keys_values(encoded)
+            chosen = mx.array([head for at, head in heads if at == layer], mx.int32)
+            if chosen.size:
+                query = block.cross_attn.split(block.cross_attn.query(y))[:, chosen].astype(mx.float32)
+                key = keys[:, chosen].astype(mx.float32)
+                scores.append(query * key.shape[-1] ** -0.5 @ key.swapaxes(-1, -2))
+            x = block.mlp(x + block.cross_attn(y, keys, values))
+        return self.ln(x), mx.concatenate(scores, axis=1)
+
+    def new_ring(self, jobs: int, group: int, slots: int) -> Ring:
+        """An empty ring for a running batch; `slots` are enough for the prompt and the tokens of each job."""
+        (width,), heads = self.ln.weight.shape, self.blocks[0].attn._heads
+        dtype = self.ln.weight.dtype
+
+        def empty(*shape: int) -> mx.array:
+            return mx.zeros((jobs, heads, *shape, width // heads), dtype)
+
+        audio = [(empty(self._audio_context), empty(self._audio_context)) for _ in self.blocks]
+        keys, values = ([empty(slots, group) for _ in self.blocks] for _ in range(2))
+        visible = mx.zeros((jobs, group, slots, group), mx.bool_)
+        return Ring(keys, values, audio, visible, mx.zeros((jobs,), mx.int32))
+
+    def prefill(
+        self, ring: Ring, jobs: list[int], encoded: mx.array, prompts: list[tuple[int, ...]], at: list[int]
+    ) -> tuple[mx.array, mx.array]:
+        """Jobs enter the ring: their audio (len(jobs), 1500, width) and their prompts of any lengths.
+
+        Returns the logits after each prompt, and those after the token with index `at` of each, (len(jobs), vocabulary)
+        """
+        longest = max(map(len, prompts))
+        pads = [longest - len(prompt) for prompt in prompts]
+        tokens = mx.array([[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)])
+        index, first = mx.arange(longest), mx.array(pads)[:, None]
+        x = self.token_embedding(tokens) + self.positional_embedding[mx.maximum(index - first, 0)]
+        # padding sees itself: with nothing to see it would become NaN
+        mask = ((index <= index[:, None]) & (index >= first)[:, None]) | (index == index[:, None])
+        for layer, block in enumerate(self.blocks):
+            y = block.attn_ln(x)
+            keys, values = block.attn.keys_values(y)
+            audio = block.cross_attn.keys_values(encoded)
+            x = x + block.attn(y, keys, values, mask[:, None])
+            x = x + block.cross_attn(block.cross_attn_ln(x), *audio)
+            x = block.mlp(x)
+            ring.enter(layer, jobs, keys, values, audio)
+        ring.show(jobs, [len(prompt) for prompt in prompts])
+        rows = mx.arange(len(jobs))
+        x = self.ln(mx.stack([x[:, -1], x[rows, mx.array(pads) + mx.array(at)]]))
+        last, asked = self.token_embedding.as_linear(x).astype(mx.float32)
+        return last, asked
+
+    def step(self, ring: Ring, tokens: mx.array) -> mx.array:
+        """One more token for every hypothesis, (jobs, group) → logits (jobs, group, vocabulary) in float32."""
+        jobs, group = tokens.shape
+        # a job that is done may go on beyond the context until it is replaced; nobody looks at it
+        position = mx.minimum(ring.lengths, self._context - 1)
+        x = self.token_embedding(tokens) + self.positional_embedding[position][:, None]
+        ring.visible[:, :, ring.position] = mx.eye(group).astype(mx.bool_)
+        mask = ring.visible.reshape(jobs, 1, group, -1)
+        for layer, block in enumerate(self.blocks):
+            y = block.attn_ln(x)
+            x = x + block.attn(y, *ring.append(layer, *block.attn.keys_values(y)), mask)
+            x = x + block.cross_attn(block.cross_attn_ln(x), *ring.audio[layer])
+            x = block.mlp(x)
+        ring.lengths = ring.lengths + 1
+        ring.position = (ring.position + 1) % ring.slots
+        return self.token_embedding.as_linear(self.ln(x)).astype(mx.float32)
 
 
 class Model(BaseModel):

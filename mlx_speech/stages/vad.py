@@ -9,6 +9,7 @@ short: speech begins with a window at or above `threshold`; it ends where window
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,9 +19,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.errors import AudioError, OptionError
-from mlx_speech.transcript import Region
+from mlx_speech.transcript import Chunk, Region
 
 WINDOWS = {16_000: 512, 8_000: 256}  # samples a probability stands for, by sampling rate
+LOUD = 0.01  # RMS: -40 dBFS
+LITTLE_SPEECH = 0.1  # of a recording
 
 
 def detect_speech(
@@ -226,3 +229,62 @@ def _padded(segments: list[tuple[int, int]], pad: float, num_samples: int) -> li
         (int(max(0, start - before)), int(min(num_samples, end + after)))
         for (start, end), before, after in zip(segments, shares, shares[1:], strict=False)
     ]
+
+
+# --- regions → chunks -------------------------------------------------------------------------------------------------
+
+
+def cut_chunks(regions: Sequence[Region], *, duration: float, chunk_size: float = 30.0) -> list[Chunk]:
+    """Slices of the recording for recognition, cut at pauses: in order, apart, and together holding all regions.
+
+    regions : of speech; what lies outside the recording, or overlaps the region before, is left out
+    duration : of the recording, in seconds
+    chunk_size : longest slice, in seconds; a region that is longer is divided evenly
+
+    As whisperx.vads.vad.Vad.merge_chunks: regions join the chunk, pauses and all, for as long as it stays short enough.
+    Raises `OptionError` for a chunk_size below a second.
+    """
+    _check("chunk_size", chunk_size, 1, math.inf)
+    groups: list[list[Region]] = []
+    end = 0.0
+    for region in sorted(regions, key=lambda region: (region.start, region.end)):
+        start, end = max(region.start, end), max(end, min(region.end, duration))
+        for piece in _divided(start, end, chunk_size):
+            if not groups or piece.end - groups[-1][0].start > chunk_size:
+                groups.append([])
+            groups[-1].append(piece)
+    return [Chunk(group[0].start, group[-1].end, tuple(group)) for group in groups]
+
+
+def fixed_chunks(duration: float, chunk_size: float = 30.0) -> list[Chunk]:
+    """The whole recording in the fewest equal slices of at most `chunk_size` seconds, wherever that cuts."""
+    return cut_chunks([Region(0.0, duration)], duration=duration, chunk_size=chunk_size)
+
+
+def _divided(start: float, end: float, size: float) -> list[Region]:
+    """In equal parts; none longer than `size`, but for a rounding error, which is no reason to cut. None if empty."""
+    count = max(1, math.ceil((end - start) / size - 1e-9))
+    edges = [start + (end - start) * k / count for k in range(count)] + [end]
+    return [Region(*part) for part in pairwise(edges)] if end > start else []
+
+
+def speech_share(regions: Sequence[Region], duration: float) -> float:
+    """How much of a recording of `duration` seconds is in the regions, 0..1."""
+    return min(1.0, sum(region.duration for region in regions) / duration) if duration > 0 else 0.0
+
+
+def warn_if_silent(audio: np.ndarray, regions: Sequence[Region], name: str = "the recording") -> bool:
+    """Warn, and give True, where less than a tenth of a loud recording counts as speech: some may have been missed.
+
+    audio : (samples,) at 16 kHz; loud is an RMS above -40 dBFS
+    """
+    if not audio.size or math.sqrt(float(np.dot(audio, audio)) / audio.size) <= LOUD:
+        return False
+    share = speech_share(regions, audio.size / 16_000)
+    if share < LITTLE_SPEECH:
+        warnings.warn(
+            f"{name}: it is loud, yet only {share:.1%} counts as speech: if more is missing, lower the threshold of "
+            "the voice activity detection or do without it",
+            stacklevel=2,
+        )
+    return share < LITTLE_SPEECH

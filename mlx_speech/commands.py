@@ -1,0 +1,336 @@
+"""What the commands do with their arguments: set up, run, write, report. `cli` reads the arguments."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlx_speech.blas import hint
+from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutputError, SourceError
+
+MEANINGLESS = {  # WhisperX's flags that nothing here answers to
+    "device_index": "MLX has one GPU",
+    "threads": "set OPENBLAS_NUM_THREADS",
+    "log_level": "use -v or --quiet",
+}
+FORMATS = ("txt", "srt", "vtt", "tsv", "json", "rttm", "ctm", "aud")
+ALL = 6  # of them are written by default, rttm only where there are speakers
+SPEAKERS = ("num_speakers", "min_speakers", "max_speakers")
+DETECTION = {  # flag → the detector's own name for it
+    "silero": {
+        "vad_onset": "threshold",
+        "vad_offset": "neg_threshold",
+        **{name: name for name in ("min_speech_duration_ms", "min_silence_duration_ms", "speech_pad_ms")},
+        "min_silence_at_max_speech": "min_silence_at_max_speech",
+    },
+    "pyannote": {
+        "vad_onset": "onset",
+        "vad_offset": "offset",
+        "min_duration_on": "min_duration_on",
+        "min_duration_off": "min_duration_off",
+    },
+}
+
+
+def _set_up(device: str | None, model_dir: str | None, model_cache_only: bool, hf_token: str | None) -> None:
+    """What has to be said to the libraries before they are used."""
+    if model_dir is not None:
+        os.environ["HF_HUB_CACHE"] = str(Path(model_dir).expanduser() / "hub")
+        os.environ["MLX_SPEECH_CACHE"] = str(Path(model_dir).expanduser() / "converted")
+    if model_cache_only:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    if hf_token is not None:
+        os.environ["HF_TOKEN"] = hf_token
+    if device is not None:
+        import mlx.core as mx
+
+        kind = {"cpu": mx.cpu, "gpu": mx.gpu, "cuda": mx.gpu, "mps": mx.gpu, "metal": mx.gpu}.get(device.split(":")[0])
+        if kind is None:
+            raise OptionError(f"--device {device}: choose cpu or gpu")
+        if kind == mx.gpu and not (mx.metal.is_available() or mx.cuda.is_available()):
+            raise OptionError(f"--device {device}: MLX finds no GPU here: leave --device out")
+        mx.set_default_device(kind)
+    _hint()
+
+
+def transcribe(
+    audio: list[str],
+    output_dir: str,
+    output_format: str,
+    skip_existing: bool,
+    speaker_embeddings: bool,
+    quiet: bool,
+    verbose: bool,
+    print_progress: bool | None,
+    device: str | None,
+    model_dir: str | None,
+    model_cache_only: bool,
+    hf_token: str | None,
+    **given: Any,
+) -> int:
+    for name, instead in MEANINGLESS.items():
+        if given.pop(name, None) is not None:
+            print(f"mlx_speech: --{name.replace('_', '-')} has no meaning here: {instead}", file=sys.stderr)
+    _set_up(device, model_dir, model_cache_only, hf_token)
+    from mlx_speech import writers
+    from mlx_speech.pipeline import Pipeline
+
+    layout = writers.Layout(**{n: given.pop(n) for n in list(given) if n in writers.Layout.__dataclass_fields__})
+    pipeline = Pipeline(**_machine(given))
+    options = _options(given)
+    formats = _formats(output_format, diarized=any(options.get(n) for n in ("diarize", *SPEAKERS)))
+    stems = dict(zip(audio, writers.unique_stems(audio), strict=True))
+    folder = Path(output_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}): choose another --output-dir") from error
+    left = list(stems)
+    if skip_existing:
+        left = [name for name in stems if not all((folder / f"{stems[name]}.{kind}").exists() for kind in formats)]
+    failed: list[str] = []
+    with _bars(print_progress if print_progress is not None else sys.stderr.isatty() and not quiet) as report:
+        for source, result in pipeline.transcribe(left, on_progress=report, **options):
+            report.close()
+            if isinstance(result, Exception):
+                failed.append(_failure(source, result, verbose))
+                continue
+            for kind in formats:
+                text = writers.FORMATS[kind](result, uri=stems[source], layout=layout, embeddings=speaker_embeddings)
+                _write(folder / f"{stems[source]}.{kind}", text)
+            if not quiet:
+                print(f"# {source}\n" * (len(audio) > 1) + writers.to_screen(result), end="", flush=True)
+                names = f"{{{','.join(formats)}}}" if len(formats) > 1 else formats[0]
+                print(f"mlx_speech: {folder / stems[source]}.{names}", file=sys.stderr)
+            if verbose:
+                print(_timing(result), file=sys.stderr)
+    for line in failed:
+        print(line, file=sys.stderr)
+    return 1 if failed else 0
+
+
+def diarize(
+    audio: list[str],
+    exclusive: bool,
+    verbose: bool,
+    print_progress: bool | None,
+    device: str | None,
+    model_dir: str | None,
+    model_cache_only: bool,
+    hf_token: str | None,
+    **given: Any,
+) -> int:
+    _set_up(device, model_dir, model_cache_only, hf_token)
+    from mlx_speech import writers
+    from mlx_speech.pipeline import Pipeline
+
+    pipeline = Pipeline(**_machine(given))
+    stems = dict(zip(audio, writers.unique_stems(audio), strict=True))
+    failed: list[str] = []
+    with _bars(print_progress if print_progress is not None else sys.stderr.isatty()) as report:
+        for source in stems:
+            try:
+                found = pipeline.diarize(source, on_progress=report, **given)
+            except AudioError as error:
+                failed.append(_failure(source, error, verbose))
+                continue
+            report.close()
+            print(
+                writers.turns_to_rttm(found.exclusive if exclusive else found.turns, stems[source]), end="", flush=True
+            )
+    for line in failed:
+        print(line, file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _machine(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the keywords of `Pipeline` itself out of `given`."""
+    names = ("model", "align_model", "vad_model", "diarize_model", "dtype", "q_bits", "batch_size", "low_memory")
+    chosen = {name: given.pop(name) for name in (*names, "memory_limit", "max_duration") if name in given}
+    size = chosen.get("batch_size", "auto")
+    if size != "auto" and not size.isdecimal():
+        raise OptionError(f'--batch-size {size}: give a number, or "auto"')
+    chosen["batch_size"] = size if size == "auto" else int(size)
+    kind = given.pop("compute_type", "default")
+    if not given.pop("fp16", True):
+        kind = "float32" if kind == "default" else kind
+    if kind != "default" and ("dtype" in chosen or "q_bits" in chosen):
+        raise OptionError("--compute-type conflicts with --dtype and --q-bits: leave it out")
+    if kind.startswith("int"):
+        chosen["q_bits"] = int(kind[3:])
+    elif kind != "default":
+        chosen["dtype"] = kind
+    return chosen
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    """What the user gave, as keywords of `Options`."""
+    flags = {flag for own in DETECTION.values() for flag in own}
+    options = {name: value for name, value in given.items() if name not in flags}
+    if options.get("word_timestamps") == "none":
+        options["word_timestamps"] = None
+    step = options.pop("temperature_increment_on_fallback", 0.2)
+    first = options.pop("temperature", 0.0) or 0.0
+    if step is not None and not step > 0:
+        raise OptionError(f"--temperature-increment-on-fallback {step}: give a number above 0, or None")
+    tries = 1 if step is None else max(1, int((1.0 - first + 1e-6) / step) + 1)
+    options["temperature"] = tuple(round(first + k * (step or 0.0), 6) for k in range(tries))
+    if "clip_timestamps" in options:
+        try:
+            options["clip_timestamps"] = tuple(float(number) for number in options["clip_timestamps"].split(","))
+        except ValueError as error:
+            raise OptionError(f"--clip-timestamps {given['clip_timestamps']}: give start,end,start,end …") from error
+    if options.get("word_timestamps", "ctc") is None and options.get("return_char_alignments"):
+        raise OptionError("--return-char-alignments and --no-align conflict: leave one of them out")
+    method = options.get("vad_method", "silero")
+    options["vad_options"] = {}
+    for flag in sorted(flags & given.keys()):
+        if flag not in DETECTION[method]:
+            raise OptionError(f"--{flag.replace('_', '-')} conflicts with --vad-method {method}: leave one of them out")
+        if given[flag] is not None:
+            options["vad_options"][DETECTION[method][flag]] = given[flag]
+    return options
+
+
+def _formats(text: str, diarized: bool) -> list[str]:
+    if text == "all":
+        return [kind for kind in FORMATS[:ALL] if kind != "rttm" or diarized]
+    kinds = list(dict.fromkeys(kind.strip().lower() for kind in text.split(",")))
+    for kind in kinds:
+        if kind not in FORMATS:
+            raise OptionError(f"--output-format {text}: {kind!r} is not one of {', '.join(FORMATS)}, all")
+        if kind == "rttm" and not diarized:
+            raise OptionError("--output-format rttm holds speakers: add --diarize")
+    return kinds
+
+
+def _failure(source: str, error: Exception, verbose: bool) -> str:
+    if verbose:
+        traceback.print_exception(error)
+    said = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, MLXSpeechError):
+        said = f"{source}: {type(error).__name__}: {said} (-v shows where; this should not happen: please report it)"
+    return f"mlx_speech: {said}" if source in said or source == "-" else f"mlx_speech: {source}: {said}"
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", dir=path.parent, delete=False) as file:
+            try:
+                file.write(text)
+                file.flush()
+                mask = os.umask(0)
+                os.umask(mask)
+                Path(file.name).chmod(0o666 & ~mask)  # as files are made; temporary ones are private
+                Path(file.name).replace(path)
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}): choose another --output-dir") from error
+
+
+def _timing(result: Any) -> str:
+    total = sum(result.seconds.values())
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.seconds.items())
+    speed = f" ({result.duration / total:.1f} × real time)" if total else ""
+    return f"mlx_speech: {stages}; {result.duration:.1f} s of audio in {total:.1f} s{speed}"
+
+
+class _Bars:
+    """One bar at a time: a stage of a recording, in seconds of audio and how many of them a second."""
+
+    def __init__(self, shown: bool) -> None:
+        self._shown = shown
+        self._bar: Any = None
+        self._key: Any = None
+
+    def __call__(self, stage: str, done: float, total: float, source: Any) -> None:
+        if not self._shown:
+            return
+        if (stage, str(source)) != self._key:
+            from tqdm import tqdm
+
+            self.close()
+            self._key = (stage, str(source))
+            name = Path(str(source)).name
+            form = "{desc} {percentage:3.0f}% |{bar}| {n:.0f} of {total:.0f} s, {rate_noinv_fmt}"
+            self._bar = tqdm(total=total, desc=f"{name}: {stage}", unit=" s", bar_format=form, leave=False)
+        self._bar.update(max(0.0, done - self._bar.n))
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = self._key = None
+
+
+@contextmanager
+def _bars(shown: bool) -> Iterator[_Bars]:
+    bars = _Bars(shown)
+    try:
+        yield bars
+    finally:
+        bars.close()
+
+
+def convert(verbose: bool, **options: Any) -> int:
+    from mlx_speech.convert import convert
+
+    if options["verify"]:  # the only part of a conversion that computes much
+        _hint()
+    report = convert(**options, progress=sys.stderr.isatty())
+    for line in report.lines:
+        print(line)
+    for part, table in report.tables.items():
+        print(f"{part}\n{table}" if part else table)
+    print(report)
+    return 0
+
+
+def _hint() -> None:
+    found = hint()
+    if found:
+        print(f"mlx_speech: {found}", file=sys.stderr)
+
+
+def vad(
+    audio: list[str],
+    model: str | None,
+    format: str,
+    max_duration: float,
+    time_resolution: int,
+    verbose: bool,
+    **options: Any,
+) -> int:
+    from mlx_speech import writers
+    from mlx_speech.audio import load_audio
+    from mlx_speech.checkpoint import load
+    from mlx_speech.models import silero_vad
+    from mlx_speech.stages.vad import detect_speech
+
+    network: Any = load(model or "silero_vad")
+    if not isinstance(network, silero_vad.Model):
+        raise SourceError(f"{model}: not a Silero VAD: leave --model out, or name one")
+    rate = options.pop("sampling_rate")
+    found = {}
+    for source in audio:
+        samples = load_audio(source, sample_rate=rate, max_duration=max_duration)
+        regions = detect_speech(samples, network, sample_rate=rate, time_resolution=time_resolution, **options)
+        found[source] = regions
+        if format == "rttm":
+            print(writers.regions_to_rttm(regions, Path(source).stem if source != "-" else "stdin"), end="")
+        elif format == "text":
+            print(f"# {source}\n" if len(audio) > 1 else "", end="")
+            print(writers.regions_to_text(regions, time_resolution), end="", flush=True)
+    if format == "json":  # of several files one object, by file
+        lists = {source: writers.regions_to_json(regions, time_resolution) for source, regions in found.items()}
+        entries = [f"{json.dumps(source, ensure_ascii=False)}: {text.strip()}" for source, text in lists.items()]
+        print("{\n" + ",\n".join(entries) + "\n}" if len(audio) > 1 else lists[audio[0]].strip())
+    return 0

@@ -1,0 +1,188 @@
+"""The models of a pipeline: found by name, loaded when first used, let go where memory is short."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_speech import names
+from mlx_speech.checkpoint import PIPELINE, cache_folder, is_converted, load, read_config
+from mlx_speech.errors import HubError, MLXSpeechError, SourceError, SourceNotFound
+from mlx_speech.models import diarization_pipeline, pyannet, silero_vad, wav2vec2, whisper
+from mlx_speech.models.base import BaseModel
+from mlx_speech.tokenizer import Tokenizer
+
+DIARIZATION = "pyannote/speaker-diarization-community-1"
+BATCHES = (1, 2, 4, 8, 16, 24)  # beyond these, a larger batch gains little and costs memory
+MAX_CPU_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Recogniser:
+    """Whisper and the tokenizer of its vocabulary."""
+
+    model: whisper.Model
+    tokenizer: Tokenizer
+
+
+class Models:
+    """What each stage computes with. A name is a hub repository, a folder, a file, or one of `names`' table; a model
+    that is loaded already may stand for it.
+
+    names : of those in use, by stage
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | BaseModel | None = None,
+        *,
+        align_model: str | os.PathLike[str] | BaseModel | None = None,
+        vad_model: str | os.PathLike[str] | BaseModel | None = None,
+        diarize_model: str | os.PathLike[str] | BaseModel | None = None,
+        dtype: str | None = None,
+        q_bits: int | None = None,
+    ) -> None:
+        on_gpu = mx.default_device().type == mx.DeviceType.gpu
+        self._model = model or (names.DEFAULT_GPU if on_gpu else names.DEFAULT_CPU)
+        self._align = align_model
+        self._vad = vad_model
+        self._diarize = diarize_model or DIARIZATION
+        self._dtype = dtype or ("float16" if on_gpu else None)
+        self._q_bits = q_bits
+        self._loaded: dict[str, Any] = {}
+        self.names: dict[str, str] = {}
+
+    def whisper(self) -> Recogniser:
+        """Raises `SourceError` where it cannot be had, or is another kind of model."""
+        if "whisper" not in self._loaded:
+            model = self._expect(self._load_whisper(), whisper.Model, "--model", self._model)
+            tokenizer = Tokenizer.find(model.folder, model.args.n_vocab)
+            self._keep("whisper", self._model, Recogniser(model, tokenizer))
+        return self._loaded["whisper"]
+
+    def vad(self, method: str) -> Any:
+        """Silero VAD, or a PyanNet: by default the one of the diarization. Raises `SourceError`."""
+        if method == "silero":
+            if "vad" not in self._loaded:
+                source = self._vad or "silero_vad"
+                self._keep("vad", source, self._expect(_load(source), silero_vad.Model, "--vad-model", source))
+            return self._loaded["vad"]
+        if self._vad is None:
+            return self.diarization().segmentation
+        if "pyannote" not in self._loaded:
+            self._keep("pyannote", self._vad, self._expect(_load(self._vad), pyannet.Model, "--vad-model", self._vad))
+        return self._loaded["pyannote"]
+
+    def aligner(self, language: str) -> wav2vec2.Model | None:
+        """The wav2vec2 of a language, or None (with a warning) where there is none, or it cannot be had."""
+        source = self._align or names.align_source(language)
+        key = f"align {language if self._align is None else ''}"
+        if key not in self._loaded:
+            self.release("align")  # one at a time is enough: recordings of one language come together
+            try:
+                model = _load(source) if source else None
+                reason = "--align-model names one"
+            except SourceError as error:
+                if self._align is not None:
+                    raise
+                model, reason = None, str(error)
+            if model is None:
+                warnings.warn(
+                    f"no alignment model for {language!r}: words get their times from Whisper's attention ({reason})",
+                    stacklevel=2,
+                )
+                self._loaded[key] = None
+            else:
+                self._keep(key, source, self._expect(model, wav2vec2.Model, "--align-model", source))
+        return self._loaded[key]
+
+    def diarization(self) -> diarization_pipeline.Model:
+        """Raises `SourceError` that says which page to accept and what to run, where a gated model is not here."""
+        if "diarization" not in self._loaded:
+            model = self._diarize
+            if not isinstance(model, BaseModel):
+                model = _load_diarization(str(model))
+            model = self._expect(model, diarization_pipeline.Model, "--diarize-model", self._diarize)
+            self._keep("diarization", self._diarize, model)
+        return self._loaded["diarization"]
+
+    def release(self, *stages: str) -> None:
+        """Let go of the models of these stages; they are loaded again when they are used again."""
+        for key in [key for key in self._loaded if key.split()[0] in stages]:
+            del self._loaded[key]
+        mx.clear_cache()
+
+    def batch_size(self, limit: int | None) -> int:
+        """Rows that fit in half of the memory beside the weights; limit : bytes, None for what the device has."""
+        model = self.whisper().model
+        args, weights = model.args, sum(array.nbytes for _, array in tree_flatten(model.parameters()))  # type: ignore[arg-type]
+        size = model.decoder.positional_embedding.dtype.size
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        keys = 2 * args.n_text_layer * (args.n_audio_ctx + args.n_text_ctx) * args.n_text_state * size
+        encoder = 12 * args.n_audio_ctx * args.n_audio_state * size + 16 * args.n_vocab
+        scores = args.n_audio_head * args.n_audio_ctx**2 * size if on_cpu else 0  # not fused there
+        free = ((limit or device_memory()) - weights) / 2
+        fitting = [batch for batch in BATCHES if batch * (keys + encoder + 2 * scores) <= free]
+        return min(max(fitting, default=1), MAX_CPU_BATCH if on_cpu else BATCHES[-1])
+
+    def _load_whisper(self) -> BaseModel:
+        if isinstance(self._model, BaseModel):
+            return self._model
+        first: MLXSpeechError | None = None
+        name = str(self._model)
+        if self._q_bits is not None and name in names.WHISPER:
+            name = f"{name}-q{self._q_bits}"
+        for source in names.whisper_sources(name):
+            try:
+                return load(source.repo, dtype=self._dtype, q_bits=source.q_bits or self._q_bits)
+            except (SourceNotFound, HubError) as error:  # the next repository may have it, or the cache
+                first = first or error
+        raise first or SourceNotFound(f"{self._model}: no such model")
+
+    def _keep(self, key: str, source: Any, model: Any) -> None:
+        self._loaded[key] = model
+        self.names[key.split()[0]] = type(source).__module__ if isinstance(source, BaseModel) else str(source)
+
+    @staticmethod
+    def _expect(model: Any, kind: type, flag: str, source: Any) -> Any:
+        if not isinstance(model, kind):
+            found, wanted = (name.rpartition(".")[2] for name in (type(model).__module__, kind.__module__))
+            raise SourceError(f"{flag} {source}: is a {found} model, where a {wanted} model is needed")
+        return model
+
+
+def device_memory() -> int:
+    """Bytes that models may use: what Metal recommends, or the GPU's or the machine's memory."""
+    info = mx.device_info() if mx.default_device().type == mx.DeviceType.gpu else {}
+    found = info.get("max_recommended_working_set_size") or info.get("memory_size") or info.get("total_memory")
+    return int(found) if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _load(source: Any) -> BaseModel:
+    return source if isinstance(source, BaseModel) else load(source)
+
+
+def _load_diarization(name: str) -> BaseModel:
+    try:
+        return load(name)
+    except HubError as error:
+        short = name.rpartition("/")[2]
+        places = [*sorted(cache_folder().glob(f"{short}-*")), Path("mlx_models") / short]
+        for folder in reversed(places):
+            if is_converted(folder) and _is_of(read_config(folder), name):
+                return load(folder)
+        raise HubError(
+            f"{error}; then this command again, or once and for all: mlx_speech convert --model {name} "
+            f"(or give a converted folder as --diarize-model)"
+        ) from error
+
+
+def _is_of(config: dict[str, Any], repo: str) -> bool:
+    source = config.get("source")
+    return config.get("model_type") == PIPELINE and isinstance(source, dict) and source.get("repo") == repo

@@ -1,0 +1,156 @@
+"""Short names of models → the repositories they come from: tables, and nothing else.
+
+Whisper's are those of openai/whisper and Distil-Whisper, alone or with -4bit (-q4) or -8bit (-q8) behind them. The
+alignment models are WhisperX's, but for English, French, German, Spanish and Italian, where it takes torchaudio's
+bundles, which are not on the hub.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_speech.errors import OptionError, brief
+
+DEFAULT_GPU = "large-v3-turbo"
+DEFAULT_CPU = "small"
+SUFFIX = re.compile(r"-(?:q(\d)|(\d)bit)$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A repository, folder or file; q_bits: quantize the original to so many bits, None leaves it as it is."""
+
+    repo: str
+    q_bits: int | None = None
+
+
+@dataclass(frozen=True)
+class Whisper:
+    """A size of Whisper.
+
+    original : repository of the PyTorch weights
+    millions : of parameters
+    use : what it is for
+    mlx : mlx-community's repository in MLX's layout and float16, if there is one
+    quantized : what that name has behind it where the weights are quantized
+    """
+
+    original: str
+    millions: float
+    use: str
+    mlx: str | None = None
+    quantized: tuple[str, ...] = ()
+
+    def megabytes(self, q_bits: int | None = None) -> float:
+        """Of the weights, to download and in memory: float16, or quantized, two float16 to a group of 64."""
+        return self.millions * (2 if q_bits is None else (q_bits + 0.5) / 8)
+
+
+ENGLISH = "English only"
+DISTIL = "English only, a short decoder"
+BITS = ("-4bit", "-8bit")
+WHISPER = {
+    "tiny": Whisper("openai/whisper-tiny", 37.8, "trying things out", "whisper-tiny-mlx", ("-q4", "-8bit")),
+    "tiny.en": Whisper("openai/whisper-tiny.en", 37.8, ENGLISH, "whisper-tiny.en-mlx", BITS),
+    "base": Whisper("openai/whisper-base", 72.6, "clear speech, little memory", "whisper-base-mlx", BITS),
+    "base.en": Whisper("openai/whisper-base.en", 72.6, ENGLISH, "whisper-base.en-mlx", BITS),
+    "small": Whisper("openai/whisper-small", 241.7, "the default on a CPU", "whisper-small-mlx", BITS),
+    "small.en": Whisper("openai/whisper-small.en", 241.7, ENGLISH, "whisper-small.en-mlx", BITS),
+    "medium": Whisper("openai/whisper-medium", 763.9, "translation", "whisper-medium-mlx", ("-q4", "-8bit")),
+    "medium.en": Whisper("openai/whisper-medium.en", 763.9, ENGLISH, "whisper-medium.en-mlx", BITS),
+    "large-v1": Whisper("openai/whisper-large", 1543.3, "earlier results", "whisper-large-v1-mlx", BITS),
+    "large-v2": Whisper("openai/whisper-large-v2", 1543.3, "earlier results", "whisper-large-v2-mlx", BITS),
+    "large-v3": Whisper("openai/whisper-large-v3", 1543.5, "rarer languages", "whisper-large-v3-mlx", BITS),
+    "large-v3-turbo": Whisper(
+        *("openai/whisper-large-v3-turbo", 808.9, "the default on a GPU; does not translate"),
+        *("whisper-large-v3-turbo", ("-q4",)),
+    ),
+    "distil-small.en": Whisper("distil-whisper/distil-small.en", 166.1, DISTIL),
+    "distil-medium.en": Whisper("distil-whisper/distil-medium.en", 394.4, DISTIL),
+    "distil-large-v2": Whisper("distil-whisper/distil-large-v2", 756.2, DISTIL),
+    "distil-large-v3": Whisper("distil-whisper/distil-large-v3", 756.4, DISTIL, "distil-whisper-large-v3"),
+    "distil-large-v3.5": Whisper("distil-whisper/distil-large-v3.5", 756.4, DISTIL),
+}
+WHISPER |= {"large": WHISPER["large-v3"], "turbo": WHISPER["large-v3-turbo"]}
+
+ALIGN = {
+    "en": "facebook/wav2vec2-base-960h",
+    "fr": "jonatasgrosman/wav2vec2-large-xlsr-53-french",
+    "de": "jonatasgrosman/wav2vec2-large-xlsr-53-german",
+    "es": "jonatasgrosman/wav2vec2-large-xlsr-53-spanish",
+    "it": "jonatasgrosman/wav2vec2-large-xlsr-53-italian",
+    "ja": "jonatasgrosman/wav2vec2-large-xlsr-53-japanese",
+    "zh": "jonatasgrosman/wav2vec2-large-xlsr-53-chinese-zh-cn",
+    "nl": "jonatasgrosman/wav2vec2-large-xlsr-53-dutch",
+    "uk": "Yehor/wav2vec2-xls-r-300m-uk-with-small-lm",
+    "pt": "jonatasgrosman/wav2vec2-large-xlsr-53-portuguese",
+    "ar": "jonatasgrosman/wav2vec2-large-xlsr-53-arabic",
+    "cs": "comodoro/wav2vec2-xls-r-300m-cs-250",
+    "ru": "jonatasgrosman/wav2vec2-large-xlsr-53-russian",
+    "pl": "jonatasgrosman/wav2vec2-large-xlsr-53-polish",
+    "hu": "jonatasgrosman/wav2vec2-large-xlsr-53-hungarian",
+    "fi": "jonatasgrosman/wav2vec2-large-xlsr-53-finnish",
+    "fa": "jonatasgrosman/wav2vec2-large-xlsr-53-persian",
+    "el": "jonatasgrosman/wav2vec2-large-xlsr-53-greek",
+    "tr": "mpoyraz/wav2vec2-xls-r-300m-cv7-turkish",
+    "da": "saattrupdan/wav2vec2-xls-r-300m-ftspeech",
+    "he": "imvladikon/wav2vec2-xls-r-300m-hebrew",
+    "vi": "nguyenvulebinh/wav2vec2-base-vi-vlsp2020",
+    "ko": "kresnik/wav2vec2-large-xlsr-korean",
+    "ur": "kingabzpro/wav2vec2-large-xls-r-300m-Urdu",
+    "te": "anuragshas/wav2vec2-large-xlsr-53-telugu",
+    "hi": "theainerd/Wav2Vec2-large-xlsr-hindi",
+    "ca": "softcatala/wav2vec2-large-xlsr-catala",
+    "ml": "gvs/wav2vec2-large-xlsr-malayalam",
+    "no": "NbAiLab/nb-wav2vec2-1b-bokmaal-v2",
+    "nn": "NbAiLab/nb-wav2vec2-1b-nynorsk",
+    "sk": "comodoro/wav2vec2-xls-r-300m-sk-cv8",
+    "sl": "anton-l/wav2vec2-large-xlsr-53-slovenian",
+    "hr": "classla/wav2vec2-xls-r-parlaspeech-hr",
+    "ro": "gigant/romanian-wav2vec2",
+    "eu": "stefan-it/wav2vec2-large-xlsr-53-basque",
+    "gl": "ifrz/wav2vec2-large-xlsr-galician",
+    "ka": "xsway/wav2vec2-large-xlsr-georgian",
+    "lv": "jimregan/wav2vec2-large-xlsr-latvian-cv",
+    "tl": "Khalsuu/filipino-wav2vec2-l-xls-r-300m-official",
+    "sv": "KBLab/wav2vec2-large-voxrex-swedish",
+    "id": "cahya/wav2vec2-large-xlsr-indonesian",
+}
+
+
+def whisper_sources(name: str) -> list[Source]:
+    """Where the Whisper of that name comes from, best place leading: mlx-community, then the original.
+
+    name : one of `WHISPER` (a folder of the same name is written ./small), or a hub repository, a folder or a file,
+        which is then the only source. Raises `OptionError` for other names, with similar ones.
+    """
+    size, q_bits = SUFFIX.sub("", name), _bits(name)
+    model = WHISPER.get(size)
+    if model is not None:
+        ready = [end for end in ("", *model.quantized) if _bits(end) == q_bits and model.mlx]
+        return [*(Source(f"mlx-community/{model.mlx}{end}") for end in ready), Source(model.original, q_bits)]
+    if "/" in name or "\\" in name or _exists(name):
+        return [Source(name)]
+    similar = [found + name[len(size) :] for found in difflib.get_close_matches(size.lower(), WHISPER, 3)]
+    advice = f"did you mean {' or '.join(similar)}?" if similar else f"choose from {', '.join(WHISPER)}"
+    raise OptionError(f"no model {brief(name)}, nor a file or folder of that name: {advice}")
+
+
+def align_source(language: str) -> str | None:
+    """The alignment model of a language (Whisper's code), None where there is none."""
+    return ALIGN.get(language)
+
+
+def _bits(name: str) -> int | None:
+    found = SUFFIX.search(name)
+    return int(found[1] or found[2]) if found else None
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a NUL
+        return False

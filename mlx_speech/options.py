@@ -1,0 +1,161 @@
+"""All that can be asked of a transcription, in one place: a keyword of `Pipeline` is a field here, and a flag there."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlx_speech.errors import OptionError
+from mlx_speech.stages.decode import DecodingOptions
+from mlx_speech.tokenizer import to_language_code
+
+# per detector, what its function takes (`stages.vad`)
+VAD_OPTIONS = {
+    "silero": (
+        "threshold",
+        "neg_threshold",
+        "min_speech_duration_ms",
+        "min_silence_duration_ms",
+        "speech_pad_ms",
+        "min_silence_at_max_speech",
+    ),
+    "pyannote": ("onset", "offset", "min_duration_on", "min_duration_off"),
+}
+CHOICES = {
+    "vad_method": tuple(VAD_OPTIONS),
+    "word_timestamps": ("ctc", "attention", None),
+    "segment_resolution": ("sentence", "chunk"),
+    "interpolate_method": ("nearest", "linear", "ignore"),
+}
+MAX_CHUNK = 30.0  # seconds: the window of every Whisper
+
+
+@dataclass(frozen=True)
+class Options(DecodingOptions):
+    """What `DecodingOptions` has, and:
+
+    language : code or name; detected where None
+    multilingual : detect the language of every chunk, for recordings in several
+    vad : cut at silences found by `vad_method`; otherwise every `chunk_size` seconds
+    vad_options : of the detector, by its own names (`VAD_OPTIONS`)
+    chunk_size : longest chunk in seconds, at most 30
+    sequential : window after window, as openai/whisper reads long recordings, instead of chunks in batches
+    condition_on_previous_text, carry_initial_prompt, clip_timestamps, hallucination_silence_threshold : of
+        `sequential`, by openai/whisper's names; the first is on by default, as there
+    word_timestamps : "ctc" (forced alignment by the language's wav2vec2), "attention" (Whisper's cross-attention) or
+        None (True and False mean "ctc" and None). Translations have no CTC alignment.
+    interpolate_method : time of words that could not be aligned: "nearest", "linear", or "ignore" (left out)
+    return_char_alignments : characters with times in every aligned word
+    segment_resolution : "sentence" or "chunk"
+    diarize : find the speakers; on by itself where a number of them is given
+    num_speakers, min_speakers, max_speakers : how many there are, if known
+
+    Raises `OptionError` naming the option, or the two that conflict.
+    """
+
+    language: str | None = None
+    multilingual: bool = False
+    vad: bool = True
+    vad_method: str = "silero"
+    vad_options: Mapping[str, float] = field(default_factory=dict)
+    chunk_size: float = MAX_CHUNK
+    sequential: bool = False
+    condition_on_previous_text: bool | None = None
+    carry_initial_prompt: bool = False
+    clip_timestamps: tuple[float, ...] = ()
+    hallucination_silence_threshold: float | None = None
+    word_timestamps: str | bool | None = "ctc"
+    interpolate_method: str = "nearest"
+    return_char_alignments: bool = False
+    segment_resolution: str = "sentence"
+    diarize: bool | None = None
+    num_speakers: int | None = None
+    min_speakers: int | None = None
+    max_speakers: int | None = None
+
+    @classmethod
+    def of(cls, **given: Any) -> Options:
+        """Options from keywords. `temperature` may be one number, and a language's name stands for its code."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                raise OptionError(
+                    f"there is no option {name!r}: " + (f"did you mean {near[0]}?" if near else "see --help")
+                )
+        if isinstance(given.get("temperature"), (int, float)):
+            given["temperature"] = (float(given["temperature"]),)
+        for name in ("temperature", "clip_timestamps"):
+            if name in given:
+                given[name] = tuple(given[name])
+        if isinstance(given.get("word_timestamps"), bool):
+            given["word_timestamps"] = "ctc" if given["word_timestamps"] else None
+        if given.get("language") is not None:
+            given["language"] = to_language_code(given["language"])
+        return cls(**given)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                said = ", ".join(str(choice) for choice in choices)
+                raise OptionError(f"{name} is {getattr(self, name)!r}: choose from {said}")
+        if not 1 <= self.chunk_size <= MAX_CHUNK:
+            raise OptionError(f"chunk_size is {self.chunk_size}: give 1 to {MAX_CHUNK:g} seconds")
+        wrong = [name for name in self.vad_options if name not in VAD_OPTIONS[self.vad_method]]
+        if wrong:
+            raise OptionError(
+                f"{wrong[0]} is no option of vad_method {self.vad_method!r}, whose are "
+                f"{', '.join(VAD_OPTIONS[self.vad_method])}"
+            )
+        for number in self.clip_timestamps:
+            if not 0 <= number < math.inf:
+                raise OptionError(f"clip_timestamps has {number}: give seconds: start, end, start, end …")
+        self._check_speakers()
+        self._check_conflicts()
+
+    def _check_speakers(self) -> None:
+        for name in ("num_speakers", "min_speakers", "max_speakers"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise OptionError(f"{name} is {value!r}: give a whole number of at least 1")
+            if value is not None and self.diarize is False:
+                raise OptionError(f"{name} and diarize=False conflict: leave one of them out")
+        low, high = self.min_speakers, self.max_speakers
+        if low is not None and high is not None and low > high:
+            raise OptionError(f"min_speakers is {low} and max_speakers is {high}: the first may not be larger")
+        if self.num_speakers is not None and (low is not None or high is not None):
+            other = "min_speakers" if low is not None else "max_speakers"
+            raise OptionError(f"num_speakers and {other} conflict: give the exact number, or the limits")
+
+    def _check_conflicts(self) -> None:
+        if not self.sequential:
+            for name in ("condition_on_previous_text", "carry_initial_prompt", "clip_timestamps"):
+                if getattr(self, name):
+                    raise OptionError(f"{name} needs sequential: chunks in batches do not see each other's text")
+        conflicts = (
+            ("multilingual", self.multilingual, "language", self.language is not None),
+            ("multilingual", self.multilingual, "sequential", self.sequential),
+            ("sequential", self.sequential, "without_timestamps", self.without_timestamps),
+            ("sequential", self.sequential, "prefix", self.prefix is not None),
+            ("vad=False", not self.vad, "vad_options", bool(self.vad_options)),
+            ("return_char_alignments", self.return_char_alignments, "word_timestamps", self.word_timestamps != "ctc"),
+        )
+        for name, given, other, also in conflicts:
+            if given and also:
+                raise OptionError(f"{name} and {other} conflict: leave one of them out")
+
+    @property
+    def wants_speakers(self) -> bool:
+        """Whether diarization is asked for, by itself or by a number of speakers."""
+        numbers = (self.num_speakers, self.min_speakers, self.max_speakers)
+        return bool(self.diarize) or any(number is not None for number in numbers)
+
+    @property
+    def words(self) -> str | None:
+        """How words get their times; a translation's are not in the sound."""
+        return None if self.task == "translate" and self.word_timestamps == "ctc" else self.word_timestamps or None  # type: ignore[return-value]

@@ -1,0 +1,439 @@
+"""Recording → who said what, when: voice activity detection, Whisper in batches, word times, speakers.
+
+Read from `Pipeline._steps` down, this is the whole system. The chunks of all recordings go through Whisper together;
+what follows runs recording by recording, as soon as its last chunk is there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_speech.audio import MAX_DURATION, audio_from_array, load_audio
+from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutOfMemory
+from mlx_speech.loading import Models, Recogniser
+from mlx_speech.options import Options
+from mlx_speech.stages import asr
+from mlx_speech.stages.align import align
+from mlx_speech.stages.assign import assign_speakers
+from mlx_speech.stages.diarize import diarize
+from mlx_speech.stages.sentences import split_sentences
+from mlx_speech.stages.sequential import transcribe_sequential
+from mlx_speech.stages.vad import cut_chunks, detect_speech, detect_speech_pyannet, fixed_chunks, warn_if_silent
+from mlx_speech.transcript import Chunk, Diarization, Segment, Transcript
+
+SAMPLE_RATE = 16_000
+ALIGN_BATCH = 8
+MIN_SAMPLES = 1_600  # 0.1 s: nothing shorter is listened to
+
+# stage, seconds of audio done, seconds in all, the recording
+Progress = Callable[[str, float, float, Any], None]
+
+
+class Pipeline:
+    """VAD → Whisper → word times → speakers, on MLX's default device. Models load when they are first used.
+
+    model : Whisper by name ("large-v3-turbo", "small-q4" …), hub repository, folder, file, or loaded; by default
+        large-v3-turbo in float16 on a GPU, small in float32 on a CPU
+    align_model : wav2vec2 for word times; by default the one of the language
+    vad_model : by default Silero's, which comes with the package, or, for vad_method="pyannote", the diarization's
+    diarize_model : a pyannote pipeline; by default pyannote/speaker-diarization-community-1
+    dtype : of Whisper: "float16", "bfloat16", "float32"; q_bits : quantize it to so many bits
+    batch_size : chunks that Whisper reads at once; "auto" fits model and memory
+    low_memory : hold one stage's models at a time, and read one recording at a time
+    memory_limit : gigabytes that MLX should stay within
+    max_duration : longest recording that is read, in seconds
+
+    One pipeline may be used from several threads; they take turns.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        *,
+        align_model: Any = None,
+        vad_model: Any = None,
+        diarize_model: Any = None,
+        dtype: str | None = None,
+        q_bits: int | None = None,
+        batch_size: int | str = "auto",
+        low_memory: bool = False,
+        memory_limit: float | None = None,
+        max_duration: float = MAX_DURATION,
+    ) -> None:
+        if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+            raise OptionError(f'batch_size is {batch_size!r}: give "auto" or a whole number of at least 1')
+        if memory_limit is not None and not memory_limit > 0:
+            raise OptionError(f"memory_limit is {memory_limit}: give gigabytes, above 0")
+        self.models = Models(
+            model,
+            align_model=align_model,
+            vad_model=vad_model,
+            diarize_model=diarize_model,
+            dtype=dtype,
+            q_bits=q_bits,
+        )
+        self._batch_size = batch_size
+        self._low_memory = low_memory
+        self._max_duration = max_duration
+        self._limit = None if memory_limit is None else int(memory_limit * 1e9)
+        self._lock = threading.RLock()
+
+    def __call__(
+        self, audio: Any, *, sample_rate: int | None = None, on_progress: Progress | None = None, **options: Any
+    ) -> Transcript:
+        """Transcribe one recording.
+
+        audio : a path, "-" for standard input, a binary file, or samples (samples,) or (channels, samples)
+        sample_rate : of samples, in Hz
+        on_progress : called with (stage, seconds done, seconds in all, audio)
+        options : fields of `Options`
+
+        Raises `AudioError`, `OptionError`, `SourceError`, `OutOfMemory`.
+        """
+        recording = audio if sample_rate is None else (audio, sample_rate)
+        (_, result), *_ = self.transcribe([recording], on_progress=on_progress, **options)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def transcribe(
+        self, recordings: Iterable[Any], *, on_progress: Progress | None = None, **options: Any
+    ) -> Iterator[tuple[Any, Transcript | Exception]]:
+        """Transcribe many recordings; each is given, with its transcript, as soon as it is done.
+
+        recordings : what `__call__` takes as audio, or (samples, sample_rate); taken as they are needed
+        A recording that fails is given with its exception, and the others go on.
+        """
+        chosen = Options.of(**options)
+        run = self._steps(recordings, chosen, on_progress or _no_progress)
+        while True:
+            with self._lock, _explained():
+                found = next(run, None)
+            if found is None:
+                return
+            yield found
+
+    def diarize(
+        self, audio: Any, *, sample_rate: int | None = None, on_progress: Progress | None = None, **options: Any
+    ):
+        """Only the speakers of one recording → `Diarization`. options : num_speakers, min_speakers, max_speakers"""
+        chosen = Options.of(**options, diarize=True)
+        recording = audio if sample_rate is None else (audio, sample_rate)
+        with self._lock, _explained():
+            self.models.diarization()
+            samples = self._read(recording)
+            return self._speakers(_File(recording, samples), chosen, on_progress or _no_progress)
+
+    def _steps(
+        self, recordings: Iterable[Any], options: Options, progress: Progress
+    ) -> Iterator[tuple[Any, Transcript | Exception]]:
+        self._prepare(options)
+        if options.sequential or self._low_memory:
+            groups: Iterable[Iterable[Any]] = ([recording] for recording in recordings)
+        else:
+            groups = [recordings]
+        for group in groups:
+            recogniser = self.models.whisper()
+            files: list[_File] = []
+            listening = (self._listen(files, recording, recogniser, options, progress) for recording in group)
+            if options.sequential:
+                for file in listening:
+                    self._recognise_in_order(file, recogniser, options, progress)
+            else:
+                for _ in self._recognise(files, listening, recogniser, options, progress):
+                    if not self._low_memory:
+                        yield from self._finished(files, options, progress)
+            if self._low_memory:
+                del recogniser
+                self.models.release("whisper")
+            yield from self._finished(files, options, progress)
+
+    def _prepare(self, options: Options) -> None:
+        """What can fail for want of a model fails here, before anything is transcribed."""
+        if self._limit is not None:
+            mx.set_memory_limit(self._limit)
+            mx.set_cache_limit(self._limit // 4)
+        tokenizer = self.models.whisper().tokenizer
+        if options.language is not None and options.language not in (tokenizer.languages or {"en": 0}):
+            knows = "English only" if not tokenizer.multilingual else ", ".join(tokenizer.languages)
+            raise OptionError(f"language {options.language!r} conflicts with the model, which knows {knows}")
+        if options.task == "translate" and not tokenizer.multilingual:
+            raise OptionError('task "translate" conflicts with the model, which knows English only')
+        if options.wants_speakers:
+            self.models.diarization()
+            if self._low_memory:
+                self.models.release("diarization")
+
+    def _listen(
+        self, files: list[_File], recording: Any, recogniser: Recogniser, options: Options, progress: Progress
+    ) -> _File:
+        """Read a recording, find its speech, cut it into chunks, and tell its language."""
+        file = _File(recording)
+        self._guarded(file, lambda: self._hear(file, recogniser, options, progress))
+        if file.error is not None:
+            file.chunks = []
+        file.pending = len(file.chunks)
+        files.append(file)
+        return file
+
+    def _hear(self, file: _File, recogniser: Recogniser, options: Options, progress: Progress) -> None:
+        with file.timed("audio"):
+            file.audio = self._read(file.recording)
+        with file.timed("vad"):
+            file.chunks = self._chunks(file, recogniser, options, progress)
+        file.language = options.language
+        if options.sequential and options.language is None:  # the first window tells, as openai/whisper has it
+            heard = fixed_chunks(
+                min(file.duration, asr.samples_per_window(recogniser.model) / SAMPLE_RATE), MAX_DURATION
+            )
+        else:
+            heard = file.chunks
+        if options.language is None and not options.multilingual and heard:
+            with file.timed("language"):
+                file.language, file.probability = asr.detect_language(
+                    file.audio, heard, recogniser.model, recogniser.tokenizer
+                )
+        if options.words == "ctc" and not options.multilingual and file.language and heard:
+            file.attention = self.models.aligner(file.language) is None
+        else:
+            file.attention = options.words is not None
+        if self._low_memory:
+            self.models.release("align", "vad", "pyannote", "diarization")
+
+    def _chunks(self, file: _File, recogniser: Recogniser, options: Options, progress: Progress) -> list[Chunk]:
+        size = min(options.chunk_size, asr.samples_per_window(recogniser.model) / SAMPLE_RATE)
+        if options.sequential or file.audio.size < MIN_SAMPLES:
+            return []
+        if not options.vad:
+            return fixed_chunks(file.duration, size)
+        progress("vad", 0, file.duration, file.recording)
+        model = self.models.vad(options.vad_method)
+        if options.vad_method == "silero":
+            regions = detect_speech(file.audio, model, max_speech_duration_s=size, **options.vad_options)
+        else:
+            regions = detect_speech_pyannet(file.audio, model, max_duration=size, **options.vad_options)
+        warn_if_silent(file.audio, regions, _name(file.recording))
+        progress("vad", file.duration, file.duration, file.recording)
+        return cut_chunks(regions, duration=file.duration, chunk_size=size)
+
+    def _recognise(
+        self,
+        files: list[_File],
+        listening: Iterable[_File],
+        recogniser: Recogniser,
+        options: Options,
+        progress: Progress,
+    ) -> Iterator[None]:
+        """Send the chunks of all recordings through Whisper; a pause wherever a result has come in."""
+        model, tokenizer = recogniser.model, recogniser.tokenizer
+        size = self._batch_size if isinstance(self._batch_size, int) else self.models.batch_size(self._limit)
+
+        def tasks() -> Iterator[asr.Task]:
+            for file in listening:
+                for chunk in file.chunks:
+                    samples = file.audio[round(chunk.start * SAMPLE_RATE) : round(chunk.end * SAMPLE_RATE)]
+                    yield asr.Task(file, chunk, samples, file.language, words=file.attention)
+
+        before = time.perf_counter()
+        for task, segments in asr.transcribe(
+            tasks(), model, tokenizer, options, batch_size=size, multilingual=options.multilingual
+        ):
+            file = task.key
+            file.segments += segments
+            file.pending -= 1
+            now = time.perf_counter()
+            file.seconds["transcribe"] = file.seconds.get("transcribe", 0.0) + now - before
+            done = sum(chunk.duration for chunk in file.chunks) * (1 - file.pending / len(file.chunks))
+            progress("transcribe", done, sum(chunk.duration for chunk in file.chunks), file.recording)
+            yield
+            before = time.perf_counter()
+
+    def _recognise_in_order(self, file: _File, recogniser: Recogniser, options: Options, progress: Progress) -> None:
+        condition = options.condition_on_previous_text
+
+        def work() -> None:
+            file.segments += transcribe_sequential(
+                file.audio,
+                recogniser.model,
+                recogniser.tokenizer,
+                options,
+                language=file.language,
+                condition_on_previous_text=condition is None or condition,
+                carry_initial_prompt=options.carry_initial_prompt,
+                word_timestamps=file.attention,
+                hallucination_silence_threshold=options.hallucination_silence_threshold,
+                clip_timestamps=options.clip_timestamps,
+                on_progress=lambda done: progress("transcribe", done, file.duration, file.recording),
+            )
+
+        if file.error is None and file.audio.size >= MIN_SAMPLES:
+            with file.timed("transcribe"):
+                self._guarded(file, work)
+
+    def _finished(
+        self, files: list[_File], options: Options, progress: Progress
+    ) -> Iterator[tuple[Any, Transcript | Exception]]:
+        """Take out the recordings whose chunks are all there, and finish them."""
+        for file in [file for file in files if not file.pending]:
+            files.remove(file)
+            self._guarded(file, lambda file=file: self._finish(file, options, progress))
+            yield file.recording, file.error or file.transcript
+
+    def _finish(self, file: _File, options: Options, progress: Progress) -> None:
+        if file.error is not None:
+            return
+        segments = tuple(sorted(file.segments, key=lambda segment: (segment.start, segment.end)))
+        if options.words == "ctc" and segments:
+            with file.timed("align"):
+                segments = self._align(file, segments, options, progress)
+            if self._low_memory:
+                self.models.release("align")
+        if options.words and options.segment_resolution == "sentence":
+            segments = tuple(
+                sentence
+                for language, group in _by_language(segments, file.language)
+                for sentence in split_sentences(group, language)
+            )
+            segments = tuple(sorted(segments, key=lambda segment: segment.start))
+        diarization = None
+        if options.wants_speakers:
+            with file.timed("diarize"):
+                diarization = self._speakers(file, options, progress)
+            segments = assign_speakers(segments, diarization)
+            if self._low_memory:
+                self.models.release("diarization")
+        file.transcript = Transcript(
+            segments=segments,
+            language=file.language or _most_spoken(segments),
+            language_probability=file.probability,
+            duration=file.duration,
+            diarization=diarization,
+            models=dict(self.models.names),
+            seconds=dict(file.seconds),
+        )
+
+    def _align(
+        self, file: _File, segments: tuple[Segment, ...], options: Options, progress: Progress
+    ) -> tuple[Segment, ...]:
+        """Words by forced alignment; those of a language without a model keep their times from the attention."""
+        aligned: list[Segment] = []
+        for language, group in _by_language(segments, file.language):
+            model = self.models.aligner(language)
+            if model is not None:
+                total = sum(segment.duration for segment in group)
+                group = align(
+                    group,
+                    file.audio,
+                    model,
+                    language=language,
+                    batch_size=ALIGN_BATCH,
+                    return_char_alignments=options.return_char_alignments,
+                    interpolate_method=options.interpolate_method,
+                    on_progress=lambda done, total=total: progress("align", done, total, file.recording),
+                )
+            aligned += group
+        return tuple(sorted(aligned, key=lambda segment: (segment.start, segment.end)))
+
+    def _speakers(self, file: _File, options: Options, progress: Progress) -> Diarization:
+        if file.audio.size < MIN_SAMPLES:
+            return Diarization()
+        return diarize(
+            file.audio,
+            self.models.diarization(),
+            num_speakers=options.num_speakers,
+            min_speakers=options.min_speakers,
+            max_speakers=options.max_speakers,
+            on_progress=lambda done: progress("diarize", done, file.duration, file.recording),
+        )
+
+    def _read(self, recording: Any) -> np.ndarray:
+        if isinstance(recording, tuple):
+            return audio_from_array(*recording)
+        if isinstance(recording, (np.ndarray, mx.array)):
+            return audio_from_array(recording, SAMPLE_RATE)
+        if isinstance(recording, (list, set, dict)) or recording is None:
+            raise AudioError(f"a {type(recording).__name__} is no recording: give a path, a file or samples")
+        return load_audio(recording, max_duration=self._max_duration)
+
+    def _guarded(self, file: _File, work: Callable[[], None]) -> None:
+        """One bad recording must not stop the others: whatever goes wrong with it is kept as its error."""
+        try:
+            with _explained():
+                work()
+        except Exception as error:
+            file.error = error
+
+
+@dataclass(eq=False)
+class _File:
+    """A recording on its way through the stages."""
+
+    recording: Any
+    audio: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    chunks: list[Chunk] = field(default_factory=list)
+    pending: int = 0  # chunks that Whisper has not given back
+    language: str | None = None
+    probability: float = 1.0
+    attention: bool = False  # whether words get their times from Whisper's attention
+    segments: list[Segment] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    transcript: Transcript = field(default_factory=Transcript)
+    error: Exception | None = None
+
+    @property
+    def duration(self) -> float:
+        return self.audio.size / SAMPLE_RATE
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _by_language(segments: Iterable[Segment], default: str | None) -> list[tuple[str, tuple[Segment, ...]]]:
+    groups: dict[str, list[Segment]] = {}
+    for segment in segments:
+        groups.setdefault(segment.language or default or "en", []).append(segment)
+    return [(language, tuple(group)) for language, group in groups.items()]
+
+
+def _most_spoken(segments: Iterable[Segment]) -> str | None:
+    seconds: dict[str, float] = {}
+    for segment in segments:
+        if segment.language is not None:
+            seconds[segment.language] = seconds.get(segment.language, 0.0) + segment.duration
+    return max(seconds, key=lambda language: seconds[language], default=None)
+
+
+def _name(recording: Any) -> str:
+    return os.fspath(recording) if isinstance(recording, (str, os.PathLike)) else "the recording"
+
+
+def _no_progress(*_: Any) -> None:
+    pass
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """MLX's word for too little memory, as an error that says what helps."""
+    try:
+        yield
+    except MLXSpeechError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or re.search(r"alloc|out of memory|OutOfMemory", str(error)):
+            raise OutOfMemory(
+                "out of memory: lower --batch-size, pass --low-memory, or choose a smaller --model (small-q4)"
+            ) from error
+        raise

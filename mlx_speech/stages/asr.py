@@ -1,0 +1,276 @@
+"""Chunks of speech → segments of text, many chunks at once, and the language that is spoken.
+
+Every chunk is recognised on its own, as WhisperX does it: Whisper's window is filled with one chunk and silence, encoded
+in a batch with others, and its row is decoded among those of other chunks. Where the decoder says timestamps, a chunk
+is cut at them by the rules of openai/whisper's `transcribe`, which `sequential` shares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_speech.errors import OptionError
+from mlx_speech.features import SAMPLE_RATE, log_mel
+from mlx_speech.models.whisper import Model
+from mlx_speech.stages import attention, decode
+from mlx_speech.stages.decode import DecodingOptions, DecodingResult, Job
+from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.transcript import Chunk, Segment
+
+HOP_LENGTH = 160  # samples of a mel frame
+INPUT_STRIDE = 2  # mel frames of one of the encoder's positions, and of a timestamp
+SECONDS_PER_TOKEN = INPUT_STRIDE * HOP_LENGTH / SAMPLE_RATE
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A chunk to be recognised.
+
+    key : whatever the caller knows it by
+    audio : the chunk's own samples, at most those of the model's window
+    language : a code, or None to detect it in this chunk
+    words : whether its words get times, from cross-attention
+    """
+
+    key: Any
+    chunk: Chunk
+    audio: np.ndarray
+    language: str | None
+    words: bool = False
+
+
+def samples_per_window(model: Model) -> int:
+    """How many samples the model hears at once: 480000, which is 30 s, in all of OpenAI's."""
+    return model.args.n_audio_ctx * INPUT_STRIDE * HOP_LENGTH
+
+
+def transcribe(
+    tasks: Iterable[Task],
+    model: Model,
+    tokenizer: Tokenizer,
+    options: DecodingOptions,
+    *,
+    batch_size: int = 8,
+    multilingual: bool = False,
+) -> Iterator[tuple[Task, tuple[Segment, ...]]]:
+    """Each task once, in any order, with its segments: in seconds of the recording, inside the chunk, in order.
+
+    batch_size : chunks that are encoded at once, and rows that are decoded at once. Tasks are pulled as rows become
+        free; besides those being decoded, at most that many are encoded and waiting, and as many wait to be retried,
+        or for the times of their words
+    multilingual : detect the language of every chunk, whatever its task says
+
+    A chunk that is silent by `no_speech_threshold` has no segments. Raises `OptionError` for a chunk that is longer
+    than the model's window, and for a batch size below 1.
+    """
+    if batch_size < 1:
+        raise OptionError(f"batch_size is {batch_size}: it has to be at least 1")
+    empty: deque[Task] = deque()
+    jobs = _jobs(tasks, model, tokenizer, batch_size, multilingual, empty)
+    waiting: list[tuple[Job, list[Segment]]] = []
+    for job, result in decode.decode_with_fallback(jobs, model, tokenizer, options, batch_size=batch_size):
+        segments = _segments_of_chunk(job.key.chunk, result, tokenizer, options)
+        if job.key.words and segments:
+            waiting.append((job, segments))
+        else:
+            yield job.key, tuple(segments)
+        if len(waiting) == batch_size:
+            yield from _with_words(waiting, model, tokenizer, options)
+            waiting.clear()
+        while empty:
+            yield empty.popleft(), ()
+    yield from ((task, ()) for task in empty)
+    if waiting:
+        yield from _with_words(waiting, model, tokenizer, options)
+
+
+def detect_language(
+    audio: np.ndarray, chunks: Sequence[Chunk], model: Model, tokenizer: Tokenizer, *, max_chunks: int = 4
+) -> tuple[str, float]:
+    """The language spoken in a recording and its probability: the mean over several chunks.
+
+    audio : (samples,)
+    chunks : where somebody speaks; of `max_chunks` stretches of them the longest chunk is heard. Without any, the
+        start of the recording is.
+
+    English-only models give ("en", 1.0). Raises `OptionError` for `max_chunks` below 1.
+    """
+    if max_chunks < 1:
+        raise OptionError(f"max_chunks is {max_chunks}: it has to be at least 1")
+    if not tokenizer.multilingual:
+        return "en", 1.0
+    count = min(max_chunks, len(chunks))
+    bounds = [len(chunks) * k // count for k in range(count + 1)] if count else []
+    heard = [max(chunks[i:j], key=lambda chunk: chunk.duration) for i, j in pairwise(bounds)] or [Chunk(0.0, math.inf)]
+    window = samples_per_window(model)
+    starts = [int(chunk.start * SAMPLE_RATE) for chunk in heard]
+    lengths = [int(min(chunk.duration * SAMPLE_RATE, window)) for chunk in heard]
+    encoded = encode([audio[i : i + n] for i, n in zip(starts, lengths, strict=True)], model)
+    votes = decode.detect_language(encoded, model, tokenizer)
+    mean = {code: sum(vote[code] for vote in votes) / len(votes) for code in votes[0]}
+    language = max(mean, key=lambda code: mean[code])
+    return language, mean[language]
+
+
+def encode(audios: Sequence[np.ndarray], model: Model) -> mx.array:
+    """Recordings of at most a window, (samples,) each → (batch, 1500, width); each is as loud as it is by itself."""
+    padded = np.zeros((len(audios), samples_per_window(model)), np.float32)
+    for row, audio in zip(padded, audios, strict=True):
+        row[: audio.size] = audio[: row.size]
+    return model.encoder(log_mel(mx.array(padded), model.args.n_mels, samples=None))
+
+
+def _jobs(
+    tasks: Iterable[Task], model: Model, tokenizer: Tokenizer, batch_size: int, multilingual: bool, empty: deque[Task]
+) -> Iterator[Job]:
+    """Tasks, a batch of them encoded at a time, as rows for the decoder; those without sound go to `empty`."""
+    numbered = enumerate(tasks)
+    while group := list(islice(numbered, batch_size)):
+        limit = samples_per_window(model)
+        for _, task in group:
+            if task.audio.size > limit + HOP_LENGTH:  # times in seconds are not that exact
+                raise OptionError(
+                    f"a chunk of {task.audio.size / SAMPLE_RATE:g} s: this model hears {limit / SAMPLE_RATE:g} s at "
+                    "once; choose a smaller chunk_size"
+                )
+        empty.extend(task for _, task in group if task.audio.size < INPUT_STRIDE * HOP_LENGTH)
+        group = [(index, task) for index, task in group if task.audio.size >= INPUT_STRIDE * HOP_LENGTH]
+        if not group:
+            continue
+        encoded = encode([task.audio for _, task in group], model)
+        languages = _languages([task for _, task in group], encoded, model, tokenizer, multilingual)
+        # times one: rows of their own, or one that waits would keep its whole batch in memory
+        rows = [encoded[k] * 1 for k in range(len(group))]
+        mx.async_eval(rows)
+        del encoded
+        for (index, task), language in zip(group, languages, strict=True):
+            # the number of the task, not its place in a batch, so that any batch size draws the same samples
+            yield Job(rows.pop(0), language, key=task, seed=index)
+
+
+def _languages(
+    tasks: Sequence[Task], encoded: mx.array, model: Model, tokenizer: Tokenizer, multilingual: bool
+) -> list[str]:
+    if not tokenizer.multilingual:
+        return ["en"] * len(tasks)
+    detected: list[dict[str, float]] = []
+    if multilingual or any(task.language is None for task in tasks):
+        detected = decode.detect_language(encoded, model, tokenizer)
+    return [
+        max(detected[k], key=lambda code: detected[k][code]) if multilingual or task.language is None else task.language
+        for k, task in enumerate(tasks)
+    ]
+
+
+# --- tokens → segments -----------------------------------------------------------------------------------------------
+
+
+def is_silence(result: DecodingResult, options: DecodingOptions) -> bool:
+    """Whether the decoder heard no speech: it says so, and is not sure of the text (openai/whisper `transcribe`)."""
+    sure = options.logprob_threshold is not None and result.avg_logprob > options.logprob_threshold
+    return options.no_speech_threshold is not None and result.no_speech_prob > options.no_speech_threshold and not sure
+
+
+def ends_with_single_timestamp(tokens: Sequence[int], timestamp_begin: int) -> bool:
+    """Whether nobody speaks after the last timestamp: text and one timestamp are the last two tokens."""
+    return [token >= timestamp_begin for token in tokens[-2:]] == [False, True]
+
+
+def split_at_timestamps(
+    tokens: Sequence[int], timestamp_begin: int, duration: float
+) -> tuple[list[tuple[float, float, tuple[int, ...]]], int | None]:
+    """A window's tokens, cut between every two neighbouring timestamps (openai/whisper `transcribe`).
+
+    tokens : text and timestamps, as decoded
+    duration : of the audio in the window, in seconds
+    Returns (start, end, tokens) of each piece, in seconds of the window, and how many tokens they take up where they
+    leave out an unfinished piece at the end, else None.
+    """
+    stamps = [token >= timestamp_begin for token in tokens]
+    cuts = [k for k in range(1, len(tokens)) if stamps[k - 1] and stamps[k]]
+    if not cuts:
+        said = [token for token, stamp in zip(tokens, stamps, strict=True) if stamp]
+        end = _seconds(said[-1], timestamp_begin) if said and said[-1] != timestamp_begin else duration
+        return [(0.0, end, tuple(tokens))], None
+    unfinished = not ends_with_single_timestamp(tokens, timestamp_begin)
+    bounds = [0, *cuts] if unfinished else [0, *cuts, len(tokens)]
+    pieces = [
+        (
+            _seconds(tokens[i], timestamp_begin) if stamps[i] else 0.0,
+            _seconds(tokens[j - 1], timestamp_begin),
+            tuple(tokens[i:j]),
+        )
+        for i, j in pairwise(bounds)
+    ]
+    return pieces, cuts[-1] if unfinished else None
+
+
+def as_segment(
+    start: float, end: float, tokens: tuple[int, ...], result: DecodingResult, tokenizer: Tokenizer
+) -> Segment:
+    """A piece of what was decoded; `tokens` may hold timestamps."""
+    return Segment(
+        start,
+        end,
+        tokenizer.decode(tokens).strip(),
+        language=result.language,
+        tokens=tokens,
+        temperature=result.temperature,
+        avg_logprob=result.avg_logprob,
+        compression_ratio=result.compression_ratio,
+        no_speech_prob=result.no_speech_prob,
+    )
+
+
+def _seconds(token: int, timestamp_begin: int) -> float:
+    return (token - timestamp_begin) * SECONDS_PER_TOKEN
+
+
+def _segments_of_chunk(
+    chunk: Chunk, result: DecodingResult, tokenizer: Tokenizer, options: DecodingOptions
+) -> list[Segment]:
+    """Unlike in `sequential`, where the next window hears it again, a piece without an end lasts to the chunk's end."""
+    if is_silence(result, options):
+        return []
+    begin = tokenizer.timestamp_begin
+    pieces, used = split_at_timestamps(result.tokens, begin, math.inf)
+    if used is not None:
+        pieces.append((_seconds(result.tokens[used], begin), math.inf, tuple(result.tokens[used:])))
+    segments = [
+        as_segment(min(chunk.start + start, chunk.end), min(chunk.start + end, chunk.end), tokens, result, tokenizer)
+        for start, end, tokens in pieces
+    ]
+    return [segment for segment in segments if segment.text and segment.start < segment.end]
+
+
+def _with_words(
+    waiting: Sequence[tuple[Job, list[Segment]]], model: Model, tokenizer: Tokenizer, options: DecodingOptions
+) -> Iterator[tuple[Task, tuple[Segment, ...]]]:
+    """Give the segments of several chunks their words, in one pass of the decoder."""
+    texts = [[t for segment in segments for t in segment.tokens if t < tokenizer.eot] for _, segments in waiting]
+    found = attention.find_alignment(
+        mx.stack([job.encoded for job, _ in waiting]),
+        texts,
+        model,
+        tokenizer,
+        languages=[job.language for job, _ in waiting],
+        task=options.task,
+        num_frames=[job.key.audio.size // HOP_LENGTH for job, _ in waiting],
+    )
+    for (job, segments), timings in zip(waiting, found, strict=True):
+        low, high = job.key.chunk.start, job.key.chunk.end
+        placed = attention.place_words(segments, timings, offset=low, last_speech=low, tokenizer=tokenizer)
+        result = []
+        for segment in placed:  # place_words lets them leave the chunk, and overlap
+            start = min(max(low, segment.start), high)
+            low = min(max(start, segment.end), high)
+            result.append(replace(segment, start=start, end=low, words=attention.tidy(segment.words, start, low)))
+        yield job.key, tuple(result)
