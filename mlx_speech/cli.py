@@ -173,7 +173,7 @@ def _add_transcribe(group: Any) -> None:
     )
     out.add_argument("--skip-existing", action="store_true", default=False, help="pass over what is written already")
     out.add_argument("--segment-resolution", choices=["sentence", "chunk"], help="default: sentence")
-    out.add_argument("--speaker-embeddings", action=switch, default=False, help="a vector per speaker, in the json")
+    out.add_argument("--speaker-embeddings", action=switch, help="a vector per speaker, in the json")
     out.add_argument("--return-char-alignments", action=switch, help="characters with times, in the json")
     out.add_argument("--quiet", action="store_true", default=False, help="no transcript and no bars on the screen")
     subtitles = _add_values(parser.add_argument_group("subtitles"), _VALUES["subtitles"])

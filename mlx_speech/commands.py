@@ -23,6 +23,7 @@ MEANINGLESS = {  # WhisperX's flags that nothing here answers to
 FORMATS = ("txt", "srt", "vtt", "tsv", "json", "rttm", "ctm", "aud")
 ALL = 6  # of them are written by default, rttm only where there are speakers
 SPEAKERS = ("num_speakers", "min_speakers", "max_speakers")
+LAYOUT = ("max_line_width", "max_line_count", "max_cue_duration", "highlight_words", "speaker_embeddings")
 DETECTION = {  # flag → the detector's own name for it
     "silero": {
         "vad_onset": "threshold",
@@ -65,7 +66,6 @@ def transcribe(
     output_dir: str,
     output_format: str,
     skip_existing: bool,
-    speaker_embeddings: bool,
     quiet: bool,
     verbose: bool,
     print_progress: bool | None,
@@ -75,14 +75,17 @@ def transcribe(
     hf_token: str | None,
     **given: Any,
 ) -> int:
+    """Transcribe recordings and write each in the formats asked for; 1 where one of them failed."""
     for name, instead in MEANINGLESS.items():
         if given.pop(name, None) is not None:
             print(f"mlx_speech: --{name.replace('_', '-')} has no meaning here: {instead}", file=sys.stderr)
     _set_up(device, model_dir, model_cache_only, hf_token)
     from mlx_speech import writers
+    from mlx_speech.cues import Layout
     from mlx_speech.pipeline import Pipeline
 
-    layout = writers.Layout(**{n: given.pop(n) for n in list(given) if n in writers.Layout.__dataclass_fields__})
+    layout = {name: given.pop(name) for name in LAYOUT if name in given}
+    Layout(**layout)  # checked before anything runs
     pipeline = Pipeline(**_machine(given))
     options = _options(given)
     formats = _formats(output_format, diarized=any(options.get(n) for n in ("diarize", *SPEAKERS)))
@@ -103,7 +106,7 @@ def transcribe(
                 failed.append(_failure(source, result, verbose))
                 continue
             for kind in formats:
-                text = writers.FORMATS[kind](result, uri=stems[source], layout=layout, embeddings=speaker_embeddings)
+                text = writers.FORMATS[kind](result, uri=stems[source], **layout)
                 _write(folder / f"{stems[source]}.{kind}", text)
             if not quiet:
                 print(f"# {source}\n" * (len(audio) > 1) + writers.to_screen(result), end="", flush=True)
@@ -127,6 +130,7 @@ def diarize(
     hf_token: str | None,
     **given: Any,
 ) -> int:
+    """Print the turns of recordings as RTTM; 1 where one of them failed."""
     _set_up(device, model_dir, model_cache_only, hf_token)
     from mlx_speech import writers
     from mlx_speech.pipeline import Pipeline
@@ -281,6 +285,7 @@ def _bars(shown: bool) -> Iterator[_Bars]:
 
 
 def convert(verbose: bool, **options: Any) -> int:
+    """Convert a model and print what was done."""
     from mlx_speech.convert import convert
 
     if options["verify"]:  # the only part of a conversion that computes much
@@ -309,6 +314,7 @@ def vad(
     verbose: bool,
     **options: Any,
 ) -> int:
+    """Print the regions of speech in recordings."""
     from mlx_speech import writers
     from mlx_speech.audio import load_audio
     from mlx_speech.checkpoint import load

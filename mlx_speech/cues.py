@@ -11,8 +11,8 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 from mlx_speech.errors import OptionError
 from mlx_speech.transcript import Region, Segment, Transcript
@@ -21,6 +21,7 @@ MAX_WIDTH = 42  # columns of a line; two lines a cue
 LONG_PAUSE = 1.5  # seconds; always ends a cue
 PAUSE = 0.3  # seconds; a good place to end one
 WHISPERX_PAUSE = 3.0  # seconds from the start of one word to that of the next
+Cue = tuple[int, int, str]  # start and end in milliseconds, the first before the second, and the text
 WITHOUT_SPACES = frozenset({"zh", "ja", "yue", "th", "lo", "my", "km"})
 
 _BREAKS = re.compile(r"[ \t-\r\x1c-\x1f\x85\u2028\u2029]+")  # not the spaces that keep words together
@@ -30,7 +31,8 @@ _CLAUSE_END = re.compile(r"[,;:–—、，；：،؛]['\"”’»)\]」』]*$")
 _CLOSING = "、。，．！？；：…・」』】》〉）”’»)]},.!?;:%ー々"  # begins no line
 _OPENING = "「『【《〈（“‘«([{¿¡"  # ends no line
 # where there are no spaces a line may break around any wide character
-_UNITS = re.compile(r"[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]|.[ -~]*")
+_WIDE = r"\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
+_UNITS = re.compile(f"[{_WIDE}]|[^{_WIDE}]+")
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,6 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Cue:
-    """A text and when it is shown. start, end : milliseconds, start < end"""
-
-    start: int
-    end: int
-    text: str
-
-
-@dataclass(frozen=True)
 class _Word(Region):
     """A word as it stands in a line, or a part of one that no line can hold. space : between it and the one before"""
 
@@ -95,9 +88,7 @@ class _Block:
         def spelled(word: _Word) -> str:
             return f"<u>{escape(word.text)}</u>" if word is marked else escape(word.text)
 
-        lines = [
-            "".join((word.space if k else "") + spelled(word) for k, word in enumerate(line)) for line in self.lines
-        ]
+        lines = ["".join(word.space + spelled(word) for word in line).removeprefix(" ") for line in self.lines]
         lines[0] = (escape(_head(self.speaker)) + lines[0]).rstrip(" ")
         return _ARROW.sub("->", "\n".join(lines))
 
@@ -116,9 +107,10 @@ def cues(transcript: Transcript, layout: Layout, escape: Callable[[str], str] = 
         blocks = list(_whisperx_blocks(segments, layout))
     blocks.sort(key=lambda block: min(word.start for word in block.words))
     for block, (start, end) in zip(blocks, _times(blocks, limit), strict=True):
-        yield from (
-            _highlighted(block, start, end, escape) if layout.highlight_words else [Cue(start, end, block.text(escape))]
-        )
+        if layout.highlight_words:
+            yield from _highlighted(block, start, end, escape)
+        else:
+            yield start, end, block.text(escape)
 
 
 def separator(language: str | None) -> str:
@@ -161,22 +153,18 @@ def _spread(region: Region, words: Sequence[_Word]) -> list[_Word]:
     """`words` with times in proportion to their width, together as long as `region`."""
     ends = list(accumulate((columns(word.text) for word in words), initial=0))
     edges = [region.start + region.duration * end / max(1, ends[-1]) for end in ends]
-    return [
-        _Word(start, end, word.text, word.space, word.speaker)
-        for start, end, word in zip(edges, edges[1:], words, strict=False)
-    ]
+    return [replace(word, start=start, end=end) for word, (start, end) in zip(words, pairwise(edges), strict=True)]
 
 
 def _parts(word: _Word) -> list[_Word]:
     """A word in parts that fit a line, cut before no combining mark if that can be helped."""
     parts, rest = [], word.text
     while columns(rest) > MAX_WIDTH:
-        fits = next(k for k in range(len(rest), 0, -1) if columns(rest[:k]) <= MAX_WIDTH)
-        whole = next((k for k in range(fits, 0, -1) if not unicodedata.category(rest[k]).startswith("M")), fits)
-        parts.append(rest[:whole])
+        fits = next(k for k in range(MAX_WIDTH, 0, -1) if columns(rest[:k]) <= MAX_WIDTH)
+        whole = next((k for k in range(fits, 0, -1) if unicodedata.category(rest[k])[0] != "M"), fits)
+        parts.append(replace(word, text=rest[:whole], space="" if parts else word.space))
         rest = rest[whole:]
-    texts = [*parts, rest]
-    return _spread(word, [_Word(0, 0, text, "" if k else word.space, word.speaker) for k, text in enumerate(texts)])
+    return _spread(word, [*parts, replace(word, text=rest, space="" if parts else word.space)])
 
 
 def _runs(words: Iterable[_Word]) -> list[list[_Word]]:
@@ -204,7 +192,7 @@ def _blocks(words: list[_Word], max_duration: float) -> Iterator[_Block]:
             end += 1
         return end
 
-    breaks = [0.0, *(_break_cost(before, after) for before, after in zip(words, words[1:], strict=False)), 0.0]
+    breaks = [0.0, *(_break_cost(before, after) for before, after in pairwise(words)), 0.0]
     costs, origins = [0.0] + [math.inf] * total, [0] * (total + 1)
     for start in range(total):
         full = first_line(start)
@@ -218,7 +206,7 @@ def _blocks(words: list[_Word], max_duration: float) -> Iterator[_Block]:
     edges = [total]
     while edges[-1]:
         edges.append(origins[edges[-1]])
-    for end, start in reversed(list(zip(edges, edges[1:], strict=False))):
+    for end, start in reversed(list(pairwise(edges))):
         full = first_line(start)
         if full >= end:
             yield _Block(words[0].speaker, [words[start:end]])
@@ -229,14 +217,16 @@ def _blocks(words: list[_Word], max_duration: float) -> Iterator[_Block]:
 
 
 def _break_cost(before: _Word, after: _Word) -> float:
-    """What it costs to tear these words apart: 0 at the end of a sentence, 1 within a clause, more within a word."""
-    if not after.space and (after.text[0] in _CLOSING or before.text[-1] in _OPENING):
+    """What it costs to part these words: nothing at the end of a sentence, more within a clause, most within a word."""
+    edge = before.text[-1] + after.text[0]
+    torn = edge.isalnum() and columns(edge) == 2
+    if not after.space and (torn or edge[0] in _OPENING or edge[1] in _CLOSING):
         return 10.0
     if _SENTENCE_END.search(before.text):
         return 0.0
     if _CLAUSE_END.search(before.text) or after.start - before.end >= PAUSE:
         return 0.3
-    return 1.0
+    return 1.5
 
 
 def _whisperx_blocks(segments: Iterable[tuple[Segment, list[_Word]]], layout: Layout) -> Iterator[_Block]:
@@ -245,15 +235,15 @@ def _whisperx_blocks(segments: Iterable[tuple[Segment, list[_Word]]], layout: La
     keep = layout.max_line_width is None or layout.max_line_count is None  # segments apart
     most = math.inf if layout.max_line_count is None else layout.max_line_count
     lines: list[list[_Word]] = []
-    speaker, last = None, 0.0
+    speaker, last, used = None, 0.0, 0
     for segment, words in segments:
         for k, word in enumerate(words):
             paused = not keep and bool(lines) and word.start - last > WHISPERX_PAUSE
             parted = keep and k == 0
-            room = bool(lines) and sum(len(w.text) for w in lines[-1]) + len(word.text) <= width
             last = word.start
-            if room and not paused and not parted:
+            if lines and used + len(word.text) <= width and not paused and not parted:
                 lines[-1].append(word)
+                used += len(word.text)
                 continue
             if lines and (paused or parted or len(lines) >= most):
                 yield _Block(speaker, lines)
@@ -261,6 +251,7 @@ def _whisperx_blocks(segments: Iterable[tuple[Segment, list[_Word]]], layout: La
             if not lines:
                 speaker = segment.speaker
             lines.append([word])
+            used = len(word.text)
     if lines:
         yield _Block(speaker, lines)
 
@@ -269,7 +260,7 @@ def _times(blocks: Sequence[_Block], limit: float) -> Iterator[tuple[int, int]]:
     """When each block is shown, in milliseconds: until the next begins, and at least for one."""
     starts = [max(0, round(1000 * min(word.start for word in block.words))) for block in blocks]
     previous = 0
-    for block, start, following in zip(blocks, starts, [*starts[1:], math.inf], strict=True):
+    for block, start, following in zip(blocks, starts, [*starts[1:], math.inf], strict=False):
         start = max(start, previous)
         end = min(round(1000 * max(word.end for word in block.words)), following, start + 1000 * limit)
         previous = max(int(end), start + 1)
@@ -283,8 +274,8 @@ def _highlighted(block: _Block, start: int, end: int, escape: Callable[[str], st
         begin, finish = max(last, round(1000 * word.start)), min(end, round(1000 * word.end))
         if begin < finish:
             if last < begin:
-                yield Cue(last, begin, block.text(escape))
-            yield Cue(begin, finish, block.text(escape, marked=word))
+                yield last, begin, block.text(escape)
+            yield begin, finish, block.text(escape, marked=word)
             last = finish
     if last < end:
-        yield Cue(last, end, block.text(escape))
+        yield last, end, block.text(escape)

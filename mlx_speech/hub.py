@@ -117,10 +117,13 @@ def fetch_file(repo: str, name: str) -> Path:
     Raises `SourceNotFound` (no such repository), `HubError` (refused, unreachable, or no such file), `OutputError`.
     """
     with _explained(repo):
-        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
         cached = try_to_load_from_cache(repo, name)
-        return Path(cached if isinstance(cached, str) else hf_hub_download(repo, name))
+        if isinstance(cached, str):
+            return Path(cached)
+        HfApi().model_info(repo)  # says at once that the hub is down, where the download would wait half a minute
+        return Path(hf_hub_download(repo, name))
 
 
 def upload(folder: Path, repo: str) -> str:

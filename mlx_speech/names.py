@@ -51,6 +51,7 @@ class Whisper:
 
 ENGLISH = "English only"
 DISTIL = "English only, a short decoder"
+TURBO = "the default on a GPU; does not translate"
 BITS = ("-4bit", "-8bit")
 WHISPER = {
     "tiny": Whisper("openai/whisper-tiny", 37.8, "trying things out", "whisper-tiny-mlx", ("-q4", "-8bit")),
@@ -64,10 +65,7 @@ WHISPER = {
     "large-v1": Whisper("openai/whisper-large", 1543.3, "earlier results", "whisper-large-v1-mlx", BITS),
     "large-v2": Whisper("openai/whisper-large-v2", 1543.3, "earlier results", "whisper-large-v2-mlx", BITS),
     "large-v3": Whisper("openai/whisper-large-v3", 1543.5, "rarer languages", "whisper-large-v3-mlx", BITS),
-    "large-v3-turbo": Whisper(
-        *("openai/whisper-large-v3-turbo", 808.9, "the default on a GPU; does not translate"),
-        *("whisper-large-v3-turbo", ("-q4",)),
-    ),
+    "large-v3-turbo": Whisper("openai/whisper-large-v3-turbo", 808.9, TURBO, "whisper-large-v3-turbo", ("-q4",)),
     "distil-small.en": Whisper("distil-whisper/distil-small.en", 166.1, DISTIL),
     "distil-medium.en": Whisper("distil-whisper/distil-medium.en", 394.4, DISTIL),
     "distil-large-v2": Whisper("distil-whisper/distil-large-v2", 756.2, DISTIL),
@@ -151,6 +149,6 @@ def _bits(name: str) -> int | None:
 
 def _exists(name: str) -> bool:
     try:
-        return Path(name).expanduser().exists()
+        return bool(name) and Path(name).expanduser().exists()
     except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a NUL
         return False

@@ -82,7 +82,7 @@ class Pipeline:
             dtype=dtype,
             q_bits=q_bits,
         )
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._low_memory = low_memory
         self._max_duration = max_duration
         self._limit = None if memory_limit is None else int(memory_limit * 1e9)
@@ -236,7 +236,7 @@ class Pipeline:
     ) -> Iterator[None]:
         """Send the chunks of all recordings through Whisper; a pause wherever a result has come in."""
         model, tokenizer = recogniser.model, recogniser.tokenizer
-        size = self._batch_size if isinstance(self._batch_size, int) else self.models.batch_size(self._limit)
+        size = self.batch_size if isinstance(self.batch_size, int) else self.models.batch_size(self._limit)
 
         def tasks() -> Iterator[asr.Task]:
             for file in listening:

@@ -12,67 +12,61 @@ import base64
 import difflib
 import importlib.util
 import json
+import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from mlx_speech import hub
 from mlx_speech.errors import ConfigError, CorruptFile, OptionError, OutputError, SourceError, brief, shorten
 
 NAMES = (
-    "en:english,zh:chinese,de:german,es:spanish,ru:russian,ko:korean,fr:french,ja:japanese,pt:portuguese,tr:turkish,"
-    "pl:polish,ca:catalan,nl:dutch,ar:arabic,sv:swedish,it:italian,id:indonesian,hi:hindi,fi:finnish,vi:vietnamese,"
-    "he:hebrew,uk:ukrainian,el:greek,ms:malay,cs:czech,ro:romanian,da:danish,hu:hungarian,ta:tamil,no:norwegian,"
-    "th:thai,ur:urdu,hr:croatian,bg:bulgarian,lt:lithuanian,la:latin,mi:maori,ml:malayalam,cy:welsh,sk:slovak,"
-    "te:telugu,fa:persian,lv:latvian,bn:bengali,sr:serbian,az:azerbaijani,sl:slovenian,kn:kannada,et:estonian,"
-    "mk:macedonian,br:breton,eu:basque,is:icelandic,hy:armenian,ne:nepali,mn:mongolian,bs:bosnian,kk:kazakh,"
-    "sq:albanian,sw:swahili,gl:galician,mr:marathi,pa:punjabi,si:sinhala,km:khmer,sn:shona,yo:yoruba,so:somali,"
-    "af:afrikaans,oc:occitan,ka:georgian,be:belarusian,tg:tajik,sd:sindhi,gu:gujarati,am:amharic,yi:yiddish,lo:lao,"
-    "uz:uzbek,fo:faroese,ht:haitian creole,ps:pashto,tk:turkmen,nn:nynorsk,mt:maltese,sa:sanskrit,lb:luxembourgish,"
-    "my:myanmar,bo:tibetan,tl:tagalog,mg:malagasy,as:assamese,tt:tatar,haw:hawaiian,ln:lingala,ha:hausa,ba:bashkir,"
-    "jw:javanese,su:sundanese,yue:cantonese"
+    "en:english,zh:chinese/mandarin,de:german,es:spanish/castilian,ru:russian,ko:korean,fr:french,ja:japanese,"
+    "pt:portuguese,tr:turkish,pl:polish,ca:catalan/valencian,nl:dutch/flemish,ar:arabic,sv:swedish,it:italian,"
+    "id:indonesian,hi:hindi,fi:finnish,vi:vietnamese,he:hebrew,uk:ukrainian,el:greek,ms:malay,cs:czech,"
+    "ro:romanian/moldavian/moldovan,da:danish,hu:hungarian,ta:tamil,no:norwegian,th:thai,ur:urdu,hr:croatian,"
+    "bg:bulgarian,lt:lithuanian,la:latin,mi:maori,ml:malayalam,cy:welsh,sk:slovak,te:telugu,fa:persian,lv:latvian,"
+    "bn:bengali,sr:serbian,az:azerbaijani,sl:slovenian,kn:kannada,et:estonian,mk:macedonian,br:breton,eu:basque,"
+    "is:icelandic,hy:armenian,ne:nepali,mn:mongolian,bs:bosnian,kk:kazakh,sq:albanian,sw:swahili,gl:galician,"
+    "mr:marathi,pa:punjabi/panjabi,si:sinhala/sinhalese,km:khmer,sn:shona,yo:yoruba,so:somali,af:afrikaans,"
+    "oc:occitan,ka:georgian,be:belarusian,tg:tajik,sd:sindhi,gu:gujarati,am:amharic,yi:yiddish,lo:lao,uz:uzbek,"
+    "fo:faroese,ht:haitian creole/haitian,ps:pashto/pushto,tk:turkmen,nn:nynorsk,mt:maltese,sa:sanskrit,"
+    "lb:luxembourgish/letzeburgesch,my:myanmar/burmese,bo:tibetan,tl:tagalog,mg:malagasy,as:assamese,tt:tatar,"
+    "haw:hawaiian,ln:lingala,ha:hausa,ba:bashkir,jw:javanese,su:sundanese,yue:cantonese"
 )
-# code → English name, in the order of the tokens
-LANGUAGES = {code: name for code, _, name in (entry.partition(":") for entry in NAMES.split(","))}
-ALIASES = {"burmese": "my", "valencian": "ca", "flemish": "nl", "haitian": "ht", "letzeburgesch": "lb", "pushto": "ps"}
-ALIASES |= {"panjabi": "pa", "moldavian": "ro", "moldovan": "ro", "sinhalese": "si", "castilian": "es"}
-ALIASES |= {"mandarin": "zh"}
+ENTRIES = [re.split("[:/]", entry) for entry in NAMES.split(",")]  # in the order of the tokens
+LANGUAGES = {code: name for code, name, *_ in ENTRIES}
+CODES = {name: entry[0] for entry in ENTRIES for name in entry}
 UNSPACED = ("zh", "ja", "th", "lo", "my", "yue")  # languages written without spaces between words
 
-TIMESTAMPS = 1501  # 0.00 to 30.00 s
+TIMESTAMPS = [f"<|{k * 0.02:.2f}|>" for k in range(1501)]  # 0.00 to 30.00 s
+TASKS = ("<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>")
 GPT2 = 50256  # text tokens of the English-only models, whose vocabulary lists languages that they do not know
-MAX_FILE = 64 * 1024 * 1024  # bytes; the largest tokenizers have 10
 
-# size of a vocabulary → who publishes it on the hub, the file of ranks in openai-whisper, the number of languages
-PUBLISHED = {
-    51864: ("openai/whisper-tiny.en", "gpt2", 99),
-    51865: ("openai/whisper-tiny", "multilingual", 99),
-    51866: ("openai/whisper-large-v3", "multilingual", 100),
-}
+PUBLISHED = {51864: "openai/whisper-tiny.en", 51865: "openai/whisper-tiny", 51866: "openai/whisper-large-v3"}
 # What annotates rather than says: speaker names in brackets, notes of music … "-" and "'" do so only before a word.
 SYMBOLS = '" # ( ) * + / : ; < = > @ [ \\ ] ^ _ ` { | } ~ 「 」 『 』 << >> <<< >>> -- --- -( -[ '
 SYMBOLS += "(' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪"
 MUSIC = "♩♪♫♬♭♮♯"  # several tokens each; the first is shared by symbols that are not spoken either
 
+Parts: TypeAlias = tuple[dict[str, int], list[tuple[str, str]], dict[str, int], bool]  # what a Tokenizer is made of
+
 
 def to_language_code(text: str) -> str:
     """Whisper's code of a language: "English", "en" and "EN" give "en". Raises `OptionError` naming similar ones."""
     found = text.strip().lower()
-    codes = {name: code for code, name in LANGUAGES.items()} | ALIASES
-    if found in LANGUAGES or found in codes:
-        return codes.get(found, found)
-    similar = difflib.get_close_matches(found, [*codes, *LANGUAGES], 3)
-    raise OptionError(
-        f"language {brief(text)}: not one of Whisper's; "
-        + (f"did you mean {' or '.join(similar)}?" if similar else "give its English name or its code (en, de, zh …)")
-    )
+    if found not in CODES:
+        similar = difflib.get_close_matches(found, CODES, 3)
+        advice = f"did you mean {' or '.join(similar)}?" if similar else "give its name or its code (en, de, zh …)"
+        raise OptionError(f"language {brief(text)}: not one of Whisper's; {advice}")
+    return CODES[found]
 
 
 class Tokenizer:
-    """The ids of the special tokens, and text to ids and back.
+    """The ids of the special tokens, and text to ids and back. It is made of:
 
     vocab : every token, spelled in GPT-2's alphabet of bytes → id
     merges : pairs of tokens, in the order in which they are joined
@@ -84,45 +78,43 @@ class Tokenizer:
     n_vocab : the ids lie below it, timestamps included
     """
 
-    def __init__(
-        self, vocab: dict[str, int], merges: list[tuple[str, str]], added: dict[str, int], ignore_merges: bool = False
-    ):
-        from tokenizers import Tokenizer as Backend
-        from tokenizers import decoders, models, pre_tokenizers
+    def __init__(self, parts: Parts):
+        import tokenizers
 
-        _check(vocab, merges, added)
-        self._backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges))
-        self._backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        self._backend.decoder = decoders.ByteLevel()
+        vocab, merges, added, ignore_merges = parts
+        if not all(type(index) is int and 0 <= index < 1 << 31 for index in [*vocab.values(), *added.values()]):
+            raise ValueError("ids that are no numbers")
+        if not all(left in vocab and right in vocab and left + right in vocab for left, right in merges):
+            raise ValueError("merges of tokens that it does not have")
+        self._backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, ignore_merges=ignore_merges))
+        self._backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self._backend.decoder = tokenizers.decoders.ByteLevel()
         ids = {**vocab, **added}
         ids.setdefault("<|nospeech|>", ids.get("<|nocaptions|>", -1))  # its name in older files
-        needed = ["endoftext", "startoftranscript", "translate", "transcribe", "startoflm", "startofprev"]
-        needed = [f"<|{name}|>" for name in (*needed, "nospeech", "notimestamps")]
+        needed = ("<|endoftext|>", "<|startoftranscript|>", *TASKS)
         missing = [token for token in needed if ids.get(token, -1) < 0]
         if missing:
             raise ConfigError(f"not a Whisper's vocabulary: it lacks {', '.join(missing)}")
-        found = [ids[token] for token in needed]
-        self.eot, self.sot, self.translate, self.transcribe, self.sot_lm, self.sot_prev = found[:6]
-        self.no_speech, self.no_timestamps = found[6:]
+        self.eot, self.sot, self.translate, self.transcribe, *rest = (ids[token] for token in needed)
+        self.sot_lm, self.sot_prev, self.no_speech, self.no_timestamps = rest
         languages = {code: ids[f"<|{code}|>"] for code in LANGUAGES if f"<|{code}|>" in ids}
         self.languages = languages if self.eot != GPT2 else {}
         self.multilingual = bool(self.languages)
         # older files of transformers end with <|notimestamps|>, and mean the same
-        self.timestamp_begin = ids.get("<|0.00|>", self.no_timestamps + 1)
-        times = sum(f"<|{k * 0.02:.2f}|>" in ids for k in range(TIMESTAMPS)) or TIMESTAMPS
-        self.n_vocab = self.timestamp_begin + times
-        last = ids.get(f"<|{(times - 1) * 0.02:.2f}|>", self.n_vocab - 1)
-        text = (index for token, index in vocab.items() if not (token.startswith("<|") and token.endswith("|>")))
-        special = [*found[1:], *languages.values()]
+        times = [ids[token] for token in TIMESTAMPS if token in ids] or [self.no_timestamps + k for k in range(1, 1502)]
+        self.timestamp_begin, self.n_vocab = times[0], times[-1] + 1
+        text = [index for token, index in vocab.items() if not (token.startswith("<|") and token.endswith("|>"))]
+        special = [*(ids[token] for token in needed[1:]), *languages.values()]
         ordered = max(text, default=-1) < self.eot < min(special) <= max(special) < self.timestamp_begin
-        if not ordered or last != self.n_vocab - 1:
+        if not ordered or times != list(range(self.timestamp_begin, self.n_vocab)):
             raise ConfigError("not a Whisper's vocabulary: text, special tokens and timestamps are in another order")
         self._special = {index: token for token, index in ids.items() if index >= self.eot}
+        self._special |= dict(enumerate(TIMESTAMPS, self.timestamp_begin))
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
         """Of a `tokenizer.json`. Raises `SourceError` naming the file."""
-        return _of_file(Path(path), _tokenizer_json)
+        return _built(Path(path), _tokenizer_json)
 
     @classmethod
     def find(cls, folder: Path | None, n_vocab: int) -> Tokenizer:
@@ -131,8 +123,9 @@ class Tokenizer:
         OpenAI's comes from the hub or its cache, or from an installed openai-whisper or mlx-whisper.
         Raises `SourceError` where there is none, or where it has more tokens than the model.
         """
-        found = _of_folder(folder) if folder is not None else None
-        found = found or _published(folder, n_vocab)
+        readers = (("tokenizer.json", _tokenizer_json), ("merges.txt", _legacy))
+        files = [(folder / name, read) for name, read in readers if folder is not None and (folder / name).is_file()]
+        found = _built(*files[0]) if files else _published(folder or "this model", n_vocab)
         if found.n_vocab > n_vocab:
             raise ConfigError(f"{folder}: {found.n_vocab} tokens for a model that knows {n_vocab}: fetch it again")
         return found
@@ -162,11 +155,8 @@ class Tokenizer:
     def decode_with_timestamps(self, tokens: Iterable[int]) -> str:
         """The text, and every special token by its name: <|1.08|>."""
         runs = groupby(map(int, tokens), key=lambda token: token < self.eot)
-        return "".join(self.decode(run) if text else "".join(map(self._name, run)) for text, run in runs)
-
-    def _name(self, token: int) -> str:
-        seconds = (token - self.timestamp_begin) * 0.02
-        return self._special.get(token, "") if seconds < 0 else f"<|{seconds:.2f}|>"
+        texts = (self.decode(run) if text else "".join(self._special.get(t, "") for t in run) for text, run in runs)
+        return "".join(texts)
 
     @cached_property
     def non_speech_tokens(self) -> tuple[int, ...]:
@@ -186,23 +176,20 @@ class Tokenizer:
     def split_to_word_tokens(self, tokens: Sequence[int], language: str | None) -> tuple[list[str], list[list[int]]]:
         """`tokens` as words, each with its tokens: between spaces, or by character in languages without them."""
         pieces = self._split_on_unicode(tokens)
-        if language not in UNSPACED:
-            words: list[tuple[str, list[int]]] = []
-            for piece, ids in pieces:
-                alone = ids[0] >= self.eot or piece.startswith(" ") or piece.strip() in string.punctuation
-                if alone or not words:
-                    words.append((piece, ids))
-                else:
-                    words[-1] = (words[-1][0] + piece, words[-1][1] + ids)
-            pieces = words
-        return [piece for piece, _ in pieces], [ids for _, ids in pieces]
+        words: list[tuple[str, list[int]]] = []
+        for piece, ids in pieces if language not in UNSPACED else ():
+            if not words or ids[0] >= self.eot or piece.startswith(" ") or piece.strip() in string.punctuation:
+                words.append((piece, ids))
+            else:
+                words[-1] = (words[-1][0] + piece, words[-1][1] + ids)
+        words = words or pieces
+        return [word for word, _ in words], [ids for _, ids in words]
 
     def _split_on_unicode(self, tokens: Sequence[int]) -> list[tuple[str, list[int]]]:
         """The shortest runs of tokens that are whole characters, or bytes that are none in the full text either."""
         full = self.decode_with_timestamps(tokens)
         pieces: list[tuple[str, list[int]]] = []
-        run: list[int] = []
-        offset = 0
+        run, offset = list[int](), 0
         for token in tokens:
             run.append(token)
             text = self.decode_with_timestamps(run)
@@ -215,50 +202,26 @@ class Tokenizer:
         return [*pieces, (self.decode_with_timestamps(run), run)] if run else pieces
 
 
-def from_ranks(path: Path, num_languages: int) -> Tokenizer:
+def from_ranks(path: Path, n_vocab: int) -> Tokenizer:
     """From the ranks that openai-whisper and mlx-whisper ship (`*.tiktoken`): a line is base64 of the bytes, rank.
 
     tiktoken joins the pair whose union ranks lowest, whichever way it is parted, so every way becomes a merge.
-    Raises `SourceError`.
     """
-    return _of_file(path, lambda file: _ranks(file, num_languages))
+    printable, others = {*range(33, 127), *range(161, 173), *range(174, 256)}, count(256)
+    spell = [chr(byte if byte in printable else next(others)) for byte in range(256)]  # GPT-2's
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    vocab = {"".join(spell[byte] for byte in base64.b64decode(token)): int(rank) for token, rank in lines}
+    merges = [(t[:k], t[k:]) for t in vocab for k in range(1, len(t)) if t[:k] in vocab and t[k:] in vocab]
+    codes = list(LANGUAGES)[: n_vocab - len(vocab) - len(TASKS) - len(TIMESTAMPS) - 2]
+    names = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in codes), *TASKS, *TIMESTAMPS]
+    return Tokenizer((vocab, merges, {token: index for index, token in enumerate(names, len(vocab))}, True))
 
 
-def _ranks(path: Path, num_languages: int) -> Tokenizer:
-    lines = [line.split() for line in _read(path).splitlines() if line]
-    spell, ranks = _alphabet(), {base64.b64decode(token): int(rank) for token, rank in lines}
-    vocab = {"".join(spell[byte] for byte in token): rank for token, rank in ranks.items()}
-    merges = []
-    for token in vocab:
-        parts = [(token[:k], token[k:]) for k in range(1, len(token))]
-        known = [pair for pair in parts if pair[0] in vocab and pair[1] in vocab]
-        merges += sorted(known, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
-    names = ["endoftext", "startoftranscript", *list(LANGUAGES)[:num_languages], "translate", "transcribe"]
-    names += ["startoflm", "startofprev", "nospeech", "notimestamps", *(f"{k * 0.02:.2f}" for k in range(TIMESTAMPS))]
-    added = {f"<|{name}|>": index for index, name in enumerate(names, len(vocab))}
-    return Tokenizer(vocab, merges, added, ignore_merges=True)
-
-
-def _alphabet() -> list[str]:
-    """GPT-2's spelling of each byte: printable characters stand for themselves, the others for those from U+0100 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(256 + others.index(byte)) if byte in others else chr(byte) for byte in range(256)]
-
-
-def _check(vocab: dict[str, int], merges: list[tuple[str, str]], added: dict[str, int]) -> None:
-    """Raises `ValueError` for what the library `tokenizers` would not survive."""
-    ids = [*vocab.values(), *added.values()]
-    if not all(type(index) is int and 0 <= index < 1 << 31 for index in ids):
-        raise ValueError("ids that are no numbers")
-    if not all(left in vocab and right in vocab and left + right in vocab for left, right in merges):
-        raise ValueError("merges of tokens that it does not have")
-
-
-def _of_file(path: Path, build: Any) -> Tokenizer:
-    """`build(path)`, with the errors of a user."""
+def _built(path: Path, read: Callable[[Path], Parts]) -> Tokenizer:
     try:
-        return build(path)
+        if path.stat().st_size > 1 << 26:  # bytes; the largest tokenizers have 10 million
+            raise ValueError(f"{path.stat().st_size} bytes are too many")
+        return Tokenizer(read(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}: fetch it again") from error
     except OSError as error:
@@ -267,54 +230,36 @@ def _of_file(path: Path, build: Any) -> Tokenizer:
         raise CorruptFile(f"{path}: no tokenizer that can be read ({brief(str(error))}): fetch it again") from error
 
 
-def _of_folder(folder: Path) -> Tokenizer | None:
-    if (folder / "tokenizer.json").is_file():
-        return Tokenizer.from_file(folder / "tokenizer.json")
-    if (folder / "merges.txt").is_file() and (folder / "vocab.json").is_file():
-        return _of_file(folder / "vocab.json", _legacy)
-    return None
-
-
-def _read(path: Path) -> str:
-    if path.stat().st_size > MAX_FILE:
-        raise ValueError(f"{path.stat().st_size} bytes are too many")
-    return path.read_text(encoding="utf-8")
-
-
-def _tokenizer_json(path: Path) -> Tokenizer:
-    content = json.loads(_read(path))
+def _tokenizer_json(path: Path) -> Parts:
+    content = json.loads(path.read_text(encoding="utf-8"))
     model, before = content["model"], content["pre_tokenizer"]
     if model.get("type", "BPE") != "BPE" or before["type"] != "ByteLevel" or before.get("add_prefix_space"):
         raise ConfigError("not a byte-level BPE, as all of Whisper's are")
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     added = {token["content"]: token["id"] for token in content["added_tokens"]}
-    merges = [(left, right) for left, right in pairs]
-    return Tokenizer(model["vocab"], merges, added, ignore_merges=bool(model.get("ignore_merges")))
+    return model["vocab"], [(left, right) for left, right in pairs], added, bool(model.get("ignore_merges"))
 
 
-def _legacy(path: Path) -> Tokenizer:
-    """vocab.json with merges.txt and, where there is one, added_tokens.json beside it."""
+def _legacy(path: Path) -> Parts:
+    """merges.txt, with vocab.json and, where there is one, added_tokens.json beside it."""
     extra = path.with_name("added_tokens.json")
-    added = json.loads(_read(extra)) if extra.is_file() else {}
-    lines = [line.split(" ") for line in _read(path.with_name("merges.txt")).splitlines()]
-    merges = [(line[0], line[1]) for line in lines if len(line) == 2 and line[0] != "#version:"]
-    return Tokenizer(json.loads(_read(path)), merges, dict(added))
+    added = json.loads(extra.read_text(encoding="utf-8")) if extra.is_file() else {}
+    vocab = json.loads(path.with_name("vocab.json").read_text(encoding="utf-8"))
+    lines = [line.split(" ") for line in path.read_text(encoding="utf-8").split("\n")]
+    return vocab, [(line[0], line[1]) for line in lines if len(line) == 2 and line[0] != "#version:"], added, False
 
 
-def _published(folder: Path | None, n_vocab: int) -> Tokenizer:
+def _published(place: str | Path, n_vocab: int) -> Tokenizer:
     """OpenAI's tokenizer of that size."""
-    place = folder or "this model"
     if n_vocab not in PUBLISHED:
         raise SourceError(f"{place}: no tokenizer, and {n_vocab} tokens are not OpenAI's: put its tokenizer.json there")
-    repo, ranks, num_languages = PUBLISHED[n_vocab]
+    repo, name = PUBLISHED[n_vocab], "gpt2" if n_vocab == 51864 else "multilingual"
     try:
         return Tokenizer.from_file(hub.fetch_file(repo, "tokenizer.json"))
     except (SourceError, OutputError) as error:
-        for package in ("whisper", "mlx_whisper"):
-            spec = importlib.util.find_spec(package)  # nothing is imported
-            for base in (spec.submodule_search_locations or []) if spec else []:
-                if (Path(base) / "assets" / f"{ranks}.tiktoken").is_file():
-                    return from_ranks(Path(base) / "assets" / f"{ranks}.tiktoken", num_languages)
-        raise SourceError(
-            f"{place}: no tokenizer here, and {error}; or put the tokenizer.json of {repo} there"
-        ) from error
+        specs = filter(None, map(importlib.util.find_spec, ("whisper", "mlx_whisper")))  # nothing is imported
+        places = [base for spec in specs for base in spec.submodule_search_locations or ()]
+        files = [Path(base, "assets", f"{name}.tiktoken") for base in places]
+        for file in filter(Path.is_file, files):
+            return from_ranks(file, n_vocab)
+        raise SourceError(f"{place}: no tokenizer there, and {error}; or put {repo}'s tokenizer.json there") from error

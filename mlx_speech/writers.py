@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_speech.cues import Layout, cues, one_line, separator
-from mlx_speech.transcript import Region, Segment, Transcript, Word
+from mlx_speech.transcript import Region, Segment, Transcript, Turn, Word
 
 
 def regions_to_text(regions: Iterable[Region], decimals: int = 3) -> str:
@@ -49,7 +49,7 @@ def to_txt(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
 def to_srt(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
     """SubRip subtitles. layout : fields of `cues.Layout`"""
     found = enumerate(cues(transcript, Layout(**layout)), start=1)
-    return "".join(f"{k}\n{_clock(c.start, ',')} --> {_clock(c.end, ',')}\n{c.text}\n\n" for k, c in found)
+    return "".join(f"{k}\n{_clock(a, ',')} --> {_clock(b, ',')}\n{text}\n\n" for k, (a, b, text) in found)
 
 
 def to_vtt(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
@@ -62,7 +62,7 @@ def to_vtt(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
         return _clock(milliseconds, ".").removeprefix("00:")  # hours are optional
 
     found = cues(transcript, Layout(**layout), escape)
-    return "WEBVTT\n\n" + "".join(f"{clock(c.start)} --> {clock(c.end)}\n{c.text}\n\n" for c in found)
+    return "WEBVTT\n\n" + "".join(f"{clock(a)} --> {clock(b)}\n{text}\n\n" for a, b, text in found)
 
 
 def to_tsv(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
@@ -73,10 +73,9 @@ def to_tsv(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
 
 def to_aud(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
     """Labels for Audacity: tab-separated start, end (seconds) and `[[speaker]]text` of every segment."""
-    return "".join(
-        f"{round(s.start, 3)}\t{round(s.end, 3)}\t{f'[[{one_line(s.speaker)}]]' if s.speaker else ''}{one_line(s.text)}\n"
-        for s in transcript.segments
-    )
+    labels = [(f"[[{one_line(s.speaker)}]]" if s.speaker else "") + one_line(s.text) for s in transcript.segments]
+    times = [f"{round(s.start, 3)}\t{round(s.end, 3)}" for s in transcript.segments]
+    return "".join(f"{time}\t{label}\n" for time, label in zip(times, labels, strict=True))
 
 
 def to_json(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
@@ -87,8 +86,25 @@ def to_json(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
 
 def to_rttm(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
     """RTTM (`regions_to_rttm`) of the speakers' turns, which may overlap; empty where speakers were not asked for."""
-    turns = transcript.diarization.turns if transcript.diarization else ()
+    return turns_to_rttm(transcript.diarization.turns if transcript.diarization else (), uri)
+
+
+def turns_to_rttm(turns: Iterable[Turn], uri: str) -> str:
+    """RTTM, one SPEAKER line a turn (`regions_to_rttm`)."""
     return "".join(_rttm(turn, uri, turn.speaker) for turn in turns)
+
+
+def to_screen(transcript: Transcript) -> str:
+    """For reading along: `[mm:ss.s] speaker: text`, a line a segment; a word where there is nothing."""
+
+    def clock(seconds: float) -> str:
+        hours, rest = divmod(round(seconds * 10), 36_000)
+        return (f"{hours}:" if hours else "") + f"{rest // 600:02d}:{rest // 10 % 60:02d}.{rest % 10}"
+
+    lines = [
+        f"[{clock(s.start)}] " + (f"{s.speaker}: " if s.speaker else "") + one_line(s.text) for s in transcript.segments
+    ]
+    return "".join(f"{line}\n" for line in lines) or "(no speech)\n"
 
 
 def to_ctm(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
@@ -101,14 +117,8 @@ def to_ctm(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
 
 
 FORMATS: dict[str, Callable[..., str]] = {
-    "txt": to_txt,
-    "srt": to_srt,
-    "vtt": to_vtt,
-    "tsv": to_tsv,
-    "json": to_json,
-    "rttm": to_rttm,
-    "ctm": to_ctm,
-    "aud": to_aud,
+    writer.__name__[len("to_") :]: writer
+    for writer in (to_txt, to_srt, to_vtt, to_tsv, to_json, to_rttm, to_ctm, to_aud)
 }
 
 
@@ -151,7 +161,7 @@ def unique_stems(sources: Sequence[str | PathLike[str]]) -> list[str]:
     for path, stem in zip(paths, stems, strict=True):
         name = stem
         if counts[_folded(stem)] > 1:
-            name = base = "-".join([stem, *path.suffix.split(".")[1:]]).rstrip("-")
+            name = base = f"{stem}-{path.suffix[1:]}" if path.suffix else stem
             number = 1
             while _folded(name) in taken:
                 number += 1
@@ -166,16 +176,21 @@ def _segment(segment: Segment, language: str | None, has_words: bool) -> dict[st
     if has_words:  # whisperx's readers take the key for a sign that there are some
         content["words"] = [_word(word) for word in segment.words]
     if any(word.chars for word in segment.words):
-        between = [{"char": separator(segment.language or language)}]
-        chars = [[{"char": c.text, **_times(c), "score": round(c.score, 3)} for c in w.chars] for w in segment.words]
-        content["chars"] = [
-            c for k, word in enumerate(chars) for c in (between if k and between[0]["char"] else []) + word
-        ]
+        content["chars"] = _chars(segment.words, separator(segment.language or language))
     if segment.speaker is not None:
         content["speaker"] = segment.speaker
     if segment.language not in (None, language):
         content["language"] = segment.language
     return {**content, "avg_logprob": round(segment.avg_logprob, 4)}
+
+
+def _chars(words: Sequence[Word], space: str) -> list[dict[str, Any]]:
+    """Those of all words; the spaces between have no time."""
+    chars: list[dict[str, Any]] = []
+    for k, word in enumerate(words):
+        chars += [{"char": space}] if k and space else []
+        chars += [{"char": char.text, **_times(char), "score": round(char.score, 3)} for char in word.chars]
+    return chars
 
 
 def _word(word: Word) -> dict[str, Any]:
@@ -198,7 +213,7 @@ def _rttm(region: Region, uri: str, speaker: str) -> str:
 
 def _field(text: str) -> str:
     """`text` as one field among others that white space separates; undecodable bytes of a file's name become "?"."""
-    return "_".join(text.encode("utf-8", "replace").decode().split()) or "_"
+    return "_".join(one_line(text).encode("utf-8", "replace").decode().split()) or "_"
 
 
 def _clock(milliseconds: int, marker: str) -> str:

@@ -7,7 +7,6 @@ import inspect
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -59,10 +58,11 @@ def set_heads(original: Any, heads: list[list[int]]) -> None:
 
 @lru_cache(maxsize=3)
 def pair(kind: str) -> tuple[Any, Model, Tokenizer]:
-    """An original with attention that is far from flat, the same in MLX, and the tokenizer."""
+    """An original whose decoder looks where the audio is like its own position, the same in MLX, and the tokenizer."""
     dims = {**DIMS, "n_vocab": VOCABULARIES[kind]}
     original = make.whisper_openai(dims, seed=len(kind))
     for block in original.decoder.blocks:
+        block.cross_attn.key.load_state_dict({"weight": block.cross_attn.query.weight})
         make.scale(block.cross_attn.query.weight, 6.0)
     make.scale(original.decoder.token_embedding.weight, 0.5)
     original.encoder = Encoded()
@@ -71,13 +71,16 @@ def pair(kind: str) -> tuple[Any, Model, Tokenizer]:
     return original, model, Tokenizer.find(None, dims["n_vocab"])
 
 
-def encodings(batch: int, seed: int = 0, width: int = 64) -> np.ndarray:
-    """(batch, 1500, width), changing slowly as the encoder's do."""
-    noise = np.random.default_rng(seed).normal(size=(batch, 1500 + 9, width))
-    smooth = np.stack(
-        [np.convolve(row, np.ones(10) / 3, "valid") for row in noise.transpose(0, 2, 1).reshape(-1, 1509)]
-    )
-    return smooth.reshape(batch, width, 1500).transpose(0, 2, 1).astype(np.float32)
+def encodings(batch: int, seed: int = 0, original: Any = None, steps: int = 100, num_frames: int = 3000) -> np.ndarray:
+    """(batch, 1500, width): noise that changes slowly, and the decoder's positions in a walk at uneven speed."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(batch, 64, 1509))
+    smooth = np.apply_along_axis(lambda row: np.convolve(row, np.ones(10) / 10, "valid"), 2, noise).transpose(0, 2, 1)
+    if original is not None:
+        walk = np.cumsum(rng.exponential(size=1500) ** 3)
+        place = np.minimum(walk / walk[num_frames // 2 - 1] * steps, 447).astype(int)
+        smooth = smooth + original.decoder.positional_embedding.detach().numpy()[place]
+    return smooth.astype(np.float32)
 
 
 def theirs(
@@ -105,7 +108,7 @@ def same(found: list[WordTiming], expected: list[whisper.timing.WordTiming]) -> 
 
 
 TEXTS = {
-    "plain": " And so, my fellow Americans: ask not what your country can do for you. Ask (if you can) what 'you' can do!",
+    "plain": " And so, my fellow Americans: ask not what your country can do for you. Ask (if you can) what 'you' can!",
     "short": " Yes.",
     "quotes": ' He said, "I won\'t go there" -- and left... 1,234.50 dollars? ¿Qué? [noise]',
     "long": " The quick brown fox, which is quick, jumps over the lazy dog." * 12,
@@ -135,12 +138,12 @@ def test_words_and_times_are_those_of_openai(kind: str, name: str, num_frames: i
     original, model, tokenizer = pair(kind)
     language = None if kind == "english" else "de"
     text = tokenizer.encode(TEXTS[name])
-    encoded = encodings(1, seed=len(text))
+    encoded = encodings(1, len(text), original, len(text), num_frames)
     expected = theirs(original, encoded[0], text, num_frames, language)
     found = ours(model, tokenizer, encoded, [text], [num_frames], [language])[0]
     same(found, expected)
-    if name != "short":  # or the attention is flat, and equality says nothing
-        assert len({w.start for w in found}) > 0.5 * len(found) > 4
+    if name != "short":  # or the times pile up, and equality says little
+        assert len({w.start for w in found}) > min(0.6 * len(found), num_frames / 10)
     assert "".join(w.word for w in found) == TEXTS[name]
 
 
@@ -160,7 +163,7 @@ def test_a_batch_gives_what_its_rows_give_alone() -> None:
     texts = [tokenizer.encode(TEXTS[name]) for name in ("plain", "short", "long", "quotes")]
     texts = [*texts[:2], [], *texts[2:], tokenizer.encode(CJK["zh"])]
     languages, frames = ["en", "de", "en", "fr", "es", "zh"], [3000, 90, 1000, 2400, 1333, 700]
-    encoded = encodings(6, seed=11)
+    encoded = encodings(6, 11, original)
     found = ours(model, tokenizer, encoded, texts, frames, languages)
     assert found[2] == []
     for row, (text, language, count) in enumerate(zip(texts, languages, frames, strict=True)):
@@ -175,6 +178,7 @@ def test_nothing_to_align() -> None:
 
 
 @pytest.mark.parametrize("num_frames", [0, 1, 2, 3, 4, 6, 7, 8, 9, 14])
+@pytest.mark.filterwarnings("ignore:std_mean")
 def test_windows_of_a_few_frames(num_frames: int) -> None:
     """Ten milliseconds hold no position of the encoder: upstream's words are then 0.02 s before the window."""
     original, model, tokenizer = pair("english")
@@ -267,9 +271,7 @@ def test_the_real_tiny_en() -> None:
     heads = [[1, 0], [2, 0], [2, 5], [3, 0], [3, 1], [3, 2], [3, 3], [3, 4]]
     set_heads(original, heads)
     golden = np.load(folder / "golden_jfk_encoder.npz")
-    encoded = next(golden[name] for name in golden.files if golden[name].shape[-2:] == (1500, 384)).reshape(
-        1, 1500, 384
-    )
+    encoded = next(golden[name] for name in golden.files if golden[name].shape[-1] == 384).reshape(1, 1500, 384)
     tokenizer = Tokenizer.find(None, 51864)
     text = tokenizer.encode(TEXTS["plain"])
     found = ours(converted(original, dims, alignment_heads=heads), tokenizer, encoded, [text], [1100], [None])[0]
@@ -319,12 +321,12 @@ def test_dtw_finds_the_cheapest_path(shape: tuple[int, int]) -> None:
         return float(cost[i, j]) + before
 
     for seed in range(20):
-        cost = np.random.default_rng(seed).integers(-3, 4, size=shape).astype(np.float32)
+        cost = np.random.default_rng(seed).normal(size=shape).astype(np.float32)  # no ties
         rows, columns = attention.dtw(cost)
         assert (rows[0], columns[0]) == (0, 0) and (rows[-1] + 1, columns[-1] + 1) == shape
         steps = set(zip(np.diff(rows), np.diff(columns), strict=True))
         assert steps <= {(0, 1), (1, 0), (1, 1)}
-        assert cost[rows, columns].sum() == cheapest(shape[0] - 1, shape[1] - 1)
+        assert cost[rows, columns].sum() == pytest.approx(cheapest(shape[0] - 1, shape[1] - 1), abs=1e-5)
 
 
 # --- words in their segments -----------------------------------------------------------------------------------------
@@ -491,4 +493,3 @@ def test_tidy_words_stay_inside_and_in_order(rows: list, start: float, length: f
 def test_tidy_leaves_good_words_alone() -> None:
     words = (Word(1.0, 1.2, "a", score=0.3), Word(1.2, 1.2, "b"), Word(1.5, 2.0, "c"))
     assert attention.tidy(words, 1.0, 2.0) == words
-    assert Path(attention.__file__).name == "attention.py"

@@ -261,8 +261,10 @@ def verified(part: Plan, folder: Path, dtype: str) -> list[parity.Row]:
 def resolve(origin: Origin, language: str | None = None, q_bits: int | None = None) -> Path | BaseModel:
     """What `load` gets of an original: its converted folder in the cache, or the model itself.
 
-    q_bits : quantize it, unless it has as many bits already. The folder is made if it is not there, by one process while others wait. Weights that have MLX's layout already
+    The folder is made if it is not there, by one process while others wait. Weights that have MLX's layout already
     (mlx-community) are not written a second time: the model is built in memory.
+
+    q_bits : quantize to so many bits what has not as many already
     """
     done = q_bits is None or checkpoint.quantized_bits(origin.path) == q_bits
     options = Options() if done else Options(quantize=True, q_bits=q_bits)

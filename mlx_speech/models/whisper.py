@@ -16,6 +16,7 @@ import numpy as np
 from mlx_speech.errors import OptionError
 from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
 
+SLOTS = 64  # the size of a window is a multiple: shapes change rarely
 MAX_POSITIONS = 1 << 24  # of the encoder, times its width: they are computed as soon as a model is built
 
 
@@ -138,17 +139,17 @@ class Cache:
 
 
 @dataclass
-class Ring:
+class Window:
     """What the decoder remembers of a running batch: jobs (chunks of audio) that come and go, each with a `group` of
-    hypotheses. At every step all of them write to the same slot, the oldest one.
+    hypotheses. At every step all of them write to the same slot; once in a while what is too old is cut off.
 
-    Whisper adds positions to its input, so the order of keys does not matter, and a hypothesis is told by `visible`
-    which entries are its past: reordering beams moves no keys, and a prompt is kept once for the whole group.
+    Whisper adds positions to its input, so keys may lie anywhere, and a hypothesis is told by `visible` which entries
+    are its past: reordering beams moves no keys, and a prompt is kept once for the whole group.
 
     keys, values : per layer, (jobs, heads, slots, group, width of a head)
     audio : per layer, the keys and values of the encoded audio, (jobs, heads, 1500, width of a head)
     visible : (jobs, group, slots, group), True where a hypothesis sees the entry of a slot that another one wrote
-    lengths : (jobs,), the tokens of each so far
+    lengths : the tokens of each job so far, 0 where there is none
     position : the slot that is written next
     """
 
@@ -156,41 +157,36 @@ class Ring:
     values: list[mx.array]
     audio: list[tuple[mx.array, mx.array]]
     visible: mx.array
-    lengths: mx.array
+    lengths: list[int]
     position: int = 0
 
-    @property
-    def slots(self) -> int:
-        return self.visible.shape[2]
-
     def append(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Put in the step at `position`, (jobs, heads, group, width); all entries, (jobs, heads, slots·group, width)."""
+        """Put in a step, (jobs, heads, group, width); returns all entries, (jobs, heads, slots·group, width)."""
         self.keys[layer][:, :, self.position] = keys
         self.values[layer][:, :, self.position] = values
         return self.keys[layer].flatten(2, 3), self.values[layer].flatten(2, 3)
 
     def enter(self, layer: int, jobs: list[int], keys: mx.array, values: mx.array, audio: tuple) -> None:
         """Put in prompts, (len(jobs), heads, steps, width), which end before `position`, and the audio."""
-        steps = keys.shape[2]
-        start = (self.position - steps) % self.slots
-        head = min(steps, self.slots - start)  # what fits before the ring begins anew
+        start = self.position - keys.shape[2]
         for row, job in enumerate(jobs):
-            for buffer, new in ((self.keys[layer], keys), (self.values[layer], values)):
-                buffer[job, :, start : start + head, 0] = new[row, :, :head]
-                if head < steps:
-                    buffer[job, :, : steps - head, 0] = new[row, :, head:]
+            self.keys[layer][job, :, start : self.position, 0] = keys[row]
+            self.values[layer][job, :, start : self.position, 0] = values[row]
             for buffer, new in zip(self.audio[layer], audio, strict=True):
                 buffer[job] = new[row]
 
     def show(self, jobs: list[int], lengths: list[int]) -> None:
         """Of the jobs that entered, only the prompts are seen, by the whole group."""
-        group = self.visible.shape[1]
-        visible = np.zeros((len(jobs), group, self.slots, group), dtype=bool)
-        for row, length in enumerate(lengths):
-            visible[row][:, (self.position - 1 - np.arange(length)) % self.slots, 0] = True
-        index = mx.array(jobs)
-        self.visible[index] = mx.array(visible)
-        self.lengths[index] = mx.array(lengths)
+        slots, group = self.visible.shape[2:]
+        visible = np.zeros((len(jobs), group, slots, group), dtype=bool)
+        for row, (job, length) in enumerate(zip(jobs, lengths, strict=True)):
+            visible[row, :, self.position - length : self.position, 0] = True
+            self.lengths[job] = length
+        self.visible[mx.array(jobs)] = mx.array(visible)
+
+    def leave(self, job: int) -> None:
+        """The job is done: nothing of it is kept."""
+        self.lengths[job] = 0
 
     def reorder(self, sources: mx.array) -> None:
         """Every hypothesis continues that of its job in `sources`, (jobs, group)."""
@@ -201,26 +197,31 @@ class Ring:
         index = mx.array(jobs)
         self.keys, self.values = ([buffer[index] for buffer in buffers] for buffers in (self.keys, self.values))
         self.audio = [(keys[index], values[index]) for keys, values in self.audio]
-        self.visible, self.lengths = self.visible[index], self.lengths[index]
+        self.visible, self.lengths = self.visible[index], [self.lengths[job] for job in jobs]
 
-    def grow(self, slots: int) -> None:
-        """More slots: the oldest entry moves to the first of them."""
+    def make_room(self, before: int, after: int) -> None:
+        """Have as many slots before `position`, and behind it; slots that no job needs any more are given up."""
+        if before <= self.position <= self.visible.shape[2] - after:
+            return
+        kept = min(self.position, max(self.lengths))
+        front = max(0, before - kept)
+        slots = -(-(front + kept + max(after, SLOTS // 2)) // SLOTS) * SLOTS
 
-        def unrolled(buffer: mx.array) -> mx.array:
-            pad = [(0, 0), (0, 0), (0, slots - self.slots), *((0, 0) for _ in buffer.shape[3:])]
-            parts = [buffer[:, :, self.position :], buffer[:, :, : self.position]]
-            return mx.pad(mx.concatenate(parts, axis=2), pad)
+        def moved(buffer: mx.array) -> mx.array:
+            pad = [(0, 0)] * buffer.ndim
+            pad[2] = (front, slots - front - kept)
+            return mx.pad(buffer[:, :, self.position - kept : self.position], pad)
 
-        self.keys, self.values = ([unrolled(buffer) for buffer in buffers] for buffers in (self.keys, self.values))
-        self.visible, self.position = unrolled(self.visible), self.slots
+        self.keys, self.values = ([moved(buffer) for buffer in buffers] for buffers in (self.keys, self.values))
+        self.visible = moved(self.visible)
+        self.position = front + kept
 
 
 class TextDecoder(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
         width = args.n_text_state
-        self._context = args.n_text_ctx
-        self._audio_context = args.n_audio_ctx
+        self._context, self._audio_context, self._heads = args.n_text_ctx, args.n_audio_ctx, args.n_text_head
         self.token_embedding = nn.Embedding(args.n_vocab, width)
         self.positional_embedding = mx.zeros((args.n_text_ctx, width))
         self.blocks = [Block(width, args.n_text_head, cross=True) for _ in range(args.n_text_layer)]
@@ -280,25 +281,23 @@ class TextDecoder(nn.Module):
             x = block.mlp(x + block.cross_attn(y, keys, values))
         return self.ln(x), mx.concatenate(scores, axis=1)
 
-    def new_ring(self, jobs: int, group: int, slots: int) -> Ring:
-        """An empty ring for a running batch; `slots` are enough for the prompt and the tokens of each job."""
-        (width,), heads = self.ln.weight.shape, self.blocks[0].attn._heads
-        dtype = self.ln.weight.dtype
+    def new_window(self, jobs: int, group: int) -> Window:
+        """An empty window for a running batch."""
+        width, heads, dtype = self.ln.weight.size, self._heads, self.ln.weight.dtype
 
         def empty(*shape: int) -> mx.array:
             return mx.zeros((jobs, heads, *shape, width // heads), dtype)
 
         audio = [(empty(self._audio_context), empty(self._audio_context)) for _ in self.blocks]
-        keys, values = ([empty(slots, group) for _ in self.blocks] for _ in range(2))
-        visible = mx.zeros((jobs, group, slots, group), mx.bool_)
-        return Ring(keys, values, audio, visible, mx.zeros((jobs,), mx.int32))
+        keys, values = ([empty(0, group) for _ in self.blocks] for _ in range(2))
+        return Window(keys, values, audio, mx.zeros((jobs, group, 0, group), mx.bool_), [0] * jobs)
 
     def prefill(
-        self, ring: Ring, jobs: list[int], encoded: mx.array, prompts: list[tuple[int, ...]], at: list[int]
+        self, window: Window, jobs: list[int], encoded: mx.array, prompts: list[list[int]], at: list[int]
     ) -> tuple[mx.array, mx.array]:
-        """Jobs enter the ring: their audio (len(jobs), 1500, width) and their prompts of any lengths.
+        """Jobs enter the window: their audio, (len(jobs), 1500, width), and their prompts, of any lengths.
 
-        Returns the logits after each prompt, and those after the token with index `at` of each, (len(jobs), vocabulary)
+        Returns the logits after each prompt, and those after its token with the index in `at`, (len(jobs), vocabulary)
         """
         longest = max(map(len, prompts))
         pads = [longest - len(prompt) for prompt in prompts]
@@ -307,6 +306,7 @@ class TextDecoder(nn.Module):
         x = self.token_embedding(tokens) + self.positional_embedding[mx.maximum(index - first, 0)]
         # padding sees itself: with nothing to see it would become NaN
         mask = ((index <= index[:, None]) & (index >= first)[:, None]) | (index == index[:, None])
+        window.make_room(longest, 1)
         for layer, block in enumerate(self.blocks):
             y = block.attn_ln(x)
             keys, values = block.attn.keys_values(y)
@@ -314,28 +314,28 @@ class TextDecoder(nn.Module):
             x = x + block.attn(y, keys, values, mask[:, None])
             x = x + block.cross_attn(block.cross_attn_ln(x), *audio)
             x = block.mlp(x)
-            ring.enter(layer, jobs, keys, values, audio)
-        ring.show(jobs, [len(prompt) for prompt in prompts])
-        rows = mx.arange(len(jobs))
-        x = self.ln(mx.stack([x[:, -1], x[rows, mx.array(pads) + mx.array(at)]]))
-        last, asked = self.token_embedding.as_linear(x).astype(mx.float32)
+            window.enter(layer, jobs, keys, values, audio)
+        window.show(jobs, [len(prompt) for prompt in prompts])
+        x = mx.stack([x[:, -1], x[mx.arange(len(jobs)), mx.array(pads) + mx.array(at)]])
+        last, asked = self.token_embedding.as_linear(self.ln(x)).astype(mx.float32)
         return last, asked
 
-    def step(self, ring: Ring, tokens: mx.array) -> mx.array:
+    def step(self, window: Window, tokens: mx.array) -> mx.array:
         """One more token for every hypothesis, (jobs, group) → logits (jobs, group, vocabulary) in float32."""
         jobs, group = tokens.shape
-        # a job that is done may go on beyond the context until it is replaced; nobody looks at it
-        position = mx.minimum(ring.lengths, self._context - 1)
-        x = self.token_embedding(tokens) + self.positional_embedding[position][:, None]
-        ring.visible[:, :, ring.position] = mx.eye(group).astype(mx.bool_)
-        mask = ring.visible.reshape(jobs, 1, group, -1)
+        # a job that is done may go on beyond the context until it leaves; nobody looks at it
+        positions = mx.array([min(length, self._context - 1) for length in window.lengths])
+        x = self.token_embedding(tokens) + self.positional_embedding[positions][:, None]
+        window.make_room(0, 1)
+        window.visible[:, :, window.position] = mx.eye(group).astype(mx.bool_)
+        mask = window.visible.reshape(jobs, 1, group, -1)
         for layer, block in enumerate(self.blocks):
             y = block.attn_ln(x)
-            x = x + block.attn(y, *ring.append(layer, *block.attn.keys_values(y)), mask)
-            x = x + block.cross_attn(block.cross_attn_ln(x), *ring.audio[layer])
+            x = x + block.attn(y, *window.append(layer, *block.attn.keys_values(y)), mask)
+            x = x + block.cross_attn(block.cross_attn_ln(x), *window.audio[layer])
             x = block.mlp(x)
-        ring.lengths = ring.lengths + 1
-        ring.position = (ring.position + 1) % ring.slots
+        window.lengths = [length + 1 if length else 0 for length in window.lengths]
+        window.position += 1
         return self.token_embedding.as_linear(self.ln(x)).astype(mx.float32)
 
 

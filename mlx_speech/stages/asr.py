@@ -1,6 +1,6 @@
 """Chunks of speech → segments of text, many chunks at once, and the language that is spoken.
 
-Every chunk is recognised on its own, as WhisperX does it: Whisper's window is filled with one chunk and silence, encoded
+Every chunk is recognised on its own, as WhisperX does it: one chunk and silence fill Whisper's window, which is encoded
 in a batch with others, and its row is decoded among those of other chunks. Where the decoder says timestamps, a chunk
 is cut at them by the rules of openai/whisper's `transcribe`, which `sequential` shares.
 """

@@ -65,13 +65,10 @@ class _Turns:
             speaker = max(seconds, key=lambda name: seconds[name])
             return speaker, seconds[speaker]
         before = [self.turns[self.latest[low - 1]]] if low else []
-        near = [(_gap(turn, region), turn.speaker) for turn in before + self.turns[low : high + 1]]
-        distance, speaker = min(near, key=lambda pair: pair[0], default=(math.inf, None))
-        return (speaker if distance <= gap else None), 0.0
-
-
-def _gap(turn: Turn, region: Region) -> float:
-    return max(turn.start - region.end, region.start - turn.end, 0.0)
+        near = before + self.turns[low : high + 1]
+        gaps = [max(turn.start - region.end, region.start - turn.end, 0.0) for turn in near]
+        closest = min(range(len(near)), key=gaps.__getitem__, default=None)
+        return (None if closest is None or gaps[closest] > gap else near[closest].speaker), 0.0
 
 
 def _smoothed(words: Sequence[Word], found: Sequence[tuple[str | None, float]]) -> list[str | None]:
@@ -87,9 +84,9 @@ def _smoothed(words: Sequence[Word], found: Sequence[tuple[str | None, float]]) 
 
 def _split(segment: Segment) -> list[Segment]:
     """One segment for each run of words of one speaker; words of nobody stay with those before them."""
-    words, cuts, speakers = segment.words, [0], [next(word.speaker for word in segment.words if word.speaker)]
+    words, cuts, speakers = segment.words, [0], [next(w.speaker for w in segment.words if w.speaker)]
     for k, word in enumerate(words):
-        if word.speaker is not None and word.speaker != speakers[-1]:
+        if word.speaker and word.speaker != speakers[-1]:
             cuts.append(k)
             speakers.append(word.speaker)
     if len(cuts) == 1:

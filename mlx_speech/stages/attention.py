@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import mlx.core as mx
 import numpy as np
@@ -24,7 +24,6 @@ from mlx_speech.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment, Word
 
 TOKENS_PER_SECOND = 50  # positions of the encoder
-WIDTH = 7  # of the median filter
 BUCKET = 32  # texts are padded to a multiple of it, so that few shapes occur
 
 PREPEND_PUNCTUATIONS = "\"'“¿([{-"
@@ -87,7 +86,7 @@ def find_alignment(
     paths = _dtw([-np.array(matrix) for matrix in matrices])
     for row, path, probability in zip(rows, paths, probabilities, strict=True):
         words = tokenizer.split_to_word_tokens([*texts[row], tokenizer.eot], languages[row])
-        found[row] = _timings(*words, *path, np.array(probability, dtype=np.float64))
+        found[row] = _timings(words, path, np.array(probability, dtype=np.float64))
     return found
 
 
@@ -100,9 +99,7 @@ def alignment_heads(args: ModelArgs) -> list[tuple[int, int]]:
     heads = args.alignment_heads or []
     if heads and all(len(pair) == 2 and pair[0] < args.n_text_layer and pair[1] < args.n_text_head for pair in heads):
         return sorted({(layer, head) for layer, head in heads})
-    return [
-        (layer, head) for layer in range(args.n_text_layer // 2, args.n_text_layer) for head in range(args.n_text_head)
-    ]
+    return list(product(range(args.n_text_layer // 2, args.n_text_layer), range(args.n_text_head)))
 
 
 def _padded(inputs: list[list[int]], pad: int, limit: int) -> mx.array:
@@ -133,7 +130,7 @@ def median_filter(x: mx.array) -> mx.array:
     third and the fourth of the other six, and those follow from two sorted triples. NaN counts as the greatest.
     """
     length = x.shape[-1]
-    if length <= WIDTH // 2:
+    if length <= 3:
         return x
     x = mx.where(mx.isnan(x), mx.inf, x)
     x = mx.concatenate([x[..., 3:0:-1], x, x[..., -2:-5:-1]], axis=-1)
@@ -153,7 +150,8 @@ def median_filter(x: mx.array) -> mx.array:
 def dtw(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The cheapest monotone path through `cost` (n, m): its rows and its columns, (steps,) each.
 
-    Added in float32; of equal ways the one from the left (openai/whisper `dtw_cpu`).
+    Added in float32, and as in openai/whisper `dtw_cpu`, a tie means a step from the left, even where the cell above
+    and the one before it tie and both are cheaper.
     """
     return _dtw([cost])[0]
 
@@ -184,30 +182,22 @@ def _backtrace(trace: np.ndarray, i: int, j: int) -> tuple[np.ndarray, np.ndarra
     path = []
     while i > 0 or j > 0:
         path.append((i - 1, j - 1))
-        came = 2 if i == 0 else 1 if j == 0 else trace[i + j, i]
-        if came != 2:
-            i -= 1
-        if came != 1:
-            j -= 1
+        came = 2 if i == 0 else 1 if j == 0 else int(trace[i + j, i])
+        i, j = i - (came != 2), j - (came != 1)
     rows, columns = np.array(path[::-1], dtype=np.int64).reshape(-1, 2).T
     return rows, columns
 
 
 def _timings(
-    words: Sequence[str],
-    word_tokens: Sequence[Sequence[int]],
-    rows: np.ndarray,
-    columns: np.ndarray,
-    probabilities: np.ndarray,
+    words: tuple[list[str], list[list[int]]], path: tuple[np.ndarray, np.ndarray], probabilities: np.ndarray
 ) -> list[WordTiming]:
     """Times where the path enters a word's first token and the one after its last; eot, the last word, is left out."""
-    if len(word_tokens) <= 1:
-        return []
+    rows, columns = path
     jumps = columns[np.diff(rows, prepend=-1) > 0] / TOKENS_PER_SECOND
-    bounds = np.cumsum([0, *map(len, word_tokens[:-1])]).tolist()
+    bounds = np.cumsum([0, *map(len, words[1][:-1])]).tolist()
     return [
         WordTiming(word, tuple(tokens), float(jumps[i]), float(jumps[j]), float(np.mean(probabilities[i:j])))
-        for word, tokens, i, j in zip(words, word_tokens, bounds, bounds[1:], strict=False)
+        for word, tokens, i, j in zip(*words, bounds, bounds[1:], strict=False)
     ]
 
 

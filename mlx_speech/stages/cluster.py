@@ -87,7 +87,7 @@ def cluster(
     """
     check(clustering, params, plda)
     settings = {**CLUSTERINGS[clustering], **(params or {})}
-    active = segmentations.any(axis=1)
+    active = np.asarray(segmentations.any(axis=1))
     valid = np.isfinite(embeddings).all(axis=2) & (embeddings != 0).any(axis=2)
     chosen = valid & active
     if min_active_ratio > 0:
@@ -233,7 +233,7 @@ def vbx(
         inverse = 1.0 / (1 + Fa / Fb * gamma.sum(axis=0, keepdims=True).T * phi)  # (17)
         alpha = Fa / Fb * inverse * gamma.T.dot(rho)  # (16)
         joint = Fa * (rho.dot(alpha.T) - 0.5 * (inverse + alpha**2).dot(phi) + constant) + np.log(prior + 1e-8)  # (23)
-        evidence = logsumexp(joint, axis=-1)
+        evidence = np.asarray(logsumexp(joint, axis=-1))
         gamma = np.exp(joint - evidence[:, None])
         prior = gamma.sum(axis=0)
         prior = prior / prior.sum()
@@ -253,7 +253,7 @@ def kmeans(vectors: np.ndarray, count: int) -> np.ndarray:
     from sklearn.cluster import KMeans
 
     count = min(count, len(np.unique(vectors, axis=0)))
-    return KMeans(n_clusters=count, n_init=3, random_state=42, copy_x=False).fit_predict(vectors)
+    return KMeans(n_clusters=count, n_init=3, random_state=42).fit_predict(vectors)  # type: ignore[arg-type]
 
 
 def constrained_argmax(similarity: np.ndarray, active: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.errors import AudioError, OptionError
+from mlx_speech.errors import AudioError, ConfigError, OptionError, brief
 from mlx_speech.features import speaker_fbank
 from mlx_speech.models.diarization_pipeline import Model
 from mlx_speech.stages import cluster, windows
@@ -25,7 +25,7 @@ from mlx_speech.transcript import Diarization, Turn
 
 FRAMES = Windows(duration=991 / 16_000, step=270 / 16_000)  # of PyanNet with the stride that all published ones have
 MIN_SAMPLES = 400  # of a filterbank frame: a voice needs more for an embedding of its own
-SEGMENTATION_SHARE = 0.15  # of the work, for the progress
+SHARES = (0.0, 0.15), (0.15, 0.95)  # of the work, for the progress: segmentation and embeddings
 BLOCK = 1 << 16  # frames that are sorted at once, for the memory
 
 
@@ -53,7 +53,8 @@ def diarize(
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}: it has to be at least 1")
     cluster.speaker_bounds(num_speakers, min_speakers, max_speakers)
-    cluster.check(model.clustering, model.clustering_params, model.plda)
+    settings = checked(model.params)
+    cluster.check(model.clustering, settings["clustering"], model.plda)
     samples = np.asarray(audio, dtype=np.float32)
     if samples.ndim != 1:
         raise AudioError(f"audio of shape {samples.shape}: speakers are told apart in one channel, (samples,)")
@@ -62,19 +63,21 @@ def diarize(
         return Diarization()
     args = model.segmentation.args
     size = round(args.duration * args.sample_rate)
-    starts = windows.starts(samples.size, size, round(args.duration * model.segmentation_step * args.sample_rate))
-    scores = segment(samples, model.segmentation, starts, size, batch_size, lambda p: report(SEGMENTATION_SHARE * p))
-    segmentations = scores
+    starts = windows.starts(samples.size, size, round(model.segmentation_step * args.duration * args.sample_rate))
+    scores = segmentations = np.concatenate(
+        list(_reported(segment(samples, model.segmentation, starts, size, batch_size), len(starts), report, SHARES[0]))
+    )
     if args.powerset_max_classes is None:
-        segmentations = windows.binarize(scores, model.segmentation_threshold).astype(np.int8)
+        segmentations = windows.binarize(scores, settings["segmentation"]["threshold"]).astype(np.int8)
     if not segmentations.any():
         return Diarization()
-    masks = voice_masks(segmentations, size, model.embedding_exclude_overlap)
-    embeddings = embed(
-        samples, model.embedding, starts, size, masks, batch_size,
-        lambda p: report(SEGMENTATION_SHARE + (1 - SEGMENTATION_SHARE) * p),
-    )  # fmt: skip
-    return from_stages(
+    masks = voice_masks(segmentations, size, exclude_overlap=model.embedding_exclude_overlap)
+    spoken = np.flatnonzero(masks.any(axis=(1, 2)))
+    vectors = embed(samples, model.embedding, [starts[k] for k in spoken], size, masks[spoken], batch_size)
+    embeddings = np.full((*masks.shape[::2], model.embedding.args.embedding_size), np.nan, dtype=np.float32)
+    embeddings[spoken] = np.concatenate(list(_reported(vectors, len(spoken), report, SHARES[1])))
+    embeddings[~masks.any(axis=1)] = np.nan
+    result = from_stages(
         segmentations,
         embeddings,
         duration=args.duration,
@@ -88,3 +91,190 @@ def diarize(
         segmentation_step=model.segmentation_step,
         frames=windows.frames_of(args),
     )
+    report(1.0)
+    return result
+
+
+def from_stages(
+    segmentations: np.ndarray,
+    embeddings: np.ndarray,
+    *,
+    duration: float,
+    scores: np.ndarray | None = None,
+    plda: Any = None,
+    clustering: str = "VBxClustering",
+    params: Mapping[str, Any] | None = None,
+    num_speakers: int | None = None,
+    min_speakers: int | None = None,
+    max_speakers: int | None = None,
+    segmentation_step: float = 0.1,
+    min_active_ratio: float = 0.2,
+    frames: Windows = FRAMES,
+) -> Diarization:
+    """Who speaks when, from what the models have said of every window.
+
+    segmentations : (chunks, frames, speakers), 0 or 1
+    embeddings : (chunks, speakers, dimension); what silent voices have is not used
+    duration : of a window, in seconds; a window begins every `segmentation_step` of it
+    scores : (chunks, frames, speakers), of a multilabel model, from which the speakers of a frame are chosen
+    plda : of VBxClustering, a `models.plda.Model`
+    clustering, params : as a pipeline's config.yaml has them, {"clustering": {...}, "segmentation": {...}}
+    min_active_ratio : see `cluster.cluster`
+
+    Warns and raises as `diarize` does.
+    """
+    bounds = cluster.speaker_bounds(num_speakers, min_speakers, max_speakers)
+    settings = checked(params)
+    cluster.check(clustering, settings["clustering"], plda)
+    segmentations, embeddings = np.asarray(segmentations), np.asarray(embeddings)
+    scores = segmentations if scores is None else np.asarray(scores)
+    if segmentations.ndim != 3 or embeddings.ndim != 3 or scores.shape != segmentations.shape:
+        raise OptionError("segmentations and scores have to be (chunks, frames, speakers), embeddings 3-dimensional")
+    if embeddings.shape[:2] != segmentations.shape[::2]:
+        raise OptionError(f"embeddings of {embeddings.shape[:2]} (chunks, speakers) for {segmentations.shape[::2]}")
+    if not len(segmentations):
+        return Diarization()
+    chunks = Windows(duration, segmentation_step * duration)
+    count = segmentations.sum(axis=2, keepdims=True)
+    count = np.rint(windows.aggregate(count, len(count), chunks, frames)[:, 0]).astype(int)
+    if not count.any():
+        return Diarization()
+    clusters, centroids = cluster.cluster(
+        embeddings,
+        segmentations,
+        bounds,
+        clustering=clustering,
+        params=settings["clustering"],
+        plda=plda,
+        min_active_ratio=min_active_ratio,
+    )
+    found = len(np.unique(clusters[clusters != cluster.NONE]))
+    if not bounds.low <= found <= bounds.high:
+        asked = f"{bounds.low} were" if bounds.low == bounds.high else f"{bounds.low} to {bounds.high} were"
+        message = f"{found} speakers are found where {asked} asked for: there is too little speech to tell more apart"
+        warnings.warn(message, stacklevel=2)
+    count = np.minimum(count, bounds.high).astype(int)
+    activations = windows.aggregate(_by_cluster(scores, clusters), len(scores), chunks, frames, skip_average=True)
+    min_off = settings["segmentation"]["min_duration_off"]
+    turns = _turns(strongest(activations, count), frames, min_off)
+    exclusive = _turns(strongest(activations, np.minimum(count, 1)), frames, min_off)
+    speakers = sorted({k for _, _, k in turns}, key=str)  # 10 before 2, as the original sorts
+    names = {k: f"SPEAKER_{n:02d}" for n, k in enumerate(speakers)}
+    silent = np.zeros((max(names, default=-1) + 1, centroids.shape[1]))  # more at once than there are clusters
+    silent[: len(centroids)] = centroids[: len(silent)]
+    return Diarization(
+        turns=tuple(Turn(start, end, names[k]) for start, end, k in turns),
+        exclusive=tuple(Turn(start, end, names[k]) for start, end, k in exclusive),
+        embeddings={name: tuple(silent[k].tolist()) for k, name in names.items()},
+    )
+
+
+def checked(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A pipeline's `params` with what they leave out. Raises `ConfigError` for settings of the wrong kind."""
+    found = {"clustering": {}, "segmentation": {}, **(params or {})}
+    for section in ("clustering", "segmentation"):
+        if not isinstance(found[section], Mapping):
+            raise ConfigError(f"params: {section} is {brief(found[section])}, not a set of values")
+    segmentation = {"threshold": 0.5, "min_duration_off": 0.0, **found["segmentation"]}
+    for name, value in segmentation.items():
+        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ConfigError(f"params: segmentation.{brief(name)} is {brief(value)}, not a number from 0")
+    return {**found, "segmentation": segmentation}
+
+
+# --- the models ------------------------------------------------------------------------------------------------------
+
+
+def powerset(num_classes: int, max_set_size: int) -> np.ndarray:
+    """The speakers of every class: none, one alone, two of them…; (powerset classes, num_classes) of 0 and 1."""
+    sets = [s for size in range(max_set_size + 1) for s in combinations(range(num_classes), size)]
+    return np.array([[int(k in s) for k in range(num_classes)] for s in sets], dtype=np.int8)
+
+
+def segment(audio: np.ndarray, model: Any, starts: list[int], size: int, batch_size: int) -> Iterator[np.ndarray]:
+    """PyanNet on the windows of `size` samples at `starts` → a batch at a time, (windows, frames, speakers).
+
+    0 or 1 of a powerset model (the most probable class), and the scores of a multilabel one.
+    """
+    args = model.args
+    mapping = powerset(args.num_speakers, args.powerset_max_classes) if args.powerset_max_classes else None
+
+    def compute(waveforms: mx.array, rows: slice) -> mx.array:
+        scores = model(waveforms)
+        return scores if mapping is None else mx.array(mapping)[scores.argmax(axis=-1)]
+
+    return windows.slide(audio, starts, size, compute, batch_size)
+
+
+def voice_masks(segmentations: np.ndarray, size: int, exclude_overlap: bool) -> np.ndarray:
+    """Of every voice, the frames its embedding is made from: those in which it is alone, where there are enough of
+    them for that. segmentations (chunks, frames, speakers) → the same shape; size : samples of a window"""
+    if not exclude_overlap:
+        return segmentations
+    clean = segmentations * (segmentations.sum(axis=2, keepdims=True) < 2)
+    enough = clean.sum(axis=1, keepdims=True) > math.ceil(segmentations.shape[1] * MIN_SAMPLES / size)
+    return np.where(enough, clean, segmentations)
+
+
+def embed(
+    audio: np.ndarray, model: Any, starts: list[int], size: int, masks: np.ndarray, batch_size: int
+) -> Iterator[np.ndarray]:
+    """WeSpeaker on the windows of `size` samples at `starts` → a batch at a time, (windows, speakers, dimension).
+
+    masks : (windows, frames, speakers). The trunk runs once per window for all of its voices.
+    """
+    args = model.args
+    front = {name: getattr(args, name) for name in ("num_mel_bins", "frame_length", "frame_shift", "sample_rate")}
+
+    def compute(waveforms: mx.array, rows: slice) -> mx.array:
+        features = model.trunk(speaker_fbank(waveforms, args.fbank_centering_span, **front))
+        weights = mx.array(masks[rows].transpose(0, 2, 1))
+        return model.pool(features[: len(weights)], weights)
+
+    return windows.slide(audio, starts, size, compute, batch_size)
+
+
+# --- the turns -------------------------------------------------------------------------------------------------------
+
+
+def _by_cluster(scores: np.ndarray, clusters: np.ndarray) -> Iterator[np.ndarray]:
+    """Of every window, (frames, clusters): the highest score of the voices that belong to the cluster."""
+    for score, own in zip(scores, clusters, strict=True):
+        result = np.zeros((len(score), clusters.max() + 1), dtype=np.float32)
+        for k in np.unique(own[own != cluster.NONE]):
+            result[:, k] = score[:, own == k].max(axis=1)
+        yield result
+
+
+def strongest(activations: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The `count` (frames,) speakers of every frame with the highest activations (frames, clusters); bool, with
+    columns for more speakers where there are fewer clusters than that. Equals go as NumPy sorts them here, as in the
+    original."""
+    missing = max(0, count.max() - activations.shape[1])
+    activations = np.pad(activations, ((0, 0), (0, missing)))
+    chosen = np.zeros(activations.shape, dtype=bool)
+    for start in range(0, len(chosen), BLOCK):
+        block = slice(start, start + BLOCK)
+        order = np.argsort(-activations[block], axis=-1)
+        np.put_along_axis(chosen[block], order, np.arange(order.shape[1]) < count[block, None], axis=1)
+    return chosen
+
+
+def _turns(chosen: np.ndarray, frames: Windows, min_duration_off: float) -> list[tuple[float, float, int]]:
+    """(frames, speakers) bool → (start, end, speaker) in order of time."""
+    turns = []
+    for k in range(chosen.shape[1]):
+        stretches = [(frames.middle(a), frames.middle(b)) for a, b in windows.runs(chosen[:, k])]
+        turns += [(start, end, k) for start, end in windows.fill(stretches, min_duration_off)]
+    return sorted(turns)
+
+
+def _reported(
+    batches: Iterator[np.ndarray], total: int, report: Callable[[float], None], share: tuple[float, float]
+) -> Iterator[np.ndarray]:
+    """The same batches, telling `report` how much of the `share` of the whole work is done."""
+    done = 0
+    for batch in batches:
+        done += len(batch)
+        report(share[0] + (share[1] - share[0]) * done / total)
+        yield batch

@@ -50,7 +50,7 @@ def transcribe_sequential(
     hallucination_silence_threshold : seconds; improbable words between silences longer than this are dropped, and
         the silence is skipped; needs `word_timestamps`
     clip_timestamps : start, end, start, end, … in seconds of what is transcribed; the last end may be left out
-    on_progress : called with how far it has come in the recording, 0..1
+    on_progress : called with the seconds of the recording done so far, after each window
 
     As in the original, a segment may end after the recording does, and segments with words may overlap; unlike there,
     segments without text are left out. Raises `OptionError`.
@@ -85,7 +85,7 @@ def transcribe_sequential(
                 found += segments
                 history.add(segments, condition_on_previous_text and result.temperature <= 0.5)
             if on_progress is not None:
-                on_progress(min(seek / mel.frames, 1.0))
+                on_progress(min(seek, mel.frames) / FRAMES_PER_SECOND)
     return tuple(replace(s, words=attention.tidy(s.words, s.start, s.end)) for s in found)
 
 
@@ -269,17 +269,10 @@ class _Steps:
             if attention.is_anomalous(segment):
                 following = attention.next_words_segment(segments[k + 1 :])
                 after = window.start + window.duration if following is None else following.words[0].start
-                silence_before = (
-                    segment.start - before > threshold
-                    or segment.start < threshold
-                    or segment.start - window.start < 2.0
-                )
-                silence_after = (
-                    after - segment.end > threshold
-                    or attention.is_anomalous(following)
-                    or window.end - segment.end < 2.0
-                )
-                if silence_before and silence_after:
+                silence_before = segment.start - before > threshold or segment.start < threshold
+                silence_after = after - segment.end > threshold or attention.is_anomalous(following)
+                near_start, near_end = segment.start - window.start < 2.0, window.end - segment.end < 2.0
+                if (silence_before or near_start) and (silence_after or near_end):
                     recording = self.mel.frames * HOP_LENGTH / SAMPLE_RATE
                     ahead = round(max(window.start + 1, segment.start) * FRAMES_PER_SECOND)
                     return segments[:k], self.mel.frames if recording - segment.end < threshold else ahead

@@ -1,25 +1,23 @@
-"""How text is spoken: numbers and symbols in words, for models whose labels are letters only.
+"""How text is divided into words and characters, and how numbers and symbols are spoken.
 
-The words for numbers come from the num2words package, for the languages it knows.
+The words for numbers come from the num2words package, in the languages that it knows.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from decimal import Decimal
 
 # Whisper's codes of languages that are written without spaces between words
 UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
 
-# where num2words has another code; Chinese reads the characters that Japanese writes
-_CODES = {"zh": "ja", "yue": "ja", "nn": "no", "kk": "kz"}
-# languages that write 1,234.5; the others write 1.234,5
-_POINT = frozenset("en ja zh yue ko th he hi ur bn ta te kn ml mr gu pa ne si my km lo sw cy mt tl ms".split())
+# num2words' codes, or those of languages whose numbers sound alike; Japanese numerals are written in Chinese
+_CODES = {"zh": "ja", "yue": "ja", "nn": "no", "kk": "kz", "hr": "sr", "bs": "sr", "ms": "id"}
+_POINT = ("en", "ja", "zh", "yue", "ko", "th", "he", "hi", "ur", "bn", "ta", "te")  # 1,234.5; the others 1.234,5
 _PAIRED = ("en", "de", "nl", "da", "no")  # languages that read 1999 as nineteen ninety-nine
-_ORDINALS = {"en": ("st", "nd", "rd", "th"), "fr": ("er", "re", "ère", "e", "ème"), "nl": ("e", "de", "ste")}
-_ORDINALS |= {"sv": (":a", ":e"), "es": ("º", "ª"), "it": ("º", "ª"), "pt": ("º", "ª"), "ca": ("è", "a")}
-
+_ORDINAL = {"en": "st|nd|rd|th", "fr": "er|re|ère|e|ème", "nl": "e|de|ste", "sv": ":a|:e", "es": "º|ª", "it": "º|ª"}
 _UNITS = {
     "%": "en percent|de prozent|fr pour cent|es por ciento|it per cento|pt por cento|nl procent|sv procent|da procent"
     "|no prosent|pl procent|cs procent|fi prosenttia|ro la sută|hu százalék|ru процентов|uk відсотків|ja パーセント",
@@ -27,14 +25,50 @@ _UNITS = {
     "|pl dolarów|cs dolarů|fi dollaria|ro dolari|hu dollár|ru долларов|uk доларів|ja ドル|zh 美元",
     "€": "en euros|de euro|fr euros|es euros|it euro|pt euros|nl euro|sv euro|da euro|no euro|pl euro|cs eur|fi euroa"
     "|ro euro|hu euró|ru евро|uk євро|ja ユーロ|zh 欧元",
-    "£": "en pounds|de pfund|fr livres|es libras|it sterline|pt libras|nl pond|sv pund|da pund|no pund|pl funtów"
-    "|cs liber|fi puntaa|ro lire|hu font|ru фунтов|uk фунтів|ja ポンド|zh 英镑",
+    "£": "en pounds|de pfund|fr livres|es libras|it sterline|pt libras|nl pond|sv pund|da pund|no pund|ru фунтов",
     "&": "en and|de und|fr et|es y|it e|pt e|nl en|sv och|da og|no og|pl i|cs a|fi ja|ro și|hu és|ru и|uk і",
-    "+": "en plus|de plus|fr plus|es más|it più|pt mais|nl plus|sv plus|da plus|no pluss|pl plus|cs plus|fi plus"
-    "|ro plus|hu plusz|ru плюс|uk плюс|ja プラス|zh 加",
+    "+": "en plus|de plus|fr plus|es más|it più|pt mais|nl plus|sv plus|da plus|no pluss|pl plus|fi plus|ru плюс",
 }
-
 _NUMBER = re.compile(r"([$€£])?(\d+(?:[.,:'’\u00a0\u202f]\d+)*)([a-zà-ÿ:ºª]+(?!\w))?([%$€£])?|[%$€£&+]")
+
+# A unit of a language without spaces, by the kinds of its characters (`_kind`): what opens, then a run of Latin letters
+# and digits or a character with its marks, then the punctuation behind it.
+_UNIT = re.compile("[opj]*(?:n(?:[nm]|j+(?=n))*|l*c?(?:m|s+c?)*)[pjms]*")
+_KINDS = dict.fromkeys("เแโใไເແໂໃໄ", "l") | dict.fromkeys("ะาำๅະາຳຽ", "m")  # vowels in front, vowels behind
+_KINDS |= dict.fromkeys("\u17d2\u1039", "s") | dict.fromkeys(".,:'’-_/@&+", "j")  # stackers; joints within runs
+
+
+def split_words(text: str, language: str) -> list[str]:
+    """Words as they are aligned: between spaces; in a language without spaces its characters, each with its marks and
+    the punctuation that belongs to it, and whole runs of Latin letters and digits."""
+    if language not in UNSPACED:
+        return text.split()
+    kinds = [(word, "".join(map(_kind, word))) for word in text.split()]
+    return [word[found.start() : found.end()] for word, kind in kinds for found in _UNIT.finditer(kind) if found[0]]
+
+
+def _kind(character: str) -> str:
+    category = unicodedata.category(character)
+    if character in _KINDS or is_mark(character):
+        return _KINDS.get(character, "m")
+    if category[0] in "PSC":
+        return "o" if category in ("Ps", "Pi") else "p"
+    return "n" if character.isdecimal() or ord(character) < 0x250 else "c"
+
+
+def is_mark(character: str) -> bool:
+    """Whether it belongs to the character before it: an accent, a vowel sign, a joiner."""
+    return unicodedata.category(character)[0] == "M" or character in "\u200c\u200d"
+
+
+def clusters(text: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+    """(first, last) of each character in text[start:end] with the marks that follow it."""
+    end = len(text) if end is None else end
+    first = start
+    for last in range(start + 1, end + 1):
+        if last == end or not is_mark(text[last]):
+            yield first, last
+            first = last
 
 
 def spoken(word: str, language: str) -> list[tuple[int, int, str | None]]:
@@ -47,70 +81,52 @@ def spoken(word: str, language: str) -> list[tuple[int, int, str | None]]:
     for found in _NUMBER.finditer(word):
         start, end, text = _expression(found, language)
         if text:
-            if start > place:
-                parts.append((place, start, None))
-            parts.append((start, end, text))
+            parts += [(place, start, None), (start, end, text)]
             place = end
-    if place < len(word):
-        parts.append((place, len(word), None))
-    return parts
+    return [part for part in (*parts, (place, len(word), None)) if part[0] < part[1]]
 
 
 def _expression(found: re.Match[str], language: str) -> tuple[int, int, str | None]:
     """Where an expression starts and ends, and how it is spoken: "$5", "3rd", "10:30", "7%", "&"."""
     before, digits, suffix, after = found.groups()
-    if digits is None:
-        return found.start(), found.end(), _unit(found[0], language)
-    start, end, ordinal = found.start(), found.end(2), False
-    if suffix in _ORDINALS.get(language, ()) and digits.isdigit():
-        end, ordinal = found.end(3), True
-    text = _number(digits, language, ordinal)
-    symbol = before or (after if not suffix else None)
-    unit = _unit(symbol, language) if symbol else None
-    if unit and (price := re.fullmatch(r"(\d+)[.,](\d\d)", digits)) and symbol != "%":
-        text = " ".join(filter(None, (_number(price[1], language), unit, price[2] != "00" and _number(price[2], language))))
-    elif text and unit:
-        text = f"{text} {unit}"
-    if text and unit:
-        return start, end if before else found.end(4), text
-    return (found.start(2) if before else start), end, text
-
-
-def _unit(symbol: str, language: str) -> str | None:
-    names = dict(entry.split(" ", 1) for entry in _UNITS[symbol].split("|"))
-    return names.get(language)
+    if suffix:
+        ordinal = digits.isdecimal() and suffix in _ORDINAL.get(language, "").split("|")
+        return found.start(2), found.end(3 if ordinal else 2), _number(digits, language, ordinal)
+    symbol = found[0] if digits is None else before or after
+    unit = dict(name.split(" ", 1) for name in _UNITS[symbol].split("|")).get(language) if symbol else None
+    if digits is None or unit is None:
+        return *(found.span(2) if digits else found.span()), _number(digits, language) if digits else unit
+    price = re.fullmatch(r"(\d+)[.,](\d\d)", digits) if symbol != "%" else None
+    text = _number(price[1] if price else digits, language)
+    rest = _number(price[2], language) if price and int(price[2]) else None
+    return *found.span(), " ".join(part for part in (text, unit, rest) if part) if text else None
 
 
 def _number(digits: str, language: str, ordinal: bool = False) -> str | None:
-    """Digits with separators in words: one number where they make one, else one after the other ("10:30")."""
-    plain = "".join(str(unicodedata.decimal(c)) if c.isdigit() else c for c in digits)
+    """Digits and separators in words: one number where they make one, else one after the other ("10:30")."""
+    plain = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in digits)
     group, point = (",", ".") if language in _POINT else (".", ",")
-    match = re.fullmatch(rf"(\d{{1,3}}(?:[{group}'’\u00a0\u202f]\d{{3}})+|\d+)(?:[{point}](\d+))?", plain)
-    if match is None and (loose := re.fullmatch(r"(\d+)[.,](\d+)", plain)):
-        match = loose
-    if match:
-        whole = re.sub(r"\D", "", match[1])
-        return _words(whole + (f".{match[2]}" if match[2] else ""), language, ordinal, year=plain.isdigit())
+    usual = rf"(\d{{1,3}}(?:[{group}'’\u00a0\u202f]\d{{3}})+|\d+)(?:[{point}](\d+))?"
+    if match := re.fullmatch(usual, plain) or re.fullmatch(r"(\d+)[.,](\d+)", plain):
+        fraction = f".{match[2]}" if match[2] else ""
+        return _words(re.sub(r"\D", "", match[1]) + fraction, language, ordinal, year=plain.isdecimal())
     pieces = [_words(piece, language) for piece in re.split(r"\D", plain) if piece.strip("0") or ":" not in plain]
     return " ".join(piece for piece in pieces if piece) or None
 
 
 def _words(number: str, language: str, ordinal: bool = False, year: bool = False) -> str | None:
-    """A number written with ASCII digits and a point, in words; None where the language has none."""
+    """ASCII digits, perhaps with a point, in words; None where the language has none."""
     from num2words import CONVERTER_CLASSES, num2words
 
     code = _CODES.get(language, language)
     if code not in CONVERTER_CLASSES:
         return None
-    if len(number) > 15 or (number[0] == "0" and number.isdigit() and len(number) > 1):  # digits one by one
-        each = [_words(digit, language) for digit in number if digit.isdigit()]
-        return " ".join(digit for digit in each if digit)
-    paired = year and language in _PAIRED and len(number) == 4 and "1100" <= number <= "2099"
-    kinds = ["ordinal"] if ordinal else ["year"] if paired else []
-    for kind in (*kinds, "cardinal"):
+    if len(number) > 15 or (len(number) > 1 and number[0] == "0" and number.isdecimal()):  # "007": digit by digit
+        return " ".join(_words(digit, language) or "" for digit in number if digit.isdecimal())
+    year = year and language in _PAIRED and len(number) == 4 and "1100" <= number <= "2099"
+    for kind in ("ordinal",) * ordinal + ("year",) * year + ("cardinal",):
         try:
-            text = num2words(int(number) if number.isdigit() else Decimal(number), lang=code, to=kind)
+            return str(num2words(Decimal(number) if "." in number else int(number), lang=code, to=kind)).lower()
         except (NotImplementedError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError):
             continue  # not every converter has every kind
-        return str(text).lower()
     return None

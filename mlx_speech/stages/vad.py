@@ -19,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.errors import AudioError, OptionError
+from mlx_speech.stages import windows
 from mlx_speech.transcript import Chunk, Region
 
 WINDOWS = {16_000: 512, 8_000: 256}  # samples a probability stands for, by sampling rate
@@ -288,3 +289,69 @@ def warn_if_silent(audio: np.ndarray, regions: Sequence[Region], name: str = "th
             stacklevel=2,
         )
     return share < LITTLE_SPEECH
+
+
+def detect_speech_pyannet(
+    audio: Any,
+    model: Any,
+    *,
+    onset: float = 0.5,
+    offset: float = 0.363,
+    min_duration_on: float = 0.0,
+    min_duration_off: float = 0.0,
+    max_duration: float = math.inf,
+    batch_size: int = 32,
+) -> list[Region]:
+    """The regions in which somebody speaks, by PyanNet (pyannote.audio `VoiceActivityDetection`, WhisperX's cuts).
+
+    audio : (samples,) at 16 kHz, floats in [-1, 1]
+    model : a PyanNet; of a powerset model, a window's most probable class says whether anybody speaks
+    onset, offset : speech begins above the one and ends below the other
+    min_duration_on, min_duration_off : seconds; shorter speech is dropped, after shorter pauses have been filled
+    max_duration : seconds; longer speech is cut where speech is least likely
+    batch_size : windows that go through the model at once
+
+    Other than in WhisperX, no region reaches over the end of the recording, speech that ends in the very frame in
+    which it becomes too long ends there, and pauses may be filled under a `max_duration`, by which they are left.
+    Raises `OptionError` for options out of range, and `AudioError` for audio of another shape.
+    """
+    _check("onset", onset, 0, 1)
+    _check("offset", offset, 0, onset)
+    _check("min_duration_on", min_duration_on, 0, 1e9)
+    _check("min_duration_off", min_duration_off, 0, 1e9)
+    _check("max_duration", max_duration, 1, math.inf)
+    _check("batch_size", batch_size, 1, 1e6)
+    samples = np.asarray(audio, dtype=np.float32)
+    if samples.ndim != 1:
+        raise AudioError(f"audio of shape {samples.shape}: speech is detected in one channel, (samples,)")
+    if not samples.size:
+        return []
+    frames, scores = windows.frames_of(model.args), speech_scores(samples, model, batch_size)
+    stretches = windows.runs(windows.binarize(scores[:, None], onset, offset)[:, 0])
+    pieces = [piece for stretch in stretches for piece in windows.cut(scores, stretch, max_duration / frames.step)]
+    filled = windows.fill([(frames.middle(a), frames.middle(b)) for a, b in pieces], min_duration_off, max_duration)
+    length = samples.size / model.args.sample_rate
+    return [Region(start, min(end, length)) for start, end in filled if end - start >= min_duration_on]
+
+
+def speech_scores(audio: np.ndarray, model: Any, batch_size: int = 32) -> np.ndarray:
+    """How sure PyanNet is of speech, (frames,) 0..1: the highest of a window's speakers, overlapping windows averaged
+    (pyannote.audio `Inference`). audio : (samples,), at least one"""
+    args = model.args
+    left, right = args.warm_up or (0.0, 0.0)
+    span = windows.Windows(args.duration, left or 0.1 * args.duration)
+    size, step = round(span.duration * args.sample_rate), round(span.step * args.sample_rate)
+    starts = windows.starts(audio.size, size, step)
+
+    def compute(waveforms: mx.array, rows: slice) -> mx.array:
+        scores = model(waveforms)
+        best = scores.max(axis=-1) if args.powerset_max_classes is None else scores.argmax(axis=-1) > 0
+        return best[..., None].astype(mx.float32)
+
+    batches = windows.slide(audio, starts, size, compute, batch_size)
+    frames = windows.frames_of(args)
+    scores = windows.aggregate(
+        (row for batch in batches for row in batch), len(starts), span, frames, warm_up=(left, right), hamming=True
+    )[:, 0]
+    padded = starts[-1] + size > audio.size
+    return scores[: math.floor(audio.size / args.sample_rate / frames.step) + 1] if padded else scores

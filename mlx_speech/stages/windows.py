@@ -58,15 +58,15 @@ def slide(
     size: int,
     compute: Callable[[mx.array, slice], mx.array],
     batch_size: int,
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """What `compute` gives for every window, a batch at a time: which of the windows, and its rows for them.
+) -> Iterator[np.ndarray]:
+    """What `compute` gives for the windows, a batch at a time.
 
     audio : (samples,); only the windows of a batch are copied from it, with zeros behind its end
     first : the windows' first samples; size : samples of a window
     compute : takes (batch, size) and which windows they are; the last batch may have rows of zeros at its end, so
         that there are at most four sizes of batches. It runs while the batch before is brought to the host.
     """
-    pending: tuple[slice, mx.array] | None = None
+    pending: mx.array | None = None
     quantum = max(1, batch_size // 4)
     for begin in range(0, len(first), batch_size):
         rows = slice(begin, min(begin + batch_size, len(first)))
@@ -78,10 +78,10 @@ def slide(
         output = compute(mx.array(waveforms), rows)[:count]
         mx.async_eval(output)
         if pending is not None:
-            yield pending[0], np.array(pending[1])
-        pending = rows, output
+            yield np.array(pending)
+        pending = output
     if pending is not None:
-        yield pending[0], np.array(pending[1])
+        yield np.array(pending)
 
 
 def aggregate(
@@ -140,6 +140,20 @@ def runs(active: np.ndarray) -> list[tuple[int, int]]:
     changes = np.flatnonzero(np.diff(active, prepend=False, append=False)).tolist()
     stretches = [(a, min(b, len(active) - 1)) for a, b in zip(changes[::2], changes[1::2], strict=True)]
     return [(a, b) for a, b in stretches if b > a]
+
+
+def cut(scores: np.ndarray, stretch: tuple[int, int], max_frames: float) -> list[tuple[int, int]]:
+    """A stretch of `runs` in pieces of at most `max_frames`: one that grows longer ends at the lowest of the scores
+    (frames,) in the second half of what it has by then (Bain et al. 2023, WhisperX's `Binarize`)."""
+    start, end = stretch
+    pieces, searched = [], start
+    while end - start > max_frames:
+        beyond = start + int(max_frames) + 1
+        half = searched + (beyond - searched) // 2
+        lowest = half + int(scores[half:beyond].argmin())
+        pieces.append((start, lowest))
+        start, searched = lowest, lowest + 1
+    return [*pieces, (start, end)]
 
 
 def fill(

@@ -1,0 +1,233 @@
+"""WhisperX's functions on this package: a script runs after changing its import.
+
+    from mlx_speech import whisperx
+    from mlx_speech.whisperx import DiarizationPipeline
+
+Arguments and results are those of m-bain/whisperX 3.8, with two differences: diarization gives a list of dicts where
+WhisperX gives a pandas.DataFrame (`pandas.DataFrame(turns)` makes one), and `device` is not looked at, since MLX has
+its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_speech import audio as _audio
+from mlx_speech import names, writers
+from mlx_speech.checkpoint import load
+from mlx_speech.errors import OptionError, SourceError
+from mlx_speech.models import wav2vec2
+from mlx_speech.pipeline import Pipeline
+from mlx_speech.stages import align as _align
+from mlx_speech.stages.assign import assign_speakers
+from mlx_speech.stages.sentences import split_sentences
+from mlx_speech.transcript import Diarization, Segment, Transcript, Turn, Word
+
+Dicts = list[dict[str, Any]]
+RENAMED = {"temperatures": "temperature", "log_prob_threshold": "logprob_threshold", "max_new_tokens": "sample_len"}
+# of faster-whisper, with the value that means what happens here
+FIXED = {"repetition_penalty": 1, "no_repeat_ngram_size": 0, "condition_on_previous_text": False}
+
+
+def load_audio(file: str, sr: int = 16_000) -> np.ndarray:
+    """(samples,) float32 in [-1, 1] at `sr` Hz. Raises `AudioError`."""
+    return _audio.load_audio(file, sample_rate=sr)
+
+
+def load_model(
+    whisper_arch: Any,
+    device: str | None = None,
+    device_index: int = 0,
+    compute_type: str = "default",
+    asr_options: Mapping[str, Any] | None = None,
+    language: str | None = None,
+    vad_method: str = "silero",
+    vad_options: Mapping[str, float] | None = None,
+    task: str = "transcribe",
+    **_: Any,
+) -> Recogniser:
+    """Whisper with speech detection: `load_model(...).transcribe(audio)`.
+
+    whisper_arch : what `Pipeline` takes as its model
+    compute_type : "float16" and "float32" say how a GPU computes; "int8" and "int4" quantize
+    asr_options : by faster-whisper's names; vad_options : chunk_size, vad_onset, vad_offset
+    Raises `SourceError`, `OptionError`.
+    """
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    bits = int(compute_type[3:]) if compute_type in ("int8", "int4") else None
+    dtype = compute_type if compute_type in ("float16", "float32") and on_gpu else None
+    given = dict(vad_options or {})
+    own = ("threshold", "neg_threshold") if vad_method == "silero" else ("onset", "offset")
+    options: dict[str, Any] = {"language": language, "task": task, "vad_method": vad_method}
+    options["chunk_size"] = given.get("chunk_size", 30)
+    options["vad_options"] = {own[0]: given["vad_onset"]} if "vad_onset" in given else {}
+    if vad_method == "pyannote" and "vad_offset" in given:
+        options["vad_options"][own[1]] = given["vad_offset"]
+    for name, value in (asr_options or {}).items():
+        if name not in FIXED:
+            options[RENAMED.get(name, name)] = tuple(value) if isinstance(value, list) else value
+        elif value != FIXED[name]:
+            raise OptionError(f"{name}={value!r} has no meaning here: leave it out")
+    return Recogniser(Pipeline(whisper_arch, dtype=dtype, q_bits=bits), options)
+
+
+class Recogniser:
+    """What `load_model` gives."""
+
+    def __init__(self, pipeline: Pipeline, options: Mapping[str, Any]) -> None:
+        self._pipeline, self._options = pipeline, dict(options)
+
+    def transcribe(
+        self,
+        audio: str | np.ndarray,
+        batch_size: int | None = None,
+        num_workers: int = 0,
+        language: str | None = None,
+        task: str | None = None,
+        chunk_size: int = 30,
+        print_progress: bool = False,
+        combined_progress: bool = False,
+        verbose: bool = False,
+        progress_callback: Callable[[float], Any] | None = None,
+    ) -> dict[str, Any]:
+        """{"segments": [{"text", "start", "end", "avg_logprob"}], "language"}: one segment a chunk, without words."""
+        options = {"without_timestamps": True, **self._options, "word_timestamps": None}
+        options["chunk_size"] = min(chunk_size, options["chunk_size"])
+        options |= {key: value for key, value in (("language", language), ("task", task)) if value is not None}
+        if batch_size is not None:
+            self._pipeline.batch_size = batch_size
+        result = self._pipeline(audio, on_progress=_percent(progress_callback, "transcribe"), **options)
+        keys = ("text", "start", "end", "avg_logprob")
+        segments = [{key: segment[key] for key in keys} for segment in writers.as_dict(result)["segments"]]
+        return {"segments": segments, "language": result.language}
+
+
+def load_align_model(
+    language_code: str, device: str | None = None, model_name: Any = None, **_: Any
+) -> tuple[wav2vec2.Model, dict[str, Any]]:
+    """The wav2vec2 of a language, and what is known of it. Raises `SourceError`."""
+    source = model_name or names.align_source(language_code)
+    if source is None:
+        raise SourceError(f"no alignment model is known for {language_code!r}: give one as model_name")
+    model: Any = source if isinstance(source, wav2vec2.Model) else load(source)
+    if not isinstance(model, wav2vec2.Model):
+        raise SourceError(f"{source}: is no wav2vec2 model with a CTC head: give another model_name")
+    labels = {label.lower(): index for index, label in enumerate(model.args.vocab or [])}
+    return model, {"language": language_code, "dictionary": labels, "type": "mlx"}
+
+
+def align(
+    transcript: Sequence[dict[str, Any]],
+    model: wav2vec2.Model,
+    align_model_metadata: Mapping[str, Any],
+    audio: str | np.ndarray,
+    device: str | None = None,
+    interpolate_method: str = "nearest",
+    return_char_alignments: bool = False,
+    print_progress: bool = False,
+    combined_progress: bool = False,
+    progress_callback: Callable[[float], Any] | None = None,
+) -> dict[str, Any]:
+    """{"segments": sentences with "words", "word_segments": all words}"""
+    language = align_model_metadata["language"]
+    segments = [_segment(entry, language) for entry in transcript]
+    report, total = _percent(progress_callback, "align"), sum(segment.duration for segment in segments)
+    words = _align.align(
+        segments,
+        load_audio(audio) if isinstance(audio, str) else np.asarray(audio, np.float32),
+        model,
+        language=language,
+        interpolate_method=interpolate_method,
+        return_char_alignments=return_char_alignments,
+        on_progress=lambda done: report("align", done, total, None),
+    )
+    result = writers.as_dict(Transcript(split_sentences(words, language)))
+    return {"segments": result["segments"], "word_segments": result["word_segments"]}
+
+
+class DiarizationPipeline:
+    """pyannote's speaker diarization. model_name : what `Pipeline` takes as its diarize_model; token : of the hub"""
+
+    def __init__(
+        self, model_name: Any = None, token: str | None = None, device: str | None = None, cache_dir: str | None = None
+    ) -> None:
+        if token is not None:
+            os.environ["HF_TOKEN"] = token
+        self._pipeline = Pipeline(diarize_model=model_name)
+        self._pipeline.models.diarization()
+
+    def __call__(
+        self,
+        audio: str | np.ndarray,
+        num_speakers: int | None = None,
+        min_speakers: int | None = None,
+        max_speakers: int | None = None,
+        return_embeddings: bool = False,
+        progress_callback: Callable[[float], Any] | None = None,
+    ) -> Dicts | tuple[Dicts, dict[str, list[float]]]:
+        """[{"label", "speaker", "start", "end"}], and with `return_embeddings` one vector per speaker."""
+        found = self._pipeline.diarize(
+            audio,
+            num_speakers=num_speakers,
+            min_speakers=min_speakers,
+            max_speakers=max_speakers,
+            on_progress=_percent(progress_callback, "diarize"),
+        )
+        turns = [
+            {"label": chr(65 + index % 26), "speaker": turn.speaker, "start": turn.start, "end": turn.end}
+            for index, turn in enumerate(found.turns)
+        ]
+        return (
+            (turns, {name: list(vector) for name, vector in found.embeddings.items()}) if return_embeddings else turns
+        )
+
+
+def assign_word_speakers(
+    diarize_df: Any,
+    transcript_result: dict[str, Any],
+    speaker_embeddings: Mapping[str, list[float]] | None = None,
+    fill_nearest: bool = False,
+) -> dict[str, Any]:
+    """`transcript_result` with "speaker" in the segments and words that overlap a turn; changed in place, as there.
+
+    diarize_df : what `DiarizationPipeline` gives, here or there
+    """
+    rows = diarize_df.to_dict("records") if hasattr(diarize_df, "to_dict") else diarize_df
+    turns = tuple(Turn(row["start"], row["end"], row["speaker"]) for row in rows)
+    entries = transcript_result["segments"]
+    segments = [_segment(entry) for entry in entries]
+    found = assign_speakers(segments, Diarization(turns, turns), fill_nearest=fill_nearest, split=False)
+    for entry, segment in zip(entries, found, strict=True):
+        timed = [word for word in entry.get("words", []) if "start" in word]
+        for target, speaker in [
+            (entry, segment.speaker),
+            *((word, found.speaker) for word, found in zip(timed, segment.words, strict=True)),
+        ]:
+            if speaker is not None:
+                target["speaker"] = speaker
+    if speaker_embeddings is not None:
+        transcript_result["speaker_embeddings"] = dict(speaker_embeddings)
+    return transcript_result
+
+
+def _segment(entry: Mapping[str, Any], language: str | None = None) -> Segment:
+    start, end = entry.get("start", 0.0), entry.get("end", 0.0)
+    words = tuple(
+        Word(word["start"], word.get("end", word["start"]), word["word"], word.get("score", 0.0))
+        for word in entry.get("words", [])
+        if "start" in word
+    )
+    return Segment(start, end, entry.get("text", "").strip(), words, language=language)
+
+
+def _percent(callback: Callable[[float], Any] | None, stage: str) -> Callable[[str, float, float, Any], None]:
+    def report(name: str, done: float, total: float, _: Any) -> None:
+        if callback is not None and name == stage:
+            callback(100 * done / total if total else 100.0)
+
+    return report

@@ -1,0 +1,236 @@
+"""Window after window: openai/whisper's own `transcribe`, run side by side with ours on the same scripts and models."""
+
+from __future__ import annotations
+
+import math
+import sys
+import zlib
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import originals as make
+import pytest
+import torch
+import whisper.audio
+import whisper.timing
+import whisper.tokenizer
+from scripted import Script, ScriptedModel, openai_model
+
+from mlx_speech.errors import OptionError
+from mlx_speech.models.whisper import Model, ModelArgs
+from mlx_speech.options import Options
+from mlx_speech.stages import attention, sequential
+from mlx_speech.stages.attention import WordTiming
+from mlx_speech.stages.decode import DecodingOptions
+from mlx_speech.stages.sequential import transcribe_sequential
+from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.transcript import Segment
+
+openai = sys.modules["whisper.transcribe"]  # the name in the package is that of the function
+OFF = {"compression_ratio_threshold": None, "logprob_threshold": None, "no_speech_threshold": None}
+GREEDY = {"temperature": (0.0,), **OFF}
+FALLBACK = {"temperature": (0.0, 0.4, 0.8), "best_of": 2, "sample_len": 40}
+LENGTHS = (64.21, 35.0, 41.777, 50.005)
+
+
+@lru_cache(maxsize=len(LENGTHS))
+def recording(seconds: float) -> np.ndarray:
+    return make.babble(seconds).numpy()
+
+
+@lru_cache(maxsize=len(LENGTHS))
+def spectrogram(seconds: float) -> torch.Tensor:
+    return whisper.audio.log_mel_spectrogram(recording(seconds), 80, padding=480_000)
+
+
+@lru_cache(maxsize=2)
+def tokenizer(multilingual: bool = True) -> Tokenizer:
+    return Tokenizer.find(None, 51865 if multilingual else 51864)
+
+
+class Recorded:
+    """A scripted model that remembers which windows it has heard."""
+
+    def __init__(self, model: Any):
+        self.model, self.heard, encode = model, [], model.encoder
+
+        def encoder(mel: Any) -> Any:
+            encoded = encode(mel)
+            self.heard.append(round(float(encoded[0, 0, 0])))
+            return encoded
+
+        model.encoder = encoder
+
+    @property
+    def windows(self) -> list[int]:
+        """Without retries."""
+        return [window for window, _ in groupby(self.heard)]
+
+
+def compare(
+    script: Script,
+    seconds: float,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    language: str | None = "en",
+    initial_prompt: str | None = None,
+    **options: Any,
+) -> tuple[Segment, ...]:
+    """Both on the same script; the segments, which are the same."""
+    monkeypatch.setattr(openai, "log_mel_spectrogram", lambda *_, **__: spectrogram(seconds))
+    decoding = {k: options.pop(k) for k in list(options) if k in DecodingOptions.__dataclass_fields__}
+    theirs, ours = Recorded(openai_model(script, monkeypatch)), Recorded(ScriptedModel(script))
+    audio = recording(seconds)
+    expected = openai.transcribe(
+        theirs.model, audio, language=language, initial_prompt=initial_prompt, fp16=False, **decoding, **options
+    )
+    options["clip_timestamps"] = options.get("clip_timestamps", ())
+    monkeypatch.setattr(attention, "tidy", lambda words, start, end: tuple(words))  # as upstream leaves them
+    # upstream writes the names of special tokens into the text whose compression it measures
+    monkeypatch.setattr(whisper.tokenizer.Tokenizer, "decode", _text)
+    found = transcribe_sequential(
+        audio,
+        ours.model,
+        tokenizer(script.multilingual),
+        DecodingOptions(**decoding, initial_prompt=initial_prompt),
+        language=language,
+        **options,
+    )
+    assert ours.windows == theirs.windows
+    same(found, [segment for segment in expected["segments"] if segment["tokens"]])
+    assert all(segment.language == expected["language"] for segment in found)
+    return found
+
+
+def _text(self: whisper.tokenizer.Tokenizer, tokens: list[int]) -> str:
+    return self.encoding.decode([token for token in tokens if token < self.eot])
+
+
+def same(found: tuple[Segment, ...], expected: list[dict]) -> None:
+    def exact(segment: Segment) -> tuple:
+        words = [(word.text, word.start, word.end) for word in segment.words]
+        return segment.start, segment.end, segment.text, segment.tokens, segment.temperature, words
+
+    def theirs(segment: dict) -> tuple:
+        words = [(word["word"], word["start"], word["end"]) for word in segment.get("words", [])]
+        named = (segment[name] for name in ("start", "end"))
+        return *named, segment["text"].strip(), tuple(segment["tokens"]), segment["temperature"], words
+
+    assert [exact(segment) for segment in found] == [theirs(segment) for segment in expected]
+    for name in ("avg_logprob", "no_speech_prob", "compression_ratio"):
+        values = [getattr(segment, name) for segment in found], [float(segment[name]) for segment in expected]
+        np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5)
+
+
+PROMPT = "Glossary: Aldebaran, Betelgeuse"
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "plain": (30, GREEDY),
+    "unconditioned": (16, {**GREEDY, "condition_on_previous_text": False}),
+    "prompt": (16, {**GREEDY, "initial_prompt": PROMPT}),
+    "prompt, unconditioned": (12, {**GREEDY, "initial_prompt": PROMPT, "condition_on_previous_text": False}),
+    "prompt in every window": (12, {**GREEDY, "initial_prompt": PROMPT, "carry_initial_prompt": True}),
+    "long prompt": (8, {**GREEDY, "initial_prompt": PROMPT * 14, "carry_initial_prompt": True}),
+    "clip": (12, {**GREEDY, "clip_timestamps": [3.217]}),
+    "clips": (14, {**GREEDY, "clip_timestamps": [1.0, 8.5, 5.03, 31.0, 31.0, 31.0, 33.333]}),
+    "thresholds": (24, FALLBACK),
+    "thresholds, prompt": (10, {**FALLBACK, "initial_prompt": PROMPT, "carry_initial_prompt": True}),
+    "thresholds, unconditioned": (8, {**FALLBACK, "condition_on_previous_text": False}),
+    "silence only": (12, {**GREEDY, "no_speech_threshold": 0.6}),
+    "without timestamps": (8, {**GREEDY, "without_timestamps": True}),
+    "any start": (8, {**GREEDY, "max_initial_timestamp": None, "suppress_tokens": ""}),
+    "beams": (4, {**GREEDY, "beam_size": 2}),
+    "detected": (6, {**GREEDY, "language": None}),
+    "translated": (6, {**GREEDY, "task": "translate", "language": "de"}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_segments_are_those_of_openai(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, options = CASES[name]
+    found = []
+    for k in range(count):
+        script = Script(seed=zlib.crc32(name.encode()) + k, length=(8, 16, 5)[k % 3])
+        found += compare(script, LENGTHS[k % len(LENGTHS)], monkeypatch, **dict(options))
+    assert len(found) >= 3 * count, "too few segments to tell"
+    if options["temperature"] != (0.0,):
+        assert {segment.temperature for segment in found} >= {0.0, 0.8}
+
+
+def test_there_are_enough_cases() -> None:
+    assert sum(count for count, _ in CASES.values()) >= 200
+
+
+def test_english_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(6):
+        assert compare(Script(seed, multilingual=False), 35.0, monkeypatch, **GREEDY)
+
+
+def test_moods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loops, doubt and silence in every window: every threshold, and the prompt's reset, decides."""
+    temperatures = {}
+    for mood in ("loop", "unsure", "silent", "sure"):
+        for seed in range(3):
+            found = compare(Script(seed, mood=mood), 35.0, monkeypatch, **FALLBACK)
+            temperatures.setdefault(mood, set()).update(segment.temperature for segment in found)
+    assert temperatures["sure"] == {0.0}
+    assert max(temperatures["loop"]) > 0.5
+    assert temperatures["silent"] == set()
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def scripted_alignment(tokens: list[int], words: list[str], word_tokens: list[list[int]], num_frames: int) -> list:
+    """Words with times of every kind: short, long, after pauses, improbable; (word, tokens, start, end, probability)."""
+    rng = np.random.default_rng(zlib.crc32(np.array([num_frames, *tokens]).tobytes()))
+    kind = rng.integers(4)
+    scale = rng.choice([3, 10, 25, 60])
+    lengths = np.ceil(rng.exponential(scale, len(words))) * (rng.random(len(words)) > 0.1)
+    pauses = rng.choice([0, 0, 0, 40, 150, 400], len(words)) * (kind != 0)
+    ends = np.cumsum(lengths + pauses)
+    last = num_frames // 2
+    high = np.minimum(ends, last) / 50
+    low = np.minimum(ends - lengths, last) / 50
+    sure = rng.uniform(0, 0.2, len(words)) if kind == 1 else rng.uniform(0.1, 1, len(words))
+    rows = zip(words[:-1], word_tokens[:-1], low.tolist(), high.tolist(), sure.tolist(), strict=False)
+    return list(rows) if len(words) > 1 else []
+
+
+@pytest.fixture
+def _words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def theirs(model: Any, tokenizer: Any, text_tokens: list[int], mel: Any, num_frames: int) -> list:
+        if not text_tokens:
+            return []
+        split = tokenizer.split_to_word_tokens([*text_tokens, tokenizer.eot])
+        rows = scripted_alignment(text_tokens, *split, num_frames)
+        return [whisper.timing.WordTiming(*row) for row in rows]
+
+    def ours(
+        encoded: Any, texts: list, model: Any, tokenizer: Tokenizer, *, languages: list, task: str, num_frames: list
+    ) -> list:
+        (text,), (frames,) = texts, num_frames
+        split = tokenizer.split_to_word_tokens([*text, tokenizer.eot], languages[0])
+        rows = scripted_alignment(list(text), *split, frames) if text else []
+        return [[WordTiming(word, tuple(tokens), *rest) for word, tokens, *rest in rows]]
+
+    monkeypatch.setattr(whisper.timing, "find_alignment", theirs)
+    monkeypatch.setattr(attention, "find_alignment", ours)
+
+
+WORDS = {**GREEDY, "word_timestamps": True}
+
+
+@pytest.mark.usefixtures("_words")
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.5, 2.0, 8.0])
+def test_words_and_what_is_skipped_are_those_of_openai(threshold: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for k in range(24):
+        script = Script(seed=1000 + k, length=(8, 16, 5)[k % 3])
+        options = {**WORDS, "hallucination_silence_threshold": threshold}
+        if k % 4 == 3:
+            options["clip_timestamps"] = [2.0, 20.0, 21.5]
+        found += compare(script, LENGTHS[k % len(LENGTHS)], monkeypatch, **options)
+    assert len(found) > 100 and sum(len(segment.words) for segment in found) > 500
