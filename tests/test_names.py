@@ -233,3 +233,21 @@ def test_what_is_quantized_already(shelf: Shelf) -> None:
 def test_what_is_never_quantized_is_loaded_as_it_is(shelf: Shelf) -> None:
     plain, model = mlx_speech.load(shelf["pyannet"]), mlx_speech.load(shelf["pyannet"], q_bits=4)
     assert all(mx.array_equal(array, plain.arrays()[name]) for name, array in model.arrays().items())
+
+
+def model_table() -> str:
+    """The README's table of models: what is downloaded from the first source, and what is held in float16."""
+    rows = ["| `--model` | download | memory | for whom |\n|---|---|---|---|\n"]
+    for name, model in names.WHISPER.items():
+        if name in ("large", "turbo"):
+            continue
+        also = {"large-v3": ", `large`", "large-v3-turbo": ", `turbo`"}.get(name, "")
+        size = f"{model.megabytes() / 1000:.1f} GB" if model.megabytes() > 1000 else f"{model.megabytes():.0f} MB"
+        small = model.megabytes(4)
+        rows.append(f"| `{name}`{also} | {size} | {size}; `-q4` {small:.0f} MB | {model.use} |\n")
+    return "".join(rows)
+
+
+def test_the_readme_has_the_models() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert readme.split("<!-- models -->\n")[1].split("<!-- /models -->")[0] == model_table()

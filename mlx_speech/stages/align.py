@@ -26,9 +26,8 @@ from mlx_speech.transcript import Char, Segment, Word
 
 METHODS = ("nearest", "linear", "ignore")
 WILDCARD = -1  # in place of a label: a character that is spoken, but is not in the vocabulary
-# A wildcard takes the likeliest label of each frame, blank too, less this (nats): one can cover a whole unknown word,
-# blanks and all, and no frame is dearer than this. Without the blank it would cover a single spike.
-PENALTY = 0.2
+# A wildcard has the log-probability of each frame's likeliest label less this: with blanks among them, one wildcard
+PENALTY = 0.2  # covers a whole unknown word; without, it would cover a single spike of it
 TAIL = 3  # frames that a character sounds on after its own: CTC's labels are spikes, far shorter than what they label
 FRAME = 0.02  # seconds that an interpolated word gets where there is room
 MIN_COVERAGE = 0.1  # of a text's letters; with fewer, the model is one of another script
@@ -116,9 +115,6 @@ def covers(model: Any, text: str, language: str = "") -> float:
     return Labels(model.args, language).coverage(text)
 
 
-# --- Viterbi ---------------------------------------------------------------------------------------------------------
-
-
 def viterbi(
     log_probs: Sequence[np.ndarray], targets: Sequence[np.ndarray], *, blank: int = 0, wildcard: int | None = None
 ) -> tuple[list[np.ndarray | None], np.ndarray]:
@@ -155,9 +151,7 @@ def viterbi(
             _step(label[:n], quiet[:n], repeats[:n], emitted[frame - start, :n], back[frame, :n])
     label, quiet = label[everyone, sizes], quiet[everyone, sizes]
     states = _trace(back, 2 * sizes - (label > quiet), active)
-    scores = np.empty(len(order))
-    scores[order] = np.maximum(label, quiet)
-    scores += [row.max(axis=1).sum(dtype=np.float64) for row in log_probs]
+    scores = np.maximum(label, quiet)[np.argsort(order)] + [r.max(axis=1).sum(dtype=np.float64) for r in log_probs]
     paths = {row: states[: frames[place], place] for place, row in enumerate(order) if np.isfinite(scores[row])}
     return [paths.get(row) for row in range(len(order))], scores
 
@@ -188,9 +182,6 @@ def _trace(back: np.ndarray, state: np.ndarray, active: np.ndarray) -> np.ndarra
         code = back[frame, everyone[: len(here)], (here + 1) >> 1]
         here -= np.where(here & 1, code & 3, code >> 2)
     return states
-
-
-# --- from text and sound to words ------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)

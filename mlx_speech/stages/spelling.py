@@ -10,8 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from decimal import Decimal
 
-# Whisper's codes of languages that are written without spaces between words
-UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
+UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})  # languages written without spaces
 
 # num2words' codes, or those of languages whose numbers sound alike; Japanese numerals are written in Chinese
 _CODES = {"zh": "ja", "yue": "ja", "nn": "no", "kk": "kz", "hr": "sr", "bs": "sr", "ms": "id"}
@@ -27,12 +26,10 @@ _UNITS = {
     "|ro euro|hu euró|ru евро|uk євро|ja ユーロ|zh 欧元",
     "£": "en pounds|de pfund|fr livres|es libras|it sterline|pt libras|nl pond|sv pund|da pund|no pund|ru фунтов",
     "&": "en and|de und|fr et|es y|it e|pt e|nl en|sv och|da og|no og|pl i|cs a|fi ja|ro și|hu és|ru и|uk і",
-    "+": "en plus|de plus|fr plus|es más|it più|pt mais|nl plus|sv plus|da plus|no pluss|pl plus|fi plus|ru плюс",
 }
-_NUMBER = re.compile(r"([$€£])?(\d+(?:[.,:'’\u00a0\u202f]\d+)*)([a-zà-ÿ:ºª]+(?!\w))?([%$€£])?|[%$€£&+]")
+_NUMBER = re.compile(r"([$€£])?(\d+(?:[.,:'’\u00a0\u202f]\d+)*)([a-zà-ÿ:ºª]+(?!\w))?([%$€£])?|[%$€£&]")
 
-# A unit of a language without spaces, by the kinds of its characters (`_kind`): what opens, then a run of Latin letters
-# and digits or a character with its marks, then the punctuation behind it.
+# by kinds of characters (`_kind`): what opens, a run of letters and digits or a character with marks, what closes
 _UNIT = re.compile("[opj]*(?:n(?:[nm]|j+(?=n))*|l*c?(?:m|s+c?)*)[pjms]*")
 _KINDS = dict.fromkeys("เแโใไເແໂໃໄ", "l") | dict.fromkeys("ะาำๅະາຳຽ", "m")  # vowels in front, vowels behind
 _KINDS |= dict.fromkeys("\u17d2\u1039", "s") | dict.fromkeys(".,:'’-_/@&+", "j")  # stackers; joints within runs
@@ -63,8 +60,7 @@ def is_mark(character: str) -> bool:
 
 def clusters(text: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
     """(first, last) of each character in text[start:end] with the marks that follow it."""
-    end = len(text) if end is None else end
-    first = start
+    first, end = start, len(text) if end is None else end
     for last in range(start + 1, end + 1):
         if last == end or not is_mark(text[last]):
             yield first, last
@@ -108,8 +104,8 @@ def _number(digits: str, language: str, ordinal: bool = False) -> str | None:
     group, point = (",", ".") if language in _POINT else (".", ",")
     usual = rf"(\d{{1,3}}(?:[{group}'’\u00a0\u202f]\d{{3}})+|\d+)(?:[{point}](\d+))?"
     if match := re.fullmatch(usual, plain) or re.fullmatch(r"(\d+)[.,](\d+)", plain):
-        fraction = f".{match[2]}" if match[2] else ""
-        return _words(re.sub(r"\D", "", match[1]) + fraction, language, ordinal, year=plain.isdecimal())
+        number = re.sub(r"\D", "", match[1]) + (f".{match[2]}" if match[2] else "")
+        return _words(number, language, ordinal, year=plain.isdecimal())
     pieces = [_words(piece, language) for piece in re.split(r"\D", plain) if piece.strip("0") or ":" not in plain]
     return " ".join(piece for piece in pieces if piece) or None
 
