@@ -86,6 +86,11 @@ def transcribe(
 
     layout = {name: given.pop(name) for name in LAYOUT if name in given}
     Layout(**layout)  # checked before anything runs
+    for flag in ("return_char_alignments", "highlight_words", "max_line_width", "max_line_count"):
+        if given.get("word_timestamps") == "none" and (given.get(flag) or layout.get(flag)):
+            raise OptionError(f"--{flag.replace('_', '-')} and --no-align conflict: leave one of them out")
+    if layout.get("max_line_count") and not layout.get("max_line_width"):
+        raise OptionError("--max-line-count needs --max-line-width: give both")
     pipeline = Pipeline(**_machine(given))
     options = _options(given)
     formats = _formats(output_format, diarized=any(options.get(n) for n in ("diarize", *SPEAKERS)))
@@ -191,8 +196,6 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
             options["clip_timestamps"] = tuple(float(number) for number in options["clip_timestamps"].split(","))
         except ValueError as error:
             raise OptionError(f"--clip-timestamps {given['clip_timestamps']}: give start,end,start,end …") from error
-    if options.get("word_timestamps", "ctc") is None and options.get("return_char_alignments"):
-        raise OptionError("--return-char-alignments and --no-align conflict: leave one of them out")
     method = options.get("vad_method", "silero")
     options["vad_options"] = {}
     for flag in sorted(flags & given.keys()):

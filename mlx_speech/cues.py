@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from mlx_speech.errors import OptionError
-from mlx_speech.transcript import Region, Segment, Transcript
+from mlx_speech.transcript import Region, Segment, Transcript, separator
 
 MAX_WIDTH = 42  # columns of a line; two lines a cue
 LONG_PAUSE = 1.5  # seconds; always ends a cue
 PAUSE = 0.3  # seconds; a good place to end one
 WHISPERX_PAUSE = 3.0  # seconds from the start of one word to that of the next
 Cue = tuple[int, int, str]  # start and end in milliseconds, the first before the second, and the text
-WITHOUT_SPACES = frozenset({"zh", "ja", "yue", "th", "lo", "my", "km"})
 
 _BREAKS = re.compile(r"[ \t-\r\x1c-\x1f\x85\u2028\u2029]+")  # not the spaces that keep words together
 _ARROW = re.compile(r"--+>")
@@ -107,15 +106,7 @@ def cues(transcript: Transcript, layout: Layout, escape: Callable[[str], str] = 
         blocks = list(_whisperx_blocks(segments, layout))
     blocks.sort(key=lambda block: min(word.start for word in block.words))
     for block, (start, end) in zip(blocks, _times(blocks, limit), strict=True):
-        if layout.highlight_words:
-            yield from _highlighted(block, start, end, escape)
-        else:
-            yield start, end, block.text(escape)
-
-
-def separator(language: str | None) -> str:
-    """What stands between the words of a language: a space or nothing."""
-    return "" if language in WITHOUT_SPACES else " "
+        yield from _shown(block, start, end, block.words if layout.highlight_words else (), escape)
 
 
 def one_line(text: str) -> str:
@@ -267,10 +258,10 @@ def _times(blocks: Sequence[_Block], limit: float) -> Iterator[tuple[int, int]]:
         yield start, previous
 
 
-def _highlighted(block: _Block, start: int, end: int, escape: Callable[[str], str]) -> Iterator[Cue]:
-    """A cue for each word that lasts, with the word underlined, and between them plain ones."""
+def _shown(block: _Block, start: int, end: int, marked: Iterable[_Word], escape: Callable[[str], str]) -> Iterator[Cue]:
+    """A cue for each marked word that lasts, with the word underlined, and plain ones for the time between."""
     last = start
-    for word in block.words:
+    for word in marked:
         begin, finish = max(last, round(1000 * word.start)), min(end, round(1000 * word.end))
         if begin < finish:
             if last < begin:

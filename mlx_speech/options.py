@@ -61,7 +61,7 @@ class Options(DecodingOptions):
     multilingual: bool = False
     vad: bool = True
     vad_method: str = "silero"
-    vad_options: Mapping[str, float] = field(default_factory=dict)
+    vad_options: Mapping[str, Any] = field(default_factory=dict)
     chunk_size: float = MAX_CHUNK
     sequential: bool = False
     condition_on_previous_text: bool | None = None

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -29,7 +29,7 @@ from mlx_speech.stages.diarize import diarize
 from mlx_speech.stages.sentences import split_sentences
 from mlx_speech.stages.sequential import transcribe_sequential
 from mlx_speech.stages.vad import cut_chunks, detect_speech, detect_speech_pyannet, fixed_chunks, warn_if_silent
-from mlx_speech.transcript import Chunk, Diarization, Segment, Transcript
+from mlx_speech.transcript import Chunk, Diarization, Segment, Transcript, separator
 
 SAMPLE_RATE = 16_000
 ALIGN_BATCH = 8
@@ -249,6 +249,8 @@ class Pipeline:
             tasks(), model, tokenizer, options, batch_size=size, multilingual=options.multilingual
         ):
             file = task.key
+            if options.segment_resolution == "chunk" or (options.words == "ctc" and not file.attention):
+                segments = _joined(task.chunk, segments)  # Whisper's own times are too coarse to hold words to
             file.segments += segments
             file.pending -= 1
             now = time.perf_counter()
@@ -299,12 +301,7 @@ class Pipeline:
             if self._low_memory:
                 self.models.release("align")
         if options.words and options.segment_resolution == "sentence":
-            segments = tuple(
-                sentence
-                for language, group in _by_language(segments, file.language)
-                for sentence in split_sentences(group, language)
-            )
-            segments = tuple(sorted(segments, key=lambda segment: segment.start))
+            segments = split_sentences(segments, file.language or "en")
         diarization = None
         if options.wants_speakers:
             with file.timed("diarize"):
@@ -353,7 +350,7 @@ class Pipeline:
             num_speakers=options.num_speakers,
             min_speakers=options.min_speakers,
             max_speakers=options.max_speakers,
-            on_progress=lambda done: progress("diarize", done, file.duration, file.recording),
+            on_progress=lambda part: progress("diarize", part * file.duration, file.duration, file.recording),
         )
 
     def _read(self, recording: Any) -> np.ndarray:
@@ -406,6 +403,23 @@ def _by_language(segments: Iterable[Segment], default: str | None) -> list[tuple
     for segment in segments:
         groups.setdefault(segment.language or default or "en", []).append(segment)
     return [(language, tuple(group)) for language, group in groups.items()]
+
+
+def _joined(chunk: Chunk, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """The segments of a chunk as one, which lasts as long as the chunk; none stay none."""
+    if not segments:
+        return ()
+    space = separator(segments[0].language)
+    return (
+        replace(
+            segments[0],
+            start=chunk.start,
+            end=chunk.end,
+            text=space.join(segment.text for segment in segments),
+            words=tuple(word for segment in segments for word in segment.words),
+            tokens=tuple(token for segment in segments for token in segment.tokens),
+        ),
+    )
 
 
 def _most_spoken(segments: Iterable[Segment]) -> str | None:

@@ -10,6 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})  # languages written without spaces
+
+
+def separator(language: str | None) -> str:
+    """What stands between the words of a language: a space or nothing."""
+    return "" if language in UNSPACED else " "
+
 
 @dataclass(frozen=True)
 class Region:

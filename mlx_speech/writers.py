@@ -14,8 +14,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from mlx_speech.cues import Layout, cues, one_line, separator
-from mlx_speech.transcript import Region, Segment, Transcript, Turn, Word
+from mlx_speech.cues import Layout, cues, one_line
+from mlx_speech.transcript import Region, Segment, Transcript, Turn, Word, separator
 
 
 def regions_to_text(regions: Iterable[Region], decimals: int = 3) -> str:
@@ -58,11 +58,8 @@ def to_vtt(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
     def escape(text: str) -> str:
         return text.replace("&", "&amp;").replace("<", "&lt;")
 
-    def clock(milliseconds: int) -> str:
-        return _clock(milliseconds, ".").removeprefix("00:")  # hours are optional
-
     found = cues(transcript, Layout(**layout), escape)
-    return "WEBVTT\n\n" + "".join(f"{clock(a)} --> {clock(b)}\n{text}\n\n" for a, b, text in found)
+    return "WEBVTT\n\n" + "".join(f"{_clock(a, '.')} --> {_clock(b, '.')}\n{text}\n\n" for a, b, text in found)
 
 
 def to_tsv(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
@@ -218,7 +215,8 @@ def _field(text: str) -> str:
 
 def _clock(milliseconds: int, marker: str) -> str:
     seconds, rest = divmod(milliseconds, 1000)
-    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{marker}{rest:03d}"
+    text = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{marker}{rest:03d}"
+    return text.removeprefix("00:") if marker == "." else text  # WebVTT may do without hours
 
 
 def _folded(name: str) -> str:

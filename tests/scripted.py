@@ -101,7 +101,9 @@ class Script:
         if rng.random() < 0.4:
             values[rng.choice(self.annoying, 3)] = rng.normal(4, 1, 3)
         if rng.random() < 0.3:
-            values[[*ids.encode(" "), ids.eot]] = rng.normal(3, 2, 2)
+            values[ids.encode(" ")] = rng.normal(3, 2)
+        if len(said) < 4 and rng.random() < 0.5:  # a temptation to say nothing
+            values[ids.eot] = rng.normal(3, 2) if self.length < 50 else 9 * (len(said) == len(ids.sot_sequence) - 1)
         times = [token - ids.timestamp_begin for token in said if token >= ids.timestamp_begin]
         since = next((n for n, token in enumerate(reversed(said)) if token >= ids.timestamp_begin), 99)
         near = (times[-1] if times else 20) + rng.integers(-40, 120, 8)
@@ -109,7 +111,8 @@ class Script:
         values[ids.timestamp_begin + near] = rng.normal(since / 2 - 1, 1.5, len(near))
         over = len(said) - self.length
         values[ids.eot] = max(values[ids.eot], rng.normal(over / 3, 1.0)) if over > -6 else values[ids.eot]
-        if mood == "loop":  # a phrase of a few words, and no end
+        if mood == "loop":  # a phrase of a few words, and no end; sampling may find the way out
+            values[self.words[_hash(self.seed, window, *tokens) % 400]] = 8.5
             values[self.words[(tokens[-1] * 7 + window) % 3]] = 9
             values[ids.eot] = min(values[ids.eot], 0) if over < 60 else 12
         if rng.random() < 0.15:  # the most probable word has an equal

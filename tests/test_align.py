@@ -386,6 +386,22 @@ def test_scripts(language: str, labels: str, text: str) -> None:
     assert all(word.aligned for word in found.words)
 
 
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [
+        ("en", ["Hello,", "world", "—", "3.5%"]),
+        ("zh", ["我", "用", "iPhone", "手", "机，", "好。", "「你", "好」", "吗？", "3.5%", "的", "A&B"]),
+        ("ja", ["東", "京", "タ", "ワ", "ー", "で", "す。"]),
+        ("th", ["ส", "วั", "ส", "ดี", "เขา", "ไป", "น้ำ"]),
+        ("my", ["ကျွ", "န်", "တော်"]),
+        ("km", ["ភា", "សា", "ខ្មែ", "រ"]),
+    ],
+)
+def test_words(language: str, words: list[str]) -> None:
+    assert split_words((" " if language == "en" else "").join(words), language) == words
+    assert split_words(" " + " \n".join(words), language) == words
+
+
 def labels_of(model: Any, text: str, language: str = "en") -> list[str]:
     vocab = model.args.vocab
     pieces = [

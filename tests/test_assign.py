@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import pytest
 from conftest import absent
@@ -37,13 +39,15 @@ def segments(draw: st.DrawFn) -> tuple[Segment, ...]:
     return tuple(found)
 
 
-overlapping = st.lists(st.builds(lambda span, name: Turn(*span, name), spans, speakers), max_size=12).map(tuple)
+overlapping = st.lists(st.builds(lambda span, name: Turn(span[0], span[1], name), spans, speakers), max_size=12).map(
+    tuple
+)
 
 
 @st.composite
 def exclusive(draw: st.DrawFn) -> tuple[Turn, ...]:
     edges = sorted(draw(st.sets(moments, max_size=16)))
-    return tuple(Turn(a, b, draw(speakers)) for a, b in zip(edges, edges[1:], strict=False) if draw(st.booleans()))
+    return tuple(Turn(a, b, draw(speakers)) for a, b in pairwise(edges) if draw(st.booleans()))
 
 
 def by_hand(region: Region, turns: tuple[Turn, ...], gap: float) -> str | None:
@@ -83,11 +87,12 @@ def test_as_whisperx_where_that_finds_a_speaker(found: tuple[Segment, ...], turn
         from whisperx.diarize import assign_word_speakers
     except ImportError:
         absent("whisperx is not installed")
-    frame = pandas.DataFrame([(t.start, t.end, t.speaker) for t in turns], columns=["start", "end", "speaker"])
-    given_ = [
+    rows: Any = [(turn.start, turn.end, turn.speaker) for turn in turns]
+    frame = pandas.DataFrame(rows, columns=["start", "end", "speaker"])
+    dictionaries: Any = [
         {"start": s.start, "end": s.end, "words": [{"start": w.start, "end": w.end} for w in s.words]} for s in found
     ]
-    theirs = assign_word_speakers(frame, {"segments": given_})["segments"]
+    theirs: Any = assign_word_speakers(frame, {"segments": dictionaries})["segments"]  # type: ignore[typeddict-item]
     ours = assign_speakers(found, Diarization(exclusive=turns), split=False)
     for segment, original in zip(ours, theirs, strict=True):
         for item, dictionary in [(segment, original), *zip(segment.words, original["words"], strict=True)]:
@@ -105,7 +110,7 @@ def test_splitting_keeps_every_word_and_one_speaker_a_segment(
     result = assign_speakers(found, Diarization(exclusive=turns))
     assert [word.text for s in result for word in s.words] == [word.text for s in found for word in s.words]
     assert " ".join(s.text for s in result) == " ".join(s.text for s in found)
-    for before, after in zip(result, result[1:], strict=False):
+    for before, after in pairwise(result):
         assert before.start <= after.start and before.end <= after.end
     for segment in result:
         assert segment.start <= segment.end
@@ -185,7 +190,9 @@ def test_without_turns_nobody_speaks() -> None:
         ((1.0, 1.0), (0.9, 1.3), "A"),
     ],
 )
-def test_a_weak_flip_of_one_word_is_smoothed(turn: tuple, word: tuple, expected: str) -> None:
+def test_a_weak_flip_of_one_word_is_smoothed(
+    turn: tuple[float, float], word: tuple[float, float], expected: str
+) -> None:
     turns = Diarization(exclusive=(Turn(0.0, 0.8, "A"), Turn(*turn, "B"), Turn(2.0, 3.0, "A")))
     spoken = words((0.1, 0.5, "one"), (*word, "two"), (2.1, 2.5, "three"))
     segment = Segment(0.1, 2.5, "one two three", spoken)
@@ -204,7 +211,7 @@ def test_flips_at_an_edge_or_between_different_speakers_stay() -> None:
 def test_three_hours_take_a_moment() -> None:
     rng = random.Random(0)
     edges = sorted(rng.uniform(0, 10_800) for _ in range(8001))
-    turns = tuple(Turn(a, b, f"S{rng.randrange(4)}") for a, b in zip(edges, edges[1:], strict=False))
+    turns = tuple(Turn(a, b, f"S{rng.randrange(4)}") for a, b in pairwise(edges))
     spoken = [Word(k * 0.36, k * 0.36 + 0.3, f"w{k}") for k in range(30_000)]
     groups = [spoken[k : k + 20] for k in range(0, len(spoken), 20)]
     found = [Segment(g[0].start, g[-1].end, " ".join(w.text for w in g), tuple(g)) for g in groups]

@@ -1,9 +1,9 @@
-"""Diarization against pyannote.audio: its clustering and reconstruction on synthetic voices, its pipeline on meetings."""
+"""Diarization against pyannote.audio: clustering and reconstruction on synthetic voices, the pipeline on meetings."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
-import logging
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -11,15 +11,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import originals as make
 import pytest
 import torch
-from conftest import real
+from conftest import absent, real
+from pyannote.audio.core.inference import Inference
 from pyannote.audio.core.pipeline import Pipeline
 from pyannote.audio.core.plda import PLDA
 from pyannote.audio.pipelines.clustering import Clustering
 from pyannote.audio.pipelines.speaker_diarization import SpeakerDiarization
+from pyannote.audio.utils.powerset import Powerset
+from pyannote.audio.utils.signal import binarize
 from pyannote.core import Annotation, SlidingWindow, SlidingWindowFeature
 from pyannote.pipeline.parameter import ParamDict, Uniform
 
@@ -28,8 +32,10 @@ import mlx_speech.convert
 from mlx_speech.audio import load_audio
 from mlx_speech.errors import AudioError, ConfigError, OptionError
 from mlx_speech.models.diarization_pipeline import Model
+from mlx_speech.stages import cluster, vad, windows
 from mlx_speech.stages import diarize as stage
 from mlx_speech.stages.diarize import diarize, from_stages
+from mlx_speech.stages.vad import detect_speech_pyannet, speech_scores
 from mlx_speech.transcript import Diarization, Turn
 
 torch.set_num_threads(1)
@@ -59,7 +65,9 @@ class Given(SpeakerDiarization):
         Pipeline.__init__(self)
         self.legacy, self.klustering, self.embedding_exclude_overlap = False, clustering, True
         specifications = SimpleNamespace(powerset=powerset)
-        self._segmentation = SimpleNamespace(model=SimpleNamespace(specifications=specifications, receptive_field=FRAMES))
+        self._segmentation = SimpleNamespace(
+            model=SimpleNamespace(specifications=specifications, receptive_field=FRAMES)
+        )
         self._embedding = SimpleNamespace(dimension=256)
         self._expects_num_speakers = False
         kind = Clustering[clustering].value
@@ -202,3 +210,422 @@ def test_the_turns_are_the_originals(name: str, clustering: str, numbers: str, p
         assert 1 <= len(run(**NUMBERS[numbers]).embeddings) < asked
         return
     same(run(**NUMBERS[numbers]), theirs)
+
+
+@pytest.mark.filterwarnings("ignore:.*speakers are found")
+@pytest.mark.parametrize("clustering", [VBX, AHC])
+@pytest.mark.parametrize("name", ["4 speakers", "8 speakers", "much overlap", "one window", "windows of 5 s"])
+def test_the_turns_of_a_multilabel_model(name: str, clustering: str, pldas: Any) -> None:
+    heard = MEETINGS[name]()
+    duration = 5.0 if heard.segmentations.shape[1] == 293 else 10.0
+    binary = windows.binarize(heard.scores, 0.5).astype(np.int8)
+    assert (binary != heard.segmentations).any()
+    pipeline = Given(clustering, pldas[0], PARAMS[clustering], powerset=False, min_off=0.3)
+    params = {"clustering": PARAMS[clustering], "segmentation": {"min_duration_off": 0.3}}
+    given = {"scores": heard.scores, "plda": pldas[1], "clustering": clustering, "params": params}
+    for numbers in ({}, {"num_speakers": 2}, {"max_speakers": 3}):
+        theirs = original(pipeline, heard.scores, heard.embeddings, duration, **numbers)
+        same(from_stages(binary, heard.embeddings, duration=duration, **given, **numbers), theirs)
+
+
+def test_names_are_in_the_originals_order_beyond_ten(pldas: Any) -> None:
+    heard = meeting(13, 260, 40, overlap=0.2, noise=0.3)
+    for clustering in (VBX, AHC):
+        given = {"plda": pldas[1], "clustering": clustering, "params": {"clustering": PARAMS[clustering]}}
+        ours = from_stages(heard.segmentations, heard.embeddings, duration=10.0, **given)
+        theirs = original(Given(clustering, pldas[0], PARAMS[clustering]), heard.segmentations, heard.embeddings, 10.0)
+        assert len(ours.embeddings) >= 12 and len(ours.turns) > 50
+        same(ours, theirs)
+        centroids = cluster.cluster(heard.embeddings, heard.segmentations, cluster.Bounds(), **given_params(given))[1]
+        assert np.array_equal(ours.embeddings["SPEAKER_02"], centroids[10])  # "10" sorts before "2"
+
+
+def given_params(given: dict[str, Any]) -> dict[str, Any]:
+    return {**given, "params": given["params"]["clustering"]}
+
+
+# --- small and odd input ---------------------------------------------------------------------------------------------
+
+
+def one_voice(chunks: int, active: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    segmentations = np.zeros((chunks, 589, 3), dtype=np.int8)
+    segmentations[:, : int(589 * active), 0] = 1
+    embeddings = np.full((chunks, 3, 256), np.nan, dtype=np.float32)
+    embeddings[:, 0] = np.random.default_rng(seed).normal(size=(chunks, 256))
+    return segmentations, embeddings
+
+
+@pytest.mark.parametrize("clustering", [VBX, AHC])
+@pytest.mark.parametrize(
+    ("chunks", "active"), [(1, 1.0), (1, 0.1), (3, 0.1), (3, 0.0)], ids=["one", "too short", "all too short", "silent"]
+)
+def test_fewer_than_two_embeddings(chunks: int, active: float, clustering: str, pldas: Any) -> None:
+    segmentations, embeddings = one_voice(chunks, active)
+    found = from_stages(segmentations, embeddings, duration=10.0, plda=pldas[1], clustering=clustering)
+    if not active:
+        assert found == Diarization()
+        return
+    assert {turn.speaker for turn in found.turns} == {"SPEAKER_00"} and found.exclusive == found.turns
+    assert np.allclose(found.embeddings["SPEAKER_00"], embeddings[:, 0].mean(axis=0), atol=1e-6)
+
+
+def test_no_windows_and_no_embeddings(pldas: Any) -> None:
+    empty = from_stages(np.zeros((0, 589, 3)), np.zeros((0, 3, 256)), duration=10.0, plda=pldas[1])
+    assert empty == Diarization()
+    segmentations, embeddings = one_voice(2)
+    lost = from_stages(segmentations, np.full_like(embeddings, np.nan), duration=10.0, plda=pldas[1])
+    assert len(lost.turns) == 1 and not np.any(lost.embeddings["SPEAKER_00"])
+
+
+@pytest.mark.parametrize("clustering", [VBX, AHC])
+def test_asking_for_more_speakers_than_there_are_embeddings(clustering: str, pldas: Any) -> None:
+    segmentations, embeddings = one_voice(3)
+    with pytest.warns(UserWarning, match=r"^3 speakers are found where 7 were asked for: [^\n]*$"):
+        found = from_stages(
+            segmentations, embeddings, duration=10.0, plda=pldas[1], clustering=clustering, num_speakers=7
+        )
+    assert len(found.embeddings) <= 3
+
+
+def test_the_rule_of_version_3_takes_every_voice() -> None:
+    segmentations, embeddings = one_voice(40, active=0.5)
+    segmentations[20:, 300:400, 1] = 1  # alone, but not for a fifth of the frames
+    rng = np.random.default_rng(1)
+    for place, voice in enumerate(rng.normal(size=(2, 256))):
+        embeddings[20 * place :, place] = voice + 0.1 * rng.normal(size=(40 - 20 * place, 256))
+    run = partial(cluster.cluster, embeddings, segmentations, cluster.Bounds(), clustering=AHC)
+    assert len(run()[1]) == 1 and len(run(min_active_ratio=0.0)[1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"embeddings": np.zeros((2, 3))}, OptionError, "embeddings"),
+        ({"embeddings": np.zeros((2, 4, 256))}, OptionError, "embeddings of"),
+        ({"scores": np.zeros((2, 588, 3))}, OptionError, "scores"),
+        ({"plda": None}, ConfigError, "PLDA"),
+        ({"clustering": "OracleClustering"}, ConfigError, "OracleClustering"),
+        ({"params": {"clustering": 3}}, ConfigError, "clustering is 3"),
+        ({"params": {"segmentation": {"min_duration_off": "0"}}}, ConfigError, "min_duration_off"),
+        ({"num_speakers": 0}, OptionError, "num_speakers"),
+        ({"min_speakers": 3, "max_speakers": 2}, OptionError, "max_speakers"),
+    ],
+)
+def test_wrong_input_is_named(change: dict[str, Any], error: type, says: str, pldas: Any) -> None:
+    segmentations, embeddings = one_voice(2)
+    given = {"segmentations": segmentations, "embeddings": embeddings, "duration": 10.0, "plda": pldas[1], **change}
+    with pytest.raises(error, match=says) as caught:
+        from_stages(**given)
+    assert "\n" not in str(caught.value)
+
+
+# --- the whole pipeline ----------------------------------------------------------------------------------------------
+
+TUNED = {VBX: {"threshold": 0.4, "Fa": 0.3, "Fb": 0.2}}  # for voices told apart by random weights
+TUNED[AHC] = {"method": "centroid", "min_cluster_size": 3, "threshold": 0.4}
+
+
+def pyannet_2022() -> Path:
+    spec = importlib.util.find_spec("whisperx")
+    path = Path(str(spec.origin)).parent / "assets/pytorch_model.bin" if spec else None
+    return path if path and path.is_file() else absent("the PyanNet in WhisperX's wheel is not installed")
+
+
+class Remembering(SpeakerDiarization):
+    """pyannote.audio's pipeline; what its models say of a recording is made once, whatever the clustering."""
+
+    def get_segmentations(self, file: Any, hook: Any = None) -> SlidingWindowFeature:
+        if "segmentations" not in file:
+            file["segmentations"] = super().get_segmentations(file)
+        return SlidingWindowFeature(file["segmentations"].data.copy(), file["segmentations"].sliding_window)
+
+    def get_embeddings(self, file: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+        if "embeddings" not in file:
+            file["embeddings"] = super().get_embeddings(file, *args, **kwargs)
+        return file["embeddings"].copy()
+
+
+@dataclass
+class Both:
+    """The pipeline of pyannote.audio and ours, with the same models."""
+
+    theirs: dict[str, Remembering]
+    ours: dict[str, Model]
+    files: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, pldas: Any) -> Both:
+    from pyannote.audio import Model as Original
+
+    folder, source = tmp_path_factory.mktemp("models"), pyannet_2022()
+    files = {}
+    for name in ("dev00", "dev01"):
+        samples = load_audio(real(f"data/diar/ami_debug/{name}.wav"))
+        files[name] = {"uri": name, "waveform": torch.from_numpy(samples)[None], "sample_rate": 16000}
+    embedding = make.wespeaker(channels=8)
+    centre(embedding, files["dev00"]["waveform"])
+    make.save_lightning(embedding, folder / "pytorch_model.bin", hyper_parameters=False)
+    mlx_speech.convert.convert(str(source), folder / "segmentation")
+    mlx_speech.convert.convert(str(folder / "pytorch_model.bin"), folder / "embedding")
+    parts: list[Any] = [mlx_speech.load(folder / "segmentation"), mlx_speech.load(folder / "embedding"), pldas[1]]
+    theirs, ours = {}, {}
+    for clustering in (VBX, AHC):
+        params = {"clustering": TUNED[clustering], "segmentation": {"threshold": 0.5, "min_duration_off": 0.0}}
+        theirs[clustering] = Remembering(
+            segmentation=Original.from_pretrained(source), embedding=embedding, embedding_exclude_overlap=True,
+            plda=pldas[0], clustering=clustering, segmentation_batch_size=32, embedding_batch_size=8,
+        ).instantiate(params)  # fmt: skip
+        config = {"clustering": clustering, "embedding_exclude_overlap": True, "params": params}
+        ours[clustering] = Model(config, *parts)
+    return Both(theirs, ours, files)
+
+
+def centre(model: Any, waveform: torch.Tensor) -> None:
+    """Shift and scale the last layer so that embeddings point in all directions, as a trained model's do."""
+    with torch.inference_mode():
+        found = model(torch.stack(waveform[:, : 14 * 32000].split(32000, dim=1)))
+    last = model.resnet.seg_1
+    with torch.no_grad():
+        factor = 1 / found.std(dim=0).mean()
+        last.bias.copy_((last.bias - found.mean(dim=0)) * factor)
+        last.weight.mul_(factor)
+
+
+@pytest.fixture
+def remembered(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What our models say of a recording is made once, too."""
+
+    def once(key: str, function: Any) -> Any:
+        def remember(audio: np.ndarray, *args: Any) -> list[np.ndarray]:
+            file = next(file for file in both.files.values() if np.array_equal(file["waveform"][0].numpy(), audio))
+            file[key] = file[key] if key in file else list(function(audio, *args))
+            return file[key]
+
+        return remember
+
+    for name in ("segment", "embed"):
+        monkeypatch.setattr(stage, name, once(f"our {name}", getattr(stage, name)))
+
+
+@pytest.mark.filterwarnings("ignore:.*speakers are found")
+@pytest.mark.parametrize("name", ["dev00", "dev01"])
+@pytest.mark.parametrize("clustering", [VBX, AHC])
+def test_the_pipeline_gives_the_originals_turns(both: Both, name: str, clustering: str, remembered: None) -> None:
+    file, model, theirs = both.files[name], both.ours[clustering], both.theirs[clustering]
+    samples, done = file["waveform"][0].numpy(), []
+    ours = diarize(samples, model, on_progress=done.append)
+    assert 2 <= len(ours.embeddings) <= 6 and len(ours.turns) >= 8
+    assert done == sorted(done) and len(done) > 10 and done[-1] == 1.0
+    same(ours, theirs.apply(file), tolerance=1e-4)
+    for number in (1, 2, 5):
+        forced = diarize(samples, model, num_speakers=number)
+        same(forced, theirs.apply(file, num_speakers=number), tolerance=1e-4)
+        assert len(forced.embeddings) == (4 if clustering == AHC and number == 5 else number)  # 3 voices are few
+    scores, vectors = np.concatenate(file["our segment"]), np.concatenate(file["our embed"])
+    active = binarize(file["segmentations"], onset=0.5, initial_state=False).data.any(axis=1)
+    assert np.abs(scores - file["segmentations"].data).max() < 0.02  # near silence, float32 itself is off by 0.03
+    theirs_spoken = file["embeddings"][active.any(axis=1)]
+    close = np.abs(vectors - theirs_spoken)[active[active.any(axis=1)]].max()
+    assert close < 1e-4 * np.abs(theirs_spoken).max()
+
+
+# --- the models ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["powerset", "multilabel"])
+def segmenter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A small PyanNet with windows of two seconds: pyannote.audio's and ours."""
+    narrow = {"lstm": {"hidden_size": 16, "num_layers": 2}, "linear": {"hidden_size": 16, "num_layers": 1}}
+    original = make.pyannet(request.param, seed=3, duration=2.0, **narrow)
+    folder = tmp_path_factory.mktemp("pyannet")
+    mlx_speech.convert.convert(str(make.save_lightning(original, folder / "pytorch_model.bin")), folder / "mlx")
+    return original, mlx_speech.load(folder / "mlx")
+
+
+LENGTHS = [1, 1000, 31_999, 32_000, 32_001, 35_200, 35_201, 100_000]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_every_window_is_heard_as_the_original_hears_it(length: int, segmenter: Any) -> None:
+    original, model = segmenter
+    audio = make.babble(length / 16000 + 1).numpy()[:length]
+    slides = Inference(original, step=0.2, skip_aggregation=True, batch_size=4)
+    theirs = slides({"waveform": torch.from_numpy(audio)[None], "sample_rate": 16000}).data
+    starts = windows.starts(length, 32_000, 3200)
+    ours = np.concatenate(list(stage.segment(audio, model, starts, 32_000, 4)))
+    assert ours.shape == theirs.shape
+    if model.args.powerset_max_classes:
+        assert ours.dtype == np.int8 and (ours == theirs).mean() > 0.999
+        assert length < 32_000 or len(np.unique(ours.reshape(-1, 3), axis=0)) >= 4
+    elif length > 1:  # one sample among zeros is divided by next to nothing
+        assert np.abs(ours - theirs).max() < 1e-4
+
+
+def test_the_classes_of_a_powerset_are_the_originals() -> None:
+    for speakers, at_once in [(3, 2), (4, 3), (2, 1), (5, 5)]:
+        theirs = Powerset(speakers, at_once).mapping.numpy()
+        assert np.array_equal(stage.powerset(speakers, at_once), theirs)
+
+
+@pytest.mark.parametrize("exclude", [True, False])
+def test_masks_fall_back_to_all_of_a_voice(exclude: bool) -> None:
+    segmentations = np.zeros((2, 589, 3), dtype=np.int8)
+    segmentations[0, 100:200, 0] = segmentations[0, 103:200, 1] = 1  # alone in 3 frames, and in none
+    segmentations[1, 100:200, 0] = segmentations[1, 102:200, 1] = 1  # alone in 2, which is not enough
+    masks = stage.voice_masks(segmentations, 160_000, exclude_overlap=exclude)
+    expected = segmentations.copy()
+    if exclude:
+        expected[0, 103:, 0] = 0
+    assert np.array_equal(masks, expected)
+
+
+class Fake:
+    """Models of a pipeline whose voices are the signs of the samples: two speakers, told apart perfectly."""
+
+    def __init__(self) -> None:
+        self.args = SimpleNamespace(
+            duration=10.0, sample_rate=16000, sincnet_stride=10, powerset_max_classes=2, num_speakers=3, warm_up=None,
+            embedding_size=4, num_mel_bins=80, frame_length=25.0, frame_shift=10.0, fbank_centering_span=None,
+        )  # fmt: skip
+        self.windows = 0
+
+    def __call__(self, waveform: mx.array) -> mx.array:
+        frames = np.array(waveform)[:, 495 + 270 * np.arange(589)]
+        best = np.where(frames > 0, 1, np.where(frames < 0, 2, 0))
+        return mx.array(np.eye(7, dtype=np.float32)[best])
+
+    def trunk(self, fbank: mx.array) -> mx.array:
+        self.windows += len(fbank)
+        return fbank
+
+    def pool(self, features: mx.array, masks: mx.array) -> mx.array:
+        assert masks.shape[1:] == (3, 589)
+        return mx.broadcast_to(mx.eye(4)[None, :3], (len(features), 3, 4))
+
+
+def fake(**config: Any) -> tuple[Any, Fake]:
+    models = Fake()
+    return Model({"clustering": AHC, **config}, models, models), models  # type: ignore[arg-type]
+
+
+def dialogue(seconds: float, pause: tuple[float, float] = (0, 0)) -> np.ndarray:
+    """One speaker and the other in turns of three seconds, and silence in `pause`."""
+    time = np.arange(round(seconds * 16000)) / 16000
+    audio = np.where(time % 6 < 3, 0.1, -0.1).astype(np.float32)
+    audio[(time >= pause[0]) & (time < pause[1])] = 0
+    return audio
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 9.9, 10.0, 10.1, 31.7])
+def test_recordings_of_all_lengths(seconds: float) -> None:
+    model, _ = fake()
+    found = diarize(dialogue(seconds), model)
+    times = list(itertools.takewhile(lambda time: time < seconds, itertools.count(0.0, 3.0)))
+    assert len(found.turns) == len(times)
+    for turn, start in zip(found.turns, times, strict=True):
+        assert turn.start == pytest.approx(start, abs=0.05)
+        assert turn.end == pytest.approx(min(start + 3, seconds), abs=0.08)
+
+
+def test_windows_without_a_voice_are_not_embedded() -> None:
+    model, models = fake()
+    audio = dialogue(60, pause=(18, 42))
+    found = diarize(audio, model)
+    windows_heard = sum(bool(audio[s : s + 160_000].any()) for s in range(0, 51 * 16000, 16000))
+    assert models.windows == windows_heard < 40
+    assert not [turn for turn in found.turns if turn.end > 18.1 and turn.start < 41.9]
+    assert {turn.speaker for turn in found.turns} == {"SPEAKER_00", "SPEAKER_01"}
+
+
+@pytest.mark.parametrize("samples", [0, 1, 5000, 160_000, 400_000])
+def test_silence_and_nothing_have_no_turns(samples: int) -> None:
+    assert diarize(np.zeros(samples, dtype=np.float32), fake()[0]) == Diarization()
+
+
+def test_options_are_checked_before_anything_is_heard() -> None:
+    model, models = fake()
+    audio = dialogue(12)
+    for options, name in (({"batch_size": 0}, "batch_size"), ({"min_speakers": 2, "max_speakers": 1}, "max_speakers")):
+        with pytest.raises(OptionError, match=name):
+            diarize(audio, model, **options)
+    with pytest.raises(AudioError, match="one channel"):
+        diarize(np.zeros((2, 16000)), model)
+    with pytest.raises(ConfigError, match="PLDA"):
+        diarize(audio, fake(clustering=VBX)[0])
+    with pytest.raises(ConfigError, match="segmentation_step"):
+        fake(segmentation_step=0)
+    assert models.windows == 0
+
+
+# --- speech, by the same model ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scored(both: Both) -> dict[str, SlidingWindowFeature]:
+    """WhisperX's scores of speech, by recording."""
+    from whisperx.vads.pyannote import load_vad_model
+
+    model = load_vad_model("cpu", model_fp=str(pyannet_2022()))
+    return {name: model({"waveform": file["waveform"], "sample_rate": 16000}) for name, file in both.files.items()}
+
+
+@pytest.mark.parametrize("name", ["dev00", "dev01"])
+def test_regions_of_speech_are_whisperx(name: str, both: Both, scored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from whisperx.vads.pyannote import Binarize
+
+    samples, model = both.files[name]["waveform"][0].numpy(), both.ours[VBX].segmentation
+    scores, expected = speech_scores(samples, model), scored[name].data[:, 0]
+    assert len(scores) == len(expected) and np.abs(scores - expected).max() < 5e-3
+    monkeypatch.setattr(vad, "speech_scores", lambda *_: scores)
+    for options in ({}, {"max_duration": 30.0}, {"max_duration": 5.0}, {"max_duration": 2.0}, {"onset": 0.7}):
+        theirs = Binarize(**{"onset": 0.5, "offset": 0.363, **options})(scored[name])
+        found = detect_speech_pyannet(samples, model, **options)
+        times = [(segment.start, min(segment.end, len(samples) / 16000)) for segment in theirs.get_timeline()]
+        assert len(found) == len(times) >= 2
+        assert np.allclose([(region.start, region.end) for region in found], times, rtol=0, atol=1e-6)
+        assert all(region.duration <= options.get("max_duration", 99) for region in found)
+
+
+@pytest.mark.parametrize("length", [1000, 31_999, 32_000, 32_001, 35_201, 100_000])
+def test_scores_of_speech_are_the_originals(length: int, segmenter: Any) -> None:
+    original, model = segmenter
+    audio = make.babble(length / 16000 + 1).numpy()[:length]
+    best = Inference(original, pre_aggregation_hook=lambda scores: scores.max(axis=-1, keepdims=True))
+    theirs = best({"waveform": torch.from_numpy(audio)[None], "sample_rate": 16000}).data[:, 0]
+    scores = speech_scores(audio, model, batch_size=8)
+    assert len(scores) == len(theirs) and np.quantile(np.abs(scores - theirs), 0.99) < 1e-4
+
+
+def test_short_speech_is_dropped_and_short_pauses_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = np.zeros(600, dtype=np.float32)
+    scores[100:200] = scores[205:300] = scores[400:405] = 0.9
+    monkeypatch.setattr(vad, "speech_scores", lambda *_: scores)
+    detect = partial(detect_speech_pyannet, np.zeros(16000 * 10), Fake())
+    assert len(detect()) == 3 and len(detect(min_duration_off=0.1)) == 2
+    found = detect(min_duration_off=0.1, min_duration_on=0.2)
+    assert len(found) == 1 and found[0].duration == pytest.approx(200 * 0.016875)
+    assert [len(detect(min_duration_off=5.0, max_duration=limit)) for limit in (99, 3)] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"onset": 2},
+        {"onset": float("nan")},
+        {"offset": 0.6},
+        {"min_duration_on": -1},
+        {"min_duration_off": -1},
+        {"max_duration": 0},
+        {"batch_size": 0},
+    ],
+)
+def test_options_of_speech_are_checked(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=next(iter(options))):
+        detect_speech_pyannet(np.zeros(16000), Fake(), **options)
+
+
+def test_speech_in_nothing_and_in_two_channels() -> None:
+    assert detect_speech_pyannet(np.zeros(0), Fake()) == []
+    with pytest.raises(AudioError, match="one channel"):
+        detect_speech_pyannet(np.zeros((2, 16000)), Fake())

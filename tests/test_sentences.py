@@ -147,9 +147,10 @@ def test_a_segment_without_words_stays_as_it_is() -> None:
 def test_what_is_carried_over() -> None:
     one = replace(segment("aa bb cc", start=0.0), avg_logprob=-0.2, no_speech_prob=0.1, speaker="A", temperature=0.2)
     two = replace(segment("dd. Ee.", start=0.6), avg_logprob=-1.0, no_speech_prob=0.5, speaker="A", temperature=0.4)
-    joined, last = split_sentences([one, two], "en")
-    assert (joined.avg_logprob, joined.no_speech_prob) == pytest.approx((-0.4, 0.2), abs=1e-5)
-    assert joined.temperature == pytest.approx(0.25, abs=1e-5) and last.avg_logprob == pytest.approx(-1.0)
+    two = replace(two, words=(replace(two.words[0], end=1.2), replace(two.words[1], start=1.2, end=1.4)))
+    joined, last = split_sentences([one, two], "en")  # 0.6 s of the first segment, 0.6 s of the second
+    assert (joined.avg_logprob, joined.no_speech_prob) == pytest.approx((-0.6, 0.3), abs=1e-5)
+    assert joined.temperature == pytest.approx(0.3, abs=1e-5) and last.avg_logprob == pytest.approx(-1.0)
     assert (joined.tokens, joined.speaker, joined.language) == ((), "A", "en")
 
 

@@ -32,7 +32,7 @@ from mlx_speech.transcript import Segment
 openai = sys.modules["whisper.transcribe"]  # the name in the package is that of the function
 OFF = {"compression_ratio_threshold": None, "logprob_threshold": None, "no_speech_threshold": None}
 GREEDY = {"temperature": (0.0,), **OFF}
-FALLBACK = {"temperature": (0.0, 0.4, 0.8), "best_of": 2, "sample_len": 40}
+FALLBACK = {"temperature": (0.0, 0.4, 0.8), "best_of": 2, "sample_len": 30}
 LENGTHS = (64.21, 35.0, 41.777, 50.005)
 
 
@@ -81,6 +81,8 @@ def compare(
 ) -> tuple[Segment, ...]:
     """Both on the same script; the segments, which are the same."""
     monkeypatch.setattr(openai, "log_mel_spectrogram", lambda *_, **__: spectrogram(seconds))
+    # upstream writes the names of special tokens into the text whose compression it measures
+    monkeypatch.setattr(whisper.tokenizer.Tokenizer, "decode", _text)
     decoding = {k: options.pop(k) for k in list(options) if k in DecodingOptions.__dataclass_fields__}
     theirs, ours = Recorded(openai_model(script, monkeypatch)), Recorded(ScriptedModel(script))
     audio = recording(seconds)
@@ -89,8 +91,6 @@ def compare(
     )
     options["clip_timestamps"] = options.get("clip_timestamps", ())
     monkeypatch.setattr(attention, "tidy", lambda words, start, end: tuple(words))  # as upstream leaves them
-    # upstream writes the names of special tokens into the text whose compression it measures
-    monkeypatch.setattr(whisper.tokenizer.Tokenizer, "decode", _text)
     found = transcribe_sequential(
         audio,
         ours.model,
@@ -127,19 +127,19 @@ def same(found: tuple[Segment, ...], expected: list[dict]) -> None:
 
 PROMPT = "Glossary: Aldebaran, Betelgeuse"
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
-    "plain": (30, GREEDY),
+    "plain": (44, GREEDY),
     "unconditioned": (16, {**GREEDY, "condition_on_previous_text": False}),
     "prompt": (16, {**GREEDY, "initial_prompt": PROMPT}),
     "prompt, unconditioned": (12, {**GREEDY, "initial_prompt": PROMPT, "condition_on_previous_text": False}),
     "prompt in every window": (12, {**GREEDY, "initial_prompt": PROMPT, "carry_initial_prompt": True}),
-    "long prompt": (8, {**GREEDY, "initial_prompt": PROMPT * 14, "carry_initial_prompt": True}),
+    "long prompt": (10, {**GREEDY, "initial_prompt": PROMPT * 14, "carry_initial_prompt": True}),
     "clip": (12, {**GREEDY, "clip_timestamps": [3.217]}),
     "clips": (14, {**GREEDY, "clip_timestamps": [1.0, 8.5, 5.03, 31.0, 31.0, 31.0, 33.333]}),
-    "thresholds": (24, FALLBACK),
-    "thresholds, prompt": (10, {**FALLBACK, "initial_prompt": PROMPT, "carry_initial_prompt": True}),
-    "thresholds, unconditioned": (8, {**FALLBACK, "condition_on_previous_text": False}),
-    "silence only": (12, {**GREEDY, "no_speech_threshold": 0.6}),
-    "without timestamps": (8, {**GREEDY, "without_timestamps": True}),
+    "thresholds": (14, FALLBACK),
+    "thresholds, prompt": (8, {**FALLBACK, "initial_prompt": PROMPT, "carry_initial_prompt": True}),
+    "thresholds, unconditioned": (6, {**FALLBACK, "condition_on_previous_text": False}),
+    "silence only": (14, {**GREEDY, "no_speech_threshold": 0.6}),
+    "without timestamps": (10, {**GREEDY, "without_timestamps": True}),
     "any start": (8, {**GREEDY, "max_initial_timestamp": None, "suppress_tokens": ""}),
     "beams": (4, {**GREEDY, "beam_size": 2}),
     "detected": (6, {**GREEDY, "language": None}),
@@ -152,9 +152,9 @@ def test_segments_are_those_of_openai(name: str, monkeypatch: pytest.MonkeyPatch
     count, options = CASES[name]
     found = []
     for k in range(count):
-        script = Script(seed=zlib.crc32(name.encode()) + k, length=(8, 16, 5)[k % 3])
+        script = Script(seed=zlib.crc32(name.encode()) + k, length=(6, 11, 4)[k % 3])
         found += compare(script, LENGTHS[k % len(LENGTHS)], monkeypatch, **dict(options))
-    assert len(found) >= 3 * count, "too few segments to tell"
+    assert len(found) >= 2 * count, "too few segments to tell"
     if options["temperature"] != (0.0,):
         assert {segment.temperature for segment in found} >= {0.0, 0.8}
 
@@ -172,9 +172,8 @@ def test_moods(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loops, doubt and silence in every window: every threshold, and the prompt's reset, decides."""
     temperatures = {}
     for mood in ("loop", "unsure", "silent", "sure"):
-        for seed in range(3):
-            found = compare(Script(seed, mood=mood), 35.0, monkeypatch, **FALLBACK)
-            temperatures.setdefault(mood, set()).update(segment.temperature for segment in found)
+        found = compare(Script(5, mood=mood), 35.0, monkeypatch, **FALLBACK)
+        temperatures[mood] = {segment.temperature for segment in found}
     assert temperatures["sure"] == {0.0}
     assert max(temperatures["loop"]) > 0.5
     assert temperatures["silent"] == set()
@@ -184,7 +183,7 @@ def test_moods(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def scripted_alignment(tokens: list[int], words: list[str], word_tokens: list[list[int]], num_frames: int) -> list:
-    """Words with times of every kind: short, long, after pauses, improbable; (word, tokens, start, end, probability)."""
+    """(word, tokens, start, end, probability), of every kind: short, long, after pauses, improbable."""
     rng = np.random.default_rng(zlib.crc32(np.array([num_frames, *tokens]).tobytes()))
     kind = rng.integers(4)
     scale = rng.choice([3, 10, 25, 60])
@@ -225,12 +224,162 @@ WORDS = {**GREEDY, "word_timestamps": True}
 
 @pytest.mark.usefixtures("_words")
 @pytest.mark.parametrize("threshold", [None, 0.0, 0.5, 2.0, 8.0])
-def test_words_and_what_is_skipped_are_those_of_openai(threshold: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_and_what_is_skipped_are_those_of_openai(
+    threshold: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
-    for k in range(24):
-        script = Script(seed=1000 + k, length=(8, 16, 5)[k % 3])
+    for k in range(12):
+        script = Script(seed=1000 + k, length=(6, 11, 4)[k % 3])
         options = {**WORDS, "hallucination_silence_threshold": threshold}
         if k % 4 == 3:
             options["clip_timestamps"] = [2.0, 20.0, 21.5]
         found += compare(script, LENGTHS[k % len(LENGTHS)], monkeypatch, **options)
-    assert len(found) > 100 and sum(len(segment.words) for segment in found) > 500
+    assert len(found) > 40 and sum(len(segment.words) for segment in found) > 100
+
+
+@pytest.mark.usefixtures("_words")
+def test_words_are_given_out_tidily() -> None:
+    for seed in range(4):
+        script = Script(seed=1000 + seed, length=10)
+        options = DecodingOptions(**GREEDY)
+        found = transcribe_sequential(
+            recording(35.0), ScriptedModel(script), tokenizer(), options, language="en", word_timestamps=True
+        )
+        for segment in found:
+            times = [time for word in segment.words for time in (word.start, word.end)]
+            assert times == sorted(times)
+            assert not times or segment.start <= times[0] <= times[-1] <= segment.end
+            assert all(word.text and word.text == word.text.strip() for word in segment.words)
+
+
+# --- one real model, random but the same -----------------------------------------------------------------------------
+
+SMALL = {"n_mels": 80, "n_audio_ctx": 1500, "n_audio_state": 64, "n_audio_head": 1, "n_audio_layer": 1}
+SMALL |= {"n_vocab": 51865, "n_text_ctx": 448, "n_text_state": 64, "n_text_head": 1, "n_text_layer": 2}
+
+
+def converted(original: Any) -> Model:
+    model, weights = Model(ModelArgs(**SMALL)), {}
+    for name, tensor in original.state_dict().items():
+        if name != "encoder.positional_embedding":
+            value = mx.array(tensor.numpy())
+            weights[name.replace("mlp.0", "mlp1").replace("mlp.2", "mlp2")] = (
+                value.swapaxes(1, 2) if value.ndim == 3 else value
+            )
+    model.load_weights(list(weights.items()), strict=False)
+    model.encoder.positional_embedding = mx.array(original.encoder.positional_embedding.numpy())
+    return model
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_a_real_model_gives_the_same(words: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "tidy", lambda words, start, end: tuple(words))
+    # the original's takes seconds to compile, and is compared in test_attention
+    monkeypatch.setattr(whisper.timing, "dtw", lambda x: np.stack(attention.dtw(x.numpy())))
+    audio, options = recording(35.0), {**GREEDY, "sample_len": 24}
+    tokens = set()
+    for seed in (1, 2):
+        original = make.whisper_openai(SMALL, seed)
+        make.scale(original.decoder.blocks[1].cross_attn.query.weight, 4.0)
+        expected = openai.transcribe(original, audio, language="en", word_timestamps=words, fp16=False, **options)
+        found = transcribe_sequential(
+            audio,
+            converted(original),
+            tokenizer(),
+            DecodingOptions(**options),
+            language="en",
+            word_timestamps=words,
+        )
+        same(found, [segment for segment in expected["segments"] if segment["tokens"]])
+        tokens.update(token for segment in found for token in segment.tokens)
+        assert not words or any(segment.words for segment in found)
+    assert len(tokens) > 5
+
+
+# --- by itself -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", [161, 200, 201, 399, 16_000, 16_000 * 35 + 77])
+def test_windows_are_cut_from_the_spectrogram_of_the_whole(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loudest frame, here near the end, sets the floor everywhere; of a piece only its own frames are computed."""
+    monkeypatch.setattr(sequential, "PIECE", 700)
+    rng = np.random.default_rng(samples)
+    audio = (rng.normal(size=samples) * np.geomspace(1e-6, 1, samples)).astype(np.float32)
+    expected = whisper.audio.log_mel_spectrogram(audio, 80, padding=480_000).numpy().T
+    mel = sequential._LogMel(audio, ScriptedModel(Script(0)).args)
+    assert mel.frames == len(expected) - 3000
+    for start in range(0, mel.frames, 1234):
+        size = min(mel.frames - start, 3000)
+        window = np.array(mel.window(start, size))
+        assert window.shape == (3000, 80)
+        np.testing.assert_allclose(window[:size], expected[start : start + size], atol=2e-5)
+        assert not window[size:].any()
+
+
+def test_a_long_recording_takes_little_memory() -> None:
+    audio = np.ones(16_000 * 60 * 20, np.float32)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    mel = sequential._LogMel(audio, ScriptedModel(Script(0)).args)
+    mx.eval(mel.window(60_000, 3000))
+    assert mel.frames == 120_000
+    assert mx.get_peak_memory() - before < audio.nbytes
+
+
+@pytest.mark.parametrize("samples", [0, 1, 159])
+def test_less_than_a_frame_has_no_segments(samples: int) -> None:
+    assert run(np.zeros(samples, np.float32)) == ()
+
+
+def run(audio: np.ndarray, seed: int = 0, **options: Any) -> tuple[Segment, ...]:
+    options = {"language": "en", "options": DecodingOptions(**GREEDY), **options}
+    return transcribe_sequential(audio, ScriptedModel(Script(seed)), tokenizer(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"clip_timestamps": (-1.0,)}, "clip_timestamps"),
+        ({"clip_timestamps": (math.nan, 3.0)}, "clip_timestamps"),
+        ({"clip_timestamps": (5.0, 4.0)}, "clip_timestamps"),
+        ({"hallucination_silence_threshold": 2.0}, "word_timestamps"),
+        ({"hallucination_silence_threshold": -1.0, "word_timestamps": True}, "hallucination_silence_threshold"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(OptionError, match=named):
+        run(recording(35.0), **options)
+
+
+def test_clips_end_with_the_recording() -> None:
+    """Where the original would never come to an end."""
+    whole = run(recording(35.0), clip_timestamps=(3.0,))
+    assert run(recording(35.0), clip_timestamps=(3.0, 1000.0, 2000.0, 3000.0)) == whole
+    assert run(recording(35.0), clip_timestamps=(40.0,)) == ()
+
+
+def test_it_comes_to_an_end_whatever_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two timestamps at 0.00 would move the window by nothing."""
+    monkeypatch.setattr(sequential.asr, "split_at_timestamps", lambda tokens, begin, duration: ([], 1))
+    monkeypatch.setattr(sequential.asr, "is_silence", lambda *_: False)
+    monkeypatch.setattr(Script, "mood_of", lambda self, window: "sure")
+    done: list[float] = []
+    options = DecodingOptions(**GREEDY, max_initial_timestamp=0.001)  # the first token is always 0.00
+    run(recording(64.21), options=options, on_progress=done.append)
+    assert done == [30.0, 60.0, 64.2]
+
+
+def test_progress_is_in_seconds_and_ends_with_the_recording() -> None:
+    done: list[float] = []
+    run(recording(50.005), seed=3, on_progress=done.append)
+    assert done == sorted(done)
+    assert done[-1] == 50.0
+    assert len(done) > 1
+
+
+def test_options_of_the_pipeline_are_taken() -> None:
+    options = Options(**GREEDY, sequential=True, initial_prompt=PROMPT, carry_initial_prompt=True)
+    plain = DecodingOptions(**GREEDY, initial_prompt=PROMPT)
+    found = run(recording(35.0), options=options, carry_initial_prompt=True)
+    assert found == run(recording(35.0), options=plain, carry_initial_prompt=True)
+    assert found != run(recording(35.0))

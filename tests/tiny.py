@@ -85,11 +85,12 @@ pipeline:
     embedding: $model/embedding
     embedding_exclude_overlap: true
     segmentation: $model/segmentation
+    segmentation_step: 0.5
 params:
   clustering:
     method: centroid
     min_cluster_size: 2
-    threshold: 0.1
+    threshold: 0.01
   segmentation:
     min_duration_off: 0.0
     threshold: 0.5

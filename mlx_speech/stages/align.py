@@ -21,8 +21,8 @@ import numpy as np
 
 from mlx_speech.errors import AudioError, OptionError
 from mlx_speech.features import SAMPLE_RATE, normalize
-from mlx_speech.stages.spelling import UNSPACED, clusters, is_mark, split_words, spoken
-from mlx_speech.transcript import Char, Segment, Word
+from mlx_speech.stages.spelling import clusters, is_mark, split_words, spoken
+from mlx_speech.transcript import UNSPACED, Char, Segment, Word
 
 METHODS = ("nearest", "linear", "ignore")
 WILDCARD = -1  # in place of a label: a character that is spoken, but is not in the vocabulary
@@ -260,8 +260,7 @@ def _job(
         between = labels.between if k and piece.word != pieces[k - 1].word else []
         target += [*between, *piece.labels]
         owners += [-1] * len(between) + [k] * len(piece.labels)
-    repeats = sum(label == following != WILDCARD for label, following in pairwise(target))
-    if model.num_frames(max(sound.size, _hearing(model.args)[0])) < len(target) + repeats:
+    if model.num_frames(max(sound.size, _hearing(model.args)[0])) < len(target):
         return None
     return _Job(index, sound, pieces, np.array(target), owners)
 

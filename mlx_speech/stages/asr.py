@@ -240,10 +240,12 @@ def _segments_of_chunk(
     """Unlike in `sequential`, where the next window hears it again, a piece without an end lasts to the chunk's end."""
     if is_silence(result, options):
         return []
-    begin = tokenizer.timestamp_begin
-    pieces, used = split_at_timestamps(result.tokens, begin, math.inf)
+    begin, tokens = tokenizer.timestamp_begin, result.tokens
+    if options.without_timestamps:  # no rule keeps the decoder from saying some
+        tokens = tuple(token for token in tokens if token < tokenizer.eot)
+    pieces, used = split_at_timestamps(tokens, begin, math.inf)
     if used is not None:
-        pieces.append((_seconds(result.tokens[used], begin), math.inf, tuple(result.tokens[used:])))
+        pieces.append((_seconds(tokens[used], begin), math.inf, tokens[used:]))
     segments = [
         as_segment(min(chunk.start + start, chunk.end), min(chunk.start + end, chunk.end), tokens, result, tokenizer)
         for start, end, tokens in pieces

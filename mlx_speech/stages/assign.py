@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
-from mlx_speech.cues import separator
-from mlx_speech.transcript import Diarization, Region, Segment, Turn, Word
+from mlx_speech.transcript import Diarization, Region, Segment, Turn, Word, separator
 
 MAX_GAP = 0.5  # seconds from a word to a turn it may still belong to
 SHORT_WORD = 0.5  # seconds; only a word this short may be given to its neighbours' speaker

@@ -320,6 +320,7 @@ class _Batch:
         free = [index for index, row in enumerate(self.rows) if row is None][: len(jobs)]
         logits, at_sot = self.model.decoder.prefill(self.window, free, encoded, prompts, at)
         silence = mx.exp(at_sot - log_sum_exp(at_sot))[:, self.tokenizer.no_speech]
+        mx.async_eval(silence)
         for row, index in enumerate(free):
             empty = [[] for _ in range(self.group)]
             totals = np.zeros(self.group, dtype=np.float32)

@@ -73,7 +73,9 @@ def diarize(
         return Diarization()
     masks = voice_masks(segmentations, size, exclude_overlap=model.embedding_exclude_overlap)
     spoken = np.flatnonzero(masks.any(axis=(1, 2)))
-    vectors = embed(samples, model.embedding, [starts[k] for k in spoken], size, masks[spoken], batch_size)
+    # On the CPU a ResNet gains nothing from a batch, and its convolutions need 1 GB for every window in it.
+    together = 1 if mx.default_device().type == mx.DeviceType.cpu else batch_size
+    vectors = embed(samples, model.embedding, [starts[k] for k in spoken], size, masks[spoken], together)
     embeddings = np.full((*masks.shape[::2], model.embedding.args.embedding_size), np.nan, dtype=np.float32)
     embeddings[spoken] = np.concatenate(list(_reported(vectors, len(spoken), report, SHARES[1])))
     embeddings[~masks.any(axis=1)] = np.nan

@@ -13,8 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from mlx_speech.stages.spelling import UNSPACED
-from mlx_speech.transcript import Segment, Word
+from mlx_speech.transcript import UNSPACED, Segment, Word, separator
 
 MAX_GAP = 1.0  # seconds between segments of one sentence
 PAUSE = 0.25  # seconds behind a full stop that may belong to an abbreviation, from which it ends the sentence
@@ -103,7 +102,7 @@ def _punctuated(run: list[Segment]) -> list[list[Segment]]:
 
 def _pieces(segment: Segment, language: str, first: bool) -> Iterator[_Piece]:
     """The words with the text around them as the segment has it."""
-    between = "" if language in UNSPACED else " "
+    between = separator(language)
     places, place = [], 0
     for word in segment.words:
         found = segment.text.find(word.text, place)

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from decimal import Decimal
 
-UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})  # languages written without spaces
+from mlx_speech.transcript import UNSPACED
 
 # num2words' codes, or those of languages whose numbers sound alike; Japanese numerals are written in Chinese
 _CODES = {"zh": "ja", "yue": "ja", "nn": "no", "kk": "kz", "hr": "sr", "bs": "sr", "ms": "id"}
@@ -29,7 +29,6 @@ _UNITS = {
 }
 _NUMBER = re.compile(r"([$€£])?(\d+(?:[.,:'’\u00a0\u202f]\d+)*)([a-zà-ÿ:ºª]+(?!\w))?([%$€£])?|[%$€£&]")
 
-# by kinds of characters (`_kind`): what opens, a run of letters and digits or a character with marks, what closes
 _UNIT = re.compile("[opj]*(?:n(?:[nm]|j+(?=n))*|l*c?(?:m|s+c?)*)[pjms]*")
 _KINDS = dict.fromkeys("เแโใไເແໂໃໄ", "l") | dict.fromkeys("ะาำๅະາຳຽ", "m")  # vowels in front, vowels behind
 _KINDS |= dict.fromkeys("\u17d2\u1039", "s") | dict.fromkeys(".,:'’-_/@&+", "j")  # stackers; joints within runs
@@ -45,6 +44,8 @@ def split_words(text: str, language: str) -> list[str]:
 
 
 def _kind(character: str) -> str:
+    """What it does in a language without spaces, where `_UNIT` is a word: what opens, a run of Latin letters and
+    digits (n) or one character (c) with its marks, then the punctuation behind it."""
     category = unicodedata.category(character)
     if character in _KINDS or is_mark(character):
         return _KINDS.get(character, "m")

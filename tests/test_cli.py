@@ -1,0 +1,306 @@
+"""The command line: flags in both spellings, files that are written, exit codes, one line for every mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from conftest import real
+from test_writers import parse_srt, parse_vtt
+
+from mlx_speech import cli, commands, names, writers
+from mlx_speech.options import VAD_OPTIONS, Options
+from mlx_speech.pipeline import Pipeline
+
+COMMAND = (sys.executable, "-m", "mlx_speech", "transcribe", "--no-align", "--language", "en", "--temperature", "0")
+FORMATS = ("txt", "srt", "vtt", "tsv", "json", "rttm", "ctm", "aud")
+
+
+def run(*arguments: str) -> int:
+    """The command with tiny models; flags as they are given."""
+    place = tiny.folder()
+    models = [
+        "--model",
+        place / "whisper",
+        "--align-model",
+        place / "wav2vec2",
+        "--diarize-model",
+        place / "diarization",
+    ]
+    return cli.main(["transcribe", *map(str, arguments), *map(str, models)])
+
+
+@pytest.fixture
+def meeting(tmp_path: Path) -> Path:
+    path = tmp_path / "meeting.wav"
+    shutil.copy(real("data/diar/ami_debug/dev00.wav"), path)
+    return path
+
+
+def test_every_format_is_written_and_read_back(meeting: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "out"
+    flags = (
+        "--diarize",
+        "--language",
+        "en",
+        "--temperature",
+        "0",
+        "-f",
+        ",".join(FORMATS),
+        "--speaker-embeddings",
+        "-v",
+    )
+    assert run(str(meeting), "-o", str(out), *flags) == 0
+    texts = {kind: (out / f"meeting.{kind}").read_text(encoding="utf-8") for kind in FORMATS}
+    assert {path.name for path in out.iterdir()} == {f"meeting.{kind}" for kind in FORMATS}
+    found = json.loads(texts["json"])
+    assert set(found) >= {"segments", "word_segments", "language", "duration", "turns", "models", "seconds"}
+    words = [word for segment in found["segments"] for word in segment["words"]]
+    assert words == found["word_segments"] and {"word", "start", "end", "score"} <= set(words[0])
+    assert set(found["speaker_embeddings"]) == {turn["speaker"] for turn in found["turns"]}
+    assert len(next(iter(found["speaker_embeddings"].values()))) == 256
+    for cues in (parse_srt(texts["srt"]), parse_vtt(texts["vtt"])):
+        assert cues and " ".join(cue.text for cue in cues).replace("\n", " ").count("Hello there, Dr. Smith.") >= 1
+    assert len(texts["txt"].splitlines()) == len(found["segments"]) == len(texts["aud"].splitlines())
+    assert texts["tsv"].splitlines()[0] == "start\tend\ttext" and len(texts["ctm"].splitlines()) == len(words)
+    assert len(texts["rttm"].splitlines()) == len(found["turns"])
+    said = capsys.readouterr()
+    assert "Hello there, Dr. Smith." in said.out and "transcribe" in said.err and "× real time" in said.err
+
+
+def test_all_formats_leave_rttm_out_without_speakers(meeting: Path, tmp_path: Path) -> None:
+    assert run(str(meeting), "-o", str(tmp_path / "out"), "--language", "en", "--temperature", "0", "--quiet") == 0
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".txt", ".srt", ".vtt", ".tsv", ".json"}
+
+
+def test_many_files_a_broken_one_and_the_same_stem(
+    meeting: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    broken, twin = tmp_path / "broken.mp3", tmp_path / "other" / "meeting.flac"
+    broken.write_bytes(b"not a recording")
+    twin.parent.mkdir()
+    shutil.copy(real("data/audio/en/jfk.flac"), twin)
+    out = tmp_path / "out"
+    flags = ("-o", str(out), "-f", "txt", "--language", "en", "--temperature", "0")
+    assert run(str(meeting), str(broken), str(twin), *flags) == 1
+    assert {path.name for path in out.iterdir()} == {"meeting-wav.txt", "meeting-flac.txt"}
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "broken.mp3" in line and line.startswith("mlx_speech: ")]
+    # again: only the broken one is tried
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert run(str(meeting), str(broken), str(twin), *flags, "--skip-existing") == 1
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_standard_input_has_a_name(tmp_path: Path) -> None:
+    place = tiny.folder()
+    with real("data/audio/en/jfk.flac").open("rb") as file:
+        done = subprocess.run(
+            [*COMMAND, "-", "--model", place / "whisper", "-o", tmp_path, "-f", "srt"],
+            stdin=file,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert parse_srt((tmp_path / "stdin.srt").read_text(encoding="utf-8"))
+    assert "█" not in done.stderr and "%" not in done.stderr  # no bars where nobody watches
+
+
+def test_interrupted_leaves_whole_files(meeting: Path, tmp_path: Path) -> None:
+    place = tiny.folder()
+    files = []
+    for k in range(40):
+        files.append(tmp_path / f"{k}.wav")
+        shutil.copy(meeting, files[-1])
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [*COMMAND, *files, "--model", place / "whisper", "-o", out, "-f", "json,txt", "--batch-size", "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while not list(out.glob("*.json")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.splitlines()[-1].startswith("mlx_speech: interrupted"), said
+    written = list(out.iterdir())
+    assert written and len(written) < 80 and {path.suffix for path in written} <= {".json", ".txt"}
+    for path in out.glob("*.json"):
+        json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_speakers_as_rttm(meeting: Path, capsys: pytest.CaptureFixture) -> None:
+    flags = ["--diarize-model", str(tiny.folder() / "diarization")]
+    assert cli.main(["diarize", str(meeting), *flags, "--num-speakers", "2"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) > 2 and all(line[:3] == ["SPEAKER", "meeting", "1"] and len(line) == 10 for line in lines)
+    assert {line[7] for line in lines} == {"SPEAKER_00", "SPEAKER_01"}
+    assert cli.main(["diarize", str(meeting), "none.wav", *flags, "--exclusive"]) == 1
+    said = capsys.readouterr()
+    turns = sorted((float(line.split()[3]), float(line.split()[4])) for line in said.out.splitlines())
+    assert all(a + d <= b + 2e-3 for (a, d), (b, _) in pairwise(turns))
+    assert "none.wav: there is no such file" in said.err
+
+
+# --- flags -----------------------------------------------------------------------------------------------------------
+
+
+def flags(command: str) -> dict[str, Any]:
+    """dest → action of a command's flags."""
+    group = next(action for action in cli.build_parser()._actions if action.choices)
+    return {action.dest: action for action in group.choices[command]._actions}  # type: ignore[index]
+
+
+def test_every_flag_is_a_keyword() -> None:
+    import inspect
+
+    fields = {field.name for field in dataclasses.fields(Options)}
+    own = set(inspect.signature(Pipeline.__init__).parameters) - {"self"}
+    detectors = {flag for method in commands.DETECTION.values() for flag in method}
+    of_the_terminal = {"help", "audio", "output_dir", "output_format", "skip_existing", "quiet", "verbose", "fp16"}
+    of_the_terminal |= {"print_progress", "device", "model_dir", "model_cache_only", "hf_token", "compute_type"}
+    of_the_terminal |= {"temperature_increment_on_fallback", *commands.MEANINGLESS}
+    given = set(flags("transcribe"))
+    assert given - of_the_terminal - detectors - set(commands.LAYOUT) - own <= fields
+    # and every keyword a flag
+    assert fields - given == {"vad_options", "suppress_blank"} and own <= given
+    for method, mapping in commands.DETECTION.items():
+        assert set(mapping.values()) == set(VAD_OPTIONS[method])
+
+
+def test_whisperx_command_lines_are_understood(meeting: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "out"
+    line = (
+        "--batch_size 4 --compute_type default --vad_method silero --vad_onset 0.5 --vad_offset 0.363 --chunk_size 30"
+    )
+    line += " --highlight_words True --max_line_width 30 --max_line_count 2 --condition_on_previous_text False --task"
+    line += " transcribe --language en --interpolate_method nearest --segment_resolution sentence --suppress_tokens -1"
+    line += " --temperature 0 --best_of 5 --fp16 True --temperature_increment_on_fallback None"
+    line += " --compression_ratio_threshold 2.4 --logprob_threshold -1.0 --no_speech_threshold 0.6 --threads 0"
+    line += " --print_progress False --verbose False --device cpu --device_index 0 --return_char_alignments"
+    line += " --min_speakers 1 --max_speakers 2 --diarize --output_format all --model_cache_only False"
+    assert run(str(meeting), "--output_dir", str(out), *line.split()) == 0
+    assert {path.suffix for path in out.iterdir()} == {".txt", ".srt", ".vtt", ".tsv", ".json", ".rttm"}
+    assert "<u>" in (out / "meeting.srt").read_text(encoding="utf-8")
+    said = capsys.readouterr().err
+    for flag in ("--device-index", "--threads"):
+        assert f"mlx_speech: {flag} has no meaning here" in said
+
+
+def test_every_flag_of_whisperx_is_known() -> None:
+    found = importlib.metadata.distribution("whisperx").locate_file("whisperx/__main__.py")
+    theirs = set(re.findall(r'add_argument\("(--[a-z_-]+)"', Path(str(found)).read_text(encoding="utf-8")))
+    assert len(theirs) > 40
+    ours = {name for action in flags("transcribe").values() for name in action.option_strings}
+    assert {cli.normal([flag])[0] for flag in theirs} - ours == {"--version", "--python-version"}
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (["--batch_size=8"], ["--batch-size", "8"]),
+        (["--highlight_words", "True"], ["--highlight-words"]),
+        (["--fp16", "False", "x_y.wav"], ["--no-fp16", "x_y.wav"]),
+        (["--no_align", "False"], []),
+        (["--initial_prompt", "True"], ["--initial-prompt", "True"]),
+        (["--hotwords", "a_b"], ["--hotwords", "a_b"]),
+    ],
+)
+def test_spellings(given: list[str], expected: list[str]) -> None:
+    assert cli.normal(given) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--language", "klingon"], "klingon"),
+        (["--num-speakers", "2", "--min-speakers", "3"], "num_speakers and min_speakers conflict"),
+        (["--min-speakers", "3", "--max-speakers", "2"], "min_speakers is 3 and max_speakers is 2"),
+        (["--vad-method", "pyannote", "--speech-pad-ms", "3"], "--speech-pad-ms conflicts with --vad-method pyannote"),
+        (["-f", "docx"], "'docx' is not one of"),
+        (["-f", "rttm"], "add --diarize"),
+        (["--batch-size", "x"], "--batch-size x"),
+        (["--compute-type", "int8", "--dtype", "float16"], "--compute-type conflicts with --dtype"),
+        (["--no-align", "--return-char-alignments"], "--return-char-alignments and --no-align conflict"),
+        (["--no-align", "--highlight-words"], "--highlight-words and --no-align conflict"),
+        (["--max-line-count", "2"], "--max-line-count needs --max-line-width"),
+        (["--max-cue-duration", "0"], "max_cue_duration"),
+        (["--clip-timestamps", "a", "--sequential"], "--clip-timestamps a"),
+        (["--temperature-increment-on-fallback", "0"], "--temperature-increment-on-fallback 0"),
+        (["--model", "smal"], "did you mean small"),
+        (["--device", "tpu"], "--device tpu"),
+        (["--frobnicate"], "--frobnicate"),
+        (["--beam-size", "two"], "--beam-size"),
+        (["-o", "/dev/null/x"], "--output-dir"),
+    ],
+)
+def test_mistakes_take_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    recording = str(real("data/audio/en/jfk.flac"))
+    models = [] if "--model" in arguments else ["--model", str(tiny.folder() / "whisper")]
+    where = [] if "-o" in arguments else ["-o", str(tmp_path)]
+    try:
+        code = cli.main(["transcribe", recording, *models, *where, *arguments])
+    except SystemExit as stopped:
+        code = stopped.code
+    found = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and len(found) == 1 and said in found[0] and found[0].startswith("mlx_speech: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_token_it_stops_before_anything_is_transcribed(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    recording, model = str(real("data/audio/en/jfk.flac")), str(tiny.folder() / "whisper")
+    assert cli.main(["transcribe", recording, "--model", model, "-o", str(tmp_path), "--diarize"]) == 2
+    said = capsys.readouterr()
+    assert not said.out and "mlx_speech convert --model pyannote/speaker-diarization-community-1" in said.err
+    assert not list(tmp_path.iterdir())
+
+
+# --- WhisperX's functions --------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_whisperx_runs_with_only_its_import_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    metadata = importlib.metadata.metadata("whisperx")
+    readme = metadata.get_payload() or metadata["Description"]  # type: ignore[attr-defined]
+    blocks = re.findall(r"```python\n(.*?)```", str(readme), re.DOTALL)
+    script = next(block for block in blocks if "import whisperx" in block and "DiarizationPipeline" in block)
+    changed = script.replace("import whisperx\n", "from mlx_speech import whisperx\n")
+    changed = changed.replace("from whisperx.diarize import", "from mlx_speech.whisperx import")
+    assert sum(a != b for a, b in zip(script.splitlines(), changed.splitlines(), strict=True)) == 2
+    place = tiny.folder()
+    # what stands for the names in the example, and for the access to the gated model
+    monkeypatch.setattr(names, "whisper_sources", lambda name: [names.Source(str(place / "whisper"))])
+    monkeypatch.setattr(names, "align_source", lambda language: str(place / "wav2vec2"))
+    monkeypatch.setattr("mlx_speech.loading.DIARIZATION", str(place / "diarization"))
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(real("data/diar/ami_debug/dev00.wav"), tmp_path / "audio.mp3")
+    space: dict[str, Any] = {"YOUR_HF_TOKEN": "hf_none"}
+    exec(compile(changed, "example", "exec"), space)
+    result = space["result"]
+    assert result["segments"] and result["word_segments"]
+    assert {"start", "end", "text", "words", "speaker"} <= set(result["segments"][0])
+    assert {"word", "start", "end", "score", "speaker"} <= set(result["segments"][0]["words"][0])
+    assert {"start", "end", "speaker", "label"} <= set(space["diarize_segments"][0])
+    assert "before alignment" in script and "Hello there" in capsys.readouterr().out
+
+
+def test_writers_of_the_package_are_those_of_the_command_line() -> None:
+    assert tuple(writers.FORMATS) == commands.FORMATS == FORMATS
