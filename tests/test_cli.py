@@ -72,7 +72,7 @@ def test_every_format_is_written_and_read_back(meeting: Path, tmp_path: Path, ca
     assert set(found["speaker_embeddings"]) == {turn["speaker"] for turn in found["turns"]}
     assert len(next(iter(found["speaker_embeddings"].values()))) == 256
     for cues in (parse_srt(texts["srt"]), parse_vtt(texts["vtt"])):
-        assert cues and " ".join(cue.text for cue in cues).replace("\n", " ").count("Hello there, Dr. Smith.") >= 1
+        assert cues and " ".join(" ".join(cue.lines) for cue in cues).count("Hello there, Dr. Smith.") >= 1
     assert len(texts["txt"].splitlines()) == len(found["segments"]) == len(texts["aud"].splitlines())
     assert texts["tsv"].splitlines()[0] == "start\tend\ttext" and len(texts["ctm"].splitlines()) == len(words)
     assert len(texts["rttm"].splitlines()) == len(found["turns"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import zlib
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
@@ -24,7 +25,7 @@ from mlx_speech.models.whisper import Model, ModelArgs
 from mlx_speech.options import Options
 from mlx_speech.stages import attention, sequential
 from mlx_speech.stages.attention import WordTiming
-from mlx_speech.stages.decode import DecodingOptions
+from mlx_speech.stages.decode import DecodingOptions, DecodingResult, Job
 from mlx_speech.stages.sequential import transcribe_sequential
 from mlx_speech.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment
@@ -195,11 +196,14 @@ def scripted_alignment(tokens: list[int], words: list[str], word_tokens: list[li
     low = np.minimum(ends - lengths, last) / 50
     sure = rng.uniform(0, 0.2, len(words)) if kind == 1 else rng.uniform(0.1, 1, len(words))
     rows = zip(words[:-1], word_tokens[:-1], low.tolist(), high.tolist(), sure.tolist(), strict=False)
-    return list(rows) if len(words) > 1 else []
+    found = list(rows) if len(words) > 1 else []
+    return found[: rng.integers(len(found) + 1)] if kind == 2 else found  # segments at the end without words
 
 
 @pytest.fixture
 def _words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alignments are scripted."""
+
     def theirs(model: Any, tokenizer: Any, text_tokens: list[int], mel: Any, num_frames: int) -> list:
         if not text_tokens:
             return []
@@ -213,38 +217,82 @@ def _words(monkeypatch: pytest.MonkeyPatch) -> None:
         (text,), (frames,) = texts, num_frames
         split = tokenizer.split_to_word_tokens([*text, tokenizer.eot], languages[0])
         rows = scripted_alignment(list(text), *split, frames) if text else []
-        return [[WordTiming(word, tuple(tokens), *rest) for word, tokens, *rest in rows]]
+        return [[WordTiming(row[0], tuple(row[1]), *row[2:]) for row in rows]]
 
     monkeypatch.setattr(whisper.timing, "find_alignment", theirs)
     monkeypatch.setattr(attention, "find_alignment", ours)
 
 
-WORDS = {**GREEDY, "word_timestamps": True}
+def scripted_result(script: Script, window: int, prompt: tuple[int, ...]) -> dict[str, Any]:
+    """What is decoded, at once: quicker than token by token. Segments of a few words, with every kind of end."""
+    rng = np.random.default_rng([script.seed, window, zlib.crc32(np.array(prompt, dtype=np.int64).tobytes())])
+    begin, time, tokens = script.ids.timestamp_begin, int(rng.integers(0, 50)), []
+    for _ in range(rng.integers(0, 5)):
+        words = rng.choice(script.words, rng.integers(1, 6)).tolist()
+        spoken = rng.integers(1, 300)
+        tokens += [begin + time, *words, begin + time + spoken]
+        time = min(time + spoken + int(rng.choice([0, 0, 30, 250])), 1490)
+        if time + 300 > 1500:
+            break
+    tokens += [[], [begin + time], [begin + time, *rng.choice(script.words, 3).tolist()]][rng.integers(3)]
+    if rng.random() < 0.1:
+        tokens = [token for token in tokens if token < begin]
+    return {
+        "tokens": tokens,
+        "text": "",
+        "language": "en",
+        "avg_logprob": float(rng.choice([-0.5, -0.5, -1.5])),
+        "no_speech_prob": float(rng.choice([0.1, 0.1, 0.9])),
+        "temperature": float(rng.choice([0.0, 0.0, 0.8])),
+        "compression_ratio": 1.0,
+    }
 
 
-@pytest.mark.usefixtures("_words")
+@pytest.fixture
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are scripted, and spectrograms are kept."""
+
+    def theirs(model: Any, mel: torch.Tensor, options: whisper.DecodingOptions) -> whisper.DecodingResult:
+        encoded = model.encoder(mel[None])
+        result = scripted_result(model.script, int(encoded[0, 0, 0]), tuple(options.prompt))
+        return whisper.DecodingResult(encoded, **result)
+
+    def ours(jobs: list[Job], model: Any, *_: Any, **__: Any) -> Iterator[tuple[Job, DecodingResult]]:
+        for job in jobs:
+            result = scripted_result(model.script, int(job.encoded[0, 0].item()), job.prompt)
+            yield job, DecodingResult(**{**result, "tokens": tuple(result["tokens"])})
+
+    mel = lru_cache(maxsize=len(LENGTHS))(lambda seconds: LogMel(recording(seconds), Script(0).args))
+    seconds = {recording(length).size: length for length in LENGTHS}
+    monkeypatch.setattr(whisper.decoding, "decode", theirs)
+    monkeypatch.setattr(sequential.decode, "decode_with_fallback", ours)
+    monkeypatch.setattr(sequential, "_LogMel", lambda audio, args: mel(seconds[audio.size]))
+
+
+LogMel = sequential._LogMel
+WORDS = {"temperature": (0.0,), "word_timestamps": True}
+
+
+@pytest.mark.usefixtures("_words", "_at_once")
 @pytest.mark.parametrize("threshold", [None, 0.0, 0.5, 2.0, 8.0])
 def test_words_and_what_is_skipped_are_those_of_openai(
     threshold: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
-    for k in range(12):
-        script = Script(seed=1000 + k, length=(6, 11, 4)[k % 3])
+    for seed in range(40):
         options = {**WORDS, "hallucination_silence_threshold": threshold}
-        if k % 4 == 3:
+        if seed % 4 == 2:
+            options |= {"initial_prompt": PROMPT, "condition_on_previous_text": False}
+        if seed % 4 == 3:
             options["clip_timestamps"] = [2.0, 20.0, 21.5]
-        found += compare(script, LENGTHS[k % len(LENGTHS)], monkeypatch, **options)
-    assert len(found) > 40 and sum(len(segment.words) for segment in found) > 100
+        found += compare(Script(seed), LENGTHS[seed % len(LENGTHS)], monkeypatch, **options)
+    assert len(found) > 80 and sum(len(segment.words) for segment in found) > 200
 
 
-@pytest.mark.usefixtures("_words")
+@pytest.mark.usefixtures("_words", "_at_once")
 def test_words_are_given_out_tidily() -> None:
-    for seed in range(4):
-        script = Script(seed=1000 + seed, length=10)
-        options = DecodingOptions(**GREEDY)
-        found = transcribe_sequential(
-            recording(35.0), ScriptedModel(script), tokenizer(), options, language="en", word_timestamps=True
-        )
+    for seed in range(20):
+        found = run(recording(35.0), seed, word_timestamps=True)
         for segment in found:
             times = [time for word in segment.words for time in (word.start, word.end)]
             assert times == sorted(times)

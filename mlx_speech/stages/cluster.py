@@ -163,8 +163,6 @@ def agglomerate(vectors: np.ndarray, bounds: Bounds, threshold: float, min_clust
         labels = fcluster(merges, _best_merge(tree, threshold, size, target), criterion="distance") - 1
     sizes = np.bincount(labels)
     large, small = np.flatnonzero(sizes >= size), np.flatnonzero(sizes < size)
-    if not large.size:
-        return np.zeros_like(labels)
     if not small.size:
         return labels
     centroids = _means(units, labels)
@@ -190,7 +188,7 @@ def _best_merge(tree: np.ndarray, threshold: float, size: int, target: int) -> i
     order = np.argsort(np.abs(tree[:, 2] - threshold))  # as the original sorts, in case of equals
     order = order[tree[order, 3] >= size]
     off = np.abs(large[order + 1] - target)
-    if target != 1 and (not off.size or off.min() >= abs(1 - target)):
+    if not off.size or off.min() >= abs(1 - target):
         return count - 1  # all in one
     return int(order[off.argmin()])
 
