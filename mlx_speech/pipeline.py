@@ -239,10 +239,14 @@ class Pipeline:
         size = self.batch_size if isinstance(self.batch_size, int) else self.models.batch_size(self._limit)
 
         def tasks() -> Iterator[asr.Task]:
+            nonlocal before
+            start = time.perf_counter()
             for file in listening:
+                before += time.perf_counter() - start  # listening has times of its own
                 for chunk in file.chunks:
                     samples = file.audio[round(chunk.start * SAMPLE_RATE) : round(chunk.end * SAMPLE_RATE)]
                     yield asr.Task(file, chunk, samples, file.language, words=file.attention)
+                start = time.perf_counter()
 
         before = time.perf_counter()
         for task, segments in asr.transcribe(
@@ -252,9 +256,11 @@ class Pipeline:
             if options.segment_resolution == "chunk" or (options.words == "ctc" and not file.attention):
                 segments = _joined(task.chunk, segments)  # Whisper's own times are too coarse to hold words to
             file.segments += segments
+            waiting = [other for other in files for _ in range(other.pending)]
+            spent = (time.perf_counter() - before) / len(waiting)
+            for other in waiting:  # chunks of several recordings were in the batch
+                other.seconds["transcribe"] = other.seconds.get("transcribe", 0.0) + spent
             file.pending -= 1
-            now = time.perf_counter()
-            file.seconds["transcribe"] = file.seconds.get("transcribe", 0.0) + now - before
             done = sum(chunk.duration for chunk in file.chunks) * (1 - file.pending / len(file.chunks))
             progress("transcribe", done, sum(chunk.duration for chunk in file.chunks), file.recording)
             yield

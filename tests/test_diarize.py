@@ -228,6 +228,15 @@ def test_the_turns_of_a_multilabel_model(name: str, clustering: str, pldas: Any)
         same(from_stages(binary, heard.embeddings, duration=duration, **given, **numbers), theirs)
 
 
+@pytest.mark.parametrize("clustering", [VBX, AHC])
+def test_embeddings_in_double_precision(clustering: str, pldas: Any) -> None:
+    heard = meeting(4, 60, 41)
+    given = {"plda": pldas[1], "clustering": clustering, "params": {"clustering": PARAMS[clustering]}}
+    exact = heard.embeddings + 1e-9 * np.random.default_rng(0).normal(size=heard.embeddings.shape)
+    theirs = original(Given(clustering, pldas[0], PARAMS[clustering]), heard.segmentations, exact, 10.0)
+    same(from_stages(heard.segmentations, exact, duration=10.0, **given), theirs, tolerance=1e-12)
+
+
 def test_names_are_in_the_originals_order_beyond_ten(pldas: Any) -> None:
     heard = meeting(13, 260, 40, overlap=0.2, noise=0.3)
     for clustering in (VBX, AHC):
@@ -307,6 +316,8 @@ def test_the_rule_of_version_3_takes_every_voice() -> None:
         ({"clustering": "OracleClustering"}, ConfigError, "OracleClustering"),
         ({"params": {"clustering": 3}}, ConfigError, "clustering is 3"),
         ({"params": {"segmentation": {"min_duration_off": "0"}}}, ConfigError, "min_duration_off"),
+        ({"params": [1]}, ConfigError, "params is"),
+        ({"duration": 5.0}, OptionError, "duration is 5 s"),
         ({"num_speakers": 0}, OptionError, "num_speakers"),
         ({"min_speakers": 3, "max_speakers": 2}, OptionError, "max_speakers"),
     ],

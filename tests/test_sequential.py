@@ -101,6 +101,7 @@ def compare(
         **options,
     )
     assert ours.windows == theirs.windows
+    assert ours.windows
     same(found, [segment for segment in expected["segments"] if segment["tokens"]])
     assert all(segment.language == expected["language"] for segment in found)
     return found
@@ -190,11 +191,16 @@ def scripted_alignment(tokens: list[int], words: list[str], word_tokens: list[li
     scale = rng.choice([3, 10, 25, 60])
     lengths = np.ceil(rng.exponential(scale, len(words))) * (rng.random(len(words)) > 0.1)
     pauses = rng.choice([0, 0, 0, 40, 150, 400], len(words)) * (kind != 0)
-    ends = np.cumsum(lengths + pauses)
+    sure = rng.uniform(0, 0.2, len(words)) if kind == 1 else rng.uniform(0.1, 1, len(words))
+    if kind == 3:  # some segments improbable, some not
+        lengths, sure = lengths + 8, np.where(np.sin(np.arange(len(words)) + rng.uniform(0, 6)) > 0, 0.9, 0.05)
     last = num_frames // 2
+    if rng.random() < 0.5:  # up to 4 s before the end
+        factor = max(last - rng.integers(200), 50) / (lengths + pauses).sum().clip(1)
+        lengths, pauses = np.floor(lengths * factor), np.floor(pauses * factor)
+    ends = np.cumsum(lengths + pauses)
     high = np.minimum(ends, last) / 50
     low = np.minimum(ends - lengths, last) / 50
-    sure = rng.uniform(0, 0.2, len(words)) if kind == 1 else rng.uniform(0.1, 1, len(words))
     rows = zip(words[:-1], word_tokens[:-1], low.tolist(), high.tolist(), sure.tolist(), strict=False)
     found = list(rows) if len(words) > 1 else []
     return found[: rng.integers(len(found) + 1)] if kind == 2 else found  # segments at the end without words
@@ -274,7 +280,7 @@ WORDS = {"temperature": (0.0,), "word_timestamps": True}
 
 
 @pytest.mark.usefixtures("_words", "_at_once")
-@pytest.mark.parametrize("threshold", [None, 0.0, 0.5, 2.0, 8.0])
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.5, 2.0, 4.0])
 def test_words_and_what_is_skipped_are_those_of_openai(
     threshold: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +293,18 @@ def test_words_and_what_is_skipped_are_those_of_openai(
             options["clip_timestamps"] = [2.0, 20.0, 21.5]
         found += compare(Script(seed), LENGTHS[seed % len(LENGTHS)], monkeypatch, **options)
     assert len(found) > 80 and sum(len(segment.words) for segment in found) > 200
+
+
+@pytest.mark.usefixtures("_at_once")
+@pytest.mark.parametrize("condition", [True, False])
+def test_prompts_are_those_of_openai(condition: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over silence, results of high temperatures and clips."""
+    for seed in range(40):
+        options = {"temperature": (0.0,), "condition_on_previous_text": condition}
+        options |= {"initial_prompt": PROMPT if seed % 4 else None, "carry_initial_prompt": seed % 4 == 3}
+        if seed % 5 == 4:
+            options["clip_timestamps"] = [2.0, 9.0, 4.35, 31.0]
+        compare(Script(seed), LENGTHS[seed % len(LENGTHS)], monkeypatch, **options)
 
 
 @pytest.mark.usefixtures("_words", "_at_once")

@@ -63,6 +63,7 @@ def read_pipeline(folder: Path, is_repo_id: Callable[[str], bool]) -> tuple[dict
         **{name: name for name in parts},
         "clustering": str(settings.get("clustering", "")),
         "embedding_exclude_overlap": bool(settings.get("embedding_exclude_overlap", False)),
+        "segmentation_step": settings.get("segmentation_step", 0.1),
         **{key: settings[key] for key in ("segmentation_step",) if key in settings},
         "params": content.get("params") if isinstance(content.get("params"), dict) else {},
     }

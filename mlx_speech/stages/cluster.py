@@ -188,7 +188,7 @@ def _best_merge(tree: np.ndarray, threshold: float, size: int, target: int) -> i
     order = np.argsort(np.abs(tree[:, 2] - threshold))  # as the original sorts, in case of equals
     order = order[tree[order, 3] >= size]
     off = np.abs(large[order + 1] - target)
-    if not off.size or off.min() >= abs(1 - target):
+    if off.min() >= abs(1 - target):
         return count - 1  # all in one
     return int(order[off.argmin()])
 

@@ -78,7 +78,6 @@ def diarize(
     vectors = embed(samples, model.embedding, [starts[k] for k in spoken], size, masks[spoken], together)
     embeddings = np.full((*masks.shape[::2], model.embedding.args.embedding_size), np.nan, dtype=np.float32)
     embeddings[spoken] = np.concatenate(list(_reported(vectors, len(spoken), report, SHARES[1])))
-    embeddings[~masks.any(axis=1)] = np.nan
     result = from_stages(
         segmentations,
         embeddings,
@@ -134,6 +133,9 @@ def from_stages(
         raise OptionError("segmentations and scores have to be (chunks, frames, speakers), embeddings 3-dimensional")
     if embeddings.shape[:2] != segmentations.shape[::2]:
         raise OptionError(f"embeddings of {embeddings.shape[:2]} (chunks, speakers) for {segmentations.shape[::2]}")
+    heard = segmentations.shape[1] * frames.step
+    if not 0.8 * duration <= heard <= 1.05 * duration:
+        raise OptionError(f"duration is {duration:g} s, but windows have frames for {heard:.2f} s: it is a window's")
     if not len(segmentations):
         return Diarization()
     chunks = Windows(duration, segmentation_step * duration)
@@ -173,6 +175,8 @@ def from_stages(
 
 def checked(params: Mapping[str, Any] | None) -> dict[str, Any]:
     """A pipeline's `params` with what they leave out. Raises `ConfigError` for settings of the wrong kind."""
+    if not isinstance(params, Mapping | None):
+        raise ConfigError(f"params is {brief(params)}, not a set of values")
     found = {"clustering": {}, "segmentation": {}, **(params or {})}
     for section in ("clustering", "segmentation"):
         if not isinstance(found[section], Mapping):
