@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import silero_vad
 import torch
-from conftest import absent
+from conftest import absent, real
 
+import mlx_speech
 from mlx_speech.audio import load_audio
 from mlx_speech.errors import AudioError, OptionError
 from mlx_speech.stages.vad import detect_speech, in_seconds, speech_timestamps
@@ -304,3 +305,16 @@ def test_writers():
     assert lines[0] == "SPEAKER my_recording_1 1 0.000 1.235 <NA> <NA> speech <NA> <NA>"
     assert all(len(line.split()) == 10 for line in lines)
     assert len(regions_to_rttm(REGIONS, " \n").split()) == 20
+
+
+@pytest.mark.parametrize("rate, seconds", [(16_000, 10.0), (8_000, 9.99)])
+def test_long_recordings_go_block_by_block(monkeypatch: pytest.MonkeyPatch, rate: int, seconds: float) -> None:
+    from mlx_speech.stages import vad
+
+    audio = load_audio(real("data/audio/vad/silero_test.wav"), sample_rate=rate)[: int(seconds * rate)]
+    model = mlx_speech.load("silero_vad")
+    whole = vad._probabilities(audio, model, rate)
+    monkeypatch.setattr(vad, "BLOCK", 1 << 14)
+    blocks = vad._probabilities(audio, model, rate)
+    assert blocks.shape == whole.shape and np.abs(blocks - whole).max() < 1e-6
+    assert len(vad.detect_speech(audio, model, sample_rate=rate)) > 1

@@ -66,18 +66,18 @@ class Branch(nn.Module):
         """audio (batch, windows·window) → probabilities (batch, windows), next state"""
         batch, windows = audio.shape[0], audio.shape[1] // self.window
         audio = mx.concatenate([state.context, audio], axis=1)
-        features = []
+        probabilities, h, c = [], state.h, state.c
         at_once = max(1, WINDOWS_AT_ONCE // batch)
         for start in range(0, windows, at_once):
             stop = min(start + at_once, windows)
             piece = mx.contiguous(audio[:, start * self.window : stop * self.window + self.context])
             shape = (batch, stop - start, self.window + self.context)
             framed = mx.as_strided(piece, shape, (piece.shape[1], self.window, 1))
-            features.append(self.encode(framed.reshape(-1, shape[2])).reshape(batch, stop - start, -1))
-            mx.eval(features[-1])
-        x, (h, c) = self.lstm(mx.concatenate(features, axis=1), (state.h, state.c))
-        probabilities = mx.sigmoid(self.head(nn.relu(x))[..., 0])
-        return probabilities, State(h, c, audio[:, audio.shape[1] - self.context :])
+            features = self.encode(framed.reshape(-1, shape[2])).reshape(batch, stop - start, -1)
+            x, (h, c) = self.lstm(features, (h, c))
+            probabilities.append(mx.sigmoid(self.head(nn.relu(x))[..., 0]))
+            mx.eval(probabilities[-1], h, c)
+        return mx.concatenate(probabilities, axis=1), State(h, c, audio[:, audio.shape[1] - self.context :])
 
 
 class Model(BaseModel):

@@ -23,6 +23,7 @@ from mlx_speech.stages import windows
 from mlx_speech.transcript import Chunk, Region
 
 WINDOWS = {16_000: 512, 8_000: 256}  # samples a probability stands for, by sampling rate
+BLOCK = 1 << 22  # samples
 LOUD = 0.01  # RMS: -40 dBFS
 LITTLE_SPEECH = 0.1  # of a recording
 
@@ -59,12 +60,25 @@ def detect_speech(
     samples = samples[:: sample_rate // rate]
     if not samples.size:
         return []
-    probabilities = np.array(model(mx.array(samples), sample_rate=rate))
+    probabilities = _probabilities(samples, model, rate)
     found = speech_timestamps(probabilities, num_samples=samples.size, sampling_rate=rate, **options)
     if time_resolution is None:
         return [Region(start / rate, end / rate) for start, end in found]
     seconds = in_seconds(found, num_samples=samples.size, sampling_rate=rate, time_resolution=time_resolution)
     return [Region(start, end) for start, end in seconds]
+
+
+def _probabilities(samples: np.ndarray, model: Any, rate: int) -> np.ndarray:
+    """Of every window. A long recording goes to the device block by block: there it would be held several times."""
+    if samples.size <= BLOCK:
+        return np.array(model(mx.array(samples), sample_rate=rate))
+    found, state = [], model.initial_state(1, rate)
+    for start in range(0, samples.size, BLOCK):
+        block = samples[start : start + BLOCK]
+        block = np.pad(block, (0, -block.size % WINDOWS[rate]))[None]
+        probabilities, state = model(mx.array(block), sample_rate=rate, state=state)
+        found.append(np.array(probabilities[0]))
+    return np.concatenate(found)
 
 
 def speech_timestamps(
