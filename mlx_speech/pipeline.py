@@ -201,7 +201,7 @@ class Pipeline:
         if options.language is None and not options.multilingual and heard:
             with file.timed("language"):
                 file.language, file.probability = asr.detect_language(
-                    file.audio, heard, recogniser.model, recogniser.tokenizer
+                    file.audio, heard, recogniser.model, recogniser.tokenizer, keep=file.encoded
                 )
         if options.words == "ctc" and not options.multilingual and file.language and heard:
             file.attention = self.models.aligner(file.language) is None
@@ -244,8 +244,8 @@ class Pipeline:
             for file in listening:
                 before += time.perf_counter() - start  # listening has times of its own
                 for chunk in file.chunks:
-                    samples = file.audio[round(chunk.start * SAMPLE_RATE) : round(chunk.end * SAMPLE_RATE)]
-                    yield asr.Task(file, chunk, samples, file.language, words=file.attention)
+                    samples, encoded = asr.samples_of(file.audio, chunk), file.encoded.pop(chunk, None)
+                    yield asr.Task(file, chunk, samples, file.language, file.attention, encoded)
                 start = time.perf_counter()
 
         before = time.perf_counter()
@@ -387,6 +387,7 @@ class _File:
     pending: int = 0  # chunks that Whisper has not given back
     language: str | None = None
     probability: float = 1.0
+    encoded: dict[Chunk, mx.array] = field(default_factory=dict)  # the chunks that told the language
     attention: bool = False  # whether words get their times from Whisper's attention
     segments: list[Segment] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)

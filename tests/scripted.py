@@ -79,7 +79,7 @@ class Script:
         self.floor = rng.uniform(-14, -12, self.vocab).astype(np.float32)
         self.words = rng.choice(np.arange(1000, 40000), 400, replace=False)
         self.annoying = [*ids.non_speech_tokens, ids.sot, ids.sot_prev, ids.no_speech, ids.no_timestamps]
-        self.languages = np.array(ids.all_language_tokens)
+        self.languages = np.array(sorted(ids.all_language_tokens))  # its own order changes from process to process
 
     def mood_of(self, window: int) -> str:
         """The mood of a window."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice, pairwise, product
 from typing import Any
@@ -349,3 +350,19 @@ def test_language_of_one_chunk_is_that_of_openai(tokenizer: Tokenizer, monkeypat
     _, (probabilities,) = whisper.decoding.detect_language(original, original.encoder(mel[None]))
     best = max(probabilities, key=probabilities.get)
     assert found == (best, pytest.approx(probabilities[best], rel=1e-4))
+
+
+def test_what_the_language_was_detected_on_is_not_encoded_again(tokenizer: Tokenizer) -> None:
+    model, kept = Counted(small(3)), {}
+    chunks = [Chunk(start, end) for start, end in BOUNDS]
+    asr.detect_language(RECORDING, chunks, model, tokenizer, max_chunks=3, keep=kept)
+    assert len(kept) == model.rows == 3
+    options = DecodingOptions(temperature=(0.0,), sample_len=8, **OFF)
+    given = tasks()
+    again = [replace(one, encoded=kept.get(one.chunk)) for one in given]
+    found = run(again, model, tokenizer, options, batch_size=4)
+    assert model.rows == len(given)
+    expected = run(given, model, tokenizer, options, batch_size=4)
+    assert {key: brief(segments) for key, segments in found.items()} == {
+        key: brief(segments) for key, segments in expected.items()
+    }

@@ -38,6 +38,7 @@ class Task:
     audio : the chunk's own samples, at most those of the model's window
     language : a code, or None to detect it in this chunk
     words : whether its words get times, from cross-attention
+    encoded : (1500, width), where `detect_language` has encoded it already
     """
 
     key: Any
@@ -45,11 +46,17 @@ class Task:
     audio: np.ndarray
     language: str | None
     words: bool = False
+    encoded: mx.array | None = None
 
 
 def samples_per_window(model: Model) -> int:
     """How many samples the model hears at once: 480000, which is 30 s, in all of OpenAI's."""
     return model.args.n_audio_ctx * INPUT_STRIDE * HOP_LENGTH
+
+
+def samples_of(audio: np.ndarray, chunk: Chunk) -> np.ndarray:
+    """A chunk's own samples, of those of the recording."""
+    return audio[round(chunk.start * SAMPLE_RATE) : round(min(chunk.end * SAMPLE_RATE, audio.size))]
 
 
 def transcribe(
@@ -93,13 +100,20 @@ def transcribe(
 
 
 def detect_language(
-    audio: np.ndarray, chunks: Sequence[Chunk], model: Model, tokenizer: Tokenizer, *, max_chunks: int = 4
+    audio: np.ndarray,
+    chunks: Sequence[Chunk],
+    model: Model,
+    tokenizer: Tokenizer,
+    *,
+    max_chunks: int = 4,
+    keep: dict[Chunk, mx.array] | None = None,
 ) -> tuple[str, float]:
     """The language spoken in a recording and its probability: the mean over several chunks.
 
     audio : (samples,)
     chunks : where somebody speaks; of `max_chunks` stretches of them the longest chunk is heard. Without any, the
         start of the recording is.
+    keep : gets what was encoded of the chunks that were heard, so that it need not be done again
 
     English-only models give ("en", 1.0). Raises `OptionError` for `max_chunks` below 1.
     """
@@ -110,11 +124,10 @@ def detect_language(
     count = min(max_chunks, len(chunks))
     bounds = [len(chunks) * k // count for k in range(count + 1)] if count else []
     heard = [max(chunks[i:j], key=lambda chunk: chunk.duration) for i, j in pairwise(bounds)] or [Chunk(0.0, math.inf)]
-    window = samples_per_window(model)
-    starts = [int(chunk.start * SAMPLE_RATE) for chunk in heard]
-    lengths = [int(min(chunk.duration * SAMPLE_RATE, window)) for chunk in heard]
-    encoded = encode([audio[i : i + n] for i, n in zip(starts, lengths, strict=True)], model)
+    encoded = encode([samples_of(audio, chunk)[: samples_per_window(model)] for chunk in heard], model)
     votes = decode.detect_language(encoded, model, tokenizer)
+    if keep is not None:
+        keep |= {chunk: row for chunk, row in zip(heard, _rows(encoded), strict=True) if math.isfinite(chunk.end)}
     mean = {code: sum(vote[code] for vote in votes) / len(votes) for code in votes[0]}
     language = max(mean, key=lambda code: mean[code])
     return language, mean[language]
@@ -145,25 +158,30 @@ def _jobs(
         group = [(index, task) for index, task in group if task.audio.size >= INPUT_STRIDE * HOP_LENGTH]
         if not group:
             continue
-        encoded = encode([task.audio for _, task in group], model)
-        languages = _languages([task for _, task in group], encoded, model, tokenizer, multilingual)
-        # times one: rows of their own, or one that waits would keep its whole batch in memory
-        rows = [encoded[k] * 1 for k in range(len(group))]
-        mx.async_eval(rows)
-        del encoded
+        new = [task.audio for _, task in group if task.encoded is None]
+        fresh = iter(_rows(encode(new, model)) if new else [])
+        rows = [task.encoded if task.encoded is not None else next(fresh) for _, task in group]
+        languages = _languages([task for _, task in group], rows, model, tokenizer, multilingual)
         for (index, task), language in zip(group, languages, strict=True):
             # the number of the task, not its place in a batch, so that any batch size draws the same samples
             yield Job(rows.pop(0), language, key=task, seed=index)
 
 
+def _rows(encoded: mx.array) -> list[mx.array]:
+    """The rows of a batch, evaluated, each by itself: or one that waits would keep its whole batch in memory."""
+    rows = [encoded[k] * 1 for k in range(len(encoded))]
+    mx.async_eval(rows)
+    return rows
+
+
 def _languages(
-    tasks: Sequence[Task], encoded: mx.array, model: Model, tokenizer: Tokenizer, multilingual: bool
+    tasks: Sequence[Task], rows: list[mx.array], model: Model, tokenizer: Tokenizer, multilingual: bool
 ) -> list[str]:
     if not tokenizer.multilingual:
         return ["en"] * len(tasks)
     detected: list[dict[str, float]] = []
     if multilingual or any(task.language is None for task in tasks):
-        detected = decode.detect_language(encoded, model, tokenizer)
+        detected = decode.detect_language(mx.stack(rows), model, tokenizer)
     return [
         max(detected[k], key=lambda code: detected[k][code]) if multilingual or task.language is None else task.language
         for k, task in enumerate(tasks)

@@ -252,8 +252,10 @@ class _Steps:
                 ahead = window.stop
         if self.threshold is not None:
             first = attention.next_words_segment(segments)
-            if first is not None and attention.is_anomalous(first) and first.start - window.start > self.threshold:
-                return None, window.seek + round((first.start - window.start) * FRAMES_PER_SECOND)
+            gap = 0.0 if first is None else first.start - window.start
+            silent = round(gap * FRAMES_PER_SECOND)
+            if attention.is_anomalous(first) and gap > self.threshold and silent > 0:
+                return None, window.seek + silent
             segments, ahead = self._without_hallucinations(window, segments, ahead, self.threshold)
         spoken = attention.get_end(segments)
         self.last_speech = self.last_speech if spoken is None else spoken
