@@ -1,7 +1,8 @@
-"""Speech models ported to MLX and proven equal to their PyTorch originals.
+"""Who said what, when: speech models ported to MLX, proven equal to their PyTorch originals, and joined to a pipeline.
 
-`mlx_speech.load(path_or_repo)` gives a model ready to call; `mlx_speech.convert.convert(...)` writes a folder.
-Importing the package imports neither torch nor a converter; on Linux it loads OpenBLAS, which must come before MLX.
+`mlx_speech.Pipeline()` transcribes; `mlx_speech.load(path_or_repo)` gives a model ready to call, and
+`mlx_speech.convert.convert(...)` writes a folder. Importing the package imports neither torch nor a converter; on Linux
+it loads OpenBLAS, which must come before MLX.
 """
 
 from __future__ import annotations
@@ -16,28 +17,48 @@ from mlx_speech.version import __version__
 if TYPE_CHECKING:
     from mlx_speech.audio import load_audio as load_audio
     from mlx_speech.checkpoint import load as load
+    from mlx_speech.pipeline import Pipeline as Pipeline
     from mlx_speech.stages.vad import detect_speech as detect_speech
+    from mlx_speech.transcript import Diarization as Diarization
     from mlx_speech.transcript import Region as Region
+    from mlx_speech.transcript import Segment as Segment
+    from mlx_speech.transcript import Transcript as Transcript
+    from mlx_speech.transcript import Turn as Turn
+    from mlx_speech.transcript import Word as Word
 
-__all__ = ["MLXSpeechError", "Region", "__version__", "detect_speech", "load", "load_audio"]
+__all__ = [
+    "Diarization",
+    "MLXSpeechError",
+    "Pipeline",
+    "Region",
+    "Segment",
+    "Transcript",
+    "Turn",
+    "Word",
+    "__version__",
+    "detect_speech",
+    "load",
+    "load_audio",
+]
 
 # public name → the module that has it
 _LAZY = {
     "load": "mlx_speech.checkpoint",
     "load_audio": "mlx_speech.audio",
     "detect_speech": "mlx_speech.stages.vad",
-    "Region": "mlx_speech.transcript",
+    "Pipeline": "mlx_speech.pipeline",
+    **dict.fromkeys(("Diarization", "Region", "Segment", "Transcript", "Turn", "Word"), "mlx_speech.transcript"),
 }
 
 blas.preload()
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("audio", "convert", "features", "models"):
+    if name in ("audio", "convert", "features", "models", "options", "whisperx", "writers"):
         blas.check_backend()
         return importlib.import_module(f"mlx_speech.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'mlx_speech' has no attribute {name!r}")
-    if name in ("load", "detect_speech"):
+    if name in ("load", "detect_speech", "Pipeline"):
         blas.check_backend()
     return getattr(importlib.import_module(_LAZY[name]), name)

@@ -35,6 +35,12 @@ SMALL = {"n_mels": 80, "n_audio_ctx": 1500, "n_audio_state": 64, "n_audio_head":
 SMALL |= {"n_vocab": 51865, "n_text_ctx": 448, "n_text_state": 64, "n_text_head": 1, "n_text_layer": 2}
 
 
+@pytest.fixture(autouse=True)
+def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer steps after the end of a text: with scripts, they cost more than looking."""
+    monkeypatch.setattr(decode, "CHECK_EVERY", 0)
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.find(None, 51865)
@@ -91,8 +97,7 @@ def pieces(tokens: list[int], begin: int) -> list[tuple[float, float | None, lis
     return [*whole, (times[i], times[j - 1] if kinds.endswith("xt") else None, tokens[i:j])]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("seed", "batch_size"), list(enumerate([1, 3, 8, 5])))
 def test_text_and_times_are_those_of_openai(
     seed: int, batch_size: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,13 +167,13 @@ def test_a_text_without_an_end_lasts_to_the_end_of_the_chunk(
 # --- what always holds -----------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=6)
+@lru_cache(maxsize=4)
 def alone(seed: int) -> dict:
     """Chunk by chunk."""
     return run(tasks(), ScriptedModel(Script(seed)), Tokenizer.find(None, 51865), FALLBACK, batch_size=1)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_segments_are_in_order_and_inside_and_the_same_in_any_batch(seed: int, tokenizer: Tokenizer) -> None:
     for one in tasks():
         times = [time for segment in alone(seed)[one.key] for time in (segment.start, segment.end)]
@@ -186,7 +191,7 @@ def brief(segments: tuple[Segment, ...]) -> list:
 
 def test_all_temperatures_occur() -> None:
     """That the test above tries retries and silence."""
-    found = [segments for seed in range(6) for segments in alone(seed).values()]
+    found = [segments for seed in range(4) for segments in alone(seed).values()]
     assert {segment.temperature for segments in found for segment in segments} == {0.0, 0.8}
     assert () in found
 
