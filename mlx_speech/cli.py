@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 import traceback
@@ -22,6 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     run, verbose = options.pop("run"), options.get("verbose", False)
     signal.signal(signal.SIGTERM, _interrupt)  # so that a half-written folder is cleared away
     warnings.showwarning = _show_warning
+    warnings.simplefilter("always", UserWarning)  # the second recording with a fault hears of it too
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show every letter
     try:
         check_backend()
         return run(**options)
@@ -36,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
         return 141
+    except OSError as error:  # what is left: the disk behind standard output
+        print(f"mlx_speech: cannot write to standard output ({error.strerror}): make room there", file=sys.stderr)
+        return 2
 
 
 def _interrupt(*_: Any) -> None:
@@ -92,7 +100,7 @@ _VALUES = {
         ("--no-speech-threshold", _FLOAT, "what failed and has this probability of silence is dropped (default 0.6)"),
         ("--max-initial-timestamp", _FLOAT, "latest first timestamp in seconds (default 1)"),
         ("--sample-len", _INT, "most tokens a chunk (default 224)"),
-        ("--seed", _INT, "of sampling (default 0)"),
+        ("--seed", int, "of sampling (default 0)"),
         ("--initial-prompt", str, "text that is taken to come before"),
         ("--prefix", str, "text that every chunk begins with"),
         ("--hotwords", str, "names and terms to expect"),
@@ -101,20 +109,20 @@ _VALUES = {
         ("--clip-timestamps", str, "with --sequential: start,end,start,end … in seconds"),
     ),
     "speech detection": (
-        ("--chunk-size", _FLOAT, "longest chunk in seconds (default 30)"),
-        ("--vad-onset", _FLOAT, "speech from this probability on (default 0.5)"),
+        ("--chunk-size", float, "longest chunk in seconds (default 30)"),
+        ("--vad-onset", float, "speech from this probability on (default 0.5)"),
         ("--vad-offset", _FLOAT, "silence below this one (default: silero, onset - 0.15; pyannote, 0.363)"),
-        ("--min-speech-duration-ms", _FLOAT, "silero: shorter speech is dropped (default 250)"),
-        ("--min-silence-duration-ms", _FLOAT, "silero: silence that ends speech (default 100)"),
-        ("--speech-pad-ms", _FLOAT, "silero: added on both sides (default 30)"),
-        ("--min-silence-at-max-speech", _FLOAT, "silero: silence that long speech may be cut at (default 98)"),
-        ("--min-duration-on", _FLOAT, "pyannote: shorter speech is dropped, in seconds (default 0)"),
-        ("--min-duration-off", _FLOAT, "pyannote: shorter silence is filled, in seconds (default 0)"),
+        ("--min-speech-duration-ms", float, "silero: shorter speech is dropped (default 250)"),
+        ("--min-silence-duration-ms", float, "silero: silence that ends speech (default 100)"),
+        ("--speech-pad-ms", float, "silero: added on both sides (default 30)"),
+        ("--min-silence-at-max-speech", float, "silero: silence that long speech may be cut at (default 98)"),
+        ("--min-duration-on", float, "pyannote: shorter speech is dropped, in seconds (default 0)"),
+        ("--min-duration-off", float, "pyannote: shorter silence is filled, in seconds (default 0)"),
     ),
     "subtitles": (
         ("--max-line-width", _INT, "characters a line (default 42)"),
         ("--max-line-count", _INT, "lines a cue (default 2; needs --max-line-width)"),
-        ("--max-cue-duration", _FLOAT, "seconds a cue (default 7)"),
+        ("--max-cue-duration", float, "seconds a cue (default 7)"),
     ),
 }
 _SPEAKERS = (
@@ -134,7 +142,8 @@ def normal(arguments: list[str]) -> list[str]:
     words: list[str] = []
     for word in arguments:
         flag, equals, value = word.partition("=")
-        words += [flag.replace("_", "-")] + [value] * bool(equals) if word.startswith("--") else [word]
+        flag = flag.replace("_", "-") if word.startswith("--") else flag
+        words += [flag, value] if flag in _SWITCHES and equals else [f"{flag}{equals}{value}"]
     result: list[str] = []
     for word in words:
         if result and result[-1] in _SWITCHES and word in ("True", "False"):
@@ -181,7 +190,8 @@ def _add_transcribe(group: Any) -> None:
     words = parser.add_argument_group("word times")
     words.add_argument(
         "--word-timestamps",
-        choices=["ctc", "attention", "none"],
+        choices=["ctc", "attention", "none", "True", "False"],
+        metavar="{ctc,attention,none}",
         help="forced alignment (default), Whisper's own, or none",
     )
     words.add_argument("--no-align", dest="word_timestamps", action="store_const", const="none", help="no word times")

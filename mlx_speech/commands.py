@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_speech.blas import hint
-from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutputError, SourceError
+from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutOfMemory, OutputError, SourceError
 
 MEANINGLESS = {  # WhisperX's flags that nothing here answers to
     "device_index": "MLX has one GPU",
@@ -94,33 +94,36 @@ def transcribe(
     pipeline = Pipeline(**_machine(given))
     options = _options(given)
     formats = _formats(output_format, diarized=any(options.get(n) for n in ("diarize", *SPEAKERS)))
+    audio = list(dict.fromkeys(audio))
     stems = dict(zip(audio, writers.unique_stems(audio), strict=True))
-    folder = Path(output_dir).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}): choose another --output-dir") from error
+    folder = _writable(Path(output_dir).expanduser())
     left = list(stems)
     if skip_existing:
         left = [name for name in stems if not all((folder / f"{stems[name]}.{kind}").exists() for kind in formats)]
     failed: list[str] = []
-    with _bars(print_progress if print_progress is not None else sys.stderr.isatty() and not quiet) as report:
-        for source, result in pipeline.transcribe(left, on_progress=report, **options):
-            report.close()
-            if isinstance(result, Exception):
-                failed.append(_failure(source, result, verbose))
-                continue
-            for kind in formats:
-                text = writers.FORMATS[kind](result, uri=stems[source], **layout)
-                _write(folder / f"{stems[source]}.{kind}", text)
-            if not quiet:
-                print(f"# {source}\n" * (len(audio) > 1) + writers.to_screen(result), end="", flush=True)
-                names = f"{{{','.join(formats)}}}" if len(formats) > 1 else formats[0]
-                print(f"mlx_speech: {folder / stems[source]}.{names}", file=sys.stderr)
-            if verbose:
-                print(_timing(result), file=sys.stderr)
-    for line in failed:
-        print(line, file=sys.stderr)
+    try:
+        with _bars(print_progress if print_progress is not None else sys.stderr.isatty() and not quiet) as report:
+            for source, result in pipeline.transcribe(left, on_progress=report, **options):
+                report.close(source)
+                if isinstance(result, Exception):
+                    failed.append(_failure(source, result, verbose))
+                    continue
+                try:
+                    for kind in formats:
+                        text = writers.FORMATS[kind](result, uri=stems[source], **layout)
+                        _write(folder / f"{stems[source]}.{kind}", text)
+                except OutputError as error:
+                    failed.append(_failure(source, error, verbose))
+                    continue
+                if not quiet:
+                    print(f"# {source}\n" * (len(audio) > 1) + writers.to_screen(result), end="", flush=True)
+                    names = f"{{{','.join(formats)}}}" if len(formats) > 1 else formats[0]
+                    print(f"mlx_speech: {folder / stems[source]}.{names}", file=sys.stderr)
+                if verbose:
+                    print(_timing(result), file=sys.stderr)
+    finally:
+        for line in failed:
+            print(line, file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -147,10 +150,10 @@ def diarize(
         for source in stems:
             try:
                 found = pipeline.diarize(source, on_progress=report, **given)
-            except AudioError as error:
+            except (AudioError, OutOfMemory) as error:
                 failed.append(_failure(source, error, verbose))
                 continue
-            report.close()
+            report.close(source)
             print(
                 writers.turns_to_rttm(found.exclusive if exclusive else found.turns, stems[source]), end="", flush=True
             )
@@ -183,12 +186,13 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     """What the user gave, as keywords of `Options`."""
     flags = {flag for own in DETECTION.values() for flag in own}
     options = {name: value for name, value in given.items() if name not in flags}
-    if options.get("word_timestamps") == "none":
-        options["word_timestamps"] = None
+    words = options.get("word_timestamps")
+    if words in ("none", "False", "True"):
+        options["word_timestamps"] = "ctc" if words == "True" else None
     step = options.pop("temperature_increment_on_fallback", 0.2)
     first = options.pop("temperature", 0.0) or 0.0
-    if step is not None and not step > 0:
-        raise OptionError(f"--temperature-increment-on-fallback {step}: give a number above 0, or None")
+    if step is not None and not step >= 0.01:
+        raise OptionError(f"--temperature-increment-on-fallback {step}: give a number from 0.01 on, or None")
     tries = 1 if step is None else max(1, int((1.0 - first + 1e-6) / step) + 1)
     options["temperature"] = tuple(round(first + k * (step or 0.0), 6) for k in range(tries))
     if "clip_timestamps" in options:
@@ -207,9 +211,9 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _formats(text: str, diarized: bool) -> list[str]:
-    if text == "all":
-        return [kind for kind in FORMATS[:ALL] if kind != "rttm" or diarized]
-    kinds = list(dict.fromkeys(kind.strip().lower() for kind in text.split(",")))
+    usual = [kind for kind in FORMATS[:ALL] if kind != "rttm" or diarized]
+    named = [kind.strip().lower() for kind in text.split(",")]
+    kinds = list(dict.fromkeys(kind for name in named for kind in (usual if name == "all" else [name])))
     for kind in kinds:
         if kind not in FORMATS:
             raise OptionError(f"--output-format {text}: {kind!r} is not one of {', '.join(FORMATS)}, all")
@@ -225,6 +229,16 @@ def _failure(source: str, error: Exception, verbose: bool) -> str:
     if not isinstance(error, MLXSpeechError):
         said = f"{source}: {type(error).__name__}: {said} (-v shows where; this should not happen: please report it)"
     return f"mlx_speech: {said}" if source in said or source == "-" else f"mlx_speech: {source}: {said}"
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, made if missing; found out before hours of work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}): choose another --output-dir") from error
 
 
 def _write(path: Path, text: str) -> None:
@@ -252,30 +266,30 @@ def _timing(result: Any) -> str:
 
 
 class _Bars:
-    """One bar at a time: a stage of a recording, in seconds of audio and how many of them a second."""
+    """A bar for every stage of every recording that is under way: seconds of audio, and how many of them a second."""
 
     def __init__(self, shown: bool) -> None:
         self._shown = shown
-        self._bar: Any = None
-        self._key: Any = None
+        self._bars: dict[tuple[str, str], Any] = {}
 
     def __call__(self, stage: str, done: float, total: float, source: Any) -> None:
         if not self._shown:
             return
-        if (stage, str(source)) != self._key:
+        key = (str(source), stage)
+        if key not in self._bars:
             from tqdm import tqdm
 
-            self.close()
-            self._key = (stage, str(source))
-            name = Path(str(source)).name
             form = "{desc} {percentage:3.0f}% |{bar}| {n:.0f} of {total:.0f} s, {rate_noinv_fmt}"
-            self._bar = tqdm(total=total, desc=f"{name}: {stage}", unit=" s", bar_format=form, leave=False)
-        self._bar.update(max(0.0, done - self._bar.n))
+            name = f"{Path(str(source)).name}: {stage}"
+            self._bars[key] = tqdm(total=total, desc=name, unit=" s", bar_format=form, leave=False)
+        self._bars[key].update(max(0.0, done - self._bars[key].n))
+        if done >= total:
+            self._bars.pop(key).close()
 
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._bar = self._key = None
+    def close(self, source: Any = None) -> None:
+        """The bars of a recording, or all of them."""
+        for key in [key for key in self._bars if source is None or key[0] == str(source)]:
+            self._bars.pop(key).close()
 
 
 @contextmanager

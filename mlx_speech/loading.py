@@ -102,6 +102,10 @@ class Models:
                 self._keep(key, source, self._expect(model, wav2vec2.Model, "--align-model", source))
         return self._loaded[key]
 
+    def has_aligner(self, language: str) -> bool:
+        """Whether there is a name for one; it may turn out that it cannot be had."""
+        return bool(self._align or names.align_source(language))
+
     def diarization(self) -> diarization_pipeline.Model:
         """Raises `SourceError` that says which page to accept and what to run, where a gated model is not here."""
         if "diarization" not in self._loaded:

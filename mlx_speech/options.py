@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from mlx_speech.errors import OptionError
 from mlx_speech.stages.decode import DecodingOptions
@@ -30,6 +33,15 @@ CHOICES = {
     "word_timestamps": ("ctc", "attention", None),
     "segment_resolution": ("sentence", "chunk"),
     "interpolate_method": ("nearest", "linear", "ignore"),
+}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "language": (str, type(None)),
+    "chunk_size": (Real,),
+    "seed": (Integral,),
+    "temperature": (Sequence, np.ndarray),
+    "clip_timestamps": (Sequence, np.ndarray),
+    "vad_options": (Mapping,),
+    "vad_method": (str,),
 }
 MAX_CHUNK = 30.0  # seconds: the window of every Whisper
 
@@ -89,9 +101,13 @@ class Options(DecodingOptions):
                 )
         if isinstance(given.get("temperature"), (int, float)):
             given["temperature"] = (float(given["temperature"]),)
+        for name, kinds in _KINDS.items():
+            value = given.get(name, False)
+            if value is not False and not isinstance(value, kinds):
+                raise OptionError(f"{name} is {value!r}: it has to be {kinds[0].__name__.lower()}")
         for name in ("temperature", "clip_timestamps"):
             if name in given:
-                given[name] = tuple(given[name])
+                given[name] = tuple(float(number) for number in given[name])
         if isinstance(given.get("word_timestamps"), bool):
             given["word_timestamps"] = "ctc" if given["word_timestamps"] else None
         if given.get("language") is not None:
@@ -112,16 +128,19 @@ class Options(DecodingOptions):
                 f"{wrong[0]} is no option of vad_method {self.vad_method!r}, whose are "
                 f"{', '.join(VAD_OPTIONS[self.vad_method])}"
             )
-        for number in self.clip_timestamps:
-            if not 0 <= number < math.inf:
-                raise OptionError(f"clip_timestamps has {number}: give seconds: start, end, start, end …")
+        for name, value in self.vad_options.items():
+            if not isinstance(value, Real):
+                raise OptionError(f"{name} is {value!r}: give a number")
+        clips = self.clip_timestamps
+        if list(clips) != sorted(clips) or not all(0 <= number < math.inf for number in clips):
+            raise OptionError(f"clip_timestamps is {clips}: give seconds in order: start, end, start, end …")
         self._check_speakers()
         self._check_conflicts()
 
     def _check_speakers(self) -> None:
         for name in ("num_speakers", "min_speakers", "max_speakers"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, Integral) or value < 1):
                 raise OptionError(f"{name} is {value!r}: give a whole number of at least 1")
             if value is not None and self.diarize is False:
                 raise OptionError(f"{name} and diarize=False conflict: leave one of them out")
@@ -137,11 +156,18 @@ class Options(DecodingOptions):
             for name in ("condition_on_previous_text", "carry_initial_prompt", "clip_timestamps"):
                 if getattr(self, name):
                     raise OptionError(f"{name} needs sequential: chunks in batches do not see each other's text")
+            if self.hallucination_silence_threshold is not None:
+                raise OptionError("hallucination_silence_threshold needs sequential: chunks have no long silences")
+        if self.carry_initial_prompt and self.initial_prompt is None:
+            raise OptionError("carry_initial_prompt needs initial_prompt: give both or neither")
         conflicts = (
             ("multilingual", self.multilingual, "language", self.language is not None),
             ("multilingual", self.multilingual, "sequential", self.sequential),
             ("sequential", self.sequential, "without_timestamps", self.without_timestamps),
             ("sequential", self.sequential, "prefix", self.prefix is not None),
+            ("sequential", self.sequential, "vad_options", bool(self.vad_options)),
+            ("sequential", self.sequential, "chunk_size", self.chunk_size != MAX_CHUNK),
+            ("translate", self.task == "translate", "return_char_alignments", self.return_char_alignments),
             ("vad=False", not self.vad, "vad_options", bool(self.vad_options)),
             ("return_char_alignments", self.return_char_alignments, "word_timestamps", self.word_timestamps != "ctc"),
         )

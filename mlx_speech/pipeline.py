@@ -10,9 +10,11 @@ import os
 import re
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import mlx.core as mx
@@ -29,7 +31,7 @@ from mlx_speech.stages.diarize import diarize
 from mlx_speech.stages.sentences import split_sentences
 from mlx_speech.stages.sequential import transcribe_sequential
 from mlx_speech.stages.vad import cut_chunks, detect_speech, detect_speech_pyannet, fixed_chunks, warn_if_silent
-from mlx_speech.transcript import Chunk, Diarization, Segment, Transcript, separator
+from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcript, separator
 
 SAMPLE_RATE = 16_000
 ALIGN_BATCH = 8
@@ -53,7 +55,8 @@ class Pipeline:
     memory_limit : gigabytes that MLX should stay within
     max_duration : longest recording that is read, in seconds
 
-    One pipeline may be used from several threads; they take turns.
+    One pipeline may be used from several threads; they take turns. (A thread that ends just before the process does
+    should call `mx.clear_streams()` last: MLX 0.32 may abort the process at exit otherwise.)
     """
 
     def __init__(
@@ -100,8 +103,7 @@ class Pipeline:
 
         Raises `AudioError`, `OptionError`, `SourceError`, `OutOfMemory`.
         """
-        recording = audio if sample_rate is None else (audio, sample_rate)
-        (_, result), *_ = self.transcribe([recording], on_progress=on_progress, **options)
+        (_, result), *_ = self.transcribe([_with_rate(audio, sample_rate)], on_progress=on_progress, **options)
         if isinstance(result, Exception):
             raise result
         return result
@@ -112,81 +114,96 @@ class Pipeline:
         """Transcribe many recordings; each is given, with its transcript, as soon as it is done.
 
         recordings : what `__call__` takes as audio, or (samples, sample_rate); taken as they are needed
-        A recording that fails is given with its exception, and the others go on.
+        A recording that fails is given with its exception, and the others go on. What `on_progress` raises ends all.
         """
-        chosen = Options.of(**options)
-        run = self._steps(recordings, chosen, on_progress or _no_progress)
+        if isinstance(recordings, (str, os.PathLike)):
+            raise OptionError(
+                f"recordings is {os.fspath(recordings)!r}: give a list of recordings, or call the pipeline"
+            )
+        return self._run(recordings, Options.of(**options), _Report(on_progress))
+
+    def diarize(
+        self, audio: Any, *, sample_rate: int | None = None, on_progress: Progress | None = None, **numbers: int | None
+    ) -> Diarization:
+        """Only the speakers of one recording. numbers : num_speakers, min_speakers, max_speakers. Raises as a call."""
+        unknown = numbers.keys() - {"num_speakers", "min_speakers", "max_speakers"}
+        if unknown:
+            raise OptionError(f"{', '.join(sorted(unknown))}: speakers alone have no such option")
+        options, recording = Options.of(**numbers, diarize=True), _with_rate(audio, sample_rate)
+        with self._lock, self._limited(), _explained():
+            self.models.diarization()
+            file = _File(recording, self._read(recording))
+            return self._speakers(file, options, _Report(on_progress))
+
+    def _run(
+        self, recordings: Iterable[Any], options: Options, report: _Report
+    ) -> Iterator[tuple[Any, Transcript | Exception]]:
+        """`_steps`, of which one at a time runs, whichever thread asks for it."""
+        steps = self._steps(recordings, options, report)
         while True:
-            with self._lock, _explained():
-                found = next(run, None)
+            with self._lock, self._limited(), _explained():
+                found = next(steps, None)
             if found is None:
                 return
             yield found
 
-    def diarize(
-        self, audio: Any, *, sample_rate: int | None = None, on_progress: Progress | None = None, **options: Any
-    ):
-        """Only the speakers of one recording → `Diarization`. options : num_speakers, min_speakers, max_speakers"""
-        chosen = Options.of(**options, diarize=True)
-        recording = audio if sample_rate is None else (audio, sample_rate)
-        with self._lock, _explained():
-            self.models.diarization()
-            samples = self._read(recording)
-            return self._speakers(_File(recording, samples), chosen, on_progress or _no_progress)
-
     def _steps(
-        self, recordings: Iterable[Any], options: Options, progress: Progress
+        self, recordings: Iterable[Any], options: Options, progress: _Report
     ) -> Iterator[tuple[Any, Transcript | Exception]]:
         self._prepare(options)
-        if options.sequential or self._low_memory:
-            groups: Iterable[Iterable[Any]] = ([recording] for recording in recordings)
-        else:
-            groups = [recordings]
-        for group in groups:
+        alone = options.sequential or self._low_memory
+        waiting = iter(recordings)
+        for first in waiting:  # again only after a failure, and where each recording goes alone
             recogniser = self.models.whisper()
             files: list[_File] = []
+            group = [first] if alone else chain([first], waiting)
             listening = (self._listen(files, recording, recogniser, options, progress) for recording in group)
             if options.sequential:
                 for file in listening:
                     self._recognise_in_order(file, recogniser, options, progress)
             else:
-                for _ in self._recognise(files, listening, recogniser, options, progress):
-                    if not self._low_memory:
-                        yield from self._finished(files, options, progress)
+                with _guarded(files, progress, unfinished=True):
+                    for _ in self._recognise(files, listening, recogniser, options, progress):
+                        if not self._low_memory:
+                            yield from self._finished(files, options, progress)
             if self._low_memory:
-                del recogniser
+                del recogniser, listening
                 self.models.release("whisper")
             yield from self._finished(files, options, progress)
 
     def _prepare(self, options: Options) -> None:
-        """What can fail for want of a model fails here, before anything is transcribed."""
-        if self._limit is not None:
-            mx.set_memory_limit(self._limit)
-            mx.set_cache_limit(self._limit // 4)
-        tokenizer = self.models.whisper().tokenizer
-        if options.language is not None and options.language not in (tokenizer.languages or {"en": 0}):
-            knows = "English only" if not tokenizer.multilingual else ", ".join(tokenizer.languages)
-            raise OptionError(f"language {options.language!r} conflicts with the model, which knows {knows}")
-        if options.task == "translate" and not tokenizer.multilingual:
-            raise OptionError('task "translate" conflicts with the model, which knows English only')
+        """What can fail for want of a model, or by its options, fails here, before anything is transcribed."""
         if options.wants_speakers:
             self.models.diarization()
             if self._low_memory:
                 self.models.release("diarization")
+        tokenizer = self.models.whisper().tokenizer
+        known = tokenizer.languages if tokenizer.multilingual else {"en": 0}
+        if options.language is not None and options.language not in known:
+            names = ", ".join(known) if tokenizer.multilingual else "English only"
+            raise OptionError(f"language {options.language!r} conflicts with the model, which knows {names}")
+        if options.task == "translate" and not tokenizer.multilingual:
+            raise OptionError('task "translate" conflicts with the model, which knows English only: choose another')
+        if options.task == "translate" and "turbo" in self.models.names["whisper"]:
+            warnings.warn("turbo was not trained to translate: choose another --model, such as medium", stacklevel=2)
+        if options.vad and not options.sequential:
+            silence = np.zeros(SAMPLE_RATE, np.float32)
+            self._regions(silence, options, options.chunk_size)  # its options are checked where they are used
+        if options.words == "ctc" and options.language is not None and not self._low_memory:
+            self.models.aligner(options.language)
 
     def _listen(
-        self, files: list[_File], recording: Any, recogniser: Recogniser, options: Options, progress: Progress
+        self, files: list[_File], recording: Any, recogniser: Recogniser, options: Options, progress: _Report
     ) -> _File:
         """Read a recording, find its speech, cut it into chunks, and tell its language."""
         file = _File(recording)
-        self._guarded(file, lambda: self._hear(file, recogniser, options, progress))
-        if file.error is not None:
-            file.chunks = []
-        file.pending = len(file.chunks)
+        with _guarded([file], progress):
+            self._hear(file, recogniser, options, progress)
+            file.pending = len(file.chunks)
         files.append(file)
         return file
 
-    def _hear(self, file: _File, recogniser: Recogniser, options: Options, progress: Progress) -> None:
+    def _hear(self, file: _File, recogniser: Recogniser, options: Options, progress: _Report) -> None:
         with file.timed("audio"):
             file.audio = self._read(file.recording)
         with file.timed("vad"):
@@ -203,28 +220,35 @@ class Pipeline:
                 file.language, file.probability = asr.detect_language(
                     file.audio, heard, recogniser.model, recogniser.tokenizer, keep=file.encoded
                 )
+        file.attention = options.words is not None
         if options.words == "ctc" and not options.multilingual and file.language and heard:
-            file.attention = self.models.aligner(file.language) is None
-        else:
-            file.attention = options.words is not None
+            if self._low_memory:  # whether there is one is seen when it is loaded, and then it may be too late
+                file.attention = not self.models.has_aligner(file.language)
+            else:
+                file.attention = self.models.aligner(file.language) is None
+        if options.hallucination_silence_threshold is not None:
+            file.attention = True  # words tell where the silences are
         if self._low_memory:
-            self.models.release("align", "vad", "pyannote", "diarization")
+            self.models.release("vad", "pyannote", "diarization")
 
-    def _chunks(self, file: _File, recogniser: Recogniser, options: Options, progress: Progress) -> list[Chunk]:
+    def _chunks(self, file: _File, recogniser: Recogniser, options: Options, progress: _Report) -> list[Chunk]:
         size = min(options.chunk_size, asr.samples_per_window(recogniser.model) / SAMPLE_RATE)
         if options.sequential or file.audio.size < MIN_SAMPLES:
             return []
         if not options.vad:
             return fixed_chunks(file.duration, size)
         progress("vad", 0, file.duration, file.recording)
-        model = self.models.vad(options.vad_method)
-        if options.vad_method == "silero":
-            regions = detect_speech(file.audio, model, max_speech_duration_s=size, **options.vad_options)
-        else:
-            regions = detect_speech_pyannet(file.audio, model, max_duration=size, **options.vad_options)
+        regions = self._regions(file.audio, options, size)
+        file.uses("vad", self.models)
         warn_if_silent(file.audio, regions, _name(file.recording))
         progress("vad", file.duration, file.duration, file.recording)
         return cut_chunks(regions, duration=file.duration, chunk_size=size)
+
+    def _regions(self, audio: np.ndarray, options: Options, longest: float) -> list[Region]:
+        model = self.models.vad(options.vad_method)
+        if options.vad_method == "silero":
+            return detect_speech(audio, model, max_speech_duration_s=longest, **options.vad_options)
+        return detect_speech_pyannet(audio, model, max_duration=longest, **options.vad_options)
 
     def _recognise(
         self,
@@ -232,7 +256,7 @@ class Pipeline:
         listening: Iterable[_File],
         recogniser: Recogniser,
         options: Options,
-        progress: Progress,
+        progress: _Report,
     ) -> Iterator[None]:
         """Send the chunks of all recordings through Whisper; a pause wherever a result has come in."""
         model, tokenizer = recogniser.model, recogniser.tokenizer
@@ -243,9 +267,12 @@ class Pipeline:
             start = time.perf_counter()
             for file in listening:
                 before += time.perf_counter() - start  # listening has times of its own
-                for chunk in file.chunks:
+                if file.chunks:
+                    file.uses("whisper", self.models)
+                    progress("transcribe", 0, file.spoken, file.recording)
+                for k, chunk in enumerate(file.chunks):
                     samples, encoded = asr.samples_of(file.audio, chunk), file.encoded.pop(chunk, None)
-                    yield asr.Task(file, chunk, samples, file.language, file.attention, encoded)
+                    yield asr.Task(file, chunk, samples, file.language, file.attention, encoded, seed=k)
                 start = time.perf_counter()
 
         before = time.perf_counter()
@@ -261,15 +288,17 @@ class Pipeline:
             for other in waiting:  # chunks of several recordings were in the batch
                 other.seconds["transcribe"] = other.seconds.get("transcribe", 0.0) + spent
             file.pending -= 1
-            done = sum(chunk.duration for chunk in file.chunks) * (1 - file.pending / len(file.chunks))
-            progress("transcribe", done, sum(chunk.duration for chunk in file.chunks), file.recording)
+            done = file.spoken * (1 - file.pending / len(file.chunks))
+            progress("transcribe", done, file.spoken, file.recording)
             yield
             before = time.perf_counter()
 
-    def _recognise_in_order(self, file: _File, recogniser: Recogniser, options: Options, progress: Progress) -> None:
+    def _recognise_in_order(self, file: _File, recogniser: Recogniser, options: Options, progress: _Report) -> None:
+        if file.error is not None or file.audio.size < MIN_SAMPLES:
+            return
+        file.uses("whisper", self.models)
         condition = options.condition_on_previous_text
-
-        def work() -> None:
+        with _guarded([file], progress), file.timed("transcribe"):
             file.segments += transcribe_sequential(
                 file.audio,
                 recogniser.model,
@@ -284,20 +313,17 @@ class Pipeline:
                 on_progress=lambda done: progress("transcribe", done, file.duration, file.recording),
             )
 
-        if file.error is None and file.audio.size >= MIN_SAMPLES:
-            with file.timed("transcribe"):
-                self._guarded(file, work)
-
     def _finished(
-        self, files: list[_File], options: Options, progress: Progress
+        self, files: list[_File], options: Options, progress: _Report
     ) -> Iterator[tuple[Any, Transcript | Exception]]:
         """Take out the recordings whose chunks are all there, and finish them."""
         for file in [file for file in files if not file.pending]:
             files.remove(file)
-            self._guarded(file, lambda file=file: self._finish(file, options, progress))
+            with _guarded([file], progress):
+                self._finish(file, options, progress)
             yield file.recording, file.error or file.transcript
 
-    def _finish(self, file: _File, options: Options, progress: Progress) -> None:
+    def _finish(self, file: _File, options: Options, progress: _Report) -> None:
         if file.error is not None:
             return
         segments = tuple(sorted(file.segments, key=lambda segment: (segment.start, segment.end)))
@@ -321,19 +347,21 @@ class Pipeline:
             language_probability=file.probability,
             duration=file.duration,
             diarization=diarization,
-            models=dict(self.models.names),
+            models=dict(file.models),
             seconds=dict(file.seconds),
         )
 
     def _align(
-        self, file: _File, segments: tuple[Segment, ...], options: Options, progress: Progress
+        self, file: _File, segments: tuple[Segment, ...], options: Options, progress: _Report
     ) -> tuple[Segment, ...]:
         """Words by forced alignment; those of a language without a model keep their times from the attention."""
         aligned: list[Segment] = []
         for language, group in _by_language(segments, file.language):
             model = self.models.aligner(language)
             if model is not None:
+                file.uses("align", self.models)
                 total = sum(segment.duration for segment in group)
+                progress("align", 0, total, file.recording)
                 group = align(
                     group,
                     file.audio,
@@ -347,12 +375,15 @@ class Pipeline:
             aligned += group
         return tuple(sorted(aligned, key=lambda segment: (segment.start, segment.end)))
 
-    def _speakers(self, file: _File, options: Options, progress: Progress) -> Diarization:
+    def _speakers(self, file: _File, options: Options, progress: _Report) -> Diarization:
         if file.audio.size < MIN_SAMPLES:
             return Diarization()
+        model = self.models.diarization()
+        file.uses("diarization", self.models)
+        progress("diarize", 0, file.duration, file.recording)
         return diarize(
             file.audio,
-            self.models.diarization(),
+            model,
             num_speakers=options.num_speakers,
             min_speakers=options.min_speakers,
             max_speakers=options.max_speakers,
@@ -362,19 +393,54 @@ class Pipeline:
     def _read(self, recording: Any) -> np.ndarray:
         if isinstance(recording, tuple):
             return audio_from_array(*recording)
+        if isinstance(recording, mx.array) and mx.issubdtype(recording.dtype, mx.floating):
+            recording = np.array(recording.astype(mx.float32))  # NumPy has no bfloat16
         if isinstance(recording, (np.ndarray, mx.array)):
             return audio_from_array(recording, SAMPLE_RATE)
         if isinstance(recording, (list, set, dict)) or recording is None:
             raise AudioError(f"a {type(recording).__name__} is no recording: give a path, a file or samples")
         return load_audio(recording, max_duration=self._max_duration)
 
-    def _guarded(self, file: _File, work: Callable[[], None]) -> None:
-        """One bad recording must not stop the others: whatever goes wrong with it is kept as its error."""
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """MLX within the memory limit; it holds for the whole process, so it is taken back."""
+        if self._limit is None:
+            yield
+            return
+        before = mx.set_memory_limit(self._limit), mx.set_cache_limit(self._limit // 4)
         try:
-            with _explained():
-                work()
-        except Exception as error:
-            file.error = error
+            yield
+        finally:
+            mx.set_memory_limit(before[0])
+            mx.set_cache_limit(before[1])
+
+
+class _Report:
+    """Tells the caller how far it is, and knows whether an exception is the caller's."""
+
+    def __init__(self, report: Progress | None) -> None:
+        self._report, self.failed = report, False
+
+    def __call__(self, stage: str, done: float, total: float, recording: Any) -> None:
+        if self._report is not None:
+            self.failed = True
+            self._report(stage, done, total, recording)
+            self.failed = False
+
+
+@contextmanager
+def _guarded(files: list[_File], progress: _Report, unfinished: bool = False) -> Iterator[None]:
+    """A bad recording must not stop the others: what goes wrong becomes the error of `files`, or of those of them that
+    are `unfinished`. What the caller's own function raises goes to the caller."""
+    try:
+        with _explained():
+            yield
+    except Exception as error:
+        if progress.failed:
+            raise
+        for file in files:
+            if file.pending or not unfinished:
+                file.error, file.pending, file.chunks = error, 0, []
 
 
 @dataclass(eq=False)
@@ -391,12 +457,20 @@ class _File:
     attention: bool = False  # whether words get their times from Whisper's attention
     segments: list[Segment] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
     transcript: Transcript = field(default_factory=Transcript)
     error: Exception | None = None
 
     @property
     def duration(self) -> float:
         return self.audio.size / SAMPLE_RATE
+
+    @property
+    def spoken(self) -> float:
+        return sum(chunk.duration for chunk in self.chunks)
+
+    def uses(self, stage: str, models: Models) -> None:
+        self.models[stage] = models.names.get(stage, models.names.get("diarization", ""))
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -441,8 +515,12 @@ def _name(recording: Any) -> str:
     return os.fspath(recording) if isinstance(recording, (str, os.PathLike)) else "the recording"
 
 
-def _no_progress(*_: Any) -> None:
-    pass
+def _with_rate(audio: Any, sample_rate: int | None) -> Any:
+    if sample_rate is None:
+        return audio
+    if isinstance(audio, (str, os.PathLike)) or hasattr(audio, "read"):
+        raise OptionError("sample_rate is for samples: a file says its own, so leave it out")
+    return audio, sample_rate
 
 
 @contextmanager

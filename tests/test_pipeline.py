@@ -176,8 +176,15 @@ def test_arrays_files_and_their_rates(pipe: Pipeline) -> None:
             assert pipe(given, **GREEDY).segments == expected.segments
     half = load_audio(path, sample_rate=8000)
     assert pipe(half, sample_rate=8000, **GREEDY).duration == pytest.approx(expected.duration, abs=0.01)
+    assert pipe(mx.array(samples).astype(mx.bfloat16), **GREEDY).segments
     with pytest.raises(AudioError, match="dict is no recording"):
         pipe({})
+    with pytest.raises(OptionError, match="give a list"):
+        pipe.transcribe("talk.wav")
+    with pytest.raises(OptionError, match="sample_rate is for samples"):
+        pipe(path, sample_rate=8000)
+    with pytest.raises(OptionError, match="beam_size: speakers alone"):
+        pipe.diarize(samples, beam_size=5)
 
 
 @pytest.mark.parametrize("seconds", [0.01, 0.2, 3.0])
@@ -244,6 +251,55 @@ def test_an_unexpected_error_stops_one_recording_only(pipe: Pipeline, monkeypatc
     assert "--low-memory" in str(results[0])
 
 
+def test_an_error_in_a_batch_stops_the_recordings_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_speech.stages import asr
+
+    plain, calls = asr.encode, []
+
+    def fails_once(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("[malloc] Unable to allocate 99 bytes.")
+        return plain(*args)
+
+    monkeypatch.setattr(asr, "encode", fails_once)
+    recordings = [load_audio(real("data/audio/en/jfk.flac")) for _ in range(4)]
+    results = [result for _, result in pipeline(batch_size=1).transcribe(recordings, **GREEDY)]
+    kinds = [type(result) for result in results]
+    assert len(kinds) == 4 and kinds.count(OutOfMemory) in (1, 2) and kinds[-1] is Transcript
+
+
+def test_models_are_those_that_this_recording_used(pipe: Pipeline) -> None:
+    recording = real("data/audio/en/jfk.flac")
+    assert set(pipe(recording, diarize=True, **GREEDY).models) == {"vad", "whisper", "align", "diarization"}
+    assert set(pipe(recording, word_timestamps=None, **GREEDY).models) == {"vad", "whisper"}
+
+
+def test_the_memory_limit_is_taken_back() -> None:
+    before = mx.set_memory_limit(8 << 30)
+    mx.set_memory_limit(before)
+    limits: list[int] = []
+
+    def look(*_: Any) -> None:
+        now = mx.set_memory_limit(1 << 40)
+        mx.set_memory_limit(now)
+        limits.append(now)
+
+    pipeline(memory_limit=2)(real("data/audio/en/jfk.flac"), on_progress=look, **GREEDY)
+    assert set(limits) == {2_000_000_000}
+    after = mx.set_memory_limit(before)
+    assert after == before
+
+
+def test_samples_do_not_depend_on_the_place_in_the_list(pipe: Pipeline) -> None:
+    paths = [real("data/audio/en/jfk.flac"), real("data/audio/en/cards_001.wav")]
+    options = {"language": "en", "temperature": 30.0, "sample_len": 12, "word_timestamps": None}
+    options |= {"compression_ratio_threshold": None, "logprob_threshold": None, "no_speech_threshold": None}
+    forth, back = (dict(pipe.transcribe(order, **options)) for order in (paths, paths[::-1]))
+    assert {path: forth[path].text for path in paths} == {path: back[path].text for path in paths}
+    assert forth[paths[0]].text != forth[paths[1]].text
+
+
 # --- threads, progress -----------------------------------------------------------------------------------------------
 
 
@@ -281,6 +337,17 @@ def test_progress_of_every_stage(pipe: Pipeline) -> None:
         assert shares == sorted(shares) and shares[-1] == pytest.approx(1), stage
 
 
+@pytest.mark.parametrize("at", ["vad", "transcribe", "align", "diarize"])
+def test_what_on_progress_raises_ends_the_run(pipe: Pipeline, at: str) -> None:
+    def cancel(stage: str, done: float, *_: Any) -> None:
+        if stage == at and done > 0:
+            raise InterruptedError(at)
+
+    with pytest.raises(InterruptedError, match=at):
+        list(pipe.transcribe([real("data/audio/en/jfk.flac")] * 2, diarize=True, on_progress=cancel, **GREEDY))
+    assert pipe(real("data/audio/en/jfk.flac"), **GREEDY).segments  # and the pipeline is as good as new
+
+
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +368,10 @@ def test_progress_of_every_stage(pipe: Pipeline) -> None:
         ({"condition_on_previous_text": True}, "condition_on_previous_text needs sequential"),
         ({"vad": False, "vad_options": {"threshold": 0.5}}, "vad=False and vad_options conflict"),
         ({"return_char_alignments": True, "word_timestamps": None}, "return_char_alignments and word_timestamps"),
+        ({"language": 3}, "language is 3"),
+        ({"chunk_size": "10"}, "chunk_size is '10'"),
+        ({"vad_options": {"threshold": "x"}}, "threshold is 'x'"),
+        ({"hallucination_silence_threshold": 2}, "hallucination_silence_threshold needs sequential"),
         ({"segment_resolution": "word"}, "segment_resolution is 'word'"),
     ],
 )

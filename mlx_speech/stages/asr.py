@@ -39,6 +39,7 @@ class Task:
     language : a code, or None to detect it in this chunk
     words : whether its words get times, from cross-attention
     encoded : (1500, width), where `detect_language` has encoded it already
+    seed : of what is sampled; by default its place among the tasks
     """
 
     key: Any
@@ -47,6 +48,7 @@ class Task:
     language: str | None
     words: bool = False
     encoded: mx.array | None = None
+    seed: int | None = None
 
 
 def samples_per_window(model: Model) -> int:
@@ -164,7 +166,7 @@ def _jobs(
         languages = _languages([task for _, task in group], rows, model, tokenizer, multilingual)
         for (index, task), language in zip(group, languages, strict=True):
             # the number of the task, not its place in a batch, so that any batch size draws the same samples
-            yield Job(rows.pop(0), language, key=task, seed=index)
+            yield Job(rows.pop(0), language, key=task, seed=index if task.seed is None else task.seed)
 
 
 def _rows(encoded: mx.array) -> list[mx.array]:
