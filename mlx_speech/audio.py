@@ -106,7 +106,9 @@ def audio_from_array(samples: Any, rate: int, *, sample_rate: int = SAMPLE_RATE)
     _check_rate(rate)
     array = np.asarray(samples)
     if array.ndim not in (1, 2) or (array.ndim == 2 and not 1 <= len(array) <= MAX_CHANNELS):
-        raise AudioError(f"samples of shape {array.shape}: give (samples,) or (channels, samples)")
+        raise AudioError(
+            f"samples of shape {array.shape}: give (samples,) or (channels, samples), so transpose (samples, channels)"
+        )
     if array.dtype.kind not in "iuf":
         raise AudioError(f"samples of type {array.dtype}: give floats in [-1, 1] or integers")
     array = _as_float(array)
@@ -120,7 +122,7 @@ def audio_from_array(samples: Any, rate: int, *, sample_rate: int = SAMPLE_RATE)
         mono = sink.samples()
     np.clip(mono, -1, 1, out=mono)
     if math.isnan(mono.sum(dtype=np.float64)):
-        raise AudioError("some of the samples are no numbers (NaN)")
+        raise AudioError("some of the samples are no numbers (NaN): replace them, say by numpy.nan_to_num")
     return mono
 
 
@@ -169,7 +171,7 @@ def _open(path: Path, name: str) -> BinaryIO:
             raise AudioError(f"{name}: is a folder: name a recording in it")
         return path.open("rb")
     except FileNotFoundError as error:
-        raise AudioError(f"{name}: there is no such file") from error
+        raise AudioError(f"{name}: there is no such file: check the path and its spelling") from error
     except ValueError as error:  # a null character
         raise AudioError(f"{name!r}: no file can have this name") from error
 
@@ -198,7 +200,7 @@ def _decode(file: BinaryIO, sink: _Sink) -> bool:
     """Put the sound of `file` into `sink`; whether all of it that the file announces is there."""
     name = sink.name
     if not file.read(1):
-        raise AudioError(f"{name}: is empty")
+        raise AudioError(f"{name}: is empty: record or copy it again")
     file.seek(0)
     try:
         container = av.open(
@@ -209,11 +211,13 @@ def _decode(file: BinaryIO, sink: _Sink) -> bool:
             io_open=_refuse,
         )
     except (FFmpegError, ValueError) as error:
-        raise AudioError(f"{name}: is no recording of a known format, or broken from its start") from error
+        raise AudioError(
+            f"{name}: is no recording of a known format, or broken: see whether a player opens it"
+        ) from error
     with container:
         stream = cast("AudioStream | None", container.streams.best("audio"))
         if stream is None:
-            raise AudioError(f"{name}: has no sound in it")
+            raise AudioError(f"{name}: has no sound in it: give a recording, or a video with a sound track")
         if stream.codec_context is None:
             raise AudioError(f"{name}: its sound is in an encrypted or unknown coding: export it as wav or m4a")
         damaged = False

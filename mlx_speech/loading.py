@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_speech import names
-from mlx_speech.checkpoint import PIPELINE, cache_folder, is_converted, load, read_config
+from mlx_speech.checkpoint import PIPELINE, cache_folder, dequantize_layers, is_converted, load, read_config
 from mlx_speech.errors import HubError, MLXSpeechError, SourceError, SourceNotFound
 from mlx_speech.models import diarization_pipeline, pyannet, silero_vad, wav2vec2, whisper
 from mlx_speech.models.base import BaseModel
@@ -144,7 +145,11 @@ class Models:
             name = f"{name}-q{self._q_bits}"
         for source in names.whisper_sources(name):
             try:
-                return load(source.repo, dtype=self._dtype, q_bits=source.q_bits or self._q_bits)
+                q_bits = source.q_bits or self._q_bits
+                folder = Path(source.repo)
+                if q_bits is None or not is_converted(folder) or read_config(folder).get("quantization"):
+                    return load(source.repo, dtype=self._dtype, q_bits=q_bits)
+                return _quantized(load(source.repo, dtype=self._dtype), q_bits)
             except (SourceNotFound, HubError) as error:  # the next repository may have it, or the cache
                 first = first or error
         raise first or SourceNotFound(f"{self._model}: no such model")
@@ -166,6 +171,20 @@ def device_memory() -> int:
     info = mx.device_info() if mx.default_device().type == mx.DeviceType.gpu else {}
     found = info.get("max_recommended_working_set_size") or info.get("memory_size") or info.get("total_memory")
     return int(found) if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _quantized(model: BaseModel, q_bits: int) -> BaseModel:
+    """A model that was converted in full precision, with fewer bits; on the CPU only its values are those of them."""
+
+    def wanted(path: str, module: nn.Module) -> bool:
+        weight = module.get("weight")
+        fits = hasattr(module, "to_quantized") and weight is not None and weight.shape[-1] % 64 == 0
+        return fits and model.quant_predicate(path, module)
+
+    nn.quantize(model, bits=q_bits, class_predicate=wanted)
+    if mx.default_device().type == mx.DeviceType.cpu:
+        dequantize_layers(model)
+    return model.materialise()
 
 
 def _load(source: Any) -> BaseModel:

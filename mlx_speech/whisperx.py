@@ -31,7 +31,12 @@ from mlx_speech.transcript import Diarization, Segment, Transcript, Turn, Word
 Dicts = list[dict[str, Any]]
 RENAMED = {"temperatures": "temperature", "log_prob_threshold": "logprob_threshold", "max_new_tokens": "sample_len"}
 # of faster-whisper, with the value that means what happens here
-FIXED = {"repetition_penalty": 1, "no_repeat_ngram_size": 0, "condition_on_previous_text": False}
+FIXED = {
+    "repetition_penalty": 1,
+    "no_repeat_ngram_size": 0,
+    "condition_on_previous_text": False,
+    "prompt_reset_on_temperature": 0.5,
+}
 
 
 def load_audio(file: str, sr: int = 16_000) -> np.ndarray:
@@ -63,7 +68,7 @@ def load_model(
     dtype = compute_type if compute_type in ("float16", "float32") and on_gpu else None
     given = dict(vad_options or {})
     own = ("threshold", "neg_threshold") if vad_method == "silero" else ("onset", "offset")
-    options: dict[str, Any] = {"language": language, "task": task, "vad_method": vad_method}
+    options: dict[str, Any] = {"beam_size": 5, "language": language, "task": task, "vad_method": vad_method}
     options["chunk_size"] = given.get("chunk_size", 30)
     options["vad_options"] = {own[0]: given["vad_onset"]} if "vad_onset" in given else {}
     if vad_method == "pyannote" and "vad_offset" in given:
@@ -99,9 +104,12 @@ class Recogniser:
         options = {"without_timestamps": True, **self._options, "word_timestamps": None}
         options["chunk_size"] = min(chunk_size, options["chunk_size"])
         options |= {key: value for key, value in (("language", language), ("task", task)) if value is not None}
-        if batch_size is not None:
-            self._pipeline.batch_size = batch_size
-        result = self._pipeline(audio, on_progress=_percent(progress_callback, "transcribe"), **options)
+        before = self._pipeline.batch_size
+        self._pipeline.batch_size = before if batch_size is None else batch_size
+        try:
+            result = self._pipeline(audio, on_progress=_percent(progress_callback, "transcribe"), **options)
+        finally:
+            self._pipeline.batch_size = before
         keys = ("text", "start", "end", "avg_logprob")
         segments = [{key: segment[key] for key in keys} for segment in writers.as_dict(result)["segments"]]
         return {"segments": segments, "language": result.language}
@@ -222,7 +230,8 @@ def _segment(entry: Mapping[str, Any], language: str | None = None) -> Segment:
         for word in entry.get("words", [])
         if "start" in word
     )
-    return Segment(start, end, entry.get("text", "").strip(), words, language=language)
+    text, certainty = entry.get("text", "").strip(), entry.get("avg_logprob", 0.0)
+    return Segment(start, end, text, words, language=language, avg_logprob=certainty)
 
 
 def _percent(callback: Callable[[float], Any] | None, stage: str) -> Callable[[str, float, float, Any], None]:

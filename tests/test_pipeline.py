@@ -433,3 +433,20 @@ def test_warnings_are_for_users() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipeline()(real("data/audio/en/jfk.flac"), **GREEDY)
+
+
+@pytest.mark.parametrize("q_bits, compute_type", [(8, "int8"), (4, "int4")])
+def test_fewer_bits_of_what_is_converted_already(q_bits: int, compute_type: str) -> None:
+    from mlx_speech import whisperx
+
+    recording = load_audio(real("data/audio/en/jfk.flac"))
+    model = pipeline(q_bits=q_bits)
+    assert model(recording, **GREEDY).segments
+    values = model.models.whisper().model.encoder.blocks[0].mlp1.weight[0, :64]
+    assert len(np.unique(np.array(values))) <= 2**q_bits < 64 or q_bits == 8
+    plain = pipeline().models.whisper().model.encoder.blocks[0].mlp1.weight[0, :64]
+    assert 0 < mx.abs(values - plain).max().item() < mx.abs(plain).max().item()
+    result = whisperx.load_model(tiny.folder() / "whisper", compute_type=compute_type, language="en").transcribe(
+        recording
+    )
+    assert result["segments"] and result["language"] == "en"

@@ -154,7 +154,8 @@ def from_stages(
     )
     found = len(np.unique(clusters[clusters != cluster.NONE]))
     if not bounds.low <= found <= bounds.high:
-        asked = f"{bounds.low} were" if bounds.low == bounds.high else f"{bounds.low} to {bounds.high} were"
+        most = f"to {bounds.high}" if math.isfinite(bounds.high) else "or more"
+        asked = f"{bounds.low} were" if bounds.low == bounds.high else f"{bounds.low} {most} were"
         message = f"{found} speakers are found where {asked} asked for: there is too little speech to tell more apart"
         warnings.warn(message, stacklevel=2)
     count = np.minimum(count, bounds.high).astype(int)
