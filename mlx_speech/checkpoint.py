@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import json
 import os
 import platform
@@ -18,28 +17,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from mlx_speech import models
-from mlx_speech.errors import (
-    ConfigError,
-    CorruptFile,
-    OptionError,
-    OutputError,
-    SourceError,
-    SourceNotFound,
-    WeightsMismatch,
-    brief,
-    shorten,
-)
-from mlx_speech.tensors import read_safetensors
-
-if TYPE_CHECKING:
-    from mlx_speech.models.base import BaseModel
+from mlx_speech.errors import ConfigError, CorruptFile, OptionError, OutputError, WeightsMismatch, brief, shorten
+from mlx_speech.models.base import BaseModel
+from mlx_speech.tensors import read_safetensors, reading
 
 FORMAT_VERSION = 1
 PIPELINE = "diarization_pipeline"  # model_type of a folder that holds several models
@@ -80,10 +67,7 @@ def load(
         path = source.path
         if not is_converted(path):
             found = convert.resolve(source, language, q_bits)
-            if isinstance(found, Path):
-                return load_folder(found, dtype)
-            found.folder = path if path.is_dir() else path.parent
-            return finish(found, dtype)
+            return load_folder(found, dtype) if isinstance(found, Path) else finish(found, dtype)
     check_language(read_config(path), language)
     if q_bits is not None and quantized_bits(path) != q_bits:
         bits = f"to {quantized_bits(path)} bits" if quantized_bits(path) else "unquantized"
@@ -105,9 +89,12 @@ def check_language(config: dict[str, Any], language: str | None) -> None:
 
 def quantized_bits(folder: Path) -> int | None:
     """Bits of the quantization that config.json of `folder` states, None where there is none."""
-    config = read_config(folder) if has(folder, "config.json") else {}
-    stated = config.get("quantization") or config.get("quantization_config")
+    stated = _quantization(read_config(folder) if has(folder, "config.json") else {})
     return stated.get("bits") if isinstance(stated, dict) else None
+
+
+def _quantization(config: dict[str, Any]) -> Any:
+    return config.get("quantization") or config.get("quantization_config") or {}
 
 
 def has(folder: Path, name: str) -> bool:
@@ -125,85 +112,71 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A file that holds one JSON object. Raises `CorruptFile` or `SourceNotFound`."""
-    try:
-        if path.stat().st_size > MAX_JSON:
-            raise CorruptFile(f"{path}: {path.stat().st_size} bytes are too many for a configuration")
-        value = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(value, ensure_ascii=False).encode()  # lone surrogates could not be written again
-    except FileNotFoundError as error:
-        raise SourceNotFound(f"{path}: missing") from error
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{path}: not valid JSON ({error}): fetch it again") from error
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if not isinstance(value, dict):
-        raise CorruptFile(f"{path}: holds no JSON object: fetch it again")
-    return value
+    with reading(path):
+        try:
+            if path.stat().st_size > MAX_JSON:
+                raise CorruptFile(f"{path.stat().st_size} bytes are too many for a configuration")
+            value = json.loads(path.read_text(encoding="utf-8"))
+            json.dumps(value, ensure_ascii=False).encode()  # lone surrogates could not be written again
+        except (ValueError, RecursionError) as error:
+            raise CorruptFile(f"not valid JSON ({error}): fetch it again") from error
+        if not isinstance(value, dict):
+            raise CorruptFile("holds no JSON object: fetch it again")
+        return value
 
 
 def load_folder(folder: Path, dtype: str | None = None) -> BaseModel:
     """The model of a converted folder. Raises `SourceError`; nothing is guessed."""
     config = read_config(folder)
-    if config.get("format_version") != FORMAT_VERSION:
-        raise ConfigError(
-            f"{folder}: format_version {brief(config.get('format_version'))} is not {FORMAT_VERSION}: convert it again"
-        )
-    if config.get("model_type") == PIPELINE:
-        from mlx_speech.models.diarization_pipeline import Model
+    with reading(folder):
+        if config.get("format_version") != FORMAT_VERSION:
+            found = brief(config.get("format_version"))
+            raise ConfigError(f"format_version {found} is not {FORMAT_VERSION}: convert it again")
+        if config.get("model_type") == PIPELINE:
+            from mlx_speech.models.diarization_pipeline import Model
 
-        parts = {name: load_folder(folder / name, dtype) for name in part_names(folder)}
-        pipeline = Model(config, **parts)
-        pipeline.folder = folder
-        return pipeline
-    if str(config.get("model_type")) not in models.FAMILIES:
-        raise ConfigError(
-            f"{folder}: model_type {brief(config.get('model_type'))} is not one of {', '.join(models.FAMILIES)}"
-        )
-    module = models.module(config["model_type"])
-    try:
-        model: BaseModel = module.Model(module.ModelArgs.from_dict(config))
-    except ConfigError as error:
-        raise ConfigError(f"{folder}: {error}") from error
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise SourceNotFound(f"{path}: missing: convert the model again")
-    tensors = read_safetensors(path)
-    try:
-        quantize_layers(model, config, set(tensors))
-    except ConfigError as error:
-        raise ConfigError(f"{folder}: {error}: convert the model again") from error
+            model = Model(config, **{name: load_folder(folder / name, dtype) for name in part_names(folder)})
+        else:
+            model = finish(_model(folder, config), dtype)
+    model.folder = folder
+    return model
+
+
+def _model(folder: Path, config: dict[str, Any]) -> BaseModel:
+    family = config.get("model_type")
+    if str(family) not in models.FAMILIES:
+        raise ConfigError(f"model_type {brief(family)} is not one of {', '.join(models.FAMILIES)}")
+    module = models.module(str(family))
+    model: BaseModel = module.Model(module.ModelArgs.from_dict(config))
+    tensors = read_safetensors(folder / "model.safetensors")
+    quantize_layers(model, config, set(tensors))
     wanted = {name: tuple(array.shape) for name, array in model.arrays().items()}
     wrong = sorted(n for n in wanted.keys() | tensors.keys() if n not in tensors or wanted.get(n) != tensors[n].shape)
     if wrong:
-        raise WeightsMismatch(f"{path}: does not fit its config.json: {shorten(wrong)}: convert the model again")
+        raise WeightsMismatch(f"model.safetensors does not fit config.json: {shorten(wrong)}: convert the model again")
     model.load_weights([(name, tensor.mlx()) for name, tensor in tensors.items()])
-    model.folder = folder
-    return finish(model, dtype)
+    return model
 
 
 def part_names(folder: Path) -> list[str]:
     """The parts that a converted pipeline has. Raises `SourceNotFound` where one that it needs is missing."""
     for name in ("segmentation", "embedding"):
-        if not (folder / name).is_dir():
-            raise SourceNotFound(f"{folder / name}: missing: convert the pipeline again")
+        read_config(folder / name)
     return [name for name in PARTS if (folder / name).is_dir()]
 
 
 def finish(model: BaseModel, dtype: str | None) -> BaseModel:
     """Bring a loaded model to the dtype asked for, or to what its device computes well, and evaluate all of it."""
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    if on_cpu and dtype is None:
+    if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
         dequantize_layers(model)
         dtype = "float32"
     if dtype is not None:
-        target, half = getattr(mx, dtype), (mx.float16, mx.bfloat16)
-        fixed = {name for name in model.arrays() if not model.cast_predicate(name)}
-
-        def cast(name: str, array: mx.array) -> mx.array:
+        arrays = []
+        for name, array in model.arrays().items():
             keep = array.dtype == mx.float64 or not mx.issubdtype(array.dtype, mx.floating)
-            return array if keep or (name in fixed and target in half) else array.astype(target)
-
-        model.load_weights([(name, cast(name, array)) for name, array in model.arrays().items()])
+            keep = keep or (dtype != "float32" and not model.cast_predicate(name))
+            arrays.append((name, array if keep else array.astype(getattr(mx, dtype))))
+        model.load_weights(arrays)
     model.eval()
     return model.materialise()
 
@@ -211,19 +184,14 @@ def finish(model: BaseModel, dtype: str | None) -> BaseModel:
 def quantized_layers(config: dict[str, Any], names: set[str]) -> dict[str, dict[str, Any]]:
     """The layers that have scales among `names`, each with group_size, bits and mode. Raises `ConfigError`."""
     paths = sorted(name.removesuffix(".scales") for name in names if name.endswith(".scales"))
-    stated = config.get("quantization") or config.get("quantization_config") or {}
-    if not paths:
-        return {}
-    if not isinstance(stated, dict):
+    stated, result = _quantization(config), {}
+    if paths and not isinstance(stated, dict):
         raise ConfigError(f"config.json: quantization is {brief(stated)}")
-    result = {}
     for path in paths:
-        entry = stated.get(path)
-        entry = {**stated, **entry} if isinstance(entry, dict) else stated
+        entry = {**stated, **stated[path]} if isinstance(stated.get(path), dict) else stated
         chosen = {"group_size": entry.get("group_size"), "bits": entry.get("bits"), "mode": entry.get("mode", "affine")}
-        if chosen["mode"] not in ("affine", "mxfp4", "nvfp4", "mxfp8") or not all(
-            type(chosen[key]) is int and 0 < chosen[key] <= 1024 for key in ("group_size", "bits")
-        ):
+        whole = all(type(chosen[key]) is int and 0 < chosen[key] <= 1024 for key in ("group_size", "bits"))
+        if not whole or chosen["mode"] not in ("affine", "mxfp4", "nvfp4", "mxfp8"):
             raise ConfigError(f"config.json: {path} is quantized, but quantization says {brief(chosen)}")
         result[path] = chosen
     return result
@@ -232,21 +200,13 @@ def quantized_layers(config: dict[str, Any], names: set[str]) -> dict[str, dict[
 def quantize_layers(model: nn.Module, config: dict[str, Any], names: set[str]) -> dict[str, Any]:
     """Make the layers quantized that have scales among `names`; the quantization entry of `config`, or {}."""
     layers = quantized_layers(config, names)
-    if layers:
-        try:
-            nn.quantize(model, class_predicate=lambda path, _: layers.get(path, False))
-        except ValueError as error:
-            raise ConfigError(f"config.json: quantization does not fit the layers ({error})") from error
     if not layers:
         return {}
-    stated = config.get("quantization") or config.get("quantization_config") or {}
-    return {**next(iter(layers.values())), **stated}  # mlx-community's repositories state no mode
-
-
-def dequantize(parts: list[mx.array], parameters: dict[str, Any]) -> mx.array:
-    """The plain weight of a quantized one. parts : weight, scales and, in affine mode, biases"""
-    weight, scales = parts[:2]
-    return mx.dequantize(weight, scales, parts[2] if len(parts) > 2 else None, **parameters)
+    try:
+        nn.quantize(model, class_predicate=lambda path, _: layers.get(path, False))
+    except ValueError as error:
+        raise ConfigError(f"config.json: quantization does not fit the layers ({error})") from error
+    return {**next(iter(layers.values())), **_quantization(config)}  # mlx-community's repositories state no mode
 
 
 def dequantize_layers(model: nn.Module) -> None:
@@ -255,10 +215,9 @@ def dequantize_layers(model: nn.Module) -> None:
     for path, layer in model.named_modules():
         if not isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
             continue
-        parts = [part for part in (layer.weight, layer.scales, layer.get("biases")) if part is not None]
-        weight = dequantize(parts, {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode})
+        how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
         new = nn.Embedding(1, 1) if isinstance(layer, nn.QuantizedEmbedding) else nn.Linear(1, 1, bias="bias" in layer)
-        new.weight = weight
+        new.weight = mx.dequantize(layer.weight, layer.scales, layer.get("biases"), **how)
         if "bias" in layer:
             new.update({"bias": layer.bias})
         plain.append((path, new))
@@ -283,15 +242,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlx_speech"
 
 
-def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 @contextlib.contextmanager
 def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """A new folder beside `target` that becomes `target` when the block ends well, and vanishes when it does not.
@@ -301,53 +251,44 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     check_target(target, overwrite)
     made = [folder for folder in target.parents if not folder.exists()]  # innermost first
+    stage = old = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
-        stage = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
-    except OSError as error:
-        _remove_empty(made)
-        raise OutputError(
-            f"{target}: cannot be written ({error.strerror or error}): choose another --mlx-path"
-        ) from error
-    old = None
-    try:
-        yield stage
-        stage.chmod(0o755)
-        check_target(target, overwrite)
-        if target.exists():
-            target.rename(stage.with_name(stage.name + ".old"))
-            old = stage.with_name(stage.name + ".old")
-        stage.rename(target)
-    except OSError as error:
-        if isinstance(error, OutputError) or not error.strerror:
-            raise
-        raise OutputError(
-            f"{target}: cannot be written ({error.strerror}): free some space or choose another --mlx-path"
-        ) from error
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(target)
+            stage = Path(tempfile.mkdtemp(prefix=f"{_prefix(target)}{os.getpid()}-", dir=target.parent))
+            yield stage
+            stage.chmod(0o755)
+            check_target(target, overwrite)
+            if target.exists():
+                old = target.rename(stage.with_name(stage.name + ".old"))
+            stage.rename(target)
     finally:
         if old is not None and not target.exists():
             old.rename(target)
-        for leftover in (stage, old):
-            if leftover is not None:
-                shutil.rmtree(leftover, ignore_errors=True)
-        if not target.exists():
-            _remove_empty(made)
+        for leftover in filter(None, (stage, old)):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for folder in made if not target.exists() else ():
+            with contextlib.suppress(OSError):  # not made after all, or another process has put something in
+                folder.rmdir()
 
 
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        with contextlib.suppress(OSError):  # not made after all, or another process has put something in
-            folder.rmdir()
+@contextlib.contextmanager
+def writing(target: Path, advice: str = "choose another --mlx-path or make room") -> Iterator[None]:
+    """Raises `OutputError` for what the system says inside."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, OutputError) or not error.strerror:
+            raise
+        raise OutputError(f"{target}: cannot be written ({error.strerror}): {advice}") from error
 
 
 def check_target(target: Path, overwrite: bool) -> None:
     """Raises `OutputError` where `target` must not be replaced."""
-    try:
+    with writing(target):  # a name that is too long, a folder that may not be looked into
         if not target.exists() and not target.is_symlink():
             return
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
-        raise OutputError(f"{target}: cannot be written ({error.strerror}): choose another --mlx-path") from error
     if not overwrite:
         raise OutputError(f"{target}: exists already: choose another --mlx-path, or pass --overwrite")
     if target.is_symlink() or not target.is_dir() or not is_converted(target):
@@ -355,14 +296,13 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 def _prefix(target: Path) -> str:
-    return f".{target.name}.partial-{_HOST}-{os.getpid()}-"
+    return f".{target.name}.partial-{_HOST}-"  # another host's processes cannot be asked
 
 
 def _sweep(target: Path) -> None:
     """Clear away what processes that were killed left beside `target`; a model they had moved aside comes back."""
-    start = f".{target.name}.partial-{_HOST}-"  # another host's processes cannot be asked
-    for leftover in target.parent.glob(f"{glob.escape(start)}*"):
-        pid = leftover.name.removeprefix(start).split("-")[0]
+    for leftover in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
+        pid = leftover.name.removeprefix(_prefix(target)).split("-")[0]
         if pid.isdecimal() and len(pid) < 10 and not _alive(int(pid)):
             if leftover.suffix == ".old" and not target.exists():
                 leftover.rename(target)
@@ -373,8 +313,6 @@ def _sweep(target: Path) -> None:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)  # another user's
     return True

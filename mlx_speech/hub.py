@@ -18,16 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mlx_speech.errors import (
-    CorruptFile,
-    HubError,
-    OptionError,
-    OutputError,
-    SourceError,
-    SourceNotFound,
-    brief,
-    shorten,
-)
+from mlx_speech.errors import CorruptFile, HubError, OptionError, OutputError, SourceError, SourceNotFound, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +52,9 @@ class Snapshot:
     """
 
     path: Path
-    repo: str
-    revision: str
-    licence: str | None
+    repo: str | None = None
+    revision: str | None = None
+    licence: str | None = None
 
 
 def is_repo_id(text: str) -> bool:
@@ -77,6 +68,16 @@ def is_repo_id(text: str) -> bool:
     return not Path(text).exists()
 
 
+def sha256(path: Path, tell: Callable[[int], object] = int) -> str:
+    """Of a file's content, in hexadecimal. tell : called with the bytes of every block read"""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            tell(len(block))
+    return digest.hexdigest()
+
+
 def fetch(repo: str, revision: str | None = None, *, language: str | None = None) -> Snapshot:
     """Download the configuration, the tokenizer and one spelling of the weights of `repo`, as far as not in the cache.
 
@@ -88,7 +89,7 @@ def fetch(repo: str, revision: str | None = None, *, language: str | None = None
     unreachable), `SourceError` (no weights), `OptionError` (no such language), `OutputError` (cache not writable).
     """
     if revision is not None and (".." in revision or not REVISION.fullmatch(revision)):
-        raise OptionError(f"{brief(revision)}: no revision of {repo}: give a branch, a tag or a commit")
+        raise OptionError(f"{revision[:80]!r}: no revision of {repo}: give a branch, a tag or a commit")
     with _explained(repo, revision):
         from huggingface_hub import HfApi
 
@@ -101,7 +102,9 @@ def fetch(repo: str, revision: str | None = None, *, language: str | None = None
         except (KeyError, TypeError) as error:
             raise ValueError("an incomplete answer") from error
         else:
-            sha = _commit(str(info.sha))
+            sha = str(info.sha)
+            if not COMMIT.fullmatch(sha):  # it becomes the name of a folder
+                raise ValueError(f"{sha[:80]!r} for a commit")
             _collect(repo, [file.rfilename for file in info.siblings or []], language, partial(_download, repo, sha))
             ref = _store(repo) / "refs" / (revision or "main")
             with suppress(OSError):  # it is needed only without network; a cache that is read-only serves as well
@@ -240,11 +243,7 @@ def _complete_blob(repo: str, sha: str, name: str) -> None:
                 file.truncate(0)
             done = file.seek(0, 2)
             http_get(url, file, resume_size=done, headers=headers, expected_size=size, displayed_filename=name)
-        digest = hashlib.sha256()
-        with part.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        if digest.hexdigest() != etag:
+        if sha256(part) != etag:
             part.unlink()
             raise CorruptFile(f"{repo}: {name} arrived damaged (its SHA-256 is not the hub's): fetch it again")
         part.replace(blob)
@@ -264,13 +263,6 @@ def _cached(repo: str, revision: str | None, language: str | None, reason: Excep
     except (SourceError, OptionError) as missing:
         raise reason from missing
     logger.warning("using the copy of %s in the cache (%s), since %s", repo, sha, reason)
-    return sha
-
-
-def _commit(sha: str) -> str:
-    """`sha`, which becomes the name of a folder, if it is one."""
-    if not COMMIT.fullmatch(sha):
-        raise ValueError(f"{brief(sha)} for a commit")
     return sha
 
 
@@ -347,8 +339,7 @@ def _explain(error: BaseException, repo: str, revision: str | None, writing: boo
         how = "log in with hf auth login (or set HF_TOKEN)" if status == 401 else "use a token of that account"
         return HubError(f"{repo} is gated: accept its conditions at {hub}/{repo} and {how}")
     if isinstance(error, errors.RepositoryNotFoundError):
-        how = "check the spelling, or log in (hf auth login) if it is private"
-        return SourceNotFound(f"no repository {repo} on the hub: {how}")
+        return SourceNotFound(f"no repository {repo} on the hub: check its name, or hf auth login if it is private")
     if isinstance(error, errors.RevisionNotFoundError):
         return SourceNotFound(f"{repo} has no revision {revision!r}: give one of its branches, tags or commits")
     if status == 429 or status >= 500:

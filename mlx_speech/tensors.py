@@ -11,8 +11,10 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -20,33 +22,44 @@ from typing import BinaryIO
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.errors import CorruptFile, shorten
+from mlx_speech.errors import CorruptFile, MLXSpeechError, SourceError, SourceNotFound, shorten
 
-# safetensors code → our name (NumPy's, and bfloat16)
-CODES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
+# fmt: off
+CODES = {  # safetensors code → our name (NumPy's, and bfloat16)
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
 }
+# fmt: on
 NAMES = {name: code for code, name in CODES.items()}
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 MAX_RANK = 8  # dimensions of a tensor
 MAX_HEADER = 100 * 1024 * 1024  # bytes; the limit of the format's own reader
 
 
+def stored(dtype: str) -> np.dtype:
+    """NumPy's type for values of `dtype` (a NumPy name, or bfloat16) in a file; bfloat16 are bits, in uint16."""
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
+
+
 def itemsize(dtype: str) -> int:
     """Bytes of one element of `dtype` (a NumPy name, or bfloat16)."""
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+    return stored(dtype).itemsize
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What goes wrong inside is one of our errors and begins with the name of `path`, or of something in it."""
+    try:
+        yield
+    except MLXSpeechError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        raise SourceNotFound(f"{path}: missing, there is no such file: check the name, or fetch it again") from error
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error}): check who may read it") from error
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ class Tensor:
 
     def map(self, function: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...] | None = None) -> Tensor:
         """The tensor that `function` makes of this one's values; computed in and kept as its own dtype."""
-        return combine([self], lambda array: function(array), self.shape if shape is None else shape, self.dtype)
+        return combine([self], function, self.shape if shape is None else shape, self.dtype)
 
 
 def combine(parts: list[Tensor], function: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: str) -> Tensor:
@@ -117,24 +130,23 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     The format: https://github.com/huggingface/safetensors#format. Raises `CorruptFile` where the header, a dtype,
     a shape or an offset does not fit the file.
     """
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         size = file.seek(0, 2)
-        file.seek(0)
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        length = int.from_bytes(mapped[:8], "little")
         if not 0 < length <= min(size - 8, MAX_HEADER):
-            raise CorruptFile(
-                f"{path}: not a complete safetensors file (header of {length} bytes in {size}): fetch it again"
-            )
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise CorruptFile(f"{path}: not a safetensors file (its header is no JSON): fetch it again") from error
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if not isinstance(header, dict):
-        raise CorruptFile(f"{path}: not a safetensors file (its header is no object): fetch it again")
-    header.pop("__metadata__", None)
+            raise CorruptFile(f"not a complete safetensors file (header of {length} bytes in {size}): fetch it again")
+        return _tensors(mapped, size, length)
+
+
+def _tensors(mapped: mmap.mmap | bytes, size: int, length: int) -> dict[str, Tensor]:
+    """The tensors of a file of `size` bytes, whose header has `length`."""
     start, tensors, wrong, places = 8 + length, {}, [], []
+    try:
+        header = json.loads(mapped[8:start])
+        header.pop("__metadata__", None)
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
+        raise CorruptFile("not a safetensors file (its header is no JSON object): fetch it again") from error
     for name, entry in header.items():
         try:
             dtype, shape, (begin, end) = CODES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
@@ -145,24 +157,17 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         except (KeyError, TypeError, ValueError):
             wrong.append(name)
             continue
-        tensors[name] = Tensor(shape, dtype, _view(mapped, start + begin, shape, dtype), (name,))
+        tensors[name] = Tensor(shape, dtype, partial(_view, mapped, start + begin, shape, dtype), (name,))
         places.append((begin, end, name))
     places.sort()
     wrong += [name for (_, before, _), (begin, _, name) in pairwise(places) if begin < before]
     if wrong:
-        raise CorruptFile(
-            f"{path}: truncated, or tensors that do not fit their place: {shorten(wrong)}: fetch it again"
-        )
+        raise CorruptFile(f"truncated, or tensors that do not fit their place: {shorten(wrong)}: fetch it again")
     return tensors
 
 
-def _view(buffer: mmap.mmap, offset: int, shape: tuple[int, ...], dtype: str) -> Callable[[], np.ndarray]:
-    stored = np.dtype("uint16" if dtype == "bfloat16" else dtype)
-
-    def raw() -> np.ndarray:
-        return np.frombuffer(buffer, stored, math.prod(shape), offset).reshape(shape)
-
-    return raw
+def _view(mapped: mmap.mmap | bytes, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    return np.frombuffer(mapped, stored(dtype), math.prod(shape), offset).reshape(shape)
 
 
 def write_safetensors(
@@ -187,7 +192,6 @@ def write_safetensors(
         for name, array in arrays:
             shape, dtype = layout[name]
             _write(file, start + places.pop(name), array, shape, dtype)
-        file.flush()
     if places:
         raise ValueError(f"never given: {shorten(list(places))}")
 

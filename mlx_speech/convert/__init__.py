@@ -9,11 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlx_speech.convert.run import Origin as Origin
-    from mlx_speech.convert.run import Report as Report
-    from mlx_speech.convert.run import convert as convert
-    from mlx_speech.convert.run import locate as locate
-    from mlx_speech.convert.run import resolve as resolve
+    from mlx_speech.convert.run import Origin, Report, convert, locate, resolve
 
 __all__ = ["Origin", "Report", "convert", "locate", "resolve"]
 

@@ -22,11 +22,8 @@ class Credit:
 
 
 _SILERO = Credit("snakers4/silero-vad", "mit", "Silero VAD by the Silero Team, MIT licence")
-_PLDA = Credit(
-    "pyannote/speaker-diarization-community-1",
-    "cc-by-4.0",
-    "PLDA by BUT Speech@FIT, distributed by pyannote, CC BY 4.0",
-)
+_COMMUNITY = "pyannote/speaker-diarization-community-1"
+_PLDA = Credit(_COMMUNITY, "cc-by-4.0", "PLDA by BUT Speech@FIT, distributed by pyannote, CC BY 4.0")
 _SEGMENTATION = Credit("pyannote/segmentation", "mit", "pyannote segmentation (2022.07) by Hervé Bredin, MIT licence")
 
 # sha256 of published files that carry no card of their own → who made them
@@ -78,16 +75,10 @@ def card(name: str, config: dict[str, Any], command: str, verified: str | None) 
     family = config["model_type"]
     source: dict[str, Any] = config.get("source") or {}
     module = converter(family) if family in FAMILIES else None
-    front: dict[str, Any] = {
-        "library_name": "mlx",
-        "tags": ["mlx", "mlx_speech", *(module.TAGS if module else ["speaker-diarization", "pyannote"])],
-    }
-    if source.get("repo"):
-        front["base_model"] = source["repo"]
-    if module is not None and module.PIPELINE_TAG:
-        front["pipeline_tag"] = module.PIPELINE_TAG
-    if source.get("licence"):
-        front["license"] = source["licence"]
+    tags = ["mlx", "mlx_speech", *(module.TAGS if module else ["speaker-diarization", "pyannote"])]
+    front: dict[str, Any] = {"library_name": "mlx", "tags": tags, "base_model": source.get("repo")}
+    front |= {"pipeline_tag": module.PIPELINE_TAG if module else None, "license": source.get("licence")}
+    front = {key: value for key, value in front.items() if value}
     origin = f"[{source['repo']}](https://huggingface.co/{source['repo']})" if source.get("repo") else "a local file"
     if source.get("revision"):
         origin += f" at revision `{source['revision']}`"
@@ -99,10 +90,7 @@ def card(name: str, config: dict[str, Any], command: str, verified: str | None) 
         f"```\n{command}\n```",
         '```python\nimport mlx_speech\n\nmodel = mlx_speech.load("path or repository of this folder")\n```',
         _precision(config),
-    ]
-    if verified:
-        lines += ["## Parity with the original", verified]
-    lines += [
+        *(["## Parity with the original", verified] if verified else []),
         "## Source and licence",
         f"Licence: {source.get('licence') or 'not stated by the source; see there'}. "
         f"Attribution: {source.get('attribution') or 'see the source'}.",

@@ -6,6 +6,7 @@ Every function takes the source's tensors, removes what it folds and adds the re
 from __future__ import annotations
 
 from functools import partial
+from itertools import count, takewhile
 
 import numpy as np
 
@@ -26,6 +27,12 @@ def take(tensors: Tensors, *names: str) -> list[Tensor]:
     return [tensors.pop(name) for name in names]
 
 
+def numbered(tensors: Tensors, name: str) -> list[Tensor]:
+    """The tensors called `name` with 0, 1, 2 … for its {}, up to the first that is not there."""
+    names = takewhile(tensors.__contains__, map(name.format, count()))
+    return [tensors[name] for name in names]
+
+
 def weight_norm(tensors: Tensors, path: str) -> None:
     """`path`.weight = g · v / ‖v‖, for torch's weight norm over the last axis (dim=2) of a Conv1d; both spellings.
 
@@ -41,9 +48,8 @@ def weight_norm(tensors: Tensors, path: str) -> None:
 
 def _weight_norm(g: np.ndarray, v: np.ndarray) -> np.ndarray:
     v64 = v.astype(np.float64)
-    return (g.astype(np.float64).reshape(1, 1, -1) * v64 / np.sqrt((v64**2).sum(axis=(0, 1), keepdims=True))).astype(
-        np.float32
-    )
+    norm = np.sqrt((v64**2).sum(axis=(0, 1), keepdims=True))
+    return (g.astype(np.float64).reshape(1, 1, -1) * v64 / norm).astype(np.float32)
 
 
 def lstm(tensors: Tensors, weights: list[str], target: str) -> None:
@@ -51,19 +57,19 @@ def lstm(tensors: Tensors, weights: list[str], target: str) -> None:
 
     weights : for each direction, the name of `weight_ih` (weight_hh and the biases are spelled alike)
     """
-    for kind, leaf in (("weight_ih", "Wx"), ("weight_hh", "Wh")):
-        parts = take(tensors, *(name.replace("weight_ih", kind) for name in weights))
-        shape = (len(parts), *parts[0].shape)
-        if any(part.shape != parts[0].shape for part in parts):
-            raise WeightsMismatch(f"{target}: the two directions have shapes {[part.shape for part in parts]}")
-        tensors[f"{target}.{leaf}"] = combine(parts, lambda *arrays: np.stack(arrays), shape, parts[0].dtype)
-    biases = [name.replace("weight_ih", kind) for kind in ("bias_ih", "bias_hh") for name in weights]
-    parts, n = take(tensors, *biases), len(weights)
-    if any(part.shape != parts[0].shape for part in parts):
-        raise WeightsMismatch(f"{target}: biases of shapes {[part.shape for part in parts]}")
-    tensors[f"{target}.bias"] = combine(
-        parts, lambda *b: np.stack([b[k] + b[n + k] for k in range(n)]), (n, *parts[0].shape), parts[0].dtype
-    )
+    for leaf, kinds in (("Wx", ["weight_ih"]), ("Wh", ["weight_hh"]), ("bias", ["bias_ih", "bias_hh"])):
+        parts = take(tensors, *(name.replace("weight_ih", kind) for kind in kinds for name in weights))
+        shape, dtype = parts[0].shape, parts[0].dtype
+        if any(part.shape != shape for part in parts):
+            raise WeightsMismatch(f"{target}.{leaf}: the two directions have shapes {[part.shape for part in parts]}")
+        n = len(weights)
+        tensors[f"{target}.{leaf}"] = combine(parts, partial(_stacked, directions=n), (n, *shape), dtype)
+
+
+def _stacked(*arrays: np.ndarray, directions: int) -> np.ndarray:
+    """One for each direction, or two, which are added."""
+    stack = np.stack(arrays[:directions])
+    return stack + np.stack(arrays[directions:]) if len(arrays) > directions else stack
 
 
 def batch_norm(tensors: Tensors, conv: str, norm: str, target: str, eps: float = 1e-5) -> None:
@@ -74,13 +80,14 @@ def batch_norm(tensors: Tensors, conv: str, norm: str, target: str, eps: float =
         raise WeightsMismatch(f"{norm}: {[part.shape for part in parts[1:]]} does not fit {conv} {parts[0].shape}")
     dtype = parts[0].dtype
 
+    def scale(gamma: np.ndarray, var: np.ndarray) -> np.ndarray:
+        return gamma.astype(np.float64) / np.sqrt(var.astype(np.float64) + eps)
+
     def weight(w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
-        scale = gamma.astype(np.float64) / np.sqrt(var.astype(np.float64) + eps)
-        return (w * scale.reshape(-1, *[1] * (w.ndim - 1))).astype(np.float32)
+        return (w * scale(gamma, var).reshape(-1, *[1] * (w.ndim - 1))).astype(np.float32)
 
     def bias(gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
-        scale = gamma.astype(np.float64) / np.sqrt(var.astype(np.float64) + eps)
-        return (beta - mean * scale).astype(np.float32)
+        return (beta - mean * scale(gamma, var)).astype(np.float32)
 
     tensors[f"{target}.weight"] = combine(parts, weight, parts[0].shape, dtype)
     tensors[f"{target}.bias"] = combine(parts[1:], bias, parts[1].shape, dtype)

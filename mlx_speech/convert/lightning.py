@@ -24,10 +24,8 @@ def plain(value: Any) -> Any:
         if left < 0 or depth > MAX_DEPTH:
             raise ConfigError("what the checkpoint says of itself goes on without end: fetch it again")
         if isinstance(value, Stub):
-            content = next((c for c in (value.entries, value.items, value.state) if c), None)
-            if content is None:
-                content = value.args[0] if len(value.args) == 1 else value.args
-            return walk(content, depth + 1)
+            argument = value.args[0] if len(value.args) == 1 else value.args
+            return walk(value.entries or value.items or value.state or argument, depth + 1)
         if isinstance(value, dict):
             return {key: walk(item, depth + 1) for key, item in value.items() if isinstance(key, (str, int))}
         if isinstance(value, (list, tuple)):
@@ -50,9 +48,3 @@ def specifications(source: Source) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError("no specifications in this checkpoint: it was not written by pyannote.audio")
     return found
-
-
-def section(parameters: dict[str, Any], name: str) -> dict[str, Any]:
-    """A group of hyper-parameters; {} where it is absent."""
-    found = parameters.get(name)
-    return found if isinstance(found, dict) else {}

@@ -21,12 +21,21 @@ def build(plan: port.Plan) -> Any:
     return {"silero_vad": _silero_vad, "pyannet": _pyannet, "wespeaker": _wespeaker, "plda": _plda}[plan.family](plan)
 
 
-def _state(tensors: dict[str, Tensor]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(tensor.numpy().copy()) for name, tensor in tensors.items()}
-
-
 def _floats(tensors: dict[str, Tensor]) -> dict[str, torch.Tensor]:
-    return {name: array.float() if array.is_floating_point() else array for name, array in _state(tensors).items()}
+    state = {name: torch.from_numpy(tensor.numpy().copy()) for name, tensor in tensors.items()}
+    return {name: array.float() if array.is_floating_point() else array for name, array in state.items()}
+
+
+# the two parts of a weight norm, as torch's older function spells them and as the newer one does
+WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+
+
+def _load_wanted(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load what the model has of `state`, weight norms spelled as it spells them, which depends on versions."""
+    wanted = model.state_dict()
+    for one, other in (*WEIGHT_NORM.items(), *((new, old) for old, new in WEIGHT_NORM.items())):
+        state = {n.removesuffix(one) + other if n.endswith(one) and n not in wanted else n: v for n, v in state.items()}
+    model.load_state_dict({name: value for name, value in state.items() if name in wanted})
 
 
 def _silero_vad(plan: port.Plan) -> Any:
@@ -45,25 +54,16 @@ def _pyannet(plan: port.Plan) -> Any:
     from pyannote.audio.models.segmentation import PyanNet
 
     args = plan.config
-    lstm = {
-        "hidden_size": args["lstm_hidden_size"],
-        "num_layers": args["lstm_num_layers"],
-        "bidirectional": args["lstm_bidirectional"],
-        "monolithic": "lstm.weight_ih_l0" in plan.source.tensors,
-    }
+    lstm = {name: args[f"lstm_{name}"] for name in ("hidden_size", "num_layers", "bidirectional")}
+    lstm["monolithic"] = "lstm.weight_ih_l0" in plan.source.tensors
     linear = {"hidden_size": args["linear_hidden_size"], "num_layers": args["linear_num_layers"]}
-    model = PyanNet(
-        sincnet={"stride": args["sincnet_stride"]}, lstm=lstm, linear=linear, sample_rate=args["sample_rate"]
-    )
+    sincnet = {"stride": args["sincnet_stride"]}
+    model = PyanNet(sincnet=sincnet, lstm=lstm, linear=linear, sample_rate=args["sample_rate"])
     largest = args["powerset_max_classes"]
-    model.specifications = Specifications(
-        problem=Problem.MULTI_LABEL_CLASSIFICATION if largest is None else Problem.MONO_LABEL_CLASSIFICATION,
-        resolution=Resolution.FRAME,
-        duration=args["duration"],
-        classes=[f"speaker#{k}" for k in range(args["num_speakers"])],
-        powerset_max_classes=largest,
-        permutation_invariant=True,
-    )
+    problem = Problem.MULTI_LABEL_CLASSIFICATION if largest is None else Problem.MONO_LABEL_CLASSIFICATION
+    task = {"classes": [f"speaker#{k}" for k in range(args["num_speakers"])], "duration": args["duration"]}
+    task |= {"powerset_max_classes": largest, "permutation_invariant": True}
+    model.specifications = Specifications(problem=problem, resolution=Resolution.FRAME, **task)
     model.build()
     kept = {name: tensor for name, tensor in _floats(plan.source.tensors).items() if not name.startswith("loss_func")}
     model.load_state_dict(kept)
@@ -78,14 +78,9 @@ def _wespeaker(plan: port.Plan) -> Any:
     keys = ("sample_rate", "num_mel_bins", "frame_length", "frame_shift")
     model = WeSpeakerResNet34(**{key: args[key] for key in keys})
     model.hparams["fbank_centering_span"] = args["fbank_centering_span"]  # its constructor does not take it
-    model.resnet = ResNet(
-        Bottleneck if args["bottleneck"] else BasicBlock,
-        args["num_blocks"],
-        m_channels=args["base_channels"],
-        feat_dim=args["num_mel_bins"],
-        embed_dim=args["embedding_size"],
-        two_emb_layer=False,
-    )
+    sizes = {"m_channels": args["base_channels"], "feat_dim": args["num_mel_bins"], "embed_dim": args["embedding_size"]}
+    block = Bottleneck if args["bottleneck"] else BasicBlock
+    model.resnet = ResNet(block, args["num_blocks"], two_emb_layer=False, **sizes)
     state = {name.removeprefix("resnet."): value for name, value in _floats(plan.source.tensors).items()}
     model.resnet.load_state_dict({name: value for name, value in state.items() if not name.startswith("projection")})
     return model.eval()
@@ -97,59 +92,37 @@ def _wav2vec2_transformers(plan: port.Plan) -> Any:
     config = {**plan.source.config, "vocab_size": plan.config["vocab_size"]}
     model = Wav2Vec2ForCTC(Wav2Vec2Config.from_dict(config)).eval()
     # an adapter may have replaced tensors: those of the recipe count, the folded one excepted
-    state = _floats({**plan.source.tensors, **_unfolded(plan)})
-    spelled = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
-    state = {
-        f"{n.rpartition('.')[0]}.{spelled[n.rpartition('.')[2]]}" if n.rpartition(".")[2] in spelled else n: v
-        for n, v in state.items()
-    }
-    wanted = model.state_dict()
+    unfolded = {name: tensor for name, tensor in plan.recipe.tensors.items() if tensor.sources == (name,)}
+    state = _floats({**plan.source.tensors, **unfolded})
     training = "wav2vec2.masked_spec_embed"  # many published files lack it
-    state |= {training: wanted[training]} if training in wanted and training not in state else {}
-    model.load_state_dict({name: value for name, value in state.items() if name in wanted})
+    _load_wanted(model, {**{n: v for n, v in model.state_dict().items() if n == training}, **state})
     return lambda audio: model(audio).logits
 
 
-def _unfolded(plan: port.Plan) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in plan.recipe.tensors.items() if tensor.sources == (name,)}
+# fmt: off
+TORCHAUDIO = {  # argument of torchaudio's wav2vec2_model → ours
+    "extractor_conv_bias": "conv_bias", "encoder_embed_dim": "hidden_size", "aux_num_out": "vocab_size",
+    "encoder_num_layers": "num_hidden_layers", "encoder_num_heads": "num_attention_heads",
+    "encoder_ff_interm_features": "intermediate_size", "encoder_layer_norm_first": "do_stable_layer_norm",
+    "encoder_pos_conv_kernel": "num_conv_pos_embeddings", "encoder_pos_conv_groups": "num_conv_pos_embedding_groups",
+}
+# fmt: on
+DROPOUTS = ("projection_dropout", "attention_dropout", "ff_interm_dropout", "dropout", "layer_drop")
 
 
 def _wav2vec2_torchaudio(plan: port.Plan) -> Any:
     from torchaudio.models import wav2vec2_model
 
     args = plan.config
-    model = wav2vec2_model(
-        extractor_mode="layer_norm" if args["feat_extract_norm"] == "layer" else "group_norm",
-        extractor_conv_layer_config=[
-            tuple(c) for c in zip(args["conv_dim"], args["conv_kernel"], args["conv_stride"], strict=True)
-        ],
-        extractor_conv_bias=args["conv_bias"],
-        encoder_embed_dim=args["hidden_size"],
-        encoder_projection_dropout=0.0,
-        encoder_pos_conv_kernel=args["num_conv_pos_embeddings"],
-        encoder_pos_conv_groups=args["num_conv_pos_embedding_groups"],
-        encoder_num_layers=args["num_hidden_layers"],
-        encoder_num_heads=args["num_attention_heads"],
-        encoder_attention_dropout=0.0,
-        encoder_ff_interm_features=args["intermediate_size"],
-        encoder_ff_interm_dropout=0.0,
-        encoder_dropout=0.0,
-        encoder_layer_norm_first=args["do_stable_layer_norm"],
-        encoder_layer_drop=0.0,
-        aux_num_out=args["vocab_size"],
-    ).eval()
+    sizes: dict[str, Any] = {theirs: args[ours] for theirs, ours in TORCHAUDIO.items()}
+    sizes |= {f"encoder_{name}": 0.0 for name in DROPOUTS}
+    convolutions = list(zip(args["conv_dim"], args["conv_kernel"], args["conv_stride"], strict=True))
+    mode = "layer_norm" if args["feat_extract_norm"] == "layer" else "group_norm"
+    model = wav2vec2_model(extractor_mode=mode, extractor_conv_layer_config=convolutions, **sizes).eval()
     state = {name.removeprefix("model."): value for name, value in _floats(plan.source.tensors).items()}
     for leaf in ("weight", "bias"):
         state[f"aux.{leaf}"] = torch.from_numpy(plan.recipe.tensors[f"lm_head.{leaf}"].numpy().copy()).float()
-    spelled = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
-    wanted = model.state_dict()
-    for old, new in spelled.items():  # torchaudio's own spelling depends on its version
-        for name in [n for n in state if n not in wanted]:
-            if name.endswith(old) and f"{name.removesuffix(old)}{new}" in wanted:
-                state[f"{name.removesuffix(old)}{new}"] = state.pop(name)
-            elif name.endswith(new) and f"{name.removesuffix(new)}{old}" in wanted:
-                state[f"{name.removesuffix(new)}{old}"] = state.pop(name)
-    model.load_state_dict({name: value for name, value in state.items() if name in wanted})
+    _load_wanted(model, state)
     return lambda audio: model(audio)[0]
 
 
@@ -167,33 +140,29 @@ def _whisper_transformers(plan: port.Plan) -> WhisperOriginal:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     model = WhisperForConditionalGeneration(WhisperConfig.from_dict(plan.source.config)).eval()
-    tensors = dict(plan.recipe.tensors)
-    tensors = _torch_layout(plan, tensors)
-    state = _floats(tensors)
-    state = {
-        name if name.startswith(("model.", "proj_out")) else f"model.{name}": value for name, value in state.items()
-    }
+    state = _floats(_torch_layout(plan, plan.recipe.tensors))
+    state = {n if n.startswith(("model.", "proj_out")) else f"model.{n}": value for n, value in state.items()}
     state.setdefault("proj_out.weight", state["model.decoder.embed_tokens.weight"])
     model.load_state_dict(state)
     encoder, decoder = model.model.encoder, model.model.decoder
-    return WhisperOriginal(
-        encode=lambda mel: encoder(mel).last_hidden_state,
-        decode=lambda tokens, encoded: model.proj_out(
-            decoder(input_ids=tokens, encoder_hidden_states=encoded, use_cache=False).last_hidden_state
-        ),
-    )
+
+    def decode(tokens: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
+        decoded = decoder(input_ids=tokens, encoder_hidden_states=encoded, use_cache=False)
+        return model.proj_out(decoded.last_hidden_state)
+
+    return WhisperOriginal(encode=lambda mel: encoder(mel).last_hidden_state, decode=decode)
 
 
 def _whisper_openai(plan: port.Plan) -> WhisperOriginal:
     from whisper.model import ModelDimensions, Whisper
 
-    tensors = dict(plan.recipe.tensors)
+    tensors = plan.recipe.tensors
     if plan.source.config.get("quantization"):
         tensors = port.dequantized(tensors, plan.source.config)
-    tensors = _torch_layout(plan, tensors)
     dims = {key: value for key, value in plan.config.items() if key in ModelDimensions.__dataclass_fields__}
     model = Whisper(ModelDimensions(**dims)).eval()
-    state = {name.replace("mlp1", "mlp.0").replace("mlp2", "mlp.2"): value for name, value in _floats(tensors).items()}
+    state = _floats(_torch_layout(plan, tensors))
+    state = {name.replace("mlp1", "mlp.0").replace("mlp2", "mlp.2"): value for name, value in state.items()}
     state.pop("alignment_heads", None)
     model.load_state_dict(state)
     return openai_whisper(model)

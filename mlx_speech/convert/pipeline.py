@@ -47,10 +47,8 @@ def read_pipeline(folder: Path, is_repo_id: Callable[[str], bool]) -> tuple[dict
     if not isinstance(settings, dict) or "segmentation" not in settings:
         raise ConfigError(f"{path}: not a speaker diarization pipeline (no pipeline.params.segmentation)")
     parts: dict[str, Path | str] = {}
-    for name in PARTS:
-        entry = settings.get(name)
-        if entry is None:
-            continue
+    for name in [name for name in PARTS if settings.get(name) is not None]:
+        entry = settings[name]
         if isinstance(entry, dict):  # {checkpoint: …, subfolder: …}
             entry = f"{entry.get('checkpoint', '')}/{entry.get('subfolder', '')}".rstrip("/")
         if not isinstance(entry, str):
@@ -64,7 +62,6 @@ def read_pipeline(folder: Path, is_repo_id: Callable[[str], bool]) -> tuple[dict
         "clustering": str(settings.get("clustering", "")),
         "embedding_exclude_overlap": bool(settings.get("embedding_exclude_overlap", False)),
         "segmentation_step": settings.get("segmentation_step", 0.1),
-        **{key: settings[key] for key in ("segmentation_step",) if key in settings},
         "params": content.get("params") if isinstance(content.get("params"), dict) else {},
     }
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlx_speech.convert.port import Drop, Recipe
+from mlx_speech.convert.port import Recipe, same
 from mlx_speech.convert.read import Source
 from mlx_speech.errors import WeightsMismatch
 from mlx_speech.tensors import Tensor, combine
@@ -17,7 +17,7 @@ PIPELINE_TAG = None
 TAGS = ["speaker-diarization", "plda", "pyannote"]
 
 NAMES = ("mean1", "mean2", "lda", "mu", "tr", "psi")
-TABLE: dict[str, str | Drop] = {name: name for name in NAMES}
+TABLE = same(*NAMES)
 
 
 def recognise(source: Source) -> bool:
@@ -28,9 +28,7 @@ def recipe(source: Source, language: str | None = None) -> Recipe:
     tensors = dict(source.tensors)
     parts = {name: tensors[name] for name in NAMES if name in tensors}  # others are missed when all are checked
     if len(parts["lda"].shape) != 2 or len(parts["psi"].shape) != 1 or parts["tr"].shape[:1] != parts["psi"].shape:
-        raise WeightsMismatch(
-            f"lda {parts['lda'].shape}, tr {parts['tr'].shape} and psi {parts['psi'].shape} do not fit"
-        )
+        raise WeightsMismatch(f"lda {parts['lda'].shape}, tr {parts['tr'].shape}, psi {parts['psi'].shape} do not fit")
     size, lda = parts["lda"].shape
 
     def ordered(name: str) -> Tensor:

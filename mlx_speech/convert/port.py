@@ -20,13 +20,21 @@ import numpy as np
 from mlx_speech import checkpoint, models
 from mlx_speech.convert.quantize import Options, choose
 from mlx_speech.convert.read import Source
-from mlx_speech.errors import MLXSpeechError, OptionError, UnknownFamily, WeightsMismatch, brief, shorten
+from mlx_speech.errors import ConfigError, OptionError, UnknownFamily, WeightsMismatch, brief, shorten
 from mlx_speech.models.base import BaseModel
-from mlx_speech.tensors import FLOATS, Tensor, itemsize
+from mlx_speech.tensors import FLOATS, Tensor, itemsize, reading
 
 
 class Drop(str):
     """In a table, why a tensor is knowingly left out."""
+
+
+Table = dict[str, str | Drop]
+
+
+def same(*names: str, path: str = "") -> Table:
+    """Entries of a table for tensors or modules that keep their names, all below `path`."""
+    return {f"{path}{name}": f"{path}{name}" for name in names}
 
 
 @dataclass
@@ -45,7 +53,7 @@ class Recipe:
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
-    table: dict[str, str | Drop]
+    table: Table
     original: str
     mlx_layout: bool = False
     companions: tuple[str, ...] = ()
@@ -101,13 +109,14 @@ class Plan:
 
     def changed(self) -> bool:
         """Whether the result has other values than the source: quantized, or cast to another dtype."""
-        return bool(self.config.get("quantization")) or any(
-            tensor.dtype != self.dtypes[name] for name, tensor in self.tensors.items()
-        )
+        cast = any(tensor.dtype != self.dtypes[name] for name, tensor in self.tensors.items())
+        return cast or bool(self.config.get("quantization"))
 
     def parameters(self) -> int:
         """How many weights the model has (a quantized layer counts what it stands for)."""
-        return sum(tensor.size for name, tensor in self.tensors.items() if not _is_quantized_part(name, self.tensors))
+        layers = [name.removesuffix(".scales") for name in self.tensors if name.endswith(".scales")]
+        parts = {f"{path}.{leaf}" for path in layers for leaf in ("scales", "biases")}
+        return sum(tensor.size for name, tensor in self.tensors.items() if name not in parts)
 
     def nbytes(self) -> int:
         return sum(int(np.prod(shape)) * itemsize(dtype) for shape, dtype in self.layout().values())
@@ -126,22 +135,25 @@ class Plan:
         return "\n".join(lines)
 
 
+def require(config: dict[str, Any], what: str, **ported: Any) -> None:
+    """Raises `ConfigError` where `config` says something else than the only values that were ported."""
+    odd = [f"{key}={brief(config[key])}" for key, value in ported.items() if config.get(key, value) != value]
+    if odd:
+        raise ConfigError(f"{what} with {', '.join(odd)}, which is not supported")
+
+
 def recognise(source: Source) -> str:
     """The one family whose weights these are, told by configuration and tensor names. Raises `UnknownFamily`."""
     if source.config.get("format_version") is not None:
         family = str(source.config.get("model_type"))
         if family not in models.FAMILIES or source.config["format_version"] != checkpoint.FORMAT_VERSION:
-            raise UnknownFamily(
-                f"{source.path}: a converted model of unknown type or version, {brief(family)}: a newer one may know it"
-            )
+            raise UnknownFamily(f"converted, but of unknown type or version {brief(family)}: a newer one may know it")
         return family
     found = [family for family in models.FAMILIES if converter(family).recognise(source)]
     if len(found) == 1:
         return found[0]
-    known = ", ".join(models.FAMILIES)
-    if not found:
-        raise UnknownFamily(f"{source.path}: a model of no known family (saw {source.seen()}); known are {known}")
-    raise UnknownFamily(f"{source.path}: could be {' or '.join(found)} (saw {source.seen()})")
+    what = f"could be {' or '.join(found)}" if found else "a model of no known family"
+    raise UnknownFamily(f"{what} (saw {source.seen()}); known are {', '.join(models.FAMILIES)}")
 
 
 def converter(family: str) -> Any:
@@ -151,12 +163,8 @@ def converter(family: str) -> Any:
 
 def plan(source: Source, options: Options, language: str | None = None) -> Plan:
     """Plan the conversion of `source`. Raises `SourceError` or `OptionError`, naming the source."""
-    try:
+    with reading(source.path):
         return _plan(source, options, language)
-    except MLXSpeechError as error:
-        if str(source.path) in str(error):
-            raise
-        raise type(error)(f"{source.path}: {error}") from error
 
 
 def _plan(source: Source, options: Options, language: str | None) -> Plan:
@@ -171,11 +179,8 @@ def _plan(source: Source, options: Options, language: str | None) -> Plan:
     model: BaseModel = module.Model(module.ModelArgs.from_dict({**recipe.config, "model_type": family}))
     model.eval()
     tensors, dropped, unknown = rename(recipe.tensors, recipe.table) if recipe.table else (recipe.tensors, {}, [])
-    if options.dequantize:
-        tensors = dequantized(tensors, source.config)
-        earlier: dict[str, Any] = {}
-    else:
-        earlier = checkpoint.quantize_layers(model, source.config, set(tensors))
+    tensors = dequantized(tensors, source.config) if options.dequantize else tensors
+    earlier = {} if options.dequantize else checkpoint.quantize_layers(model, source.config, set(tensors))
     tensors = tensors if recipe.mlx_layout else lay_out(tensors, model)
     check(tensors, model, unknown)
     if earlier and options.quantize:
@@ -191,12 +196,8 @@ def _plan(source: Source, options: Options, language: str | None) -> Plan:
     elif options.quantize:
         quantized, stated = choose(model, options)
         nn.quantize(model, class_predicate=lambda path, _: quantized.get(path, False))
-    config = {
-        **dataclasses.asdict(model.args),
-        "model_type": family,
-        "format_version": checkpoint.FORMAT_VERSION,
-        "dtype": _main_dtype(tensors, dtypes),
-    }
+    config = {**dataclasses.asdict(model.args), "model_type": family, "dtype": _main_dtype(tensors, dtypes)}
+    config["format_version"] = checkpoint.FORMAT_VERSION
     if stated:
         config["quantization"] = config["quantization_config"] = stated
     return Plan(family, source, recipe, model, tensors, dropped, dtypes, quantized, config, notes)
@@ -208,9 +209,7 @@ def own_recipe(source: Source) -> Recipe:
     return Recipe(dict(source.config), dict(source.tensors), {}, "", mlx_layout=True, companions=companions)
 
 
-def rename(
-    tensors: dict[str, Tensor], table: dict[str, str | Drop]
-) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+def rename(tensors: dict[str, Tensor], table: Table) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     """Tensors under their new names, the dropped ones with the reason, and names that the table lacks."""
     patterns = [(re.compile(re.escape(key).replace(r"\{\}", r"(\d+)")), target) for key, target in table.items()]
     result, dropped, unknown = {}, {}, []
@@ -241,12 +240,10 @@ def lay_out(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     result = dict(tensors)
     for name, tensor in tensors.items():
         path, _, leaf = name.rpartition(".")
-        owner = modules.get(path)
-        if leaf == "weight" and isinstance(owner, (nn.Conv1d, nn.Conv2d)):
-            axes = (0, 2, 1) if isinstance(owner, nn.Conv1d) else (0, 2, 3, 1)
-            if len(tensor.shape) == len(axes):
-                shape = tuple(tensor.shape[axis] for axis in axes)
-                result[name] = tensor.map(lambda array, axes=axes: array.transpose(axes), shape)
+        owner, rank = modules.get(path), len(tensor.shape)
+        if leaf == "weight" and isinstance(owner, {3: nn.Conv1d, 4: nn.Conv2d}.get(rank, ())):
+            shape = (tensor.shape[0], *tensor.shape[2:], tensor.shape[1])
+            result[name] = tensor.map(lambda array: np.moveaxis(array, 1, -1), shape)
         elif leaf == "weight" and isinstance(owner, nn.Linear) and tensor.shape[2:] == (1,):
             result[name] = tensor.map(lambda array: array[..., 0], tensor.shape[:2])  # a convolution of one step
     return result
@@ -263,16 +260,8 @@ def check(tensors: dict[str, Tensor], model: BaseModel, unknown: list[str]) -> N
     present = [(name, tensors[name], array) for name, array in sorted(wanted.items()) if name in tensors]
     wrong = [f"{n} {list(t.shape)} for {list(a.shape)}" for n, t, a in present if t.shape != tuple(a.shape)]
     odd = [f"{n} {t.dtype}" for n, t, a in present if (t.dtype in FLOATS) != mx.issubdtype(a.dtype, mx.floating)]
-    said = [
-        f"{len(names)} tensors {what}: {shorten(names)}"
-        for what, names in (
-            ("missing", missing),
-            ("unexpected", extra),
-            ("of the wrong shape", wrong),
-            ("of the wrong type", odd),
-        )
-        if names
-    ]
+    found = {"missing": missing, "unexpected": extra, "of the wrong shape": wrong, "of the wrong type": odd}
+    said = [f"{len(names)} tensors {what}: {shorten(names)}" for what, names in found.items() if names]
     if said:
         raise WeightsMismatch("; ".join(said))
 
@@ -295,7 +284,8 @@ def dequantized(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str,
         dtype = scales.dtype if scales.dtype in FLOATS else "float32"
 
         def raw(parts: list[Tensor] = parts, parameters: dict[str, Any] = parameters, dtype: str = dtype) -> np.ndarray:
-            array = checkpoint.dequantize([part.mlx() for part in parts], parameters).astype(getattr(mx, dtype))
+            packed: list[Any] = [part.mlx() for part in parts]
+            array = mx.dequantize(*packed, **parameters).astype(getattr(mx, dtype))
             return np.array(array.view(mx.uint16) if dtype == "bfloat16" else array)
 
         result[f"{path}.weight"] = Tensor(shape, dtype, raw, tuple(name for part in parts for name in part.sources))
@@ -303,34 +293,17 @@ def dequantized(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str,
 
 
 def _dtype(name: str, tensor: Tensor, model: BaseModel, asked: str | None) -> str:
-    if tensor.dtype not in FLOATS or asked is None:
+    if tensor.dtype not in FLOATS or tensor.dtype == "float64" or asked is None:
         return tensor.dtype
-    if tensor.dtype == "float64" or not model.cast_predicate(name):
-        return tensor.dtype if tensor.dtype == "float64" else "float32"
-    return asked
+    return asked if model.cast_predicate(name) else "float32"
 
 
 def _cast(model: BaseModel, dtypes: dict[str, str]) -> None:
     """Give the (uncomputed) parameters the dtypes of the result, so that quantization shows its own."""
-    arrays = []
-    for name, array in model.arrays().items():
-        if dtypes[name] == "float64":
-            with mx.stream(mx.cpu):
-                arrays.append((name, array.astype(mx.float64)))
-        else:
-            arrays.append((name, array.astype(getattr(mx, dtypes[name]))))
-    model.load_weights(arrays)
+    with mx.stream(mx.cpu):  # others have no float64
+        model.load_weights([(name, array.astype(getattr(mx, dtypes[name]))) for name, array in model.arrays().items()])
 
 
 def _main_dtype(tensors: dict[str, Tensor], dtypes: dict[str, str]) -> str:
     """The floating dtype that most weights have."""
-    sizes: dict[str, int] = {}
-    for name, tensor in tensors.items():
-        if dtypes[name] in FLOATS:
-            sizes[dtypes[name]] = sizes.get(dtypes[name], 0) + tensor.size
-    return max(sizes, key=lambda dtype: sizes[dtype])
-
-
-def _is_quantized_part(name: str, tensors: dict[str, Tensor]) -> bool:
-    path, _, leaf = name.rpartition(".")
-    return leaf in ("scales", "biases") and f"{path}.scales" in tensors
+    return max(FLOATS, key=lambda dtype: sum(t.size for name, t in tensors.items() if dtypes[name] == dtype))

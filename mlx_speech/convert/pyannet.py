@@ -9,8 +9,8 @@ from math import comb
 from typing import Any
 
 from mlx_speech.convert import fold
-from mlx_speech.convert.lightning import hyper_parameters, section, specifications
-from mlx_speech.convert.port import Drop, Recipe
+from mlx_speech.convert.lightning import hyper_parameters, specifications
+from mlx_speech.convert.port import Drop, Recipe, Table, same
 from mlx_speech.convert.read import Source
 from mlx_speech.errors import ConfigError, WeightsMismatch, brief, shorten
 from mlx_speech.tensors import Tensor
@@ -23,14 +23,12 @@ MONO_LABEL, MULTI_LABEL = 1, 2  # pyannote.audio.core.task.Problem
 
 FILTERBANK = "sincnet.conv1d.0.filterbank"
 
-TABLE: dict[str, str | Drop] = {
+TABLE: Table = {
+    **same("lstm.{}", "linear.{}", "classifier"),
     "sincnet.wav_norm1d": "sincnet.wav_norm",
     "sincnet.conv0": "sincnet.conv0",
     "sincnet.conv1d.{}": "sincnet.conv{}",
     "sincnet.norm1d.{}": "sincnet.norm{}",
-    "lstm.{}": "lstm.{}",
-    "linear.{}": "linear.{}",
-    "classifier": "classifier",
     "loss_func": Drop("training loss"),
 }
 
@@ -43,7 +41,8 @@ def recipe(source: Source, language: str | None = None) -> Recipe:
     tensors = dict(source.tensors)
     parameters, specs = hyper_parameters(source), specifications(source)
     config = {**_sizes(tensors), **_task(specs, tensors)}
-    config["sincnet_stride"] = section(parameters, "sincnet").get("stride", 10)
+    sincnet = parameters.get("sincnet")
+    config["sincnet_stride"] = sincnet.get("stride", 10) if isinstance(sincnet, dict) else 10
     config["sample_rate"] = parameters.get("sample_rate", 16000)
     fold.sinc(tensors, FILTERBANK, "sincnet.conv0.weight", config["sample_rate"])
     for layer in range(config["lstm_num_layers"]):
@@ -87,19 +86,15 @@ def _task(specs: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     problem = specs.get("problem", MULTI_LABEL if largest is None else MONO_LABEL)
     if problem != (MULTI_LABEL if largest is None else MONO_LABEL):
         raise ConfigError(f"problem {brief(problem)} with powerset_max_classes={brief(largest)} is not supported")
-    outputs = tensors["classifier.weight"].shape[0]
-    if len(classes) > MAX_CLASSES or (largest is not None and (type(largest) is not int or not 0 < largest < 100)):
-        raise ConfigError(f"powerset_max_classes is {brief(largest)} and there are {len(classes)} classes")
-    expected = (
-        len(classes) if largest is None else sum(comb(len(classes), k) for k in range(min(largest, len(classes)) + 1))
-    )
+    outputs, count = tensors["classifier.weight"].shape[0], len(classes)
+    if count > MAX_CLASSES or (largest is not None and (type(largest) is not int or not 0 < largest < 100)):
+        raise ConfigError(f"powerset_max_classes is {brief(largest)} and there are {count} classes")
+    expected = count if largest is None else sum(comb(count, k) for k in range(largest + 1))
     if outputs != expected:
-        raise ConfigError(
-            f"{outputs} outputs, but {len(classes)} classes with powerset_max_classes={largest} make {expected}"
-        )
+        raise ConfigError(f"{outputs} outputs, but {count} classes with powerset_max_classes={largest} make {expected}")
     warm_up = specs.get("warm_up")
     return {
-        "num_speakers": len(classes),
+        "num_speakers": count,
         "powerset_max_classes": largest,
         "duration": specs["duration"],
         "warm_up": warm_up if isinstance(warm_up, list) else None,

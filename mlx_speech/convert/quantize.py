@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,11 @@ DTYPES = ("float16", "bfloat16", "float32")
 RECIPES = {"mixed_3_6": (3, 6), "mixed_4_6": (4, 6), "mixed_4_8": (4, 8)}
 
 
+def _check(option: str, value: object, choices: Collection[object]) -> None:
+    if value is not None and value not in choices:
+        raise OptionError(f"{option} {value}: choose from {', '.join(map(str, choices))}")
+
+
 @dataclass(frozen=True)
 class Options:
     """How a model is written; the names, meanings and defaults are those of mlx_lm.convert."""
@@ -35,10 +41,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.quantize and self.dequantize:
             raise OptionError("choose either -q (quantize) or -d (dequantize), not both")
-        if self.q_mode not in MODES:
-            raise OptionError(f"--q-mode {self.q_mode}: choose from {', '.join(MODES)}")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise OptionError(f"--dtype {self.dtype}: choose from {', '.join(DTYPES)}")
+        _check("--q-mode", self.q_mode, MODES)
+        _check("--dtype", self.dtype, DTYPES)
         given = (self.q_bits, self.q_group_size, self.quant_predicate)
         if not self.quantize and (any(value is not None for value in given) or self.q_mode != "affine"):
             raise OptionError("--q-bits, --q-group-size, --q-mode and --quant-predicate need -q")
@@ -46,15 +50,12 @@ class Options:
         if self.q_mode != "affine":
             if self.q_bits not in (None, bits) or self.q_group_size not in (None, group_size):
                 raise OptionError(f"--q-mode {self.q_mode} is always {bits} bits in groups of {group_size}")
-        elif self.q_bits is not None and self.q_bits not in BITS:
-            raise OptionError(f"--q-bits {self.q_bits}: choose from {', '.join(map(str, BITS))}")
-        elif self.q_group_size is not None and self.q_group_size not in GROUP_SIZES:
-            raise OptionError(f"--q-group-size {self.q_group_size}: choose from {', '.join(map(str, GROUP_SIZES))}")
-        if self.quant_predicate is not None:
-            if self.quant_predicate not in RECIPES:
-                raise OptionError(f"--quant-predicate {self.quant_predicate}: choose from {', '.join(RECIPES)}")
-            if self.q_mode != "affine" or self.q_bits is not None:
-                raise OptionError("--quant-predicate sets the bits itself: leave out --q-bits and --q-mode")
+        else:
+            _check("--q-bits", self.q_bits, BITS)
+            _check("--q-group-size", self.q_group_size, GROUP_SIZES)
+        _check("--quant-predicate", self.quant_predicate, RECIPES)
+        if self.quant_predicate is not None and (self.q_mode != "affine" or self.q_bits is not None):
+            raise OptionError("--quant-predicate sets the bits itself: leave out --q-bits and --q-mode")
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -75,27 +76,18 @@ def choose(model: BaseModel, options: Options) -> tuple[dict[str, dict[str, Any]
 
     Raises `OptionError` where the group size does not divide the width of a layer.
     """
-    candidates = {
-        path: module
-        for path, module in model.named_modules()
-        if hasattr(module, "to_quantized") and model.quant_predicate(path, module)
-    }
+    able = [(path, module) for path, module in model.named_modules() if hasattr(module, "to_quantized")]
+    candidates = {path: module for path, module in able if model.quant_predicate(path, module)}
     group_size = options.defaults["group_size"]
     odd = sorted(path for path, module in candidates.items() if module.weight.shape[-1] % group_size)
     if odd:
         width = candidates[odd[0]].weight.shape[-1]
         fit = [size for size in GROUP_SIZES if not any(m.weight.shape[-1] % size for m in candidates.values())]
-        advice = (
-            f"use --q-group-size {fit[-1]}"
-            if fit and options.q_mode == "affine"
-            else "this model cannot be quantized so"
-        )
+        able = fit and options.q_mode == "affine"
+        advice = f"use --q-group-size {fit[-1]}" if able else "this model cannot be quantized so"
         raise OptionError(f"groups of {group_size} do not divide the width {width} of {shorten(odd, 2)}: {advice}")
-    stated = dict(options.defaults)
     if options.quant_predicate is None:
-        return dict.fromkeys(candidates, options.defaults), stated
-    low, high = RECIPES[options.quant_predicate]
-    chosen = {
-        path: {**options.defaults, "bits": high if model.quant_recipe(path) == "high" else low} for path in candidates
-    }
-    return chosen, {**stated, "bits": low, **chosen}
+        return dict.fromkeys(candidates, options.defaults), options.defaults
+    bits: dict[str, int] = dict(zip(("low", "high"), RECIPES[options.quant_predicate], strict=True))
+    chosen = {path: {**options.defaults, "bits": bits[model.quant_recipe(path)]} for path in candidates}
+    return chosen, {**options.defaults, "bits": bits["low"], **chosen}

@@ -10,11 +10,12 @@ from mlx_speech.checkpoint import read_json
 from mlx_speech.convert.torchfile import read_npz, read_torch, state_dict
 from mlx_speech.errors import CorruptFile, SourceError, SourceNotFound, brief, shorten
 from mlx_speech.hub import WEIGHTS
-from mlx_speech.tensors import Tensor, read_safetensors
+from mlx_speech.tensors import Tensor, read_safetensors, reading
 
 TORCH = (".pt", ".pth", ".bin", ".ckpt", ".jit")
 
 PLDA = ("plda.npz", "xvec_transform.npz")
+Contents = tuple[dict[str, Tensor], dict[str, Any], list[Path]]  # tensors, what else there is, the files
 
 
 @dataclass
@@ -70,16 +71,11 @@ class Source:
 
 def open_source(path: Path) -> Source:
     """The source at `path`, a folder or a file. Raises `SourceError` naming the file and what is wrong with it."""
-    weights = path
-    try:
-        if path.is_dir():
-            weights = _find(path)
-        elif not path.is_file():
-            raise SourceNotFound(f"{path}: no such file or folder (a hub repository is written owner/name)")
+    with reading(path):
+        if not path.is_dir() and not path.is_file():
+            raise SourceNotFound("no such file or folder (a hub repository is written owner/name)")
+        weights = _find(path) if path.is_dir() else path
         tensors, extra, files = _read(weights)
-    except OSError as error:
-        reason = error.strerror or error
-        raise SourceError(f"{weights}: cannot be read ({reason}): check who may read it") from error
     source = Source(path, path.name, tensors, files, extra=extra)
     if weights.suffix in (".npz", ".json", ".safetensors") or weights.name in WEIGHTS:
         source.config = source.json("config.json")
@@ -88,11 +84,9 @@ def open_source(path: Path) -> Source:
 
 def _find(folder: Path) -> Path:
     """The file that a folder's weights are read from."""
-    for name in WEIGHTS:
+    for name in (*WEIGHTS, PLDA[0]):
         if (folder / name).is_file():
             return folder / name
-    if (folder / PLDA[0]).is_file():
-        return folder / PLDA[0]
     found = sorted(path for path in folder.iterdir() if path.suffix in TORCH and path.is_file())
     if len(found) == 1:
         return found[0]
@@ -101,11 +95,10 @@ def _find(folder: Path) -> Path:
     raise SourceNotFound(f"{folder}: no weights in this folder (looked for {shorten(list(WEIGHTS))} and *.pt, *.jit …)")
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[Path]]:
+def _read(path: Path) -> Contents:
     """Tensors, other contents and files of the weights at `path`."""
     if path.name.endswith(".index.json"):
-        tensors, files = _read_shards(path)
-        return tensors, {}, files
+        return _read_shards(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path), {}, [path]
     if path.name in PLDA:
@@ -117,26 +110,25 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[Path]]:
     if path.suffix == ".npz":
         return read_npz(path), {}, [path]
     if path.suffix in TORCH:
-        tensors, extra = _read_checkpoint(path)
-        return tensors, extra, [path]
+        return _read_checkpoint(path)
     raise SourceError(f"{path}: not a kind of weights that is known (.safetensors .bin .pt .pth .ckpt .jit .npz)")
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_checkpoint(path: Path) -> Contents:
     """A torch file: the state dict where it says it has one, and the rest."""
     tree = read_torch(path)
     if isinstance(tree, dict):
         for key in ("state_dict", "model_state_dict"):
             if isinstance(tree.get(key), dict):
                 rest = {name: value for name, value in tree.items() if name != key and isinstance(name, str)}
-                return state_dict(tree[key]), rest
+                return state_dict(tree[key]), rest, [path]
     tensors = state_dict(tree)
     if not tensors:
         raise SourceError(f"{path}: no tensors in this file")
-    return tensors, {}
+    return tensors, {}, [path]
 
 
-def _read_shards(index: Path) -> tuple[dict[str, Tensor], list[Path]]:
+def _read_shards(index: Path) -> Contents:
     """The tensors of all shards that an index names; entries must lie in its own folder."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -152,7 +144,7 @@ def _read_shards(index: Path) -> tuple[dict[str, Tensor], list[Path]]:
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
         raise CorruptFile(f"{index}: names tensors that no shard has: {shorten(missing)}")
-    return tensors, list(files.values())
+    return tensors, {}, list(files.values())
 
 
 def inside(folder: Path, entry: str, file: Path) -> Path:

@@ -11,7 +11,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,15 @@ from mlx_speech.convert.quantize import Options
 from mlx_speech.convert.read import PLDA, WEIGHTS, open_source
 from mlx_speech.errors import OptionError, OutputError, ParityError, SourceNotFound
 from mlx_speech.models.base import BaseModel
-from mlx_speech.tensors import write_safetensors
+from mlx_speech.tensors import reading, write_safetensors
 from mlx_speech.version import __version__
 
+Config = dict[str, Any] | None  # of a pipeline; None where there is a single model
+Plans = dict[str, Plan]  # part ("" for a single model) → its plan
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a source lies on this machine, and what the hub says of it."""
 
-    path: Path
-    repo: str | None = None
-    revision: str | None = None
-    licence: str | None = None
+class Origin(hub.Snapshot):
+    """Where a source lies on this machine, and what the hub says of it, if it comes from there."""
 
     @property
     def name(self) -> str:
@@ -51,6 +48,11 @@ class Origin:
         if path.is_dir():
             return path.name
         return path.parent.name if path.name in (*WEIGHTS, *PLDA) else path.stem
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What is kept of it."""
+        return {"repo": self.repo, "revision": self.revision, "licence": self.licence}
 
 
 @dataclass(frozen=True)
@@ -116,97 +118,72 @@ def convert(
         checkpoint.check_target(Path("mlx_models") / f"{model.rpartition('/')[2]}{options.suffix}", overwrite)
     origin = locate(model, revision, language)
     config, plans = _plans(origin, options, language)
-    if verify:
-        for part in plans.values():
-            parity.check_installed(part.recipe.original)
+    for part in plans.values() if verify else ():
+        parity.check_installed(part.recipe.original)
     lines = [line for name, part in plans.items() for line in _said(name, part, dry_run)]
     if dry_run:
-        return _report(None, config, plans, {}, lines)
+        return _report(None, config, plans, lines)
     suffix = options.suffix if any(part.quantized for part in plans.values()) else ""
     target = target or Path("mlx_models") / f"{origin.name}{suffix}"
     command = _command(origin, options, language, verify)
-    tables = _write_all(target, config, plans, command, overwrite=overwrite, verify=verify, progress=progress)
-    report = _report(target, config, plans, tables, lines)
+    report = _report(target, config, plans, lines)
+    with checkpoint.staged(target, overwrite) as stage:
+        report.tables.update(_write_all(stage, target, config, plans, command, verify=verify, progress=progress))
     if upload_repo is not None:
         report.lines.append(f"uploaded to {hub.upload(target, upload_repo)}")
     return report
 
 
-def _write_all(
-    target: Path,
-    config: dict[str, Any] | None,
-    plans: dict[str, Plan],
-    command: str,
-    *,
-    overwrite: bool = False,
-    verify: bool = False,
-    progress: bool = False,
-) -> dict[str, str]:
-    """Write every part beside `target`, then put the whole in place; the parity tables, where verified."""
-    tables: dict[str, str] = {}
-    with checkpoint.staged(target, overwrite) as stage:
-        _check_space(stage, target, sum(part.nbytes() for part in plans.values()))
-        for name, part in plans.items():
-            title = f"{target.name}/{name}" if name else target.name
-            table = write(part, stage / name, command, verify=verify, progress=progress, title=title)
-            tables |= {name: table} if table else {}
-        if config is not None:
-            whole = {**config, "format_version": checkpoint.FORMAT_VERSION}
-            _write_json(stage / "config.json", whole)
-            (stage / "README.md").write_text(card(target.name, whole, command, None), encoding="utf-8")
-    return tables
+def _write_all(stage: Path, target: Path, config: Config, plans: Plans, command: str, **how: bool) -> dict[str, str]:
+    """Write every part into `stage`, which becomes `target`; the parity tables, where verified. how : as for `write`"""
+    needed, free = sum(part.nbytes() for part in plans.values()) / 1e6, shutil.disk_usage(stage).free / 1e6
+    if free < needed:
+        raise OutputError(f"{target}: needs {needed:.0f} MB and {free:.0f} MB are free: choose another --mlx-path")
+    tables = {}
+    for name, part in plans.items():
+        tables[name] = write(part, stage / name, command, title=str(Path(target.name, name)), **how)
+    if config is not None:
+        whole = {**config, "format_version": checkpoint.FORMAT_VERSION}
+        _write_json(stage / "config.json", whole)
+        (stage / "README.md").write_text(card(target.name, whole, command, None), encoding="utf-8")
+    return {name: table for name, table in tables.items() if table}
 
 
 def locate(model: str, revision: str | None = None, language: str | None = None) -> Origin:
     """A local path as it is; a hub repository fetched. Raises `SourceNotFound` or `HubError`."""
     path = checkpoint.expand(model)
-    try:
+    with reading(path):  # a name that is too long, a folder that may not be looked into
         exists = path.exists()
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
-        raise SourceNotFound(
-            f"{model}: cannot be read ({error.strerror}): check the name and who may read it"
-        ) from error
     if exists:
         if revision is not None:
             raise OptionError(f"--revision {revision}: {model} is a local path, which has no revisions")
         return Origin(path)
     if not hub.is_repo_id(model):
         raise SourceNotFound(f"{model}: no such file or folder, nor a hub repository's name (owner/name)")
-    found = hub.fetch(model, revision, language=language)
-    return Origin(found.path, found.repo, found.revision, found.licence)
+    return Origin(**vars(hub.fetch(model, revision, language=language)))
 
 
 def plan_source(origin: Origin, options: Options | None = None, language: str | None = None) -> Plan:
     """Open, recognise and plan one model."""
-    source = open_source(origin.path)
-    source.name, source.repo, source.revision, source.licence = (
-        origin.name,
-        origin.repo,
-        origin.revision,
-        origin.licence,
-    )
+    source = replace(open_source(origin.path), name=origin.name, **origin.said)
     return plan(source, options or Options(), language)
 
 
-def _plans(origin: Origin, options: Options, language: str | None) -> tuple[dict[str, Any] | None, dict[str, Plan]]:
+def _plans(origin: Origin, options: Options, language: str | None) -> tuple[Config, Plans]:
     """One plan, or the configuration of a pipeline and a plan for each of its parts."""
-    if checkpoint.is_converted(origin.path):
-        config = checkpoint.read_config(origin.path)
-        if config.get("model_type") == PIPELINE:
-            names = checkpoint.part_names(origin.path)
-            return config, {n: plan_source(dataclasses.replace(origin, path=origin.path / n), options) for n in names}
+    config = checkpoint.read_config(origin.path) if checkpoint.is_converted(origin.path) else {}
+    if config.get("model_type") == PIPELINE:
+        names = checkpoint.part_names(origin.path)
+        return config, {name: plan_source(replace(origin, path=origin.path / name), options) for name in names}
     if not is_pipeline(origin.path):
         return None, {"": plan_source(origin, options, language)}
     config, parts = read_pipeline(origin.path, hub.is_repo_id)
-    licence = origin.licence or hub.readme_licence(origin.path / "README.md")
-    origin = dataclasses.replace(origin, licence=licence)
-    config["source"] = {key: getattr(origin, key) for key in ("repo", "revision", "licence")}
+    origin = replace(origin, licence=origin.licence or hub.readme_licence(origin.path / "README.md"))
+    config["source"] = origin.said
     plans = {}
     for name, place in parts.items():
         if isinstance(place, Path):
-            found = dataclasses.replace(
-                origin, path=place, licence=hub.readme_licence(place / "README.md") or origin.licence
-            )
+            found = replace(origin, path=place, licence=hub.readme_licence(place / "README.md") or origin.licence)
         else:
             repo, _, revision = place.partition("@")
             found = locate(repo, revision or None)
@@ -226,22 +203,19 @@ def write(
     write_safetensors(folder / "model.safetensors", part.layout(), _counted(part, progress))
     config: dict[str, Any] = {**part.config, "source": provenance(part, hashes)}
     for name in part.recipe.companions:
-        companion = None if name in part.recipe.documents else part.source.beside(name)
+        companion = part.source.beside(name) if name not in part.recipe.documents else None
         if companion is not None:
             shutil.copyfile(companion, folder / name)
-    for name, content in part.recipe.documents.items():
+    for name, content in {**part.recipe.documents, "config.json": config}.items():
         _write_json(folder / name, content)
-    _write_json(folder / "config.json", config)
     table = None
     if verify:
         # weights that were not changed must give what the original gives, computed in float32 on both sides
         barred = not part.changed()
         rows = verified(part, folder, "float32" if barred else config["dtype"])
-        failed = [row for row in rows if not row.ok]
+        failed = [f"{row.measure} {row.value:.3g}" for row in rows if not row.ok]
         if barred and failed:
-            raise ParityError(
-                f"{part.source.path}: differs from its original: {failed[0].measure} {failed[0].value:.3g}"
-            )
+            raise ParityError(f"{part.source.path}: differs from its original: {failed[0]}")
         table = parity.table(rows, bars=barred)
         config["source"]["verified"] = {row.measure: row.value for row in rows}
         _write_json(folder / "config.json", config)
@@ -273,18 +247,15 @@ def resolve(origin: Origin, language: str | None = None, q_bits: int | None = No
         return folder
     config, plans = _plans(origin, options, language)
     if config is None and plans[""].recipe.mlx_layout:
-        return plans[""].build()
-    try:
+        model = plans[""].build()
+        model.folder = plans[""].source.folder
+        return model
+    with checkpoint.writing(folder, "set MLX_SPEECH_CACHE to another folder"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
-                _write_all(folder, config, plans, _command(origin, options, language, False))
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(
-            f"{folder}: the cache cannot be written ({error}): set MLX_SPEECH_CACHE to another folder"
-        ) from error
+                with checkpoint.staged(folder) as stage:
+                    _write_all(stage, folder, config, plans, _command(origin, options, language, False))
     return folder
 
 
@@ -302,32 +273,18 @@ def _fingerprint(origin: Origin, language: str | None) -> str:
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
-def _check_space(stage: Path, target: Path, needed: int) -> None:
-    free = shutil.disk_usage(stage).free
-    if free < needed:
-        raise OutputError(
-            f"{target}: needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free: choose another --mlx-path"
-        )
+def _bar(what: str, nbytes: int, progress: bool) -> tqdm:
+    return tqdm(total=nbytes, unit="B", unit_scale=True, desc=what, disable=not progress, leave=False)
 
 
 def _hash(path: Path, progress: bool) -> str:
-    size = path.stat().st_size
-    with tqdm(
-        total=size, unit="B", unit_scale=True, desc=f"checking {path.name}", disable=not progress, leave=False
-    ) as bar:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-                bar.update(len(block))
-    return digest.hexdigest()
+    with _bar(f"checking {path.name}", path.stat().st_size, progress) as bar:
+        return hub.sha256(path, bar.update)
 
 
 def _counted(part: Plan, progress: bool) -> Iterator[tuple[str, Any]]:
     """The arrays of a plan, with a bar that counts the bytes converted and written."""
-    with tqdm(
-        total=part.nbytes(), unit="B", unit_scale=True, desc="converting, writing", disable=not progress, leave=False
-    ) as bar:
+    with _bar("converting, writing", part.nbytes(), progress) as bar:
         for name, array in part.arrays():
             yield name, array
             bar.update(array.nbytes)
@@ -337,44 +294,24 @@ def _counted(part: Plan, progress: bool) -> Iterator[tuple[str, Any]]:
 def _command(origin: Origin, options: Options, language: str | None, verify: bool) -> str:
     """The command that makes this conversion again; a local source by its name alone."""
     words = ["python", "-m", "mlx_speech.convert", "--model", origin.repo or origin.path.resolve().name]
-    if origin.revision:
-        words += ["--revision", origin.revision]
-    words += ["-q"] if options.quantize else (["-d"] if options.dequantize else [])
-    for flag, value in (
-        ("--q-bits", options.q_bits),
-        ("--q-group-size", options.q_group_size),
-        ("--q-mode", options.q_mode if options.q_mode != "affine" else None),
-        ("--quant-predicate", options.quant_predicate),
-        ("--dtype", options.dtype),
-        ("--language", language),
-    ):
-        words += [flag, str(value)] if value is not None else []
-    return shlex.join([*words, "--verify"] if verify else words)
+    given = {"revision": origin.revision or None, **dataclasses.asdict(options), "language": language}
+    flags = {"-q": given.pop("quantize"), "-d": given.pop("dequantize"), "--verify": verify}
+    for name, value in given.items():
+        words += [f"--{name.replace('_', '-')}", str(value)] if value not in (None, "affine") else []
+    return shlex.join([*words, *(flag for flag, on in flags.items() if on)])
 
 
 def _said(name: str, part: Plan, dry_run: bool) -> list[str]:
-    prefix = f"{name}: " if name else ""
-    plan_lines = [prefix + line for line in part.describe().splitlines()] if dry_run else []
-    return plan_lines + [prefix + note for note in part.notes]
+    lines = [*(part.describe().splitlines() if dry_run else ()), *part.notes]
+    return [f"{name}: {line}" if name else line for line in lines]
 
 
-def _report(
-    path: Path | None,
-    config: dict[str, Any] | None,
-    plans: dict[str, Plan],
-    tables: dict[str, str],
-    lines: list[str],
-) -> Report:
+def _report(path: Path | None, config: Config, plans: Plans, lines: list[str]) -> Report:
     parts = list(plans.values())
-    return Report(
-        path,
-        PIPELINE if config is not None else parts[0].family,
-        sum(part.parameters() for part in parts),
-        sum(file.stat().st_size for part in parts for file in part.source.files),
-        sum(part.nbytes() for part in parts),
-        tables,
-        lines,
-    )
+    family = PIPELINE if config is not None else parts[0].family
+    parameters, after = sum(part.parameters() for part in parts), sum(part.nbytes() for part in parts)
+    before = sum(file.stat().st_size for part in parts for file in part.source.files)
+    return Report(path, family, parameters, before, after, {}, lines)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -25,8 +25,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mlx_speech.errors import CorruptFile, SourceError, SourceNotFound
-from mlx_speech.tensors import Tensor, itemsize
+from mlx_speech.errors import CorruptFile
+from mlx_speech.tensors import Tensor, itemsize, reading, stored
 
 MAX_PICKLE = 64 * 1024 * 1024  # bytes; Whisper large has 0.2 MB
 MAX_STEPS = 4_000_000  # reads and copied items: one byte of a pickle can cost 200 bytes of memory
@@ -47,10 +47,6 @@ MALFORMED = (
     KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RuntimeError, SyntaxError,
 )
 # fmt: on
-
-
-class _Malformed(ValueError):
-    """What is wrong with a file and what to do; `_reading` puts its name before it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -88,7 +84,7 @@ def read_torch(path: Path) -> object:
     the file is cut, malformed, big-endian or out of proportion, or has tensors that are quantized, sparse or complex.
     The formats: torch/serialization.py and torch/csrc/jit/serialization of PyTorch.
     """
-    with _reading(path) as mapped:
+    with _mapped(path) as mapped:
         return _read_zip(path, mapped) if mapped[:4] == b"PK\x03\x04" else _read_legacy(mapped)
 
 
@@ -126,25 +122,18 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     Raises `SourceNotFound`, and `CorruptFile` where the archive is cut or malformed, or holds objects, text or anything
     else that is no tensor. The format: numpy.lib.format.
     """
-    with _reading(path) as mapped:
+    with _mapped(path) as mapped:
         return {name.removesuffix(".npy"): _array(name, *part) for name, part in _members(path, mapped).items()}
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[mmap.mmap]:
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
     """The file, mapped. What goes wrong meanwhile becomes one of our errors."""
-    try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        yield mapped
-    except FileNotFoundError as error:
-        raise SourceNotFound(f"{path}: no such file") from error
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror}): check what it is and who may read it") from error
-    except _Malformed as error:
-        raise CorruptFile(f"{path}: {error}") from error
-    except MALFORMED as error:
-        raise CorruptFile(f"{path}: truncated or malformed ({type(error).__name__}): fetch it again") from error
+    with reading(path), path.open("rb") as file:
+        try:
+            yield mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except MALFORMED as error:
+            raise CorruptFile(f"truncated or malformed ({type(error).__name__}): fetch it again") from error
 
 
 def _unpack(path: Path, mapped: mmap.mmap, start: int, info: zipfile.ZipInfo) -> np.ndarray:
@@ -167,11 +156,11 @@ def _members(path: Path, mapped: mmap.mmap) -> dict[str, tuple[int, Read]]:
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
     if sum(info.file_size for info in infos) > max(MAX_PICKLE, MAX_RATIO * len(mapped)):
-        raise _Malformed("unpacks to far more than a checkpoint of its size would: fetch it again")
+        raise CorruptFile("unpacks to far more than a checkpoint of its size would: fetch it again")
     for info in infos:
         stored = info.compress_type == zipfile.ZIP_STORED
         if info.flag_bits & 0x41 or not (stored or info.compress_type == zipfile.ZIP_DEFLATED):
-            raise _Malformed("encrypted, or compressed by another method than deflate: save it again without")
+            raise CorruptFile("encrypted, or compressed by another method than deflate: save it again without")
         # The name and the extra field before the data can be longer than in the archive's directory.
         signature, name, extra = struct.unpack_from("<4s22xHH", mapped, info.header_offset)
         start, packed = info.header_offset + 30 + name + extra, info.compress_size
@@ -187,7 +176,7 @@ def _array(name: str, size: int, read: Read) -> Tensor:
     version, npy = np.lib.format.read_magic(file), np.lib.format
     shape, fortran, kind = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
     if kind.str[1:] not in (*SCALARS, "V2") or kind.names or not kind.isnative:
-        raise _Malformed(f"{name[:200]!r} in it holds {str(kind)[:40]!r}, which is no tensor: save it without")
+        raise CorruptFile(f"{name[:200]!r} in it holds {str(kind)[:40]!r}, which is no tensor: save it without")
     dtype, header = "bfloat16" if kind.kind == "V" else kind.name, file.tell()
     strides = [math.prod(shape[:i] if fortran else shape[i + 1 :]) for i in range(len(shape))]
     storage = _Storage(name, (), None, [], {}, dtype, size - header, lambda: read()[header:])
@@ -200,36 +189,31 @@ def _tensor(storage: _Storage, dtype: str, offset: Any, shape: Any, strides: Any
     numbers = (offset, *shape, *strides) if len(shape) == len(strides) <= 32 else (None,)
     most = max(MAX_PICKLE, MAX_RATIO * storage.nbytes)  # a stride of 0 makes many values of one
     if not all(type(n) is int and 0 <= n < 2**63 for n in numbers) or math.prod(n or 1 for n in shape) * width > most:
-        raise _Malformed("has a tensor of an impossible shape: fetch it again")
+        raise CorruptFile("has a tensor of an impossible shape: fetch it again")
     if 0 in shape:
         offset, strides = 0, (0,) * len(shape)  # nothing is read, whatever they are
     elif (offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + 1) * width > storage.nbytes:
-        raise _Malformed("has a tensor that reaches outside its storage: fetch it again")
+        raise CorruptFile("has a tensor that reaches outside its storage: fetch it again")
     # The stride of a dimension of one means nothing, and can be too large for NumPy.
     steps = tuple(step * width if n > 1 else 0 for n, step in zip(shape, strides, strict=True))
-    stored = np.dtype("uint16" if dtype == "bfloat16" else dtype)
-
-    def raw() -> np.ndarray:
-        return np.ndarray(shape, stored, storage.read(), offset * width, steps)
-
-    return Tensor(shape, dtype, raw)
+    return Tensor(shape, dtype, lambda: np.ndarray(shape, stored(dtype), storage.read(), offset * width, steps))
 
 
 def _read_zip(path: Path, mapped: mmap.mmap) -> object:
     members = _members(path, mapped)
     tops = [name.removesuffix("data.pkl") for name in members if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if len(tops) != 1:
-        raise _Malformed("a zip archive, but not one of PyTorch (no data.pkl in its folder): check what it is")
+        raise CorruptFile("a zip archive, but not one of PyTorch (no data.pkl in its folder): check what it is")
     if tops[0] + "byteorder" in members and members[tops[0] + "byteorder"][1]()[:16].tobytes() != b"little":
-        raise _Malformed("written on a big-endian machine: save it again on another")
+        raise CorruptFile("written on a big-endian machine: save it again on another")
     size, pickled = members[tops[0] + "data.pkl"]
     if size > MAX_PICKLE:
-        raise _Malformed(f"its pickle has {size} bytes, too many for a checkpoint: fetch it again")
+        raise CorruptFile(f"its pickle has {size} bytes, too many for a checkpoint: fetch it again")
 
     def place(key: str, dtype: str, nbytes: int) -> Read:
         size, read = members[f"{tops[0]}data/{key}"]
         if size < nbytes:
-            raise _Malformed("the values of a tensor are missing: fetch it again")
+            raise CorruptFile("the values of a tensor are missing: fetch it again")
         return read
 
     return _Unpickler(_Metered(pickled().tobytes()), place).load()
@@ -242,15 +226,15 @@ def _read_legacy(mapped: mmap.mmap) -> object:
 
     def place(key: str, dtype: str, nbytes: int) -> Read:
         if stored.setdefault(key, (dtype, nbytes)) != (dtype, nbytes):
-            raise _Malformed("its tensors disagree about the place of their values: fetch it again")
+            raise CorruptFile("its tensors disagree about the place of their values: fetch it again")
         return lambda: np.frombuffer(mapped, np.uint8, nbytes, places[key])
 
     if mapped[:2] != b"\x80\x02":
-        raise _Malformed("not a PyTorch file: check what it is, or fetch it again")
+        raise CorruptFile("not a PyTorch file: check what it is, or fetch it again")
     file = _Metered(mapped[:MAX_PICKLE])
     magic, version, machine, tree, keys = (_Unpickler(file, place).load() for _ in range(5))
     if (magic, version, machine["little_endian"]) != (*LEGACY, True):
-        raise _Malformed("not of a little-endian PyTorch: check what it is, or save it again on another machine")
+        raise CorruptFile("not of a little-endian PyTorch: check what it is, or save it again on another machine")
     at = file.tell()
     for key in keys:
         (dtype, nbytes), count = stored[key], struct.unpack_from("<q", mapped, at)[0]
@@ -270,7 +254,7 @@ class _Metered(io.BytesIO):
     def spend(self, count: int) -> None:
         self.left -= count
         if self.left < 0:
-            raise _Malformed("its pickle has too many steps for a checkpoint: fetch it again")
+            raise CorruptFile("its pickle has too many steps for a checkpoint: fetch it again")
 
     def read(self, size: int | None = -1, /) -> bytes:  # readline is called only after a read
         self.spend(1)
@@ -357,8 +341,7 @@ class _Unpickler(pickle._Unpickler):
         pickle.NEWOBJ_EX[0]: lambda self: self._instantiate(*(self.stack.pop(i) for i in (-3, -2, -1))),
         pickle.BUILD[0]: lambda self: self.build(self.stack.pop()),
         pickle.APPEND[0]: lambda self: self.extend([self.stack.pop()]),
-        pickle.APPENDS[0]: lambda self: self.extend(self.pop_mark()),
-        pickle.ADDITEMS[0]: lambda self: self.extend(self.pop_mark()),
+        **dict.fromkeys((pickle.APPENDS[0], pickle.ADDITEMS[0]), lambda self: self.extend(self.pop_mark())),
         pickle.SETITEM[0]: lambda self: self.put([self.stack.pop(-2), self.stack.pop()]),
         pickle.SETITEMS[0]: lambda self: self.put(self.pop_mark()),
         pickle.DICT[0]: lambda self: (pairs := self.pop_mark(), self.append({}), self.put(pairs)),
@@ -400,30 +383,26 @@ def _rebuild(storage: Any, view: tuple, kind: Any = None, meta: Any = None) -> T
     return _tensor(storage, DTYPES[kind.name] if kind else storage.dtype, *view)
 
 
-def _unreadable(kind: str) -> _Malformed:
+def _unreadable(kind: str) -> CorruptFile:
     kind = re.sub(r"\W+", " ", kind.removeprefix("torch.").removesuffix("_tensor"))[:40]
-    return _Malformed(f"has a {kind} tensor, which cannot be converted: save it as a plain one")
+    return CorruptFile(f"has a {kind} tensor, which cannot be converted: save it as a plain one")
 
 
 # fmt: off
 # What is carried out. Arguments 3 and 4 after a storage, and those after a parameter, are gradients, hooks and state.
 KNOWN: dict[str, Callable[..., object]] = {
     "builtins.list": _Unpickler.copied,
-    "builtins.tuple": lambda reader, items=(): tuple(reader.copied(items)),
+    **dict.fromkeys(("builtins.tuple", "torch.Size"), lambda reader, items=(): tuple(reader.copied(items))),
     "builtins.set": lambda reader, items=(): set(map(_key, reader.copied(items))),
     "builtins.frozenset": lambda reader, items=(): frozenset(map(_key, reader.copied(items))),
-    "builtins.bytes": _bytes,
+    **dict.fromkeys(("builtins.bytes", "_codecs.encode"), _bytes),
     "builtins.bytearray": lambda reader, *args: bytearray(_bytes(reader, *args)),
-    "builtins.dict": _dict,
-    "collections.OrderedDict": _dict,
+    **dict.fromkeys(("builtins.dict", "collections.OrderedDict"), _dict),
     "collections.defaultdict": lambda reader, _=None, pairs=(): _dict(reader, pairs),
-    "_codecs.encode": _bytes,
-    "torch.Size": lambda reader, items=(): tuple(reader.copied(items)),
     "torch._utils._rebuild_tensor": lambda reader, storage, *view: _rebuild(storage, view),
     "torch._utils._rebuild_tensor_v2": lambda reader, storage, *args: _rebuild(storage, args[:3], None, *args[5:]),
     "torch._utils._rebuild_tensor_v3": lambda reader, storage, *args: _rebuild(storage, args[:3], *args[5:]),
-    "torch._utils._rebuild_parameter": lambda reader, tensor, *_: tensor,
-    "torch._utils._rebuild_parameter_with_state": lambda reader, tensor, *_: tensor,
+    **{f"torch._utils._rebuild_parameter{end}": lambda reader, tensor, *_: tensor for end in ("", "_with_state")},
     "torch._tensor._rebuild_from_type_v2": lambda reader, function, kind, args, state: reader.call(function, args),
     "torch.jit._pickle.restore_type_tag": lambda reader, value, kind: value,
     **{f"torch.jit._pickle.build_{kind}list": _Unpickler.copied for kind in ("int", "double", "bool", "tensor")},

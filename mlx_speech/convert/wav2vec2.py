@@ -11,10 +11,10 @@ from typing import Any
 
 from mlx_speech.checkpoint import read_json
 from mlx_speech.convert import fold
-from mlx_speech.convert.port import Drop, Recipe
+from mlx_speech.convert.port import Drop, Recipe, Table, require, same
 from mlx_speech.convert.read import Source
 from mlx_speech.convert.torchfile import read_torch, state_dict
-from mlx_speech.errors import ConfigError, OptionError, SourceNotFound, WeightsMismatch, brief, shorten
+from mlx_speech.errors import ConfigError, OptionError, SourceNotFound, WeightsMismatch, shorten
 from mlx_speech.tensors import Tensor, read_safetensors
 
 PIPELINE_TAG = "automatic-speech-recognition"
@@ -23,31 +23,20 @@ TAGS = ["wav2vec2", "ctc", "forced-alignment", "automatic-speech-recognition"]
 COMPANIONS = ("vocab.json", "preprocessor_config.json", "special_tokens_map.json", "tokenizer_config.json")
 
 _PRETRAINING = Drop("only used in pre-training")
-TABLE: dict[str, str | Drop] = {
+TABLE: Table = {
+    **dict.fromkeys(("quantizer.codevectors", "quantizer.weight_proj", "project_q", "project_hid"), _PRETRAINING),
     "wav2vec2.masked_spec_embed": _PRETRAINING,
-    "quantizer.codevectors": _PRETRAINING,
-    "quantizer.weight_proj": _PRETRAINING,
-    "project_q": _PRETRAINING,
-    "project_hid": _PRETRAINING,
-    "wav2vec2.feature_extractor.conv_layers.{}.conv": "wav2vec2.feature_extractor.conv_layers.{}.conv",
-    "wav2vec2.feature_extractor.conv_layers.{}.layer_norm": "wav2vec2.feature_extractor.conv_layers.{}.layer_norm",
-    "wav2vec2.feature_projection.layer_norm": "wav2vec2.feature_projection.layer_norm",
-    "wav2vec2.feature_projection.projection": "wav2vec2.feature_projection.projection",
-    "wav2vec2.encoder.pos_conv_embed.conv": "wav2vec2.encoder.pos_conv_embed.conv",
-    "wav2vec2.encoder.layer_norm": "wav2vec2.encoder.layer_norm",
-    "lm_head": "lm_head",
+    **same("conv", "layer_norm", path="wav2vec2.feature_extractor.conv_layers.{}."),
+    **same("layer_norm", "projection", path="wav2vec2.feature_projection."),
+    **same("pos_conv_embed.conv", "layer_norm", path="wav2vec2.encoder."),
+    **same(*(f"{leaf}_proj" for leaf in ("q", "k", "v", "out")), path="wav2vec2.encoder.layers.{}.attention."),
+    **same("intermediate_dense", "output_dense", path="wav2vec2.encoder.layers.{}.feed_forward."),
+    **same("norm", "linear_1", "linear_2", path="wav2vec2.encoder.layers.{}.adapter_layer."),
+    **same("layer_norm", "final_layer_norm", path="wav2vec2.encoder.layers.{}."),
+    **same("lm_head"),
 }
-for _name in (
-    *(f"attention.{leaf}_proj" for leaf in ("q", "k", "v", "out")),
-    "layer_norm",
-    "feed_forward.intermediate_dense",
-    "feed_forward.output_dense",
-    "final_layer_norm",
-    "adapter_layer.norm",
-    "adapter_layer.linear_1",
-    "adapter_layer.linear_2",
-):
-    TABLE[f"wav2vec2.encoder.layers.{{}}.{_name}"] = f"wav2vec2.encoder.layers.{{}}.{_name}"
+
+PROJECTION = "feature_projection.projection.weight"
 
 # torchaudio's prefixes → transformers'; what follows is spelled alike
 TORCHAUDIO = (
@@ -68,68 +57,46 @@ LABELS = {
     "mms": "-aienoutsrmkldghybpwcvjzf'qx",
 }
 # Rows that fairseq's dictionary left in the published heads and that mean nothing: language → those rows.
-SURPLUS = {
-    "en": (1, 2, 3),
-    "de": (1, 2, 3, 35),
-    "es": (1, 2, 3, 35),
-    "fr": (1, 2, 3),
-    "it": (1, 2, 3),
-    "mms": (1, 2, 3),
-}
+SURPLUS = {**dict.fromkeys(LABELS, (1, 2, 3)), "de": (1, 2, 3, 35), "es": (1, 2, 3, 35)}
 
 SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "conv_dim",
-    "conv_kernel",
-    "conv_stride",
-    "conv_bias",
-    "feat_extract_norm",
-    "do_stable_layer_norm",
-    "num_conv_pos_embeddings",
-    "num_conv_pos_embedding_groups",
-    "layer_norm_eps",
-    "adapter_attn_dim",
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "layer_norm_eps"),
+    *("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "do_stable_layer_norm"),
+    *("num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "adapter_attn_dim"),
 )
 
 
 def recognise(source: Source) -> bool:
-    names = source.tensors
-    transformers = (
-        "wav2vec2.feature_projection.projection.weight" in names and source.config.get("model_type") == "wav2vec2"
-    )
-    return transformers or "encoder.feature_projection.projection.weight" in names
+    theirs = source.config.get("model_type") == "wav2vec2" and f"wav2vec2.{PROJECTION}" in source.tensors
+    return theirs or f"encoder.{PROJECTION}" in source.tensors
 
 
 def recipe(source: Source, language: str | None = None) -> Recipe:
-    if "encoder.feature_projection.projection.weight" in source.tensors:
-        return _torchaudio(source, language)
-    return _transformers(source, language)
+    return (_torchaudio if f"encoder.{PROJECTION}" in source.tensors else _transformers)(source, language)
 
 
 def _transformers(source: Source, language: str | None) -> Recipe:
     tensors = dict(source.tensors)
     config: dict[str, Any] = {key: source.config[key] for key in SIZES if key in source.config}
-    if (
-        source.config.get("hidden_act", "gelu") != "gelu"
-        or source.config.get("feat_extract_activation", "gelu") != "gelu"
-    ):
-        raise ConfigError(f"hidden_act={brief(source.config.get('hidden_act'))}: only gelu is supported")
+    require(source.config, "a wav2vec2", hidden_act="gelu", feat_extract_activation="gelu")
     if source.config.get("add_adapter"):
         raise ConfigError("add_adapter=true (a convolutional adapter after the encoder) is not supported")
     tokenizer = source.json("tokenizer_config.json")
     if language is not None:
         tensors |= _adapter(source, language)
         config["language"] = language
-    if "lm_head.weight" not in tensors or not tensors["lm_head.weight"].shape:
-        raise WeightsMismatch("no lm_head: this wav2vec2 is not fine-tuned for CTC; choose one that is")
-    config["vocab_size"] = tensors["lm_head.weight"].shape[0]
+    config["vocab_size"] = _outputs(tensors)
     documents = _labels(source, tokenizer, config, language)
     config["do_normalize"] = bool(source.json("preprocessor_config.json").get("do_normalize", True))
     fold.weight_norm(tensors, "wav2vec2.encoder.pos_conv_embed.conv")
     return Recipe(config, tensors, TABLE, "transformers", companions=COMPANIONS, documents=documents)
+
+
+def _outputs(tensors: dict[str, Tensor]) -> int:
+    """How many labels the head has."""
+    if "lm_head.weight" not in tensors or not tensors["lm_head.weight"].shape:
+        raise WeightsMismatch("no lm_head (aux): this wav2vec2 is not fine-tuned for CTC; choose one that is")
+    return tensors["lm_head.weight"].shape[0]
 
 
 def _adapter(source: Source, language: str) -> dict[str, Tensor]:
@@ -148,8 +115,6 @@ def _adapter(source: Source, language: str) -> dict[str, Tensor]:
 def _labels(source: Source, tokenizer: dict[str, Any], config: dict[str, Any], language: str | None) -> dict[str, Any]:
     """Put labels, blank and word delimiter into `config`; returns the vocab.json to be written."""
     path = source.folder / "vocab.json"
-    if not path.is_file():
-        raise SourceNotFound(f"{path}: missing; without its labels a CTC model cannot be used")
     vocab = read_json(path)
     if vocab and all(isinstance(entry, dict) for entry in vocab.values()):  # MMS: a vocabulary per language
         chosen = str(language or tokenizer.get("target_lang") or source.config.get("target_lang") or "eng")
@@ -161,8 +126,7 @@ def _labels(source: Source, tokenizer: dict[str, Any], config: dict[str, Any], l
     labels = [""] * config["vocab_size"]
     for label, index in vocab.items():
         labels[index] = label
-    added = source.json("added_tokens.json")
-    for label, index in added.items():
+    for label, index in source.json("added_tokens.json").items():
         if type(index) is int and 0 <= index < len(labels):
             labels[index] = labels[index] or label
     pad = _token(tokenizer.get("pad_token")) or "<pad>"
@@ -182,12 +146,11 @@ def _token(entry: Any) -> str | None:
 
 def _torchaudio(source: Source, language: str | None) -> Recipe:
     tensors = {_from_torchaudio(name): tensor for name, tensor in source.tensors.items()}
-    if "lm_head.weight" not in tensors or not tensors["lm_head.weight"].shape or "lm_head.bias" not in tensors:
-        raise WeightsMismatch("no aux layer: this wav2vec2 is not fine-tuned for CTC; choose one that is")
-    found, surplus = _bundle(source, tensors["lm_head.weight"].shape[0], language)
+    rows = _outputs(tensors)
+    found, surplus = _bundle(source, rows, language)
     if surplus:
-        kept = [row for row in range(tensors["lm_head.weight"].shape[0]) if row not in surplus]
-        for name in ("lm_head.weight", "lm_head.bias"):
+        kept = [row for row in range(rows) if row not in surplus]
+        for name in tensors.keys() & {"lm_head.weight", "lm_head.bias"}:
             shape = (len(kept), *tensors[name].shape[1:])
             tensors[name] = tensors[name].map(lambda array: array[kept], shape)
     config = _sizes(tensors)
@@ -209,17 +172,13 @@ def _bundle(source: Source, rows: int, language: str | None) -> tuple[str, tuple
     if language is not None and language not in LABELS:
         raise OptionError(f"--language {language}: a torchaudio file is one of {', '.join(LABELS)}")
     if rows == 32 and "voxpopuli" in source.name.lower() and language != "de":
-        raise ConfigError(
-            "VoxPopuli's English head looks like LibriSpeech's: convert facebook/wav2vec2-base-960h instead"
-        )
+        raise ConfigError("VoxPopuli's English head looks like LibriSpeech's: convert facebook/wav2vec2-base-960h")
     for published in (True, False):
         for name, labels in LABELS.items():
             surplus = SURPLUS[name] if published else ()
             if len(labels) + len(surplus) == rows and language in (None, name):
                 return name, surplus
-    raise ConfigError(
-        f"{rows} outputs fit no torchaudio bundle, and the file has no labels: convert a transformers folder"
-    )
+    raise ConfigError(f"{rows} outputs fit no torchaudio bundle, and it has no labels: give a transformers folder")
 
 
 def _from_torchaudio(name: str) -> str:
@@ -234,12 +193,8 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
     """What the tensors say of a torchaudio model. The strides are wav2vec2's own, as are heads of 64 in a base model
     and 16 heads in a large one."""
     extractor = "wav2vec2.feature_extractor.conv_layers"
-    convs = []
-    while f"{extractor}.{len(convs)}.conv.weight" in tensors:
-        convs.append(tensors[f"{extractor}.{len(convs)}.conv.weight"].shape)
-    layers = 0
-    while f"wav2vec2.encoder.layers.{layers}.attention.k_proj.weight" in tensors:
-        layers += 1
+    convs = [t.shape for t in fold.numbered(tensors, f"{extractor}.{{}}.conv.weight")]
+    layers = len(fold.numbered(tensors, "wav2vec2.encoder.layers.{}.attention.k_proj.weight"))
     positions = [t.shape for n, t in tensors.items() if n.endswith(("pos_conv_embed.conv.weight_v", "original1"))]
     inner = tensors.get("wav2vec2.encoder.layers.0.feed_forward.intermediate_dense.weight")
     odd = len(positions) != 1 or len(positions[0]) != 3 or not positions[0][1] or inner is None or not inner.shape

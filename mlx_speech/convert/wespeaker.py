@@ -13,23 +13,20 @@ import numpy as np
 
 from mlx_speech.convert import fold
 from mlx_speech.convert.lightning import hyper_parameters
-from mlx_speech.convert.port import Drop, Recipe
+from mlx_speech.convert.port import Drop, Recipe, Table, require, same
 from mlx_speech.convert.read import Source
-from mlx_speech.errors import ConfigError, WeightsMismatch, brief
+from mlx_speech.errors import ConfigError, WeightsMismatch
 from mlx_speech.tensors import Tensor
 
 PIPELINE_TAG = None
 TAGS = ["speaker-embedding", "speaker-recognition", "wespeaker", "pyannote"]
 
-TABLE: dict[str, str | Drop] = {
-    "conv1": "conv1",
-    "seg_1": "seg_1",
-    "layer{}.{}.conv{}": "layer{}.{}.conv{}",
-    "layer{}.{}.shortcut": "layer{}.{}.shortcut",
+NORMS = ("bn1", "layer{}.{}.bn{}", "layer{}.{}.shortcut.1")
+TABLE: Table = {
+    **same("conv1", "seg_1", "layer{}.{}.conv{}", "layer{}.{}.shortcut"),
+    **{f"{norm}.num_batches_tracked": Drop("a counter of training") for norm in NORMS},
     "projection": Drop("training classifier"),
 }
-for _norm in ("bn1", "layer{}.{}.bn{}", "layer{}.{}.shortcut.1"):
-    TABLE[f"{_norm}.num_batches_tracked"] = Drop("a counter of training")
 
 
 def recognise(source: Source) -> bool:
@@ -62,10 +59,7 @@ def _fold_norms(tensors: dict[str, Tensor]) -> None:
 
 
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    blocks = [0, 0, 0, 0]
-    for stage in range(4):
-        while f"layer{stage + 1}.{blocks[stage]}.conv1.weight" in tensors:
-            blocks[stage] += 1
+    blocks = [len(fold.numbered(tensors, f"layer{stage}.{{}}.conv1.weight")) for stage in (1, 2, 3, 4)]
     if "conv1.weight" not in tensors or len(tensors["seg_1.weight"].shape) != 2 or not tensors["conv1.weight"].shape:
         raise WeightsMismatch("no conv1.weight, or one without channels, or a seg_1.weight that is no matrix")
     bottleneck, base = "layer1.0.conv3.weight" in tensors, tensors["conv1.weight"].shape[0]
@@ -84,19 +78,7 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 def _front_end(parameters: dict[str, Any]) -> dict[str, Any]:
     """The filterbank's settings, where the checkpoint states them; raises `ConfigError` for settings not ported."""
-    fixed = {
-        "window_type": "hamming",
-        "use_energy": False,
-        "snip_edges": True,
-        "round_to_power_of_two": True,
-        "dither": 0.0,
-    }
-    odd = [
-        f"{key}={brief(parameters[key])}"
-        for key, value in fixed.items()
-        if key in parameters and parameters[key] != value
-    ]
-    if odd:
-        raise ConfigError(f"a filterbank with {', '.join(odd)}, which is not supported")
+    ported = {"window_type": "hamming", "use_energy": False, "snip_edges": True, "round_to_power_of_two": True}
+    require(parameters, "a filterbank", **ported, dither=0.0)
     keys = ("sample_rate", "frame_length", "frame_shift", "fbank_centering_span")
     return {key: parameters[key] for key in keys if key in parameters}

@@ -47,15 +47,13 @@ class BaseModelArgs:
     @classmethod
     def from_dict(cls: type[Args], config: dict[str, Any]) -> Args:
         """Raises `ConfigError` naming every value that is missing, of the wrong type, or absurd."""
-        hints, values, wrong = typing.get_type_hints(cls), {}, []
-        for field in dataclasses.fields(cls):
-            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-            if field.name in config:
-                values[field.name] = config[field.name]
-                problem = _problem(config[field.name], hints[field.name], field.metadata)
-                if problem:
-                    wrong.append(f"{field.name} {problem}")
-            elif required:
+        hints, fields, wrong = typing.get_type_hints(cls), dataclasses.fields(cls), []
+        values = {field.name: config[field.name] for field in fields if field.name in config}
+        for field in fields:
+            if field.name in values:
+                problem = _problem(values[field.name], hints[field.name], field.metadata)
+                wrong += [f"{field.name} {problem}"] if problem else []
+            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 wrong.append(f"{field.name} is missing")
         args = None if wrong else cls(**values)
         wrong = args.conflicts() if args is not None else wrong
