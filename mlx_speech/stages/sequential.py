@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import mlx.core as mx
 import numpy as np
@@ -55,24 +55,22 @@ def transcribe_sequential(
     As in the original, a segment may end after the recording does, and segments with words may overlap; unlike there,
     segments without text are left out. Raises `OptionError`.
     """
-    threshold = hallucination_silence_threshold
-    if threshold is not None and not (word_timestamps and threshold >= 0):
-        raise OptionError(
-            f"hallucination_silence_threshold is {threshold}: it takes seconds from 0, and word_timestamps=True"
-        )
+    if hallucination_silence_threshold is not None and not (word_timestamps and hallucination_silence_threshold >= 0):
+        raise OptionError("hallucination_silence_threshold takes seconds from 0, and needs word_timestamps=True")
     mel = _LogMel(np.asarray(audio, np.float32), model.args)
     clips = _clips(clip_timestamps, mel.frames)
     if not clips:
         return ()
     initial = tokenizer.encode(" " + options.initial_prompt.strip()) if options.initial_prompt is not None else []
     history = _History(initial, model.args.n_text_ctx // 2 - 1 - len(initial) if carry_initial_prompt else None)
-    options = replace(options, initial_prompt=None)
+    kept = {f.name: getattr(options, f.name) for f in fields(DecodingOptions)}  # they may be more than that
+    options = DecodingOptions(**{**kept, "initial_prompt": None})
     if not tokenizer.multilingual:
         language = "en"
     elif language is None:
         probabilities = decode.detect_language(model.encoder(mel.window(0, mel.size)[None]), model, tokenizer)[0]
         language = max(probabilities, key=lambda code: probabilities[code])
-    steps = _Steps(mel, model, tokenizer, options, language, word_timestamps, threshold)
+    steps = _Steps(mel, model, tokenizer, options, language, word_timestamps, hallucination_silence_threshold)
 
     found: list[Segment] = []
     for seek, end in clips:
@@ -115,8 +113,7 @@ class _LogMel:
         self._floor = mx.array(-math.inf)
         reach = self.frames + 3  # these hear the recording's last samples
         for start in range(0, reach, PIECE):
-            loudest = self._log10(start, min(start + PIECE, reach)).max()
-            self._floor = mx.maximum(self._floor, loudest - 8.0)
+            self._floor = mx.maximum(self._floor, self._log10(start, min(start + PIECE, reach)).max() - 8.0)
             mx.eval(self._floor)
 
     def window(self, start: int, size: int) -> mx.array:
