@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,34 +52,25 @@ class Models:
     ) -> None:
         on_gpu = mx.default_device().type == mx.DeviceType.gpu
         self._model = model or (names.DEFAULT_GPU if on_gpu else names.DEFAULT_CPU)
-        self._align = align_model
-        self._vad = vad_model
-        self._diarize = diarize_model or DIARIZATION
-        self._dtype = dtype or ("float16" if on_gpu else None)
-        self._q_bits = q_bits
+        self._align, self._vad, self._diarize = align_model, vad_model, diarize_model or DIARIZATION
+        self._dtype, self._q_bits = dtype or ("float16" if on_gpu else None), q_bits
         self._loaded: dict[str, Any] = {}
         self.names: dict[str, str] = {}
 
     def whisper(self) -> Recogniser:
         """Raises `SourceError` where it cannot be had, or is another kind of model."""
         if "whisper" not in self._loaded:
-            model = self._expect(self._load_whisper(), whisper.Model, "--model", self._model)
-            tokenizer = Tokenizer.find(model.folder, model.args.n_vocab)
-            self._keep("whisper", self._model, Recogniser(model, tokenizer))
+            model = self._get("whisper model", self._model, whisper.Model, "--model", find=self._load_whisper)
+            self._loaded["whisper"] = Recogniser(model, Tokenizer.find(model.folder, model.args.n_vocab))
         return self._loaded["whisper"]
 
     def vad(self, method: str) -> Any:
         """Silero VAD, or a PyanNet: by default the one of the diarization. Raises `SourceError`."""
         if method == "silero":
-            if "vad" not in self._loaded:
-                source = self._vad or "silero_vad"
-                self._keep("vad", source, self._expect(_load(source), silero_vad.Model, "--vad-model", source))
-            return self._loaded["vad"]
+            return self._get("vad", self._vad or "silero_vad", silero_vad.Model, "--vad-model")
         if self._vad is None:
             return self.diarization().segmentation
-        if "pyannote" not in self._loaded:
-            self._keep("pyannote", self._vad, self._expect(_load(self._vad), pyannet.Model, "--vad-model", self._vad))
-        return self._loaded["pyannote"]
+        return self._get("pyannote", self._vad, pyannet.Model, "--vad-model")
 
     def aligner(self, language: str) -> wav2vec2.Model | None:
         """The wav2vec2 of a language, or None (with a warning) where there is none, or it cannot be had."""
@@ -86,21 +78,17 @@ class Models:
         key = f"align {language if self._align is None else ''}"
         if key not in self._loaded:
             self.release("align")  # one at a time is enough: recordings of one language come together
+            reason = "--align-model names one"
             try:
-                model = _load(source) if source else None
-                reason = "--align-model names one"
+                if source:
+                    return self._get(key, source, wav2vec2.Model, "--align-model")
             except SourceError as error:
                 if self._align is not None:
                     raise
-                model, reason = None, str(error)
-            if model is None:
-                warnings.warn(
-                    f"no alignment model for {language!r}: words get their times from Whisper's attention ({reason})",
-                    stacklevel=2,
-                )
-                self._loaded[key] = None
-            else:
-                self._keep(key, source, self._expect(model, wav2vec2.Model, "--align-model", source))
+                reason = str(error)
+            instead = "words get their times from Whisper's attention"
+            warnings.warn(f"no alignment model for {language!r}: {instead} ({reason})", stacklevel=2)
+            self._loaded[key] = None
         return self._loaded[key]
 
     def has_aligner(self, language: str) -> bool:
@@ -109,13 +97,8 @@ class Models:
 
     def diarization(self) -> diarization_pipeline.Model:
         """Raises `SourceError` that says which page to accept and what to run, where a gated model is not here."""
-        if "diarization" not in self._loaded:
-            model = self._diarize
-            if not isinstance(model, BaseModel):
-                model = _load_diarization(str(model))
-            model = self._expect(model, diarization_pipeline.Model, "--diarize-model", self._diarize)
-            self._keep("diarization", self._diarize, model)
-        return self._loaded["diarization"]
+        kind = diarization_pipeline.Model
+        return self._get("diarization", self._diarize, kind, "--diarize-model", find=_load_diarization)
 
     def release(self, *stages: str) -> None:
         """Let go of the models of these stages; they are loaded again when they are used again."""
@@ -136,11 +119,9 @@ class Models:
         fitting = [batch for batch in BATCHES if batch * (keys + encoder + 2 * scores) <= free]
         return min(max(fitting, default=1), MAX_CPU_BATCH if on_cpu else BATCHES[-1])
 
-    def _load_whisper(self) -> BaseModel:
-        if isinstance(self._model, BaseModel):
-            return self._model
+    def _load_whisper(self, model: str | os.PathLike[str]) -> BaseModel:
         first: MLXSpeechError | None = None
-        name = str(self._model)
+        name = str(model)
         if self._q_bits is not None and name in names.WHISPER:
             name = f"{name}-q{self._q_bits}"
         for source in names.whisper_sources(name):
@@ -152,18 +133,19 @@ class Models:
                 return _quantized(load(source.repo, dtype=self._dtype), q_bits)
             except (SourceNotFound, HubError) as error:  # the next repository may have it, or the cache
                 first = first or error
-        raise first or SourceNotFound(f"{self._model}: no such model")
+        raise first or SourceNotFound(f"{model}: no such model")
 
-    def _keep(self, key: str, source: Any, model: Any) -> None:
-        self._loaded[key] = model
-        self.names[key.split()[0]] = type(source).__module__ if isinstance(source, BaseModel) else str(source)
-
-    @staticmethod
-    def _expect(model: Any, kind: type, flag: str, source: Any) -> Any:
-        if not isinstance(model, kind):
-            found, wanted = (name.rpartition(".")[2] for name in (type(model).__module__, kind.__module__))
-            raise SourceError(f"{flag} {source}: is a {found} model, where a {wanted} model is needed")
-        return model
+    def _get(self, key: str, source: Any, kind: type, flag: str, find: Callable[[Any], BaseModel] = load) -> Any:
+        """The model that `source` stands for; of another kind it is refused."""
+        if key not in self._loaded:
+            given = isinstance(source, BaseModel)
+            model = source if given else find(source)
+            if not isinstance(model, kind):
+                found, wanted = (name.rpartition(".")[2] for name in (type(model).__module__, kind.__module__))
+                raise SourceError(f"{flag} {source}: is a {found} model, where a {wanted} model is needed")
+            self._loaded[key] = model
+            self.names[key.split()[0]] = type(source).__module__ if given else str(source)
+        return self._loaded[key]
 
 
 def device_memory() -> int:
@@ -187,25 +169,17 @@ def _quantized(model: BaseModel, q_bits: int) -> BaseModel:
     return model.materialise()
 
 
-def _load(source: Any) -> BaseModel:
-    return source if isinstance(source, BaseModel) else load(source)
-
-
-def _load_diarization(name: str) -> BaseModel:
+def _load_diarization(source: str | os.PathLike[str]) -> BaseModel:
+    name = str(source)
     try:
         return load(name)
     except HubError as error:
         short = name.rpartition("/")[2]
         places = [*sorted(cache_folder().glob(f"{short}-*")), Path("mlx_models") / short]
         for folder in reversed(places):
-            if is_converted(folder) and _is_of(read_config(folder), name):
+            config = read_config(folder) if is_converted(folder) else {}
+            origin = config.get("source")
+            if config.get("model_type") == PIPELINE and isinstance(origin, dict) and origin.get("repo") == name:
                 return load(folder)
-        raise HubError(
-            f"{error}; then this command again, or once and for all: mlx_speech convert --model {name} "
-            f"(or give a converted folder as --diarize-model)"
-        ) from error
-
-
-def _is_of(config: dict[str, Any], repo: str) -> bool:
-    source = config.get("source")
-    return config.get("model_type") == PIPELINE and isinstance(source, dict) and source.get("repo") == repo
+        advice = f"mlx_speech convert --model {name} (or give a converted folder as --diarize-model)"
+        raise HubError(f"{error}; then this command again, or once and for all: {advice}") from error
