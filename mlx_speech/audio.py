@@ -106,9 +106,8 @@ def audio_from_array(samples: Any, rate: int, *, sample_rate: int = SAMPLE_RATE)
     _check_rate(rate)
     array = np.asarray(samples)
     if array.ndim not in (1, 2) or (array.ndim == 2 and not 1 <= len(array) <= MAX_CHANNELS):
-        raise AudioError(
-            f"samples of shape {array.shape}: give (samples,) or (channels, samples), so transpose (samples, channels)"
-        )
+        advice = "give (samples,) or (channels, samples), so transpose (samples, channels)"
+        raise AudioError(f"samples of shape {array.shape}: {advice}")
     if array.dtype.kind not in "iuf":
         raise AudioError(f"samples of type {array.dtype}: give floats in [-1, 1] or integers")
     array = _as_float(array)
@@ -202,18 +201,11 @@ def _decode(file: BinaryIO, sink: _Sink) -> bool:
     if not file.read(1):
         raise AudioError(f"{name}: is empty: record or copy it again")
     file.seek(0)
-    try:
-        container = av.open(
-            file,
-            mode="r",
-            container_options={"format_whitelist": FORMATS, "protocol_whitelist": ""},
-            metadata_errors="ignore",  # tags are often in another encoding than they should be
-            io_open=_refuse,
-        )
+    allowed = {"format_whitelist": FORMATS, "protocol_whitelist": ""}
+    try:  # metadata: tags are often in another encoding than they should be
+        container = av.open(file, mode="r", container_options=allowed, metadata_errors="ignore", io_open=_refuse)
     except (FFmpegError, ValueError) as error:
-        raise AudioError(
-            f"{name}: is no recording of a known format, or broken: see whether a player opens it"
-        ) from error
+        raise AudioError(f"{name}: is no recording of a known format, or broken: does a player open it?") from error
     with container:
         stream = cast("AudioStream | None", container.streams.best("audio"))
         if stream is None:
@@ -238,11 +230,10 @@ def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFra
     try:
         for packet in container.demux(stream):
             try:
-                frames = packet.decode()
+                frames: list[Any] = packet.decode()
             except FFmpegError:
-                yield None
-            else:
-                yield from frames
+                frames = [None]
+            yield from frames
     except FFmpegError:
         yield None
     except IndexError:
@@ -279,9 +270,7 @@ class _Sink:
     """Collects frames as mono samples of one rate, no more of them than `max_duration` allows."""
 
     def __init__(self, name: str, sample_rate: int, max_duration: float) -> None:
-        self.name = name
-        self.sample_rate = sample_rate
-        self.max_duration = max_duration
+        self.name, self.sample_rate, self.max_duration = name, sample_rate, max_duration
         self._buffer = bytearray()  # grows by an eighth, in place: an hour needs little more than its samples
         self._resampler: AudioResampler | None = None
         self._input: tuple[str, str, int] | None = None  # what the resampler was made for

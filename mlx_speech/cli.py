@@ -18,8 +18,7 @@ from mlx_speech.version import __version__
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = build_parser()
-    options = vars(parser.parse_args(normal(sys.argv[1:] if arguments is None else arguments)))
+    options = vars(build_parser().parse_args(normal(sys.argv[1:] if arguments is None else arguments)))
     run, verbose = options.pop("run"), options.get("verbose", False)
     signal.signal(signal.SIGTERM, _interrupt)  # so that a half-written folder is cleared away
     warnings.showwarning = _show_warning
@@ -36,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mlx_speech: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("mlx_speech: interrupted; what is written is whole, and of the rest nothing is left behind", file=sys.stderr)
+        print(
+            "mlx_speech: interrupted; what is written is whole, and of the rest nothing is left behind", file=sys.stderr
+        )
         return 130
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
@@ -62,15 +63,12 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and flags; imports nothing heavy."""
-    parser = _Parser(
-        prog="mlx_speech", description="Who said what, when. Speech models on MLX, equal to their originals."
-    )
+    text = "Who said what, when. Speech models on MLX, equal to their originals."
+    parser = _Parser(prog="mlx_speech", description=text)
     parser.add_argument("-V", "--version", action="version", version=f"mlx_speech {__version__}")
     group = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_transcribe(group)
-    _add_diarize(group)
-    _add_vad(group)
-    _add_convert(group)
+    for add in (_add_transcribe, _add_diarize, _add_vad, _add_convert):
+        add(group)
     return parser
 
 
@@ -125,11 +123,8 @@ _VALUES = {
         ("--max-cue-duration", float, "seconds a cue (default 7)"),
     ),
 }
-_SPEAKERS = (
-    ("--num-speakers", _INT, "exactly so many"),
-    ("--min-speakers", _INT, "at least so many"),
-    ("--max-speakers", _INT, "at most so many"),
-)
+_NUMBERS = (("num", "exactly"), ("min", "at least"), ("max", "at most"))
+_SPEAKERS = [(f"--{name}-speakers", _INT, f"{text} so many") for name, text in _NUMBERS]
 # Flags that may be followed by True or False, as WhisperX's are.
 _SWITCHES = {
     *("--highlight-words", "--condition-on-previous-text", "--model-cache-only", "--fp16", "--print-progress"),
@@ -154,16 +149,11 @@ def normal(arguments: list[str]) -> list[str]:
 
 
 def _add_transcribe(group: Any) -> None:
-    parser = group.add_parser(
-        "transcribe",
-        help="who said what, when, in recordings",
-        usage="mlx_speech transcribe AUDIO [AUDIO ...] [options]",
-        description="Transcribe recordings: speech detection, Whisper, word times, and with --diarize speakers. "
-        "WhisperX's flags are understood too.",
-        argument_default=argparse.SUPPRESS,
-    )
-    switch = argparse.BooleanOptionalAction
-    add = parser.add_argument
+    text = "Transcribe recordings: speech detection, Whisper, word times, and with --diarize speakers. "
+    text += "WhisperX's flags are understood too."
+    parser = _command(group, commands.transcribe, "who said what, when, in recordings", text, only_given=True)
+    parser.usage = "mlx_speech transcribe AUDIO [AUDIO ...] [options]"
+    add, switch = parser.add_argument, argparse.BooleanOptionalAction
     add("audio", nargs="+", help="any audio or video file; - is standard input")
     add("--model", metavar="NAME", help="tiny … large-v3, turbo, with -q4 or -q8, a repository or a folder")
     add("--language", help="code or name (default: detected)")
@@ -171,73 +161,63 @@ def _add_transcribe(group: Any) -> None:
     add("--task", choices=["transcribe", "translate"], help="translate: into English")
     add("--diarize", action="store_true", help="find the speakers")
     _add_values(parser, _SPEAKERS)
-    out = parser.add_argument_group("output")
-    out.add_argument("-o", "--output-dir", default=".", help="where files are written (default: here)")
-    out.add_argument(
-        "-f",
-        "--output-format",
-        default="all",
-        help="list of txt,srt,vtt,tsv,json,rttm,ctm,aud (default: "
-        "all, which leaves out ctm and aud, and rttm without --diarize)",
-    )
-    out.add_argument("--skip-existing", action="store_true", default=False, help="pass over what is written already")
-    out.add_argument("--segment-resolution", choices=["sentence", "chunk"], help="default: sentence")
-    out.add_argument("--speaker-embeddings", action=switch, help="a vector per speaker, in the json")
-    out.add_argument("--return-char-alignments", action=switch, help="characters with times, in the json")
-    out.add_argument("--quiet", action="store_true", default=False, help="no transcript and no bars on the screen")
+    add = parser.add_argument_group("output").add_argument
+    add("-o", "--output-dir", default=".", help="where files are written (default: here)")
+    usual = "all, which leaves out ctm and aud, and rttm without --diarize"
+    add("-f", "--output-format", default="all", help=f"list of {','.join(commands.FORMATS)} (default: {usual})")
+    add("--skip-existing", action="store_true", default=False, help="pass over what is written already")
+    add("--segment-resolution", choices=["sentence", "chunk"], help="default: sentence")
+    add("--speaker-embeddings", action=switch, help="a vector per speaker, in the json")
+    add("--return-char-alignments", action=switch, help="characters with times, in the json")
+    add("--quiet", action="store_true", default=False, help="no transcript and no bars on the screen")
     subtitles = _add_values(parser.add_argument_group("subtitles"), _VALUES["subtitles"])
     subtitles.add_argument("--highlight-words", action=switch, help="underline each word as it is spoken")
-    words = parser.add_argument_group("word times")
-    words.add_argument(
-        "--word-timestamps",
-        choices=["ctc", "attention", "none", "True", "False"],
-        metavar="{ctc,attention,none}",
-        help="forced alignment (default), Whisper's own, or none",
-    )
-    words.add_argument("--no-align", dest="word_timestamps", action="store_const", const="none", help="no word times")
-    words.add_argument("--align-model", metavar="NAME", help="wav2vec2 (default: the one of the language)")
-    words.add_argument("--interpolate-method", choices=["nearest", "linear", "ignore"], help="words without a time")
+    add = parser.add_argument_group("word times").add_argument
+    text, kinds = "forced alignment (default), Whisper's own, or none", ["ctc", "attention", "none"]
+    add("--word-timestamps", choices=[*kinds, "True", "False"], metavar=f"{{{','.join(kinds)}}}", help=text)
+    add("--no-align", dest="word_timestamps", action="store_const", const="none", help="no word times")
+    add("--align-model", metavar="NAME", help="wav2vec2 (default: the one of the language)")
+    add("--interpolate-method", choices=["nearest", "linear", "ignore"], help="words without a time")
     recognition = _add_values(parser.add_argument_group("recognition"), _VALUES["recognition"])
     recognition.add_argument("--sequential", action="store_true", help="window after window, as openai/whisper")
-    for flag, text in (
-        ("--condition-on-previous-text", "with --sequential: the text so far is the prompt (default there)"),
-        ("--carry-initial-prompt", "with --sequential: put the initial prompt before every window"),
-        ("--suppress-numerals", "spell numbers out"),
-        ("--without-timestamps", "one segment a chunk"),
-    ):
-        recognition.add_argument(flag, action=switch, help=text)
+    add, text = recognition.add_argument, "with --sequential: the text so far is the prompt (default there)"
+    add("--condition-on-previous-text", action=switch, help=text)
+    add("--carry-initial-prompt", action=switch, help="with --sequential: put the initial prompt before every window")
+    add("--suppress-numerals", action=switch, help="spell numbers out")
+    add("--without-timestamps", action=switch, help="one segment a chunk")
     detection = _add_values(parser.add_argument_group("speech detection"), _VALUES["speech detection"])
     detection.add_argument("--vad-method", choices=["silero", "pyannote"], help="default: silero")
     detection.add_argument("--vad-model", metavar="NAME", help="default: the method's own")
     detection.add_argument("--no-vad", dest="vad", action="store_false", help="cut every --chunk-size seconds")
     machine = parser.add_argument_group("models and machine")
-    machine.add_argument("--batch-size", help="chunks at once (default: auto)")
-    machine.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], help="of Whisper")
-    machine.add_argument("--q-bits", type=int, help="quantize Whisper to so many bits")
-    machine.add_argument(
-        "--compute-type", choices=["default", "float16", "float32", "int8", "int4"], help="WhisperX's word for the two"
-    )
-    machine.add_argument("--fp16", action=switch, help=argparse.SUPPRESS)
-    machine.add_argument("--low-memory", action="store_true", help="one model at a time")
-    machine.add_argument("--memory-limit", type=float, metavar="GB", help="that MLX should stay within")
+    add, kinds = machine.add_argument, ["default", "float16", "float32", "int8", "int4"]
+    add("--batch-size", help="chunks at once (default: auto)")
+    add("--dtype", choices=["float16", "bfloat16", "float32"], help="of Whisper")
+    add("--q-bits", type=int, help="quantize Whisper to so many bits")
+    add("--compute-type", choices=kinds, help="WhisperX's word for the two")
+    add("--fp16", action=switch, help=argparse.SUPPRESS)
+    add("--low-memory", action="store_true", help="one model at a time")
+    add("--memory-limit", type=float, metavar="GB", help="that MLX should stay within")
     _add_machine(machine)
     for name in commands.MEANINGLESS:
         parser.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS)
-    parser.set_defaults(run=commands.transcribe)
 
 
 def _add_diarize(group: Any) -> None:
-    parser = group.add_parser(
-        "diarize",
-        help="who speaks when in recordings, as RTTM",
-        description="Find the turns of each speaker, as pyannote.audio 4 does, and print them as RTTM.",
-        argument_default=argparse.SUPPRESS,
-    )
+    text = "Find the turns of each speaker, as pyannote.audio 4 does, and print them as RTTM."
+    parser = _command(group, commands.diarize, "who speaks when in recordings, as RTTM", text, only_given=True)
     parser.add_argument("audio", nargs="+", help="any audio or video file; - is standard input")
     parser.add_argument("--exclusive", action="store_true", default=False, help="never two speakers at once")
     _add_values(parser, _SPEAKERS)
     _add_machine(parser)
-    parser.set_defaults(run=commands.diarize)
+
+
+def _command(group: Any, run: Any, help: str, description: str, only_given: bool = False) -> Any:
+    """A subcommand that calls `run`, by default with every flag, else with those that the user gave."""
+    default = argparse.SUPPRESS if only_given else None
+    parser = group.add_parser(run.__name__, help=help, description=description, argument_default=default)
+    parser.set_defaults(run=run)
+    return parser
 
 
 def _add_values(group: Any, flags: Any) -> Any:
@@ -262,13 +242,9 @@ def _add_machine(group: Any) -> None:
 
 
 def _add_convert(group: Any) -> None:
-    parser = group.add_parser(
-        "convert",
-        help="original weights into a folder of MLX safetensors",
-        description="Convert Whisper, wav2vec2 (CTC), Silero VAD, pyannote's segmentation, speaker embedding and PLDA, "
-        "or a whole pyannote pipeline, to MLX. Nothing of the originals' frameworks is needed.",
-    )
-    add = parser.add_argument
+    text = "Convert Whisper, wav2vec2 (CTC), Silero VAD, pyannote's segmentation, speaker embedding and PLDA, "
+    text += "or a whole pyannote pipeline, to MLX. Nothing of the originals' frameworks is needed."
+    add = _command(group, commands.convert, "original weights into a folder of MLX safetensors", text).add_argument
     add("--model", "--hf-path", required=True, help="hub repository, local folder, or a single file")
     add("--mlx-path", help="folder to write (default: mlx_models/NAME, with -4bit and the like when quantized)")
     add("--revision", help="branch, tag or commit of the hub repository")
@@ -285,16 +261,11 @@ def _add_convert(group: Any) -> None:
     add("--verify", action="store_true", help="run the original too and print the parity table (needs the test extra)")
     add("--overwrite", action="store_true", help="replace a converted model that is there already")
     add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    parser.set_defaults(run=commands.convert)
 
 
 def _add_vad(group: Any) -> None:
-    parser = group.add_parser(
-        "vad",
-        help="when somebody speaks in a recording",
-        description="Print the regions of speech in recordings, by Silero VAD; options and results as in its package.",
-    )
-    add = parser.add_argument
+    text = "Print the regions of speech in recordings, by Silero VAD; options and results as in its package."
+    add = _command(group, commands.vad, "when somebody speaks in a recording", text).add_argument
     add("audio", nargs="+", help="any audio or video file; - is standard input")
     add("--model", help="converted Silero VAD, or its original (default: the one that comes with the package)")
     add("--format", default="text", choices=["text", "json", "rttm"], help="default: text")
@@ -306,13 +277,8 @@ def _add_vad(group: Any) -> None:
     add("--min-silence-duration-ms", type=float, default=100, help="silence that ends speech (default 100)")
     add("--speech-pad-ms", type=float, default=30, help="added on both sides (default 30)")
     add("--min-silence-at-max-speech", type=float, default=98, help="silence in ms that long speech may be cut at")
-    add(
-        "--legacy-cut",
-        dest="use_max_poss_sil_at_max_speech",
-        action="store_false",
-        help="cut long speech at the last silence, not at the longest (use_max_poss_sil_at_max_speech=False)",
-    )
+    text = "cut long speech at the last silence, not at the longest (use_max_poss_sil_at_max_speech=False)"
+    add("--legacy-cut", dest="use_max_poss_sil_at_max_speech", action="store_false", help=text)
     add("--time-resolution", type=int, default=3, help="decimals of the times, in seconds (default 3; upstream's is 1)")
     add("--max-duration", type=float, metavar="SECONDS", default=86400.0, help="longest recording read (default 24 h)")
     add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    parser.set_defaults(run=commands.vad)

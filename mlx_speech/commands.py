@@ -7,8 +7,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,11 @@ FORMATS = ("txt", "srt", "vtt", "tsv", "json", "rttm", "ctm", "aud")
 ALL = 6  # of them are written by default, rttm only where there are speakers
 SPEAKERS = ("num_speakers", "min_speakers", "max_speakers")
 LAYOUT = ("max_line_width", "max_line_count", "max_cue_duration", "highlight_words", "speaker_embeddings")
+_SILERO = ("min_speech_duration_ms", "min_silence_duration_ms", "speech_pad_ms", "min_silence_at_max_speech")
+_PYANNOTE = ("min_duration_on", "min_duration_off")
 DETECTION = {  # flag → the detector's own name for it
-    "silero": {
-        "vad_onset": "threshold",
-        "vad_offset": "neg_threshold",
-        **{name: name for name in ("min_speech_duration_ms", "min_silence_duration_ms", "speech_pad_ms")},
-        "min_silence_at_max_speech": "min_silence_at_max_speech",
-    },
-    "pyannote": {
-        "vad_onset": "onset",
-        "vad_offset": "offset",
-        "min_duration_on": "min_duration_on",
-        "min_duration_off": "min_duration_off",
-    },
+    "silero": {"vad_onset": "threshold", "vad_offset": "neg_threshold", **{name: name for name in _SILERO}},
+    "pyannote": {"vad_onset": "onset", "vad_offset": "offset", **{name: name for name in _PYANNOTE}},
 }
 
 
@@ -62,27 +53,14 @@ def _set_up(device: str | None, model_dir: str | None, model_cache_only: bool, h
 
 
 def transcribe(
-    audio: list[str],
-    output_dir: str,
-    output_format: str,
-    skip_existing: bool,
-    quiet: bool,
-    verbose: bool,
-    print_progress: bool | None,
-    device: str | None,
-    model_dir: str | None,
-    model_cache_only: bool,
-    hf_token: str | None,
-    **given: Any,
+    audio: list[str], output_dir: str, output_format: str, skip_existing: bool, quiet: bool, verbose: bool, **given: Any
 ) -> int:
     """Transcribe recordings and write each in the formats asked for; 1 where one of them failed."""
     for name, instead in MEANINGLESS.items():
         if given.pop(name, None) is not None:
             print(f"mlx_speech: --{name.replace('_', '-')} has no meaning here: {instead}", file=sys.stderr)
-    _set_up(device, model_dir, model_cache_only, hf_token)
     from mlx_speech import writers
     from mlx_speech.cues import Layout
-    from mlx_speech.pipeline import Pipeline
 
     layout = {name: given.pop(name) for name in LAYOUT if name in given}
     Layout(**layout)  # checked before anything runs
@@ -91,27 +69,24 @@ def transcribe(
             raise OptionError(f"--{flag.replace('_', '-')} and --no-align conflict: leave one of them out")
     if layout.get("max_line_count") and not layout.get("max_line_width"):
         raise OptionError("--max-line-count needs --max-line-width: give both")
-    pipeline = Pipeline(**_machine(given))
-    options = _options(given)
+    bars, pipeline, options = _Bars(given.pop("print_progress"), quiet), _pipeline(given), _options(given)
     formats = _formats(output_format, diarized=any(options.get(n) for n in ("diarize", *SPEAKERS)))
     audio = list(dict.fromkeys(audio))
     stems = dict(zip(audio, writers.unique_stems(audio), strict=True))
     folder = _writable(Path(output_dir).expanduser())
-    left = list(stems)
-    if skip_existing:
-        left = [name for name in stems if not all((folder / f"{stems[name]}.{kind}").exists() for kind in formats)]
+    files = {source: {kind: folder / f"{stem}.{kind}" for kind in formats} for source, stem in stems.items()}
+    left = [name for name in files if not (skip_existing and all(path.exists() for path in files[name].values()))]
     failed: list[str] = []
     try:
-        with _bars(print_progress if print_progress is not None else sys.stderr.isatty() and not quiet) as report:
+        with closing(bars) as report:
             for source, result in pipeline.transcribe(left, on_progress=report, **options):
                 report.close(source)
                 if isinstance(result, Exception):
                     failed.append(_failure(source, result, verbose))
                     continue
                 try:
-                    for kind in formats:
-                        text = writers.FORMATS[kind](result, uri=stems[source], **layout)
-                        _write(folder / f"{stems[source]}.{kind}", text)
+                    for kind, path in files[source].items():
+                        _write(path, writers.FORMATS[kind](result, uri=stems[source], **layout))
                 except OutputError as error:
                     failed.append(_failure(source, error, verbose))
                     continue
@@ -127,26 +102,14 @@ def transcribe(
     return 1 if failed else 0
 
 
-def diarize(
-    audio: list[str],
-    exclusive: bool,
-    verbose: bool,
-    print_progress: bool | None,
-    device: str | None,
-    model_dir: str | None,
-    model_cache_only: bool,
-    hf_token: str | None,
-    **given: Any,
-) -> int:
+def diarize(audio: list[str], exclusive: bool, verbose: bool, **given: Any) -> int:
     """Print the turns of recordings as RTTM; 1 where one of them failed."""
-    _set_up(device, model_dir, model_cache_only, hf_token)
     from mlx_speech import writers
-    from mlx_speech.pipeline import Pipeline
 
-    pipeline = Pipeline(**_machine(given))
+    bars, pipeline = _Bars(given.pop("print_progress")), _pipeline(given)
     stems = dict(zip(audio, writers.unique_stems(audio), strict=True))
     failed: list[str] = []
-    with _bars(print_progress if print_progress is not None else sys.stderr.isatty()) as report:
+    with closing(bars) as report:
         for source in stems:
             try:
                 found = pipeline.diarize(source, on_progress=report, **given)
@@ -154,16 +117,18 @@ def diarize(
                 failed.append(_failure(source, error, verbose))
                 continue
             report.close(source)
-            print(
-                writers.turns_to_rttm(found.exclusive if exclusive else found.turns, stems[source]), end="", flush=True
-            )
+            turns = found.exclusive if exclusive else found.turns
+            print(writers.turns_to_rttm(turns, stems[source]), end="", flush=True)
     for line in failed:
         print(line, file=sys.stderr)
     return 1 if failed else 0
 
 
-def _machine(given: dict[str, Any]) -> dict[str, Any]:
-    """Take the keywords of `Pipeline` itself out of `given`."""
+def _pipeline(given: dict[str, Any]) -> Any:
+    """The `Pipeline` of its own keywords, and of those of `_set_up`; all are taken out of `given`."""
+    _set_up(**{name: given.pop(name) for name in ("device", "model_dir", "model_cache_only", "hf_token")})
+    from mlx_speech.pipeline import Pipeline
+
     names = ("model", "align_model", "vad_model", "diarize_model", "dtype", "q_bits", "batch_size", "low_memory")
     chosen = {name: given.pop(name) for name in (*names, "memory_limit", "max_duration") if name in given}
     size = chosen.get("batch_size", "auto")
@@ -171,15 +136,15 @@ def _machine(given: dict[str, Any]) -> dict[str, Any]:
         raise OptionError(f'--batch-size {size}: give a number, or "auto"')
     chosen["batch_size"] = size if size == "auto" else int(size)
     kind = given.pop("compute_type", "default")
-    if not given.pop("fp16", True):
-        kind = "float32" if kind == "default" else kind
+    if not given.pop("fp16", True) and kind == "default":
+        kind = "float32"
     if kind != "default" and ("dtype" in chosen or "q_bits" in chosen):
         raise OptionError("--compute-type conflicts with --dtype and --q-bits: leave it out")
     if kind.startswith("int"):
         chosen["q_bits"] = int(kind[3:])
     elif kind != "default":
         chosen["dtype"] = kind
-    return chosen
+    return Pipeline(**chosen)
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
@@ -268,8 +233,8 @@ def _timing(result: Any) -> str:
 class _Bars:
     """A bar for every stage of every recording that is under way: seconds of audio, and how many of them a second."""
 
-    def __init__(self, shown: bool) -> None:
-        self._shown = shown
+    def __init__(self, shown: bool | None, quiet: bool = False) -> None:
+        self._shown = sys.stderr.isatty() and not quiet if shown is None else shown
         self._bars: dict[tuple[str, str], Any] = {}
 
     def __call__(self, stage: str, done: float, total: float, source: Any) -> None:
@@ -292,15 +257,6 @@ class _Bars:
             self._bars.pop(key).close()
 
 
-@contextmanager
-def _bars(shown: bool) -> Iterator[_Bars]:
-    bars = _Bars(shown)
-    try:
-        yield bars
-    finally:
-        bars.close()
-
-
 def convert(verbose: bool, **options: Any) -> int:
     """Convert a model and print what was done."""
     from mlx_speech.convert import convert
@@ -317,20 +273,11 @@ def convert(verbose: bool, **options: Any) -> int:
 
 
 def _hint() -> None:
-    found = hint()
-    if found:
+    if found := hint():
         print(f"mlx_speech: {found}", file=sys.stderr)
 
 
-def vad(
-    audio: list[str],
-    model: str | None,
-    format: str,
-    max_duration: float,
-    time_resolution: int,
-    verbose: bool,
-    **options: Any,
-) -> int:
+def vad(audio: list[str], model: str | None, format: str, max_duration: float, verbose: bool, **options: Any) -> int:
     """Print the regions of speech in recordings."""
     from mlx_speech import writers
     from mlx_speech.audio import load_audio
@@ -341,19 +288,18 @@ def vad(
     network: Any = load(model or "silero_vad")
     if not isinstance(network, silero_vad.Model):
         raise SourceError(f"{model}: not a Silero VAD: leave --model out, or name one")
-    rate = options.pop("sampling_rate")
+    rate, decimals = options.pop("sampling_rate"), options["time_resolution"]
     found = {}
     for source in audio:
         samples = load_audio(source, sample_rate=rate, max_duration=max_duration)
-        regions = detect_speech(samples, network, sample_rate=rate, time_resolution=time_resolution, **options)
-        found[source] = regions
+        found[source] = regions = detect_speech(samples, network, sample_rate=rate, **options)
         if format == "rttm":
             print(writers.regions_to_rttm(regions, Path(source).stem if source != "-" else "stdin"), end="")
         elif format == "text":
-            print(f"# {source}\n" if len(audio) > 1 else "", end="")
-            print(writers.regions_to_text(regions, time_resolution), end="", flush=True)
+            text = writers.regions_to_text(regions, decimals)
+            print(f"# {source}\n" * (len(audio) > 1) + text, end="", flush=True)
     if format == "json":  # of several files one object, by file
-        lists = {source: writers.regions_to_json(regions, time_resolution) for source, regions in found.items()}
+        lists = {source: writers.regions_to_json(regions, decimals) for source, regions in found.items()}
         entries = [f"{json.dumps(source, ensure_ascii=False)}: {text.strip()}" for source, text in lists.items()]
         print("{\n" + ",\n".join(entries) + "\n}" if len(audio) > 1 else lists[audio[0]].strip())
     return 0

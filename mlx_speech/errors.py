@@ -81,6 +81,13 @@ class ParityError(MLXSpeechError):
     exit_code = 1
 
 
+def in_range(low: float, high: float, **options: float | None) -> None:
+    """Raises `OptionError`, naming the option, where one is neither in low..high nor None."""
+    for option, value in options.items():
+        if value is not None and not low <= value <= high:  # NaN too
+            raise OptionError(f"{option} is {value}: it has to be from {low:g} to {high:g}")
+
+
 def shorten(names: list[str], limit: int = 8) -> str:
     """`names` as one line for a message: all of them, or the first `limit` and how many more."""
     shown = ", ".join(name if len(name) <= 120 else f"{name[:120]}…" for name in names[:limit])

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.errors import OptionError
+from mlx_speech.errors import AudioError, OptionError
 
 SAMPLE_RATE = 16000
 FANIN = 32  # numbers added one after the other before their sums are added in turn
+
+
+def one_channel(audio: Any, done: str) -> np.ndarray:
+    """`audio` in float32, (samples,). Raises `AudioError`, which says what is `done`, for another shape."""
+    samples = np.asarray(audio, np.float32)
+    if samples.ndim != 1:
+        raise AudioError(f"audio of shape {samples.shape}: {done} in one channel, (samples,)")
+    return samples
 
 
 def log_mel(audio: mx.array, n_mels: int = 80, samples: int | None = 480_000) -> mx.array:

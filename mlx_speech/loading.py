@@ -182,4 +182,5 @@ def _load_diarization(source: str | os.PathLike[str]) -> BaseModel:
             if config.get("model_type") == PIPELINE and isinstance(origin, dict) and origin.get("repo") == name:
                 return load(folder)
         advice = f"mlx_speech convert --model {name} (or give a converted folder as --diarize-model)"
-        raise HubError(f"{error}; then this command again, or once and for all: {advice}") from error
+        page = f"its conditions are accepted at https://huggingface.co/{name}"
+        raise HubError(f"{error}; {page}; then this command again, or once and for all: {advice}") from error

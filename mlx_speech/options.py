@@ -19,12 +19,8 @@ from mlx_speech.tokenizer import to_language_code
 # per detector, what its function takes (`stages.vad`)
 VAD_OPTIONS = {
     "silero": (
-        "threshold",
-        "neg_threshold",
-        "min_speech_duration_ms",
-        "min_silence_duration_ms",
-        "speech_pad_ms",
-        "min_silence_at_max_speech",
+        *("threshold", "neg_threshold", "min_speech_duration_ms", "min_silence_duration_ms"),
+        *("speech_pad_ms", "min_silence_at_max_speech"),
     ),
     "pyannote": ("onset", "offset", "min_duration_on", "min_duration_off"),
 }
@@ -96,9 +92,8 @@ class Options(DecodingOptions):
         for name in given:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
-                raise OptionError(
-                    f"there is no option {name!r}: " + (f"did you mean {near[0]}?" if near else "see --help")
-                )
+                advice = f"did you mean {near[0]}?" if near else "see --help"
+                raise OptionError(f"there is no option {name!r}: {advice}")
         if isinstance(given.get("temperature"), (int, float)):
             given["temperature"] = (float(given["temperature"]),)
         for name, kinds in _KINDS.items():
@@ -122,13 +117,10 @@ class Options(DecodingOptions):
                 raise OptionError(f"{name} is {getattr(self, name)!r}: choose from {said}")
         if not 1 <= self.chunk_size <= MAX_CHUNK:
             raise OptionError(f"chunk_size is {self.chunk_size}: give 1 to {MAX_CHUNK:g} seconds")
-        wrong = [name for name in self.vad_options if name not in VAD_OPTIONS[self.vad_method]]
-        if wrong:
-            raise OptionError(
-                f"{wrong[0]} is no option of vad_method {self.vad_method!r}, whose are "
-                f"{', '.join(VAD_OPTIONS[self.vad_method])}"
-            )
+        method, own = self.vad_method, VAD_OPTIONS[self.vad_method]
         for name, value in self.vad_options.items():
+            if name not in own:
+                raise OptionError(f"{name} is no option of vad_method {method!r}, whose are {', '.join(own)}")
             if not isinstance(value, Real):
                 raise OptionError(f"{name} is {value!r}: give a number")
         clips = self.clip_timestamps

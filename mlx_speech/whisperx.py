@@ -67,12 +67,10 @@ def load_model(
     bits = int(compute_type[3:]) if compute_type in ("int8", "int4") else None
     dtype = compute_type if compute_type in ("float16", "float32") and on_gpu else None
     given = dict(vad_options or {})
-    own = ("threshold", "neg_threshold") if vad_method == "silero" else ("onset", "offset")
+    own = {"vad_onset": "threshold"} if vad_method == "silero" else {"vad_onset": "onset", "vad_offset": "offset"}
     options: dict[str, Any] = {"beam_size": 5, "language": language, "task": task, "vad_method": vad_method}
     options["chunk_size"] = given.get("chunk_size", 30)
-    options["vad_options"] = {own[0]: given["vad_onset"]} if "vad_onset" in given else {}
-    if vad_method == "pyannote" and "vad_offset" in given:
-        options["vad_options"][own[1]] = given["vad_offset"]
+    options["vad_options"] = {own[name]: value for name, value in given.items() if name in own}
     for name, value in (asr_options or {}).items():
         if name not in FIXED:
             options[RENAMED.get(name, name)] = tuple(value) if isinstance(value, list) else value
@@ -179,20 +177,16 @@ class DiarizationPipeline:
         progress_callback: Callable[[float], Any] | None = None,
     ) -> Dicts | tuple[Dicts, dict[str, list[float]]]:
         """[{"label", "speaker", "start", "end"}], and with `return_embeddings` one vector per speaker."""
+        report = _percent(progress_callback, "diarize")
         found = self._pipeline.diarize(
-            audio,
-            num_speakers=num_speakers,
-            min_speakers=min_speakers,
-            max_speakers=max_speakers,
-            on_progress=_percent(progress_callback, "diarize"),
+            audio, num_speakers=num_speakers, min_speakers=min_speakers, max_speakers=max_speakers, on_progress=report
         )
         turns = [
             {"label": chr(65 + index % 26), "speaker": turn.speaker, "start": turn.start, "end": turn.end}
             for index, turn in enumerate(found.turns)
         ]
-        return (
-            (turns, {name: list(vector) for name, vector in found.embeddings.items()}) if return_embeddings else turns
-        )
+        vectors = {name: list(vector) for name, vector in found.embeddings.items()}
+        return (turns, vectors) if return_embeddings else turns
 
 
 def assign_word_speakers(
@@ -212,12 +206,9 @@ def assign_word_speakers(
     found = assign_speakers(segments, Diarization(turns, turns), fill_nearest=fill_nearest, split=False)
     for entry, segment in zip(entries, found, strict=True):
         timed = [word for word in entry.get("words", []) if "start" in word]
-        for target, speaker in [
-            (entry, segment.speaker),
-            *((word, found.speaker) for word, found in zip(timed, segment.words, strict=True)),
-        ]:
-            if speaker is not None:
-                target["speaker"] = speaker
+        for target, source in zip([entry, *timed], [segment, *segment.words], strict=True):
+            if source.speaker is not None:
+                target["speaker"] = source.speaker
     if speaker_embeddings is not None:
         transcript_result["speaker_embeddings"] = dict(speaker_embeddings)
     return transcript_result

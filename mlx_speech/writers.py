@@ -98,10 +98,11 @@ def to_screen(transcript: Transcript) -> str:
         hours, rest = divmod(round(seconds * 10), 36_000)
         return (f"{hours}:" if hours else "") + f"{rest // 600:02d}:{rest // 10 % 60:02d}.{rest % 10}"
 
-    lines = [
-        f"[{clock(s.start)}] " + (f"{s.speaker}: " if s.speaker else "") + one_line(s.text) for s in transcript.segments
-    ]
-    return "".join(f"{line}\n" for line in lines) or "(no speech)\n"
+    def line(segment: Segment) -> str:
+        speaker = f"{segment.speaker}: " if segment.speaker else ""
+        return f"[{clock(segment.start)}] {speaker}{one_line(segment.text)}\n"
+
+    return "".join(map(line, transcript.segments)) or "(no speech)\n"
 
 
 def to_ctm(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
@@ -114,8 +115,7 @@ def to_ctm(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
 
 
 FORMATS: dict[str, Callable[..., str]] = {
-    writer.__name__[len("to_") :]: writer
-    for writer in (to_txt, to_srt, to_vtt, to_tsv, to_json, to_rttm, to_ctm, to_aud)
+    to.__name__.removeprefix("to_"): to for to in (to_txt, to_srt, to_vtt, to_tsv, to_json, to_rttm, to_ctm, to_aud)
 }
 
 

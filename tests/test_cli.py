@@ -295,6 +295,7 @@ def test_without_a_token_it_stops_before_anything_is_transcribed(capsys: pytest.
     assert cli.main(["transcribe", recording, "--model", model, "-o", str(tmp_path), "--diarize"]) == 2
     said = capsys.readouterr()
     assert not said.out and "mlx_speech convert --model pyannote/speaker-diarization-community-1" in said.err
+    assert "https://huggingface.co/pyannote/speaker-diarization-community-1" in said.err
     assert not list(tmp_path.iterdir())
 
 
