@@ -8,6 +8,7 @@ import numpy as np
 
 from mlx_speech.features import sum_over_time
 
+Pair = tuple[mx.array, mx.array]
 BLOCK = 256  # steps put into one graph before it is handed to the device
 
 
@@ -54,29 +55,22 @@ class LSTM(nn.Module):
         self.Wh = mx.zeros((directions, 4 * hidden_size, hidden_size))
         self.bias = mx.zeros((directions, 4 * hidden_size))
 
-    def __call__(
-        self, x: mx.array, state: tuple[mx.array, mx.array] | None = None
-    ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
+    def __call__(self, x: mx.array, state: Pair | None = None) -> tuple[mx.array, Pair]:
         """x (batch, steps, input) → (batch, steps, directions·hidden); last h and c, (directions, batch, hidden)"""
         directions, hidden = self.Wh.shape[0], self.Wh.shape[2]
         if state is None:
             zeros = mx.zeros((directions, x.shape[0], hidden), dtype=x.dtype)
             state = (zeros, zeros)
         x = mx.stack([x, x[:, ::-1]]) if directions == 2 else x[None]
-        gates = x @ mx.swapaxes(self.Wx, 1, 2)[:, None]
-        gates = gates + self.bias[:, None, None]
-        if self.training:  # the graph, whose gradients are known, also on the CPU
-            outputs, state = scan_graph(gates, self.Wh, state, lazy=True)
-        else:
-            outputs, state = scan(gates, self.Wh, state)
+        gates = x @ mx.swapaxes(self.Wx, 1, 2)[:, None] + self.bias[:, None, None]
+        # in training the graph, whose gradients are known, also on the CPU
+        outputs, state = scan_graph(gates, self.Wh, state, lazy=True) if self.training else scan(gates, self.Wh, state)
         if directions == 2:
             return mx.concatenate([outputs[0], outputs[1][:, ::-1]], axis=-1), state
         return outputs[0], state
 
 
-def scan(
-    gates: mx.array, weight: mx.array, state: tuple[mx.array, mx.array]
-) -> tuple[mx.array, tuple[mx.array, mx.array]]:
+def scan(gates: mx.array, weight: mx.array, state: Pair) -> tuple[mx.array, Pair]:
     """The recurrence: h, c = cell(gates[t] + h·weightᵀ, c) for every step t.
 
     gates : (directions, batch, steps, 4·hidden), the projected input with bias
@@ -91,9 +85,7 @@ def scan(
     return scan_numpy(gates, weight, state) if on_cpu else scan_graph(gates, weight, state)
 
 
-def scan_graph(
-    gates: mx.array, weight: mx.array, state: tuple[mx.array, mx.array], lazy: bool = False
-) -> tuple[mx.array, tuple[mx.array, mx.array]]:
+def scan_graph(gates: mx.array, weight: mx.array, state: Pair, lazy: bool = False) -> tuple[mx.array, Pair]:
     """`scan` as an MLX graph, handed to the device in blocks so that it can start while the rest is built.
 
     lazy : hand over nothing, as transformations (mx.grad, mx.compile) demand
@@ -113,9 +105,7 @@ def scan_graph(
     return mx.concatenate(blocks, axis=2), (h, c)
 
 
-def scan_numpy(
-    gates: mx.array, weight: mx.array, state: tuple[mx.array, mx.array]
-) -> tuple[mx.array, tuple[mx.array, mx.array]]:
+def scan_numpy(gates: mx.array, weight: mx.array, state: Pair) -> tuple[mx.array, Pair]:
     """`scan` in NumPy, in float32."""
     dtype, hidden = gates.dtype, weight.shape[2]
     # time first, so that a step reads one contiguous block

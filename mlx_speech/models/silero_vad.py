@@ -44,8 +44,7 @@ class Branch(nn.Module):
         super().__init__()
         scale = sample_rate // 8000
         self.window, self.context = 256 * scale, 32 * scale
-        n_fft = 128 * scale
-        bins = n_fft // 2 + 1
+        n_fft, bins = 128 * scale, 64 * scale + 1
         self.stft = nn.Conv1d(1, 2 * bins, n_fft, stride=n_fft // 2, bias=False)
         sizes = [(bins, 128, 1), (128, 64, 2), (64, 64, 2), (64, 128, 1)]
         self.encoder = [nn.Conv1d(i, o, 3, stride=s, padding=1) for i, o, s in sizes]
@@ -122,9 +121,6 @@ class Model(BaseModel):
             raise OptionError(f"live audio comes in multiples of {network.window} samples, not {audio.shape[1]}")
         audio = mx.pad(audio, [(0, 0), (0, rest)])
         before = self.initial_state(audio.shape[0], sample_rate) if state is None else state
-        if audio.shape[1] == 0:
-            probabilities, after = mx.zeros((audio.shape[0], 0)), before
-        else:
-            probabilities, after = network(audio, before)
-        probabilities = probabilities[0] if single else probabilities
+        found, after = network(audio, before) if audio.shape[1] else (mx.zeros(audio.shape), before)
+        probabilities = found[0] if single else found
         return probabilities if state is None else (probabilities, after)

@@ -63,8 +63,7 @@ class ConvLayer(nn.Module):
 
     def __init__(self, args: ModelArgs, index: int):
         super().__init__()
-        inputs = args.conv_dim[index - 1] if index else 1
-        outputs = args.conv_dim[index]
+        inputs, outputs = args.conv_dim[index - 1] if index else 1, args.conv_dim[index]
         self.conv = nn.Conv1d(inputs, outputs, args.conv_kernel[index], args.conv_stride[index], bias=args.conv_bias)
         if args.feat_extract_norm != "group":
             self.layer_norm = nn.LayerNorm(outputs)
@@ -114,17 +113,13 @@ class Attention(nn.Module):
         super().__init__()
         width = args.hidden_size
         self._heads = args.num_attention_heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
     def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
-        batch, frames, width = x.shape
-        shape = (batch, frames, self._heads, -1)
+        shape = (*x.shape[:2], self._heads, -1)
         q, k, v = (layer(x).reshape(shape).transpose(0, 2, 1, 3) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=(width // self._heads) ** -0.5, mask=mask)
-        return self.out_proj(y.transpose(0, 2, 1, 3).reshape(batch, frames, width))
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
+        return self.out_proj(y.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 class FeedForward(nn.Module):
@@ -230,10 +225,9 @@ class Model(BaseModel):
         first `num_frames(length)` logits are those it has alone (also in the group-norm kind, whose statistics run
         over time). Fewer than 400 samples (at the usual kernels) have to be padded by the caller.
         """
-        if self.num_frames(waveform.shape[1]) < 1:
-            raise OptionError(
-                f"{waveform.shape[1]} samples are too few for wav2vec2: pad them with zeros to 400 or more"
-            )
+        samples = waveform.shape[1]
+        if self.num_frames(samples) < 1:
+            raise OptionError(f"{samples} samples are too few for wav2vec2: pad them with zeros to 400 or more")
         x = waveform[..., None].astype(self.wav2vec2.feature_projection.projection.weight.dtype)
         for k, layer in enumerate(self.wav2vec2.feature_extractor.conv_layers):
             if lengths is not None:

@@ -36,10 +36,8 @@ class ModelArgs(BaseModelArgs):
 
     def conflicts(self) -> list[str]:
         said = []
-        for side, width, heads in (
-            ("audio", self.n_audio_state, self.n_audio_head),
-            ("text", self.n_text_state, self.n_text_head),
-        ):
+        for side in ("audio", "text"):
+            width, heads = getattr(self, f"n_{side}_state"), getattr(self, f"n_{side}_head")
             if width % heads:
                 said.append(f"n_{side}_head is {heads}, which does not divide n_{side}_state, {width}")
         if self.n_audio_state != self.n_text_state or self.n_audio_state % 2 or self.n_audio_state < 4:
@@ -92,6 +90,12 @@ class Block(nn.Module):
 
     def mlp(self, x: mx.array) -> mx.array:
         return x + self.mlp2(nn.gelu(self.mlp1(self.mlp_ln(x))))
+
+    def decode(self, layer: int, x: mx.array, memory: Cache | Window, mask: mx.array | str | None) -> mx.array:
+        """As layer `layer` of a decoder, whose keys and values are added to `memory`."""
+        y = self.attn_ln(x)
+        x = x + self.attn(y, *memory.append(layer, *self.attn.keys_values(y)), mask)
+        return self.mlp(x + self.cross_attn(self.cross_attn_ln(x), *memory.audio[layer]))
 
 
 class AudioEncoder(nn.Module):
@@ -248,10 +252,7 @@ class TextDecoder(nn.Module):
         x = self.token_embedding(tokens) + self.positional_embedding[cache.offset : cache.offset + steps]
         mask = "causal" if steps > 1 else None
         for layer, block in enumerate(self.blocks):
-            y = block.attn_ln(x)
-            x = x + block.attn(y, *cache.append(layer, *block.attn.keys_values(y)), mask)
-            x = x + block.cross_attn(block.cross_attn_ln(x), *cache.audio[layer])
-            x = block.mlp(x)
+            x = block.decode(layer, x, cache, mask)
         cache.offset += steps
         return self.token_embedding.as_linear(self.ln(x)).astype(mx.float32), cache
 
@@ -312,8 +313,7 @@ class TextDecoder(nn.Module):
             keys, values = block.attn.keys_values(y)
             audio = block.cross_attn.keys_values(encoded)
             x = x + block.attn(y, keys, values, mask[:, None])
-            x = x + block.cross_attn(block.cross_attn_ln(x), *audio)
-            x = block.mlp(x)
+            x = block.mlp(x + block.cross_attn(block.cross_attn_ln(x), *audio))
             window.enter(layer, jobs, keys, values, audio)
         window.show(jobs, [len(prompt) for prompt in prompts])
         x = mx.stack([x[:, -1], x[mx.arange(len(jobs)), mx.array(pads) + mx.array(at)]])
@@ -330,10 +330,7 @@ class TextDecoder(nn.Module):
         window.visible[:, :, window.position] = mx.eye(group).astype(mx.bool_)
         mask = window.visible.reshape(jobs, 1, group, -1)
         for layer, block in enumerate(self.blocks):
-            y = block.attn_ln(x)
-            x = x + block.attn(y, *window.append(layer, *block.attn.keys_values(y)), mask)
-            x = x + block.cross_attn(block.cross_attn_ln(x), *window.audio[layer])
-            x = block.mlp(x)
+            x = block.decode(layer, x, window, mask)
         window.lengths = [length + 1 if length else 0 for length in window.lengths]
         window.position += 1
         return self.token_embedding.as_linear(self.ln(x)).astype(mx.float32)

@@ -19,8 +19,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.errors import AudioError, OptionError
-from mlx_speech.features import SAMPLE_RATE, normalize
+from mlx_speech.errors import OptionError
+from mlx_speech.features import SAMPLE_RATE, normalize, one_channel
 from mlx_speech.stages.spelling import clusters, is_mark, split_words, spoken
 from mlx_speech.transcript import UNSPACED, Char, Segment, Word
 
@@ -37,10 +37,7 @@ CELLS = 1 << 26  # bytes of back-pointers and log-probabilities that wait for on
 BLOCK = 64  # frames whose log-probabilities the Viterbi lays out at once
 
 # Latin letters that Unicode does not take apart, and marks that stand for an apostrophe
-_PLAIN = str.maketrans(
-    {"œ": "oe", "æ": "ae", "ø": "o", "ł": "l", "đ": "d", "ı": "i", "ð": "d", "þ": "th", "ħ": "h", "ŋ": "n"}
-    | dict.fromkeys("’‘ʼ`´′＇", "'")
-)
+_PLAIN = str.maketrans({"œ": "oe", "æ": "ae", "þ": "th"}) | str.maketrans("øłđıðħŋ’‘ʼ`´′＇", "oldidhn'''''''")
 _DOTLESS = str.maketrans("Iİ", "ıi")  # Turkish and Azerbaijani
 
 
@@ -226,33 +223,25 @@ def align(
         raise OptionError(f"interpolate_method is {interpolate_method!r}: it has to be one of {', '.join(METHODS)}")
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}: it has to be at least 1")
-    samples = np.asarray(audio, np.float32)
-    if samples.ndim != 1:
-        raise AudioError(f"audio of shape {samples.shape}: words are aligned in one channel, (samples,)")
+    samples = one_channel(audio, "words are aligned")
     labels = Labels(model.args, language)
     words = [split_words(segment.text, language) for segment in segments]
     if labels.coverage("".join(segment.text for segment in segments)) < MIN_COVERAGE:
-        warnings.warn(
-            f"the alignment model has no labels for the script of this text ({language}), so word times are only "
-            "interpolated: choose a model for the language with --align-model",
-            stacklevel=2,
-        )
+        advice = "so word times are only interpolated: choose a model for the language with --align-model"
+        message = f"the alignment model has no labels for the script of this text ({language}), {advice}"
+        warnings.warn(message, stacklevel=2)
     jobs = [job for k, segment in enumerate(segments) if (job := _job(k, segment, words[k], samples, labels, model))]
     found: dict[int, dict[int, Word]] = {}
     for job, path in _paths(jobs, model, labels, batch_size, on_progress):
         found[job.index] = _words(job, path, segments[job.index], words[job.index], model.args, return_char_alignments)
-    return tuple(
-        replace(segment, words=_complete(words[k], found.get(k, {}), segment, interpolate_method))
-        for k, segment in enumerate(segments)
-    )
+    complete = [_complete(words[k], found.get(k, {}), own, interpolate_method) for k, own in enumerate(segments)]
+    return tuple(replace(segment, words=own) for segment, own in zip(segments, complete, strict=True))
 
 
-def _job(
-    index: int, segment: Segment, words: list[str], samples: np.ndarray, labels: Labels, model: Any
-) -> _Job | None:
+def _job(index: int, segment: Segment, words: list[str], audio: np.ndarray, labels: Labels, model: Any) -> _Job | None:
     """The labels of a segment in order, a delimiter between words; None where there are none or too few frames."""
     start, end = (int(max(0.0, time) * SAMPLE_RATE) for time in (segment.start, segment.end))
-    sound, pieces = samples[start:end], [piece for k, word in enumerate(words) for piece in labels.pieces(word, k)]
+    sound, pieces = audio[start:end], [piece for k, word in enumerate(words) for piece in labels.pieces(word, k)]
     if not pieces or not sound.size or labels.coverage(segment.text) < MIN_COVERAGE:
         return None
     target, owners = [], []

@@ -61,8 +61,7 @@ class _Turns:
             if shared > 0:
                 seconds[turn.speaker] = seconds.get(turn.speaker, 0.0) + shared
         if seconds:
-            speaker = max(seconds, key=lambda name: seconds[name])
-            return speaker, seconds[speaker]
+            return max(seconds.items(), key=lambda item: item[1])
         before = [self.turns[self.latest[low - 1]]] if low else []
         near = before + self.turns[low : high + 1]
         gaps = [max(turn.start - region.end, region.start - turn.end, 0.0) for turn in near]
@@ -93,11 +92,9 @@ def _split(segment: Segment) -> list[Segment]:
     parts = [words[a:b] for a, b in pairwise([*cuts, len(words)])]
     starts = [segment.start, *(part[0].start for part in parts[1:])]
     ends = [*(part[-1].end for part in parts[:-1]), segment.end]
-    texts = _texts(segment, cuts)
-    return [
-        replace(segment, start=start, end=max(start, end), text=text, words=part, speaker=speaker, tokens=())
-        for start, end, text, part, speaker in zip(starts, ends, texts, parts, speakers, strict=True)
-    ]
+    rows = zip(starts, ends, _texts(segment, cuts), parts, speakers, strict=True)
+    bare = replace(segment, tokens=())
+    return [replace(bare, start=a, end=max(a, b), text=text, words=part, speaker=who) for a, b, text, part, who in rows]
 
 
 def _texts(segment: Segment, cuts: list[int]) -> list[str]:

@@ -68,15 +68,14 @@ def find_alignment(
     if not rows:
         return found
     starts = [tokenizer.sot_sequence(languages[row], task) for row in rows]
-    inputs = [
-        [*start, tokenizer.no_timestamps, *texts[row], tokenizer.eot] for start, row in zip(starts, rows, strict=True)
-    ]
+    own = list(zip(starts, rows, strict=True))
+    inputs = [[*start, tokenizer.no_timestamps, *texts[row], tokenizer.eot] for start, row in own]
     chosen = encoded if len(rows) == encoded.shape[0] else encoded[mx.array(rows)]
     tokens = _padded(inputs, tokenizer.eot, model.args.n_text_ctx)
     states, scores = model.decoder.cross_attention(tokens, chosen, alignment_heads(model.args))
 
     matrices, probabilities = [], []
-    for k, (start, row) in enumerate(zip(starts, rows, strict=True)):
+    for k, (start, row) in enumerate(own):
         first, last = len(start), len(inputs[k]) - 1  # notimestamps, which says when the first word begins; eot
         matrices.append(_matrix(scores[k, :, : last + 1, : num_frames[row] // 2])[first:last])
         logits = model.decoder.token_embedding.as_linear(states[k, first : last - 1]).astype(mx.float32)
@@ -205,12 +204,7 @@ def _timings(
 
 
 def place_words(
-    segments: Sequence[Segment],
-    timings: Sequence[WordTiming],
-    *,
-    offset: float,
-    last_speech: float,
-    tokenizer: Tokenizer,
+    segments: Sequence[Segment], timings: list[WordTiming], *, offset: float, last_speech: float, tokenizer: Tokenizer
 ) -> list[Segment]:
     """The segments of one window with their words, and their start and end moved (openai/whisper
     `add_word_timestamps`).
@@ -325,12 +319,8 @@ def tidy(words: Sequence[Word], start: float, end: float) -> tuple[Word, ...]:
 def anomaly_score(word: Word) -> float:
     """How unlike a spoken word it is: improbable, very short or very long (openai/whisper `word_anomaly_score`)."""
     duration = word.end - word.start
-    score = 1.0 if word.score < 0.15 else 0.0
-    if duration < 0.133:
-        score += (0.133 - duration) * 15
-    if duration > 2.0:
-        score += duration - 2.0
-    return score
+    improbable = 1.0 if word.score < 0.15 else 0.0
+    return improbable + max(0.0, 0.133 - duration) * 15 + max(0.0, duration - 2.0)
 
 
 def is_anomalous(segment: Segment | None) -> bool:

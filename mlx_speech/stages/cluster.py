@@ -107,7 +107,8 @@ def cluster(
         if target is not None:
             centroids = _means(vectors, kmeans(_unit(vectors), target))
         constrained = target is None  # which would bring speakers back that were not asked for
-    similarity = _similarity(embeddings, centroids)
+    voices = embeddings.reshape(-1, embeddings.shape[2])
+    similarity = 2 - _distances(voices, centroids).reshape(*active.shape, -1)  # from the cosine distance
     hard = constrained_argmax(similarity, active) if constrained else similarity.argmax(axis=2)
     return np.where(active, hard, NONE), centroids
 
@@ -166,14 +167,9 @@ def agglomerate(vectors: np.ndarray, bounds: Bounds, threshold: float, min_clust
     if not small.size:
         return labels
     centroids = _means(units, labels)
-    labels = _joined(labels, small, large[_distances(centroids[large], centroids[small]).argmin(axis=0)])
-    return np.unique(labels, return_inverse=True)[1]
-
-
-def _joined(labels: np.ndarray, small: np.ndarray, large: np.ndarray) -> np.ndarray:
-    new = np.arange(labels.max() + 1)
-    new[small] = large
-    return new[labels]
+    joined = np.arange(len(sizes))
+    joined[small] = large[_distances(centroids[large], centroids[small]).argmin(axis=0)]
+    return np.unique(joined[labels], return_inverse=True)[1]
 
 
 def _best_merge(tree: np.ndarray, threshold: float, size: int, target: int) -> int:
@@ -268,12 +264,6 @@ def constrained_argmax(similarity: np.ndarray, active: np.ndarray) -> np.ndarray
         speakers, clusters = linear_sum_assignment(score, maximize=True)
         hard[chunk, speakers] = clusters
     return hard
-
-
-def _similarity(embeddings: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """(chunks, speakers, dimension), (clusters, dimension) → 2 - cosine distance, (chunks, speakers, clusters)."""
-    chunks, speakers, dimension = embeddings.shape
-    return 2 - _distances(embeddings.reshape(-1, dimension), centroids).reshape(chunks, speakers, -1)
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

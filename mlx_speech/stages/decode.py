@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.errors import OptionError
+from mlx_speech.errors import OptionError, in_range
 from mlx_speech.stages.rules import WINDOW, Rules, State, log_sum_exp, top
 
 CHECK_EVERY = 4  # steps between looks at what was sampled: each look waits for the device
@@ -76,19 +76,17 @@ class DecodingOptions:
         if not self.temperature:
             raise OptionError("temperature is empty: give at least one, such as 0")
         for temperature in self.temperature:
-            _check("temperature", temperature, 0, 100)
-        _check("sample_len", self.sample_len, 1, math.inf)
-        _check("best_of", self.best_of, 1, 100)
-        _check("beam_size", self.beam_size, 1, 100)
-        _check("patience", self.patience, 0, 100)
-        _check("length_penalty", self.length_penalty, 0, 1)
-        _check("max_initial_timestamp", self.max_initial_timestamp, 0, WINDOW)
-        if self.patience is not None and self.beam_size is None:
+            in_range(0, 100, temperature=temperature)
+        size, patience = self.beam_size, self.patience
+        in_range(1, math.inf, sample_len=self.sample_len)
+        in_range(1, 100, best_of=self.best_of, beam_size=size)
+        in_range(0, 100, patience=patience)
+        in_range(0, 1, length_penalty=self.length_penalty)
+        in_range(0, WINDOW, max_initial_timestamp=self.max_initial_timestamp)
+        if patience is not None and size is None:
             raise OptionError("patience needs beam_size: give both or neither")
-        if self.beam_size is not None and self._candidates() < 1:
-            raise OptionError(
-                f"patience {self.patience} with beam_size {self.beam_size} leaves no candidates: raise it"
-            )
+        if size is not None and self._candidates() < 1:
+            raise OptionError(f"patience {patience} with beam_size {size} leaves no candidates: raise it")
         self.suppressed()
 
     def _candidates(self) -> int:
@@ -101,14 +99,7 @@ class DecodingOptions:
         try:
             return [int(token) for token in (given.split(",") if isinstance(given, str) else given) if token != ""]
         except (TypeError, ValueError) as error:
-            raise OptionError(
-                f"suppress_tokens is {given!r}: it has to be ids with commas, such as -1,50257"
-            ) from error
-
-
-def _check(option: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:  # NaN too
-        raise OptionError(f"{option} is {value}: it has to be from {low:g} to {high:g}")
+            raise OptionError(f"suppress_tokens is {given!r}: give ids with commas, such as -1,50257") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,10 +182,7 @@ def decode_with_fallback(
 
 
 def _while_few(jobs: Iterator[Job], failed: list[Job], limit: int) -> Iterator[Job]:
-    while len(failed) < limit:
-        job = next(jobs, None)
-        if job is None:
-            return
+    while len(failed) < limit and (job := next(jobs, None)) is not None:
         yield job
 
 
@@ -221,8 +209,8 @@ def decode(
     Jobs are pulled as rows become free, at most `batch_size` at a time, and come back in any order. A job's result does
     not depend on the others. Raises `OptionError` where prompt and prefix leave no room in the decoder's context.
     """
-    _check("temperature", temperature, 0, 100)
-    _check("batch_size", batch_size, 1, math.inf)
+    in_range(0, 100, temperature=temperature)
+    in_range(1, math.inf, batch_size=batch_size)
     search, group = (_Samples, options.best_of or 1) if temperature > 0 else (_Beams, options.beam_size)
     if group is None:
         search, group = _Samples, 1
@@ -311,10 +299,8 @@ class _Batch:
         context = self.model.args.n_text_ctx
         encoded = mx.stack([job.encoded for job in jobs])
         languages = self._languages(jobs, encoded)
-        prompts = [
-            _initial_tokens(job, language, self.tokenizer, self.options, context)
-            for job, language in zip(jobs, languages, strict=True)
-        ]
+        pairs = zip(jobs, languages, strict=True)
+        prompts = [_initial_tokens(*pair, self.tokenizer, self.options, context) for pair in pairs]
         limits = [min(self.options.sample_len or context // 2, context + 1 - len(prompt)) for prompt in prompts]
         at = [prompt.index(self.tokenizer.sot) for prompt in prompts]
         free = [index for index, row in enumerate(self.rows) if row is None][: len(jobs)]
@@ -353,16 +339,9 @@ class _Batch:
             self.keep(kept)
 
     def result(self, row: _Row, tokens: list[int], total: float) -> tuple[Job, DecodingResult]:
-        text = self.tokenizer.decode(tokens).strip()
-        return row.job, DecodingResult(
-            tokens=tuple(tokens),
-            text=text,
-            language=row.language,
-            avg_logprob=total / (len(tokens) + 1),
-            no_speech_prob=float(np.array(row.no_speech)),
-            temperature=self.temperature,
-            compression_ratio=compression_ratio(text),
-        )
+        text, mean = self.tokenizer.decode(tokens).strip(), total / (len(tokens) + 1)
+        silence, ratio = float(np.array(row.no_speech)), compression_ratio(text)
+        return row.job, DecodingResult(tuple(tokens), text, row.language, mean, silence, self.temperature, ratio)
 
     def best(self, hypotheses: Sequence[tuple[list[int], float]]) -> tuple[list[int], float]:
         """The most probable one for its length (openai/whisper `MaximumLikelihoodRanker`)."""
@@ -375,10 +354,11 @@ class _Batch:
         return max(hypotheses, key=score)
 
     def begin(self, indices: list[int], logits: mx.array) -> None:
+        """Choose the first tokens of the rows that have entered."""
         raise NotImplementedError
 
     def keep(self, indices: list[int]) -> None:
-        raise NotImplementedError
+        """Only these rows stay, in this order; what is not with the rows follows."""
 
     def advance(self) -> list[tuple[Job, DecodingResult]]:
         raise NotImplementedError
@@ -403,9 +383,8 @@ class _Samples(_Batch):
         state = State.of([row.tokens for row in rows], self.rules.begin)
         limits = mx.array([[row.limit] * self.group for row in rows])
         keys = mx.array(np.array([self._keys(row.job) for row in rows], dtype=np.uint32))
-        totals = mx.zeros(limits.shape)
         logits = mx.broadcast_to(logits, (*limits.shape, logits.shape[-1]))
-        state, totals = self._choose(logits, state, totals, limits, keys, rows)
+        state, totals = self._choose(logits, state, mx.zeros(limits.shape), limits, keys, rows)
         where = mx.array(indices)
 
         def put(old: mx.array, new: mx.array) -> mx.array:
@@ -426,9 +405,7 @@ class _Samples(_Batch):
         self, logits: mx.array, state: State, totals: mx.array, limits: mx.array, keys: mx.array, rows: list
     ) -> tuple[State, mx.array]:
         logits, normaliser = self.rules(logits, state)
-        scores = logits
-        if self.temperature > 0:
-            scores = logits / self.temperature + gumbel(keys, state.count, logits.shape[-1])
+        scores = logits / self.temperature + gumbel(keys, state.count, logits.shape[-1]) if self.temperature else logits
         tokens = mx.argmax(scores, axis=-1).astype(mx.int32)
         logprobs = (mx.take_along_axis(logits, tokens[..., None], axis=-1) - normaliser)[..., 0]
         going = (state.last != self.rules.eot) & (state.count < limits)
@@ -436,9 +413,8 @@ class _Samples(_Batch):
         state = state.after(tokens, self.rules.begin)
         mx.async_eval(totals, *vars(state).values())
         self.pending.append((tokens, totals, list(rows)))
-        for row in rows:
-            if row is not None:
-                row.steps += 1
+        for row in filter(None, rows):
+            row.steps += 1
         return state, totals
 
     def keep(self, indices: list[int]) -> None:
@@ -453,9 +429,8 @@ class _Samples(_Batch):
             unread = 0
             if any(row is not None and row.steps < row.limit for row in self.rows):
                 logits = self.model.decoder.step(self.window, self.state.last)
-                self.state, self.totals = self._choose(
-                    logits, self.state, self.totals, self.limits, self.keys, self.rows
-                )
+                current = self.state, self.totals, self.limits, self.keys, self.rows
+                self.state, self.totals = self._choose(logits, *current)
                 unread = 1  # the device has work while the others are read
             if not unread or len(self.pending) > CHECK_EVERY:
                 done = self._read(len(self.pending) - unread)
@@ -505,9 +480,6 @@ class _Beams(_Batch):
         self.candidates = self.options._candidates()
         self.done: list[tuple[Job, DecodingResult]] = []
 
-    def keep(self, indices: list[int]) -> None:
-        """Everything is with the rows."""
-
     def begin(self, indices: list[int], logits: mx.array) -> None:
         state = State.of([[[]] for _ in indices], self.rules.begin)  # all beams are still the same
         values, tokens = self._top(logits, state)
@@ -518,14 +490,10 @@ class _Beams(_Batch):
         """Take steps until a job is done."""
         while not self.done and self.active:
             sequences = [row.tokens if row else [[self.rules.eot]] * self.group for row in self.rows]
-            logits = self.model.decoder.step(
-                self.window, mx.array([[tokens[-1] for tokens in group] for group in sequences])
-            )
+            last = mx.array([[tokens[-1] for tokens in group] for group in sequences])
+            logits = self.model.decoder.step(self.window, last)
             values, tokens = self._top(logits, State.of(sequences, self.rules.begin))
-            sources = [list(range(self.group))] * len(self.rows)
-            for index, row in enumerate(self.rows):
-                if row is not None:
-                    sources[index] = self._select(index, values[index], tokens[index])
+            sources = [self._select(index, values[index], tokens[index]) for index in range(len(self.rows))]
             if any(source != list(range(self.group)) for source in sources):
                 self.window.reorder(mx.array(sources))
         done, self.done = self.done, []
@@ -565,7 +533,6 @@ class _Beams(_Batch):
         return sources
 
     def _finish(self, row: _Row) -> tuple[Job, DecodingResult]:
-        for beam in np.argsort(row.totals)[::-1]:  # where too few are complete
-            if len(row.finished) < self.group:
-                row.finished.append((row.tokens[beam], float(row.totals[beam])))
+        missing = max(0, self.group - len(row.finished))  # where too few are complete, the best of the others
+        row.finished += [(row.tokens[k], float(row.totals[k])) for k in np.argsort(row.totals)[::-1][:missing]]
         return self.result(row, *self.best(row.finished))

@@ -16,8 +16,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.errors import AudioError, ConfigError, OptionError, brief
-from mlx_speech.features import speaker_fbank
+from mlx_speech.errors import ConfigError, OptionError, brief, in_range
+from mlx_speech.features import one_channel, speaker_fbank
 from mlx_speech.models.diarization_pipeline import Model
 from mlx_speech.stages import cluster, windows
 from mlx_speech.stages.windows import Windows
@@ -50,23 +50,20 @@ def diarize(
     wrong, `ConfigError` for a pipeline with settings that are not supported, and `AudioError` for audio of another
     shape.
     """
-    if batch_size < 1:
-        raise OptionError(f"batch_size is {batch_size}: it has to be at least 1")
-    cluster.speaker_bounds(num_speakers, min_speakers, max_speakers)
+    in_range(1, math.inf, batch_size=batch_size)
+    speakers = {"num_speakers": num_speakers, "min_speakers": min_speakers, "max_speakers": max_speakers}
+    cluster.speaker_bounds(**speakers)
     settings = checked(model.params)
     cluster.check(model.clustering, settings["clustering"], model.plda)
-    samples = np.asarray(audio, dtype=np.float32)
-    if samples.ndim != 1:
-        raise AudioError(f"audio of shape {samples.shape}: speakers are told apart in one channel, (samples,)")
+    samples = one_channel(audio, "speakers are told apart")
     report = on_progress or (lambda done: None)
     if not samples.size:
         return Diarization()
     args = model.segmentation.args
     size = round(args.duration * args.sample_rate)
     starts = windows.starts(samples.size, size, round(model.segmentation_step * args.duration * args.sample_rate))
-    scores = segmentations = np.concatenate(
-        list(_reported(segment(samples, model.segmentation, starts, size, batch_size), len(starts), report, SHARES[0]))
-    )
+    heard = segment(samples, model.segmentation, starts, size, batch_size)
+    scores = segmentations = np.concatenate(list(_reported(heard, len(starts), report, SHARES[0])))
     if args.powerset_max_classes is None:
         segmentations = windows.binarize(scores, settings["segmentation"]["threshold"]).astype(np.int8)
     if not segmentations.any():
@@ -78,20 +75,9 @@ def diarize(
     vectors = embed(samples, model.embedding, [starts[k] for k in spoken], size, masks[spoken], together)
     embeddings = np.full((*masks.shape[::2], model.embedding.args.embedding_size), np.nan, dtype=np.float32)
     embeddings[spoken] = np.concatenate(list(_reported(vectors, len(spoken), report, SHARES[1])))
-    result = from_stages(
-        segmentations,
-        embeddings,
-        duration=args.duration,
-        scores=scores,
-        plda=model.plda,
-        clustering=model.clustering,
-        params=model.params,
-        num_speakers=num_speakers,
-        min_speakers=min_speakers,
-        max_speakers=max_speakers,
-        segmentation_step=model.segmentation_step,
-        frames=windows.frames_of(args),
-    )
+    given = {name: getattr(model, name) for name in ("plda", "clustering", "params", "segmentation_step")}
+    given |= {"duration": args.duration, "frames": windows.frames_of(args)} | speakers
+    result = from_stages(segmentations, embeddings, scores=scores, **given)
     report(1.0)
     return result
 
@@ -143,15 +129,8 @@ def from_stages(
     count = np.rint(windows.aggregate(count, len(count), chunks, frames)[:, 0]).astype(int)
     if not count.any():
         return Diarization()
-    clusters, centroids = cluster.cluster(
-        embeddings,
-        segmentations,
-        bounds,
-        clustering=clustering,
-        params=settings["clustering"],
-        plda=plda,
-        min_active_ratio=min_active_ratio,
-    )
+    how: dict[str, Any] = {"clustering": clustering, "params": settings["clustering"], "plda": plda}
+    clusters, centroids = cluster.cluster(embeddings, segmentations, bounds, min_active_ratio=min_active_ratio, **how)
     found = len(np.unique(clusters[clusters != cluster.NONE]))
     if not bounds.low <= found <= bounds.high:
         most = f"to {bounds.high}" if math.isfinite(bounds.high) else "or more"
@@ -167,11 +146,8 @@ def from_stages(
     names = {k: f"SPEAKER_{n:02d}" for n, k in enumerate(speakers)}
     silent = np.zeros((max(names, default=-1) + 1, centroids.shape[1]))  # more at once than there are clusters
     silent[: len(centroids)] = centroids[: len(silent)]
-    return Diarization(
-        turns=tuple(Turn(start, end, names[k]) for start, end, k in turns),
-        exclusive=tuple(Turn(start, end, names[k]) for start, end, k in exclusive),
-        embeddings={name: tuple(silent[k].tolist()) for k, name in names.items()},
-    )
+    named, alone = (tuple(Turn(start, end, names[k]) for start, end, k in found) for found in (turns, exclusive))
+    return Diarization(named, alone, {name: tuple(silent[k].tolist()) for k, name in names.items()})
 
 
 def checked(params: Mapping[str, Any] | None) -> dict[str, Any]:

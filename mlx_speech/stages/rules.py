@@ -98,8 +98,7 @@ class Rules:
         blank = [*tokenizer.encode(" "), tokenizer.eot] if options.suppress_blank else []
         self.never_first = self._marked(suppressed + blank)
         limit = options.max_initial_timestamp
-        last = round(limit / (WINDOW / args.n_audio_ctx)) if limit else self.vocab
-        self.last_first = self.begin + last
+        self.last_first = self.begin + (round(limit / (WINDOW / args.n_audio_ctx)) if limit else self.vocab)
 
     def _marked(self, tokens: Iterable[int]) -> mx.array:
         marked = np.zeros(self.vocab, dtype=bool)

@@ -23,22 +23,14 @@ _TERMINAL = ".!?…。！？｡．‼⁇⁈⁉؟۔।॥։።፧။។៕།"
 _CLOSING = "\"'”’»›)]}」』）】》〉〕｣＂"
 _OPENING = "\"'“‘„‚«‹([{¿¡「『（【《〈〔｢—–-"
 # without their last full stop: these never end a sentence
-_TITLES = {
-    "en": "mr mrs ms dr prof st mt gen col sgt capt lt rev hon gov sen rep vs e.g i.e cf approx dept",
-    "de": "hr fr dr prof z.b d.h u.a v.a bzw ca st evtl ggf inkl vgl sog",
-    "fr": "m mm mme mlle dr p.ex cf env",
-    "es": "sr sra srta dr dra d ud uds p.ej",
-    "it": "sig sig.ra dott dr prof avv ing p.es",
-    "pt": "sr sra dr dra prof p.ex",
-    "nl": "dhr mevr dr drs prof ir bijv d.w.z o.a m.n t.a.v",
-    "sv": "t.ex bl.a dvs d.v.s s.k f.d ca dr prof",
-    "da": "f.eks bl.a dvs ca dr hr fr",
-    "no": "f.eks bl.a dvs ca dr",
-    "fi": "esim ns mm dr",
-    "pl": "np m.in tzn tj dr prof ul",
-    "cs": "např tj mj dr ing mgr",
-    "ru": "т.е т.к т.н г ул им проф",
-}
+_TITLES: str = (
+    "en mr mrs ms dr prof st mt gen col sgt capt lt rev hon gov sen rep vs e.g i.e cf approx dept"
+    "|de hr fr dr prof z.b d.h u.a v.a bzw ca st evtl ggf inkl vgl sog|fr m mm mme mlle dr p.ex cf env"
+    "|es sr sra srta dr dra d ud uds p.ej|it sig sig.ra dott dr prof avv ing p.es|pt sr sra dr dra prof p.ex"
+    "|nl dhr mevr dr drs prof ir bijv d.w.z o.a m.n t.a.v|sv t.ex bl.a dvs d.v.s s.k f.d ca dr prof"
+    "|da f.eks bl.a dvs ca dr hr fr|no f.eks bl.a dvs ca dr|fi esim ns mm dr|pl np m.in tzn tj dr prof ul"
+    "|cs např tj mj dr ing mgr|ru т.е т.к т.н г ул им проф"
+)
 _SOMETIMES = ("etc", "jr", "sr", "inc", "ltd", "co", "corp", "usw", "usf", "osv", "m.m", "atd", "itd")  # these may
 _BEFORE_NUMBERS = ("no", "nos", "nr", "fig", "vol", "p", "pp", "art", "ch", "sec")  # these do, but for a number behind
 _ORDINALS = frozenset({"de", "da", "no", "nn", "fi", "cs", "sk", "pl", "hu", "hr", "sl", "sr", "et", "lv", "tr", "is"})
@@ -125,9 +117,8 @@ def _ends(pieces: list[_Piece], following: Word, language: str, cased: bool) -> 
     """
     if not following.text.strip(_CLOSING + _TERMINAL):  # « Oui. »
         return False
-    core = pieces[-1].word.text.rstrip(_CLOSING)
-    if not core and len(pieces) > 1:
-        core = pieces[-2].word.text.rstrip(_CLOSING)
+    *before, core = (piece.word.text.rstrip(_CLOSING) for piece in pieces[-2:])
+    core = core or "".join(before)
     if not core or core[-1] not in _TERMINAL + (";\u037e" if language == "el" else ""):
         return False
     start = following.text.lstrip(_OPENING)[:1]
@@ -137,7 +128,8 @@ def _ends(pieces: list[_Piece], following: Word, language: str, cased: bool) -> 
         return True
     name = core[:-1].lstrip(_OPENING)
     known = name.lower()
-    if known in _TITLES.get(language, "dr prof").split() or (known in _BEFORE_NUMBERS and start.isdecimal()):
+    titles = dict(entry.split(" ", 1) for entry in _TITLES.split("|")).get(language, "dr prof").split()
+    if known in titles or (known in _BEFORE_NUMBERS and start.isdecimal()):
         return False
     if name.isdecimal() and len(pieces) == 1:  # the number of a list's item
         return False

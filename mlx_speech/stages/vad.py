@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.errors import AudioError, OptionError
+from mlx_speech.errors import OptionError, in_range
+from mlx_speech.features import one_channel
 from mlx_speech.stages import windows
 from mlx_speech.transcript import Chunk, Region
 
@@ -29,12 +30,7 @@ LITTLE_SPEECH = 0.1  # of a recording
 
 
 def detect_speech(
-    audio: Any,
-    model: Callable[..., Any],
-    *,
-    sample_rate: int = 16_000,
-    time_resolution: int | None = None,
-    **options: Any,
+    audio: Any, model: Any, *, sample_rate: int = 16_000, time_resolution: int | None = None, **options: Any
 ) -> list[Region]:
     """The regions of a recording in which somebody speaks.
 
@@ -48,16 +44,11 @@ def detect_speech(
     Raises `OptionError` for options out of range, before the model runs, and `AudioError` for audio of another shape.
     """
     if sample_rate <= 0 or (sample_rate % 16_000 and sample_rate != 8_000):
-        raise OptionError(
-            f"a sample rate of {sample_rate} Hz: speech is detected at 8000, 16000 or a multiple of 16000"
-        )
+        raise OptionError(f"a sample rate of {sample_rate} Hz: speech is detected at 8000, 16000 or multiples of 16000")
     rate = min(sample_rate, 16_000)
     speech_timestamps([], num_samples=0, sampling_rate=rate, **options)  # checks them
-    _check("time_resolution", time_resolution or 0, 0, 9)
-    samples = np.asarray(audio, dtype=np.float32)
-    if samples.ndim != 1:
-        raise AudioError(f"audio of shape {samples.shape}: speech is detected in one channel, (samples,)")
-    samples = samples[:: sample_rate // rate]
+    in_range(0, 9, time_resolution=time_resolution)
+    samples = one_channel(audio, "speech is detected")[:: sample_rate // rate]
     if not samples.size:
         return []
     probabilities = _probabilities(samples, model, rate)
@@ -112,31 +103,22 @@ def speech_timestamps(
 
     Raises `OptionError`, naming the option, for values out of range.
     """
-    _check("threshold", threshold, 0, 1)
-    _check("min_speech_duration_ms", min_speech_duration_ms, 0, 1e9)
-    _check("min_silence_duration_ms", min_silence_duration_ms, 0, 1e9)
-    _check("min_silence_at_max_speech", min_silence_at_max_speech, 0, 1e9)
-    _check("speech_pad_ms", speech_pad_ms, 0, 1e9)
-    _check("max_speech_duration_s", max_speech_duration_s, 0, math.inf)
-    if neg_threshold is None:
-        neg_threshold = max(threshold - 0.15, 0.01)
-    else:
-        _check("neg_threshold", neg_threshold, 0, threshold)
+    in_range(0, 1, threshold=threshold)
+    in_range(0, 1e9, min_speech_duration_ms=min_speech_duration_ms, min_silence_duration_ms=min_silence_duration_ms)
+    in_range(0, 1e9, min_silence_at_max_speech=min_silence_at_max_speech, speech_pad_ms=speech_pad_ms)
+    in_range(0, math.inf, max_speech_duration_s=max_speech_duration_s)
+    in_range(0, threshold, neg_threshold=neg_threshold)
+    neg_threshold = max(threshold - 0.15, 0.01) if neg_threshold is None else neg_threshold
     if sampling_rate not in WINDOWS:
         raise OptionError(f"sampling_rate is {sampling_rate}: it has to be 8000 or 16000")
     window = WINDOWS[sampling_rate]
     if len(probabilities) != -(-num_samples // window):
         raise OptionError(f"num_samples is {num_samples}, which does not fit {len(probabilities)} windows of {window}")
 
-    pad = sampling_rate * speech_pad_ms / 1000
-    min_speech = sampling_rate * min_speech_duration_ms / 1000
-    tracker = _Tracker(
-        min_speech=min_speech,
-        max_speech=sampling_rate * max_speech_duration_s - window - 2 * pad,
-        min_silence=sampling_rate * min_silence_duration_ms / 1000,
-        min_cut=sampling_rate * min_silence_at_max_speech / 1000,
-        longest=use_max_poss_sil_at_max_speech,
-    )
+    durations = speech_pad_ms, min_speech_duration_ms, min_silence_duration_ms, min_silence_at_max_speech
+    pad, min_speech, min_silence, min_cut = (sampling_rate * duration / 1000 for duration in durations)
+    max_speech = sampling_rate * max_speech_duration_s - window - 2 * pad
+    tracker = _Tracker(min_speech, max_speech, min_silence, min_cut, longest=use_max_poss_sil_at_max_speech)
     # Rounded to float32, which the original's model gives, but compared with the thresholds as they are: at a
     # threshold of 0.35, the float32 next to 0.35 counts as below it.
     for index, probability in enumerate(np.asarray(probabilities, dtype=np.float32).tolist()):
@@ -155,11 +137,6 @@ def in_seconds(
         (round(start / sampling_rate, time_resolution), min(round(end / sampling_rate, time_resolution), length))
         for start, end in timestamps
     ]
-
-
-def _check(option: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # NaN too
-        raise OptionError(f"{option} is {value}: it has to be from {low:g} to {high:g}")
 
 
 @dataclass
@@ -240,10 +217,8 @@ def _padded(segments: list[tuple[int, int]], pad: float, num_samples: int) -> li
     """`segments` widened by `pad` on both sides; where two would meet, each gets half of the pause."""
     gaps = [math.inf, *(after[0] - before[1] for before, after in pairwise(segments)), math.inf]
     shares = [gap // 2 if gap < 2 * pad else pad for gap in gaps]
-    return [
-        (int(max(0, start - before)), int(min(num_samples, end + after)))
-        for (start, end), before, after in zip(segments, shares, shares[1:], strict=False)
-    ]
+    padded = zip(segments, shares, shares[1:], strict=False)
+    return [(int(max(0, start - before)), int(min(num_samples, end + after))) for (start, end), before, after in padded]
 
 
 # --- regions → chunks -------------------------------------------------------------------------------------------------
@@ -259,7 +234,7 @@ def cut_chunks(regions: Sequence[Region], *, duration: float, chunk_size: float 
     As whisperx.vads.vad.Vad.merge_chunks: regions join the chunk, pauses and all, for as long as it stays short enough.
     Raises `OptionError` for a chunk_size below a second.
     """
-    _check("chunk_size", chunk_size, 1, math.inf)
+    in_range(1, math.inf, chunk_size=chunk_size)
     groups: list[list[Region]] = []
     end = 0.0
     for region in sorted(regions, key=lambda region: (region.start, region.end)):
@@ -297,11 +272,8 @@ def warn_if_silent(audio: np.ndarray, regions: Sequence[Region], name: str = "th
         return False
     share = speech_share(regions, audio.size / 16_000)
     if share < LITTLE_SPEECH:
-        warnings.warn(
-            f"{name}: it is loud, yet only {share:.1%} counts as speech: if more is missing, lower the threshold of "
-            "the voice activity detection or do without it",
-            stacklevel=2,
-        )
+        advice = "if more is missing, lower the threshold of the voice activity detection or do without it"
+        warnings.warn(f"{name}: it is loud, yet only {share:.1%} counts as speech: {advice}", stacklevel=2)
     return share < LITTLE_SPEECH
 
 
@@ -329,15 +301,12 @@ def detect_speech_pyannet(
     which it becomes too long ends there, and pauses may be filled under a `max_duration`, by which they are left.
     Raises `OptionError` for options out of range, and `AudioError` for audio of another shape.
     """
-    _check("onset", onset, 0, 1)
-    _check("offset", offset, 0, onset)
-    _check("min_duration_on", min_duration_on, 0, 1e9)
-    _check("min_duration_off", min_duration_off, 0, 1e9)
-    _check("max_duration", max_duration, 1, math.inf)
-    _check("batch_size", batch_size, 1, 1e6)
-    samples = np.asarray(audio, dtype=np.float32)
-    if samples.ndim != 1:
-        raise AudioError(f"audio of shape {samples.shape}: speech is detected in one channel, (samples,)")
+    in_range(0, 1, onset=onset)
+    in_range(0, onset, offset=offset)
+    in_range(0, 1e9, min_duration_on=min_duration_on, min_duration_off=min_duration_off)
+    in_range(1, math.inf, max_duration=max_duration)
+    in_range(1, 1e6, batch_size=batch_size)
+    samples = one_channel(audio, "speech is detected")
     if not samples.size:
         return []
     frames, scores = windows.frames_of(model.args), speech_scores(samples, model, batch_size)
@@ -362,10 +331,8 @@ def speech_scores(audio: np.ndarray, model: Any, batch_size: int = 32) -> np.nda
         best = scores.max(axis=-1) if args.powerset_max_classes is None else scores.argmax(axis=-1) > 0
         return best[..., None].astype(mx.float32)
 
-    batches = windows.slide(audio, starts, size, compute, batch_size)
+    found = (row for batch in windows.slide(audio, starts, size, compute, batch_size) for row in batch)
     frames = windows.frames_of(args)
-    scores = windows.aggregate(
-        (row for batch in batches for row in batch), len(starts), span, frames, warm_up=(left, right), hamming=True
-    )[:, 0]
+    scores = windows.aggregate(found, len(starts), span, frames, warm_up=(left, right), hamming=True)[:, 0]
     padded = starts[-1] + size > audio.size
     return scores[: math.floor(audio.size / args.sample_rate / frames.step) + 1] if padded else scores

@@ -53,11 +53,7 @@ def starts(num_samples: int, size: int, step: int) -> list[int]:
 
 
 def slide(
-    audio: np.ndarray,
-    first: list[int],
-    size: int,
-    compute: Callable[[mx.array, slice], mx.array],
-    batch_size: int,
+    audio: np.ndarray, first: list[int], size: int, compute: Callable[[mx.array, slice], mx.array], batch_size: int
 ) -> Iterator[np.ndarray]:
     """What `compute` gives for the windows, a batch at a time.
 
