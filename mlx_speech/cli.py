@@ -103,7 +103,7 @@ _VALUES = {
         ("--prefix", str, "text that every chunk begins with"),
         ("--hotwords", str, "names and terms to expect"),
         ("--suppress-tokens", str, "comma-separated token ids; -1: most symbols (default)"),
-        ("--hallucination-silence-threshold", _FLOAT, "with --sequential: skip longer silences around made-up text"),
+        ("--hallucination-silence-threshold", _FLOAT, "leave out made-up text between longer silences, in seconds"),
         ("--clip-timestamps", str, "with --sequential: start,end,start,end … in seconds"),
     ),
     "speech detection": (

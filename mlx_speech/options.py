@@ -52,8 +52,9 @@ class Options(DecodingOptions):
     vad_options : of the detector, by its own names (`VAD_OPTIONS`)
     chunk_size : longest chunk in seconds, at most 30
     sequential : window after window, as openai/whisper reads long recordings, instead of chunks in batches
-    condition_on_previous_text, carry_initial_prompt, clip_timestamps, hallucination_silence_threshold : of
-        `sequential`, by openai/whisper's names; the first is on by default, as there
+    condition_on_previous_text, carry_initial_prompt, clip_timestamps : of `sequential`, by openai/whisper's names; the
+        first is on by default, as there
+    hallucination_silence_threshold : seconds; text that looks made up, between silences longer than that, is left out
     word_timestamps : "ctc" (forced alignment by the language's wav2vec2), "attention" (Whisper's cross-attention) or
         None (True and False mean "ctc" and None). Translations have no CTC alignment.
     interpolate_method : time of words that could not be aligned: "nearest", "linear", or "ignore" (left out)
@@ -144,12 +145,13 @@ class Options(DecodingOptions):
             raise OptionError(f"num_speakers and {other} conflict: give the exact number, or the limits")
 
     def _check_conflicts(self) -> None:
+        silence = self.hallucination_silence_threshold
+        if silence is not None and not silence >= 0:
+            raise OptionError(f"hallucination_silence_threshold is {silence}: give seconds from 0")
         if not self.sequential:
             for name in ("condition_on_previous_text", "carry_initial_prompt", "clip_timestamps"):
                 if getattr(self, name):
                     raise OptionError(f"{name} needs sequential: chunks in batches do not see each other's text")
-            if self.hallucination_silence_threshold is not None:
-                raise OptionError("hallucination_silence_threshold needs sequential: chunks have no long silences")
         if self.carry_initial_prompt and self.initial_prompt is None:
             raise OptionError("carry_initial_prompt needs initial_prompt: give both or neither")
         conflicts = (

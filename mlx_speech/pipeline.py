@@ -220,14 +220,13 @@ class Pipeline:
                 file.language, file.probability = asr.detect_language(
                     file.audio, heard, recogniser.model, recogniser.tokenizer, keep=file.encoded
                 )
-        file.attention = options.words is not None
         if options.words == "ctc" and not options.multilingual and file.language and heard:
             if self._low_memory:  # whether there is one is seen when it is loaded, and then it may be too late
-                file.attention = not self.models.has_aligner(file.language)
+                file.ctc = self.models.has_aligner(file.language)
             else:
-                file.attention = self.models.aligner(file.language) is None
-        if options.hallucination_silence_threshold is not None:
-            file.attention = True  # words tell where the silences are
+                file.ctc = self.models.aligner(file.language) is not None
+        suspicious = options.hallucination_silence_threshold is not None  # words tell where the silences are
+        file.attention = suspicious or (options.words is not None and not file.ctc)
         if self._low_memory:
             self.models.release("vad", "pyannote", "diarization")
 
@@ -277,10 +276,16 @@ class Pipeline:
 
         before = time.perf_counter()
         for task, segments in asr.transcribe(
-            tasks(), model, tokenizer, options, batch_size=size, multilingual=options.multilingual
+            tasks(),
+            model,
+            tokenizer,
+            options,
+            batch_size=size,
+            multilingual=options.multilingual,
+            hallucination_silence_threshold=options.hallucination_silence_threshold,
         ):
             file = task.key
-            if options.segment_resolution == "chunk" or (options.words == "ctc" and not file.attention):
+            if options.segment_resolution == "chunk" or file.ctc:
                 segments = _joined(task.chunk, segments)  # Whisper's own times are too coarse to hold words to
             file.segments += segments
             waiting = [other for other in files for _ in range(other.pending)]
@@ -327,6 +332,8 @@ class Pipeline:
         if file.error is not None:
             return
         segments = tuple(sorted(file.segments, key=lambda segment: (segment.start, segment.end)))
+        if options.words is None:
+            segments = tuple(replace(segment, words=()) for segment in segments)
         if options.words == "ctc" and segments:
             with file.timed("align"):
                 segments = self._align(file, segments, options, progress)
@@ -454,6 +461,7 @@ class _File:
     language: str | None = None
     probability: float = 1.0
     encoded: dict[Chunk, mx.array] = field(default_factory=dict)  # the chunks that told the language
+    ctc: bool = False  # whether there is a model to align it by
     attention: bool = False  # whether words get their times from Whisper's attention
     segments: list[Segment] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -24,7 +24,7 @@ from mlx_speech.stages import asr, decode
 from mlx_speech.stages.asr import Task
 from mlx_speech.stages.decode import DecodingOptions
 from mlx_speech.tokenizer import Tokenizer
-from mlx_speech.transcript import Chunk, Segment
+from mlx_speech.transcript import Chunk, Segment, Word
 
 OFF = {"compression_ratio_threshold": None, "logprob_threshold": None, "no_speech_threshold": None}
 GREEDY = DecodingOptions(temperature=(0.0,), sample_len=30, **OFF)
@@ -371,3 +371,37 @@ def test_what_the_language_was_detected_on_is_not_encoded_again(tokenizer: Token
     assert {key: brief(segments) for key, segments in found.items()} == {
         key: brief(segments) for key, segments in expected.items()
     }
+
+
+def test_what_looks_made_up_between_silences_is_left_out() -> None:
+    def said(start: float, end: float, score: float) -> Segment:
+        half = (start + end) / 2
+        return Segment(start, end, "x y", (Word(start, half, " x", score), Word(half, end, " y", score)))
+
+    sure, unsure = 0.9, 0.05
+    chunk = Chunk(10.0, 40.0)
+    cases = [  # segments, what is left for silences of 1 s
+        ([said(15, 16, unsure), said(20, 21, sure)], [20]),  # silence before and after
+        ([said(15, 16, unsure), said(16.5, 17, sure)], [15, 16.5]),  # none after
+        ([said(12.5, 15, sure), said(15.5, 16, unsure), said(20, 21, sure)], [12.5, 15.5, 20]),  # none before
+        ([said(10.5, 11, unsure), said(20, 21, sure)], [20]),  # at the start of the chunk
+        ([said(15, 16, sure), said(30, 31, unsure), said(31.1, 32, unsure), said(39, 39.9, sure)], [15, 31.1, 39]),
+        ([said(15, 16, sure), said(38, 39, unsure)], [15]),  # at its end
+        ([said(11, 39, sure)], []),  # words of 14 s are no words
+        ([], []),
+    ]
+    for segments, left in cases:
+        assert [segment.start for segment in asr._believed(segments, chunk, 1.0)] == left
+    # an improbable text that stands next to sure ones on both sides is never touched, whatever the silence
+    close = [said(15, 16, sure), said(16.1, 17, unsure), said(17.1, 18, sure)]
+    assert asr._believed(close, chunk, 0.5) == close
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 100.0])
+def test_the_threshold_only_leaves_out_what_looks_made_up(threshold: float | None, tokenizer: Tokenizer) -> None:
+    model, given = small(3), tasks(words=True)
+    plain = run(given, model, tokenizer, GREEDY, batch_size=3)
+    found = run(given, model, tokenizer, GREEDY, batch_size=3, hallucination_silence_threshold=threshold)
+    for key, segments in found.items():
+        assert {segment.text for segment in segments} <= {segment.text for segment in plain[key]}
+        assert threshold is not None or segments == plain[key]

@@ -117,9 +117,11 @@ def test_what_cannot_be_written_is_reported_and_the_rest_is_kept(
 
 
 def test_hallucinations_are_skipped_in_order(meeting: Path, tmp_path: Path) -> None:
-    flags = ("--sequential", "--hallucination-silence-threshold", "2", "--language", "en", "--temperature", "0")
-    assert run(str(meeting), "-o", str(tmp_path / "out"), "-f", "json", *flags) == 0
-    assert json.loads((tmp_path / "out" / "meeting.json").read_text(encoding="utf-8"))["segments"]
+    flags = ("--hallucination-silence-threshold", "2", "--language", "en", "--temperature", "0", "-f", "json")
+    for more in (["--sequential"], [], ["--no-align"]):
+        assert run(str(meeting), "-o", str(tmp_path / "out"), *flags, *more) == 0
+        found = json.loads((tmp_path / "out" / "meeting.json").read_text(encoding="utf-8"))
+        assert bool(found["word_segments"]) == bool(found["segments"] and "--no-align" not in more)
 
 
 def test_standard_input_has_a_name(tmp_path: Path) -> None:
@@ -270,7 +272,7 @@ def test_spellings(given: list[str], expected: list[str]) -> None:
         (["-o", "/proc"], "--output-dir"),
         (["--vad-onset", "2"], "threshold is 2.0"),
         (["--chunk-size", "None"], "--chunk-size"),
-        (["--hallucination-silence-threshold", "2"], "hallucination_silence_threshold needs sequential"),
+        (["--hallucination-silence-threshold", "-2"], "hallucination_silence_threshold is -2.0"),
         (["--sequential", "--clip-timestamps", "5,2"], "clip_timestamps"),
         (["--sequential", "--carry-initial-prompt"], "carry_initial_prompt needs initial_prompt"),
         (["--align-model", "/nonexistent/x", "--language", "en"], "/nonexistent/x"),

@@ -371,7 +371,7 @@ def test_what_on_progress_raises_ends_the_run(pipe: Pipeline, at: str) -> None:
         ({"language": 3}, "language is 3"),
         ({"chunk_size": "10"}, "chunk_size is '10'"),
         ({"vad_options": {"threshold": "x"}}, "threshold is 'x'"),
-        ({"hallucination_silence_threshold": 2}, "hallucination_silence_threshold needs sequential"),
+        ({"hallucination_silence_threshold": -2}, "hallucination_silence_threshold is -2"),
         ({"segment_resolution": "word"}, "segment_resolution is 'word'"),
     ],
 )

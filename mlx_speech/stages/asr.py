@@ -27,6 +27,7 @@ from mlx_speech.transcript import Chunk, Segment
 
 HOP_LENGTH = 160  # samples of a mel frame
 INPUT_STRIDE = 2  # mel frames of one of the encoder's positions, and of a timestamp
+EDGE = 2.0  # seconds from the start or end of a window, where silence is taken for granted
 SECONDS_PER_TOKEN = INPUT_STRIDE * HOP_LENGTH / SAMPLE_RATE
 
 
@@ -69,6 +70,7 @@ def transcribe(
     *,
     batch_size: int = 8,
     multilingual: bool = False,
+    hallucination_silence_threshold: float | None = None,
 ) -> Iterator[tuple[Task, tuple[Segment, ...]]]:
     """Each task once, in any order, with its segments: in seconds of the recording, inside the chunk, in order.
 
@@ -76,6 +78,8 @@ def transcribe(
         free; besides those being decoded, at most that many are encoded and waiting, and as many wait to be retried,
         or for the times of their words
     multilingual : detect the language of every chunk, whatever its task says
+    hallucination_silence_threshold : seconds; of tasks with words, segments that look made up are left out where a
+        longer silence, or the edge of the chunk, is on both sides of them
 
     A chunk that is silent by `no_speech_threshold` has no segments. Raises `OptionError` for a chunk that is longer
     than the model's window, and for a batch size below 1.
@@ -92,13 +96,13 @@ def transcribe(
         else:
             yield job.key, tuple(segments)
         if len(waiting) == batch_size:
-            yield from _with_words(waiting, model, tokenizer, options)
+            yield from _with_words(waiting, model, tokenizer, options, hallucination_silence_threshold)
             waiting.clear()
         while empty:
             yield empty.popleft(), ()
     yield from ((task, ()) for task in empty)
     if waiting:
-        yield from _with_words(waiting, model, tokenizer, options)
+        yield from _with_words(waiting, model, tokenizer, options, hallucination_silence_threshold)
 
 
 def detect_language(
@@ -274,7 +278,11 @@ def _segments_of_chunk(
 
 
 def _with_words(
-    waiting: Sequence[tuple[Job, list[Segment]]], model: Model, tokenizer: Tokenizer, options: DecodingOptions
+    waiting: Sequence[tuple[Job, list[Segment]]],
+    model: Model,
+    tokenizer: Tokenizer,
+    options: DecodingOptions,
+    threshold: float | None,
 ) -> Iterator[tuple[Task, tuple[Segment, ...]]]:
     """Give the segments of several chunks their words, in one pass of the decoder."""
     texts = [[t for segment in segments for t in segment.tokens if t < tokenizer.eot] for _, segments in waiting]
@@ -290,9 +298,25 @@ def _with_words(
     for (job, segments), timings in zip(waiting, found, strict=True):
         low, high = job.key.chunk.start, job.key.chunk.end
         placed = attention.place_words(segments, timings, offset=low, last_speech=low, tokenizer=tokenizer)
+        placed = placed if threshold is None else _believed(placed, job.key.chunk, threshold)
         result = []
         for segment in placed:  # place_words lets them leave the chunk, and overlap
             start = min(max(low, segment.start), high)
             low = min(max(start, segment.end), high)
             result.append(replace(segment, start=start, end=low, words=attention.tidy(segment.words, start, low)))
         yield job.key, tuple(result)
+
+
+def _believed(segments: Sequence[Segment], chunk: Chunk, threshold: float) -> list[Segment]:
+    """Without those that openai/whisper's `transcribe` skips for its `hallucination_silence_threshold`: anomalous ones
+    between silences, or near the edge of what was heard."""
+    kept, last_end = [], chunk.start
+    for k, segment in enumerate(segments):
+        following = attention.next_words_segment(segments[k + 1 :])
+        pause = (following.words[0].start if following is not None else chunk.end) - segment.end
+        before = segment.start - last_end > threshold or segment.start - chunk.start < EDGE
+        after = pause > threshold or attention.is_anomalous(following) or chunk.end - segment.end < EDGE
+        if not (attention.is_anomalous(segment) and before and after):
+            kept.append(segment)
+        last_end = segment.end
+    return kept
