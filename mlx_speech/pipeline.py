@@ -221,12 +221,12 @@ class Pipeline:
                     file.audio, heard, recogniser.model, recogniser.tokenizer, keep=file.encoded
                 )
         if options.words == "ctc" and not options.multilingual and file.language and heard:
-            if self._low_memory:  # whether there is one is seen when it is loaded, and then it may be too late
+            if self._low_memory:  # it is loaded when Whisper has gone, and may turn out not to be had
                 file.ctc = self.models.has_aligner(file.language)
             else:
                 file.ctc = self.models.aligner(file.language) is not None
         suspicious = options.hallucination_silence_threshold is not None  # words tell where the silences are
-        file.attention = suspicious or (options.words is not None and not file.ctc)
+        file.attention = suspicious or (options.words is not None and (self._low_memory or not file.ctc))
         if self._low_memory:
             self.models.release("vad", "pyannote", "diarization")
 

@@ -133,6 +133,15 @@ def test_low_memory_changes_nothing(pipe: Pipeline) -> None:
     assert not small.models._loaded  # all of them were let go
 
 
+def test_low_memory_has_words_without_an_alignment_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it cannot be had is seen when Whisper has gone."""
+    monkeypatch.setattr("mlx_speech.names.align_source", lambda language: "org/not-here")
+    with pytest.warns(UserWarning, match="no alignment model for 'en'"):
+        result = pipeline(align_model=None, low_memory=True)(real("data/audio/en/jfk.flac"), **GREEDY)
+    check(result)
+    assert " ".join(word.text for word in result.words).startswith(SAID)
+
+
 def test_sequential_reads_window_after_window(pipe: Pipeline) -> None:
     result = pipe(real("data/audio/en/jfk.flac"), sequential=True, word_timestamps="attention", **GREEDY)
     check(result)
