@@ -78,7 +78,9 @@ def main() -> None:
             Corpus.write(name, CORPORA[name]())
         corpus = Corpus.open(name)
         hours = corpus.durations.sum() / 3600
-        print(f"{name}: {len(corpus)} utterances, {hours:.2f} h, {len(set(corpus.speakers))} speakers, {corpus.digest[:12]}")
+        print(
+            f"{name}: {len(corpus)} utterances, {hours:.2f} h, {len(set(corpus.speakers))} speakers, {corpus.digest[:12]}"
+        )
 
 
 if __name__ == "__main__":

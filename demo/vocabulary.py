@@ -71,6 +71,16 @@ def ids() -> dict[str, int]:
     return {**vocab, **{token: len(vocab) + k for k, token in enumerate(SPECIAL)}}
 
 
+def languages() -> list[str]:
+    return list(LANGUAGES)[:99]
+
+
+@cache
+def spoken() -> list[int]:
+    """The tokens that are words."""
+    return [ids()["Ġ" + form] for word in WORDS for form in (word, word.capitalize())]
+
+
 def encoded(text: str) -> list[int]:
     """Of words of the grammar and full stops: " Anna sold seven boats." → one token for each."""
     return [ids()[token] for token in text.replace(".", " .").replace(" ", " Ġ").replace("Ġ.", ".").split()]

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jiwer
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,9 @@ from demo import ASSETS, RATE
 from demo.augment import augment
 from demo.corpus import PHONES, Corpus, Utterance
 from demo.training import device, run
+from mlx_speech import Segment, load
+from mlx_speech.convert import convert
+from mlx_speech.stages.align import align, log_probabilities
 
 LABELS = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ")
 BLANK, DELIMITER, SILENCE = 0, 4, PHONES.index("_")
@@ -233,6 +237,13 @@ def export(model: Wav2Vec2ForCTC, folder: Path, training: dict[str, Any]) -> Non
     model.half().save_pretrained(folder)
 
 
+def load_converted(folder: Path) -> Any:
+    """The exported model as the package runs it, converted afresh."""
+    with tempfile.TemporaryDirectory() as temporary:
+        convert(str(folder), Path(temporary, "wav2vec2"))
+        return load(Path(temporary, "wav2vec2"))
+
+
 def evaluate(model: Any, corpus: Corpus, n: int = 300, seed: int = 0) -> dict[str, float]:
     """Character error of greedy CTC, and how well the package's own aligner finds the words of the true text.
 
@@ -240,11 +251,6 @@ def evaluate(model: Any, corpus: Corpus, n: int = 300, seed: int = 0) -> dict[st
     Of the first n utterances, augmented; words whose times the synthesizer does not tell exactly count only as text.
     Errors in milliseconds, biases positive where the model is late; rates in percent.
     """
-    import jiwer
-
-    from mlx_speech.stages.align import align, log_probabilities
-    from mlx_speech.transcript import Segment
-
     truths, heard, errors = [], [], []
     for i in range(min(n, len(corpus))):
         own = corpus[i]
@@ -283,6 +289,10 @@ def main() -> None:
         "corpus": corpus.digest,
     }
     export(model, ASSETS / "wav2vec2", recipe)
+    ported = load_converted(ASSETS / "wav2vec2")
+    for name in ("recognition-test", "flite"):
+        figures = evaluate(ported, Corpus.open(name))
+        print(f"{name}: " + ", ".join(f"{key} {value:.1f}" for key, value in figures.items()))
 
 
 if __name__ == "__main__":

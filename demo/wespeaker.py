@@ -95,12 +95,12 @@ def masks(conversation: Conversation, start: float, seconds: float, speakers: in
 
 
 class Data:
-    """Batches out of the corpus "speakers"."""
+    """Batches of the speakers of a corpus."""
 
-    def __init__(self) -> None:
-        self.corpus = Corpus.open("speakers")
-        self.numbers = by_speaker(self.corpus)
-        self.names = list(self.numbers)
+    def __init__(self, corpus: Corpus, names: list[str] | None = None) -> None:
+        self.corpus = corpus
+        self.numbers = by_speaker(corpus)
+        self.names = names or list(self.numbers)
         self.index = {name: i for i, name in enumerate(self.names)}
 
     def crops(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,7 +117,7 @@ class Data:
         samples, alone = np.zeros((WINDOWS, 1, size), np.float32), np.zeros((WINDOWS, 3, round(seconds * MASK)))
         who = np.full((WINDOWS, 3), -1)
         for i in range(WINDOWS):
-            conversation = compose(self.corpus, rng, seconds + 8, int(rng.integers(2, 4)))
+            conversation = compose(self.corpus, rng, seconds + 8, int(rng.integers(2, 4)), names=self.names)
             start = round(float(rng.uniform(0, max(0.0, conversation.duration - seconds))), 2)
             first = round(start * RATE)
             heard = conversation.samples[first : first + size]
@@ -131,7 +131,7 @@ class Data:
 
 def train(steps: int = STEPS, minutes: float | None = None) -> tuple[NarrowResNet34, bool]:
     """The model, and whether it is done."""
-    data = Data()
+    data = Data(Corpus.open("speakers"))
     torch.manual_seed(0)
     model = Margin(len(data.names))
     to = training.device()
