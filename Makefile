@@ -1,4 +1,5 @@
-# make demo : install, then convert Silero VAD from its original file and find the speech in a recording, offline
+# make demo : install, then transcribe a conversation with the small models that come with the package, offline
+# make demo-models : train these models again, from scratch; goes on where it stopped
 # make test : install the test extra, then lint, types and all tests
 # Nothing is installed twice; pip is asked again only when pyproject.toml has changed.
 
@@ -10,10 +11,14 @@ EXTRA  := $(if $(filter Darwin,$(shell uname -s)),,cpu)
 WORKERS ?= 2
 COMMA  := ,
 
-.PHONY: demo test parity-full bench-convert clean
+.PHONY: demo demo-models test parity-full bench-convert clean
 
-demo: $(VENV)/.installed $(VENV)/.original
-	$(PY) tests/demo.py
+demo: $(VENV)/.scored
+	$(VENV)/bin/mlx_speech demo
+
+# Needs synthesizers: apt-get install espeak-ng libespeak-ng1 flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts
+demo-models: $(VENV)/.tested
+	$(PY) -m demo
 
 test: $(VENV)/.tested
 	$(VENV)/bin/ruff check .
@@ -35,9 +40,8 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml
 	$(PY) -m pip install --quiet --editable "$(if $(EXTRA),.[$(EXTRA)],.)"
 	touch $@
 
-# The original of Silero VAD, without torch: only its file is read.
-$(VENV)/.original: $(VENV)/.installed
-	$(PY) -m pip install --quiet --no-deps silero-vad==6.2.3
+$(VENV)/.scored: $(VENV)/.installed
+	$(PY) -m pip install --quiet --editable ".[$(if $(EXTRA),$(EXTRA)$(COMMA))demo]"
 	touch $@
 
 # torchaudio's Linux wheel on PyPI is linked to CUDA: without its compiled part it imports, and has all that is needed.

@@ -112,7 +112,7 @@ def compose(
     augmented: bool = True,
     names: list[str] | None = None,
 ) -> Conversation:
-    """A conversation of at most `seconds`, unless its first utterance is longer; no utterance comes twice.
+    """A conversation whose last word comes before `seconds`, if not in its first utterance; none comes twice.
 
     overlap : the part of the changes of speaker at which the next begins before the last has ended
     pause : seconds between two utterances, where they do not overlap

@@ -21,8 +21,8 @@ from demo.corpus import Corpus, Utterance
 FOLDER = ASSETS / "diarization" / "plda"
 CORPUS, IDENTITIES, UTTERANCES = "speakers-new", 340, 10  # training's voices; other pitch, rate, resampling, accent
 ESTIMATED = 300  # of the identities; the others are left for the tuning of the pipeline
-SIZE = 64  # dimensions after the LDA
-BATCHES = 120  # of crops and of windows each
+SIZE = 96  # dimensions after the LDA
+BATCHES = 80  # of crops and of windows each
 SMALLEST = 1e-3  # of psi, which a pipeline divides by
 
 
@@ -101,9 +101,8 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     np.savez(FOLDER / "xvec_transform.npz", **transform)
     np.savez(FOLDER / "plda.npz", **plda)
-    print(
-        f"{len(vectors)} embeddings of {len(set(speakers))} speakers; psi {psi[0]:.1f} … {psi[-1]:.3f}"
-    )
+    psi = plda["psi"]
+    print(f"{len(vectors)} embeddings of {len(set(speakers))} speakers; psi {psi[0]:.1f} … {psi[-1]:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Who speaks when in ten seconds: pyannote.audio's PyanNet, with two LSTM layers for four; three voices, two at once.
 
 Windows are cut out of conversations composed on the fly; the loss is that of the best of the six orders of the voices.
-In the first half of the training a layer that is thrown away afterwards names the speaker of every frame, which
-teaches the LSTM what tells voices apart. `python -m demo.pyannet` trains, goes on where it stopped, and saves.
+`python -m demo.pyannet` trains, goes on where it stopped, and writes the file.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from torch import nn
 
 from demo import ASSETS, RATE, lightning, training
 from demo.augment import noise_of
-from demo.conversations import Conversation, by_speaker, compose
+from demo.conversations import Conversation, compose
 from demo.corpus import Corpus
 
 FILE = ASSETS / "diarization" / "segmentation" / "pytorch_model.bin"
-STEPS = 3000
+STEPS = 3200
 HIDDEN, LAYERS = 128, 2
 SECONDS, VOICES, AT_ONCE = 10, 3, 2
 FRAMES, FRAME, MIDDLE = 589, 270 / RATE, 495.5 / RATE  # of a window; seconds between them, and of the first's middle
@@ -31,7 +30,6 @@ SPEAKERS = (1, 2, 2, 2, 3, 3, 3, 4)  # of a conversation
 PAUSES = ((0.05, 0.5), (0.1, 1.2), (0.1, 1.2), (0.3, 3.0))  # seconds
 OVERLAP = 0.3  # of the changes of speaker
 EMPTY, CUT = 0.04, 0.06  # the share of windows without speech, and of those that end early
-NAMING = 0.3  # weight of the frames' speakers at the start
 
 SETS = [voices for size in range(AT_ONCE + 1) for voices in combinations(range(VOICES), size)]
 # class of the voices' bits, and of every class its class when the voices are reordered
@@ -57,25 +55,24 @@ def pyannet() -> PyanNet:
 
 
 class Trained(nn.Module):
-    """The model, and the layer that names speakers. The sinc filters stay as they are: they would take a third of the
-    time, and the scale of the waveform, which comes before them, is nothing the norm after them would keep."""
+    """The model as it is trained: the sinc filters stay as they are, their gradient being the slowest part, and so
+    does the scale of the waveform before them, of which the norm after them keeps nothing."""
 
-    def __init__(self, speakers: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.pyannet = pyannet()
-        self.names = nn.Linear(2 * HIDDEN, speakers)
         self.pyannet.sincnet.wav_norm1d.requires_grad_(False)
         self.pyannet.sincnet.conv1d[0].requires_grad_(False)
 
-    def forward(self, waveforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, 1, samples) → log-probabilities (batch, frames, 7), what the LSTM says (batch, frames, 2 HIDDEN)"""
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """(batch, 1, samples) → log-probabilities (batch, frames, 7)"""
         model = self.pyannet
         with torch.autocast(waveforms.device.type, torch.bfloat16):
             features = model.sincnet(waveforms)
-        heard = outputs = model.lstm(features.float().transpose(1, 2))[0]
+        outputs = model.lstm(features.float().transpose(1, 2))[0]
         for linear in model.linear:
             outputs = F.leaky_relu(linear(outputs))
-        return model.activation(model.classifier(outputs)), heard
+        return model.activation(model.classifier(outputs))
 
 
 def window(conversation: Conversation, start: float) -> tuple[np.ndarray, np.ndarray]:
@@ -96,21 +93,17 @@ class Data:
 
     def __init__(self) -> None:
         self.corpus = Corpus.open("speakers")
-        self.index = {name: i for i, name in enumerate(by_speaker(self.corpus))}
 
-    def batch(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Waveforms (windows, 1, samples), classes (windows, FRAMES), speakers (windows, FRAMES): -1 unless one"""
+    def batch(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Waveforms (windows, 1, samples), classes (windows, FRAMES)"""
         found = [one for _ in range(CONVERSATIONS) for one in self._windows(rng)]
-        samples, classes, who = (np.stack(part) for part in zip(*found, strict=True))
-        return torch.from_numpy(samples[:, None]), torch.from_numpy(classes), torch.from_numpy(who)
+        samples, classes = (np.stack(part) for part in zip(*found, strict=True))
+        return torch.from_numpy(samples[:, None]), torch.from_numpy(classes)
 
-    def _windows(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _windows(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
         pause = PAUSES[rng.integers(len(PAUSES))]
         speakers = int(rng.choice(SPEAKERS))
         conversation = compose(self.corpus, rng, LENGTH, speakers, overlap=OVERLAP, pause=pause)
-        names = np.full(speakers, -1)
-        for placed in conversation.placed:
-            names[placed.speaker] = self.index[placed.utterance.speaker]
         found = []
         while len(found) < EACH:
             samples, spoken = window(conversation, rng.uniform(0, max(0.0, conversation.duration - SECONDS)))
@@ -125,8 +118,7 @@ class Data:
                 spoken[round(end / FRAME) :] = 0
             present = np.flatnonzero(spoken.any(axis=0))
             bits = (spoken[:, present] << np.arange(present.size)).sum(axis=1)
-            who = np.where(spoken.sum(axis=1) == 1, names[spoken.argmax(axis=1)], -1)
-            found.append((samples.astype(np.float32), CLASS[bits], who))
+            found.append((samples.astype(np.float32), CLASS[bits]))
         return found
 
 
@@ -144,20 +136,14 @@ def train(steps: int = STEPS, minutes: float | None = None) -> tuple[PyanNet, bo
     """The model, and whether it is done."""
     data = Data()
     torch.manual_seed(0)
-    model = Trained(len(data.index))
+    model = Trained()
     to = training.device()
 
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        waveforms, classes, who = (part.to(to) for part in data.batch(rng))
-        scores, heard = model(waveforms)
+        waveforms, classes = (part.to(to) for part in data.batch(rng))
+        scores = model(waveforms)
         loss, chosen = powerset_loss(scores, classes)
-        figures = {"powerset": float(loss), "error": float((scores.argmax(dim=2) != chosen).float().mean())}
-        weight = NAMING * max(0.0, 1 - 2 * number / steps)
-        if weight and (who >= 0).any():
-            named = F.cross_entropy(model.names(heard[who >= 0]), who[who >= 0])
-            figures["naming"] = float(named)
-            loss = loss + weight * named
-        return loss, figures
+        return loss, {"error": (scores.argmax(dim=2) != chosen).float().mean().item()}
 
     done = training.run("pyannet", model, step, steps=steps, rate=3e-3, clip=1.0, minutes=minutes)
     return model.pyannet.eval(), done

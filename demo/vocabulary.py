@@ -8,6 +8,7 @@ capitalised; the tokens that its merges pass through are there too.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from functools import cache
 from pathlib import Path
@@ -38,13 +39,15 @@ def text_tokens() -> tuple[dict[str, int], list[tuple[str, str]]]:
     The most frequent pair of pieces is joined, over and over, until every word is one piece (Sennrich et al. 2016).
     """
     spell = spelling()
-    vocab = {spell[byte]: k for k, byte in enumerate(sorted(range(256), key=lambda byte: (ord(spell[byte]) > 255, byte)))}
+    vocab = {
+        spell[byte]: k for k, byte in enumerate(sorted(range(256), key=lambda byte: (ord(spell[byte]) > 255, byte)))
+    }
     words = [[*("Ġ" + form)] for word in WORDS for form in (word, word.capitalize())]
     merges = []
     while True:
         counts: dict[tuple[str, str], int] = {}
         for pieces in words:
-            for pair in zip(pieces, pieces[1:]):
+            for pair in itertools.pairwise(pieces):
                 counts[pair] = counts.get(pair, 0) + 1
         if not counts:
             return vocab, merges
@@ -118,6 +121,8 @@ def write(folder: Path) -> None:
     end = "<|endoftext|>"
     config = {"tokenizer_class": "WhisperTokenizer", "add_prefix_space": False, "errors": "replace"}
     config |= {"bos_token": end, "eos_token": end, "pad_token": end, "unk_token": end}
+    # the last of them tells transformers where the timestamps begin
+    config["additional_special_tokens"] = list(SPECIAL[: SPECIAL.index(TIMESTAMPS[0])])
     config |= {"model_max_length": 128, "return_attention_mask": False, "clean_up_tokenization_spaces": False}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(), ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

@@ -25,7 +25,7 @@ from demo.corpus import Corpus
 
 FILE = ASSETS / "diarization" / "embedding" / "pytorch_model.bin"
 CHANNELS, SIZE = 8, 128
-STEPS = 1900
+STEPS = 1400
 CROPS, CROP = 32, (1.5, 3.0)  # a batch; seconds
 WINDOWS, WINDOW = 8, (5.0, 10.0)  # a batch of conversations' windows; seconds
 SINGLE = 0.4  # the share of the steps that sees crops alone; windows take every other step after it
@@ -71,8 +71,8 @@ class Margin(nn.Module):
         return F.cross_entropy(logits, speakers), right
 
 
-def crop(corpus: Corpus, numbers: np.ndarray, rng: np.random.Generator, size: int, whole: bool = False) -> np.ndarray:
-    """(size,) of one speaker's utterances, joined where one is too short; augmented unless `whole`"""
+def crop(corpus: Corpus, numbers: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
+    """(size,) of one speaker's utterances, joined where one is too short; augmented"""
     found = np.zeros(0, np.float32)
     while found.size < size:
         utterance = corpus[int(rng.choice(numbers))].samples
@@ -81,8 +81,7 @@ def crop(corpus: Corpus, numbers: np.ndarray, rng: np.random.Generator, size: in
         begun = utterance[rng.integers(utterance.size // 2) :] if not found.size and rng.random() < 0.33 else utterance
         found = np.concatenate([found, pause, begun]) if found.size else begun
     start = rng.integers(found.size - size + 1)
-    samples = found[start : start + size]
-    return samples if whole else augment(samples, rng)
+    return augment(found[start : start + size], rng)
 
 
 def masks(conversation: Conversation, start: float, seconds: float, speakers: int) -> np.ndarray:
@@ -150,7 +149,7 @@ def train(steps: int = STEPS, minutes: float | None = None) -> tuple[NarrowResNe
         vectors = model.embedding.forward_embedding(frames.float(), weights=alone)
         loss, right = model(vectors[who >= 0], who[who >= 0])
         kind = "crops" if alone is None else "windows"
-        return loss, {kind: (2 if both else 1) * float(right), "margin": float(model.margin)}
+        return loss, {kind: (2 if both else 1) * right.item(), "margin": model.margin.item()}
 
     done = training.run("wespeaker", model, step, steps=steps, rate=3e-3, clip=1.0, minutes=minutes)
     return model.embedding.eval(), done

@@ -1,4 +1,4 @@
-"""What the demo Whisper trains on: windows of at most 10 s, with their text, and labels for their frames.
+"""What the demo Whisper trains on: windows of at most 7 s, with their text, and labels for their frames.
 
 A window is one sentence, or, as the pipeline's chunks of a conversation, some utterances of several voices with pauses
 and overlaps, now and then cut at its ends between two words. Frames are those of the encoder's output, 20 ms apart.
@@ -17,7 +17,7 @@ from demo.grammar import CAPITAL, WORDS, written
 from demo.vocabulary import encoded, ids
 
 FRAME = 0.02  # seconds
-LENGTH = 10.0  # seconds of a window
+LENGTH = 7.0  # seconds of a window: a sentence, two if they are short
 WIDER = 0.06  # seconds by which attention may miss a word
 UNKNOWN = -100  # the label of frames that are not scored
 NUMBERS = {word: k for k, word in enumerate(WORDS, 1)}  # 0 is no word
@@ -93,10 +93,10 @@ def single(corpus: Corpus, rng: np.random.Generator, seconds: float, lengths: np
 
 
 def composed(corpus: Corpus, rng: np.random.Generator) -> Window:
-    """One to four utterances in at most 10 s."""
+    """One to three utterances in at most 7 s."""
     parts: list[Part] = []
     end = rng.uniform(0, 0.5)
-    for _ in range(rng.choice([1, 2, 3, 4], p=[0.15, 0.35, 0.3, 0.2])):
+    for _ in range(rng.choice([1, 2, 3], p=[0.35, 0.5, 0.15])):
         utterance = drawn(corpus, rng, rng.integers(len(corpus)))
         begins, ends = bool(parts) or rng.random() > 0.12, True
         if not begins:
@@ -109,7 +109,7 @@ def composed(corpus: Corpus, rng: np.random.Generator) -> Window:
         at = round(at * RATE) / RATE
         fit = int(np.sum(at + utterance.ends + FRAME < LENGTH))
         if fit < len(utterance.words) or at + utterance.duration > LENGTH:
-            if fit == 0 or (parts and rng.random() > 0.4):
+            if fit == 0 or (parts and rng.random() > 0.35):
                 break
             ends = fit == len(utterance.words)
             utterance = words_of(utterance, 0, fit)
@@ -153,7 +153,9 @@ def frame_labels(window: Window, frames: int, first: int = 0) -> tuple[np.ndarra
     return phones, words
 
 
-def target(window: Window, rng: np.random.Generator, timestamps: bool, shift: float) -> tuple[list[int], list[int], np.ndarray]:
+def target(
+    window: Window, rng: np.random.Generator, timestamps: bool, shift: float
+) -> tuple[list[int], list[int], np.ndarray]:
     """Tokens that the decoder is given, those that it should say after each, and where it should listen then.
 
     shift : seconds that the timestamps are ahead

@@ -26,21 +26,6 @@ if TYPE_CHECKING:
     from mlx_speech.transcript import Turn as Turn
     from mlx_speech.transcript import Word as Word
 
-__all__ = [
-    "Diarization",
-    "MLXSpeechError",
-    "Pipeline",
-    "Region",
-    "Segment",
-    "Transcript",
-    "Turn",
-    "Word",
-    "__version__",
-    "detect_speech",
-    "load",
-    "load_audio",
-]
-
 # public name → the module that has it
 _LAZY = {
     "load": "mlx_speech.checkpoint",
@@ -49,6 +34,8 @@ _LAZY = {
     "Pipeline": "mlx_speech.pipeline",
     **dict.fromkeys(("Diarization", "Region", "Segment", "Transcript", "Turn", "Word"), "mlx_speech.transcript"),
 }
+
+__all__ = [*_LAZY, "MLXSpeechError", "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 blas.preload()
 

@@ -33,7 +33,9 @@ PIPELINE = "diarization_pipeline"  # model_type of a folder that holds several m
 MAX_JSON = 64 * 1024 * 1024  # bytes; the largest tokenizers have 10
 PARTS = ("segmentation", "embedding", "plda")
 _HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32]
-BUNDLED = {"silero_vad": Path(__file__).parent / "assets" / "silero_vad"}  # converted models that come with the package
+ASSETS = Path(__file__).parent / "assets"
+BUNDLED = {"silero_vad": ASSETS / "silero_vad"}  # converted models that come with the package
+DEMO = ASSETS / "demo"  # small originals, and recordings
 
 
 def load(

@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="mlx_speech", description=text)
     parser.add_argument("-V", "--version", action="version", version=f"mlx_speech {__version__}")
     group = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_transcribe, _add_diarize, _add_vad, _add_convert):
+    for add in (_add_transcribe, _add_diarize, _add_vad, _add_convert, _add_demo):
         add(group)
     return parser
 
@@ -107,7 +107,7 @@ _VALUES = {
         ("--clip-timestamps", str, "with --sequential: start,end,start,end … in seconds"),
     ),
     "speech detection": (
-        ("--chunk-size", float, "longest chunk in seconds (default 30)"),
+        ("--chunk-size", float, "longest chunk in seconds (default: the model's window, 30 in OpenAI's)"),
         ("--vad-onset", float, "speech from this probability on (default 0.5)"),
         ("--vad-offset", _FLOAT, "silence below this one (default: silero, onset - 0.15; pyannote, 0.363)"),
         ("--min-speech-duration-ms", float, "silero: shorter speech is dropped (default 250)"),
@@ -238,7 +238,7 @@ def _add_machine(group: Any) -> None:
     add("-v", "--verbose", action=switch, default=False, help="seconds per stage, tracebacks of errors")
 
 
-# --- convert, vad ----------------------------------------------------------------------------------------------------
+# --- convert, vad, demo ----------------------------------------------------------------------------------------------
 
 
 def _add_convert(group: Any) -> None:
@@ -281,4 +281,13 @@ def _add_vad(group: Any) -> None:
     add("--legacy-cut", dest="use_max_poss_sil_at_max_speech", action="store_false", help=text)
     add("--time-resolution", type=int, default=3, help="decimals of the times, in seconds (default 3; upstream's is 1)")
     add("--max-duration", type=float, metavar="SECONDS", default=86400.0, help="longest recording read (default 24 h)")
+    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
+
+
+def _add_demo(group: Any) -> None:
+    text = "Transcribe a conversation with the small models that come with the package, and say how well it went. "
+    add = _command(group, commands.demo, "a first look, without downloads", text + commands.DEMO_MODELS).add_argument
+    add("audio", nargs="?", help="another recording; FILE.json beside FILE says what was spoken, if it is known")
+    add("-o", "--output-dir", default=".", help="where srt, json and rttm are written (default: here)")
+    add("--q-bits", type=int, choices=[4, 8], help="quantize Whisper to so many bits")
     add("-v", "--verbose", action="store_true", help="tracebacks of errors")

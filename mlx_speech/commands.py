@@ -6,8 +6,10 @@ import json
 import os
 import sys
 import tempfile
+import time
 import traceback
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ FORMATS = ("txt", "srt", "vtt", "tsv", "json", "rttm", "ctm", "aud")
 ALL = 6  # of them are written by default, rttm only where there are speakers
 SPEAKERS = ("num_speakers", "min_speakers", "max_speakers")
 LAYOUT = ("max_line_width", "max_line_count", "max_cue_duration", "highlight_words", "speaker_embeddings")
+DEMO_MODELS = "These models know synthetic voices and some 300 English words: for a first look and tests, not for work."
 _SILERO = ("min_speech_duration_ms", "min_silence_duration_ms", "speech_pad_ms", "min_silence_at_max_speech")
 _PYANNOTE = ("min_duration_on", "min_duration_off")
 DETECTION = {  # flag → the detector's own name for it
@@ -122,6 +125,40 @@ def diarize(audio: list[str], exclusive: bool, verbose: bool, **given: Any) -> i
     for line in failed:
         print(line, file=sys.stderr)
     return 1 if failed else 0
+
+
+def demo(audio: str | None, output_dir: str, q_bits: int | None, verbose: bool) -> int:
+    """Transcribe a recording, by default the one that comes with the package, with its small models, and score it."""
+    from mlx_speech import scores, writers
+    from mlx_speech.checkpoint import DEMO
+    from mlx_speech.pipeline import Pipeline
+
+    _hint()
+    source, folder = Path(audio or DEMO / "conversation.flac"), _writable(Path(output_dir).expanduser())
+    beside = source.with_suffix(".json")
+    truth = scores.read_truth(beside)
+    if truth is not None and beside.resolve() == (folder / beside.name).resolve():
+        raise OutputError(f"{beside}: says what was spoken, and would be overwritten: choose another --output-dir")
+    print(DEMO_MODELS, flush=True)
+    start, pipeline = time.perf_counter(), Pipeline.demo(q_bits=q_bits)
+    models = pipeline.models  # converted when they are used for the first time
+    models.whisper()
+    models.aligner("en")
+    models.diarization()
+    seconds = {"models": time.perf_counter() - start}
+    with closing(_Bars(None)) as report:
+        result = pipeline(source, diarize=True, on_progress=report)
+    print(writers.to_screen(result), end="")
+    for kind in ("srt", "json", "rttm"):
+        _write(folder / f"{source.stem}.{kind}", writers.FORMATS[kind](result, uri=source.stem))
+    print(f"mlx_speech: {folder / source.stem}.{{srt,json,rttm}}")
+    if truth is not None:
+        try:
+            print(scores.score([(result, truth)]))
+        except MLXSpeechError as error:
+            print(f"mlx_speech: {error}", file=sys.stderr)
+    print(_timing(replace(result, seconds={**seconds, **result.seconds})))
+    return 0
 
 
 def _pipeline(given: dict[str, Any]) -> Any:

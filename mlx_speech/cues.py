@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-from mlx_speech.errors import OptionError
+from mlx_speech.errors import OptionError, in_range
 from mlx_speech.transcript import Region, Segment, Transcript, separator
 
 MAX_WIDTH = 42  # columns of a line; two lines a cue
@@ -55,10 +55,7 @@ class Layout:
     speaker_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_line_width", "max_line_count"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"{name} is {value}: give at least 1")
+        in_range(1, math.inf, max_line_width=self.max_line_width, max_line_count=self.max_line_count)
         if not self.max_cue_duration > 0:
             raise OptionError(f"max_cue_duration is {self.max_cue_duration}: give seconds, above 0")
 

@@ -43,7 +43,6 @@ class Models:
     def __init__(
         self,
         model: str | os.PathLike[str] | BaseModel | None = None,
-        *,
         align_model: str | os.PathLike[str] | BaseModel | None = None,
         vad_model: str | os.PathLike[str] | BaseModel | None = None,
         diarize_model: str | os.PathLike[str] | BaseModel | None = None,

@@ -74,25 +74,16 @@ WHISPER = {
 }
 WHISPER |= {"large": WHISPER["large-v3"], "turbo": WHISPER["large-v3-turbo"]}
 
+# language → the end of jonatasgrosman/wav2vec2-large-xlsr-53-…
+_XLSR = (
+    "fr:french de:german es:spanish it:italian ja:japanese zh:chinese-zh-cn nl:dutch pt:portuguese ar:arabic "
+    "ru:russian pl:polish hu:hungarian fi:finnish fa:persian el:greek"
+)
 ALIGN = {
+    **{pair[:2]: f"jonatasgrosman/wav2vec2-large-xlsr-53-{pair[3:]}" for pair in _XLSR.split()},
     "en": "facebook/wav2vec2-base-960h",
-    "fr": "jonatasgrosman/wav2vec2-large-xlsr-53-french",
-    "de": "jonatasgrosman/wav2vec2-large-xlsr-53-german",
-    "es": "jonatasgrosman/wav2vec2-large-xlsr-53-spanish",
-    "it": "jonatasgrosman/wav2vec2-large-xlsr-53-italian",
-    "ja": "jonatasgrosman/wav2vec2-large-xlsr-53-japanese",
-    "zh": "jonatasgrosman/wav2vec2-large-xlsr-53-chinese-zh-cn",
-    "nl": "jonatasgrosman/wav2vec2-large-xlsr-53-dutch",
     "uk": "Yehor/wav2vec2-xls-r-300m-uk-with-small-lm",
-    "pt": "jonatasgrosman/wav2vec2-large-xlsr-53-portuguese",
-    "ar": "jonatasgrosman/wav2vec2-large-xlsr-53-arabic",
     "cs": "comodoro/wav2vec2-xls-r-300m-cs-250",
-    "ru": "jonatasgrosman/wav2vec2-large-xlsr-53-russian",
-    "pl": "jonatasgrosman/wav2vec2-large-xlsr-53-polish",
-    "hu": "jonatasgrosman/wav2vec2-large-xlsr-53-hungarian",
-    "fi": "jonatasgrosman/wav2vec2-large-xlsr-53-finnish",
-    "fa": "jonatasgrosman/wav2vec2-large-xlsr-53-persian",
-    "el": "jonatasgrosman/wav2vec2-large-xlsr-53-greek",
     "tr": "mpoyraz/wav2vec2-xls-r-300m-cv7-turkish",
     "da": "saattrupdan/wav2vec2-xls-r-300m-ftspeech",
     "he": "imvladikon/wav2vec2-xls-r-300m-hebrew",

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mlx_speech.errors import OptionError
+from mlx_speech.errors import OptionError, in_range
+from mlx_speech.stages.cluster import speaker_bounds
 from mlx_speech.stages.decode import DecodingOptions
 from mlx_speech.tokenizer import to_language_code
 
@@ -32,14 +33,12 @@ CHOICES = {
 }
 _KINDS: dict[str, tuple[type, ...]] = {
     "language": (str, type(None)),
-    "chunk_size": (Real,),
+    "chunk_size": (Real, type(None)),
     "seed": (Integral,),
-    "temperature": (Sequence, np.ndarray),
+    "temperature": (Sequence, np.ndarray, Real),
     "clip_timestamps": (Sequence, np.ndarray),
     "vad_options": (Mapping,),
-    "vad_method": (str,),
 }
-MAX_CHUNK = 30.0  # seconds: the window of every Whisper
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Options(DecodingOptions):
     multilingual : detect the language of every chunk, for recordings in several
     vad : cut at silences found by `vad_method`; otherwise every `chunk_size` seconds
     vad_options : of the detector, by its own names (`VAD_OPTIONS`)
-    chunk_size : longest chunk in seconds, at most 30
+    chunk_size : longest chunk in seconds; by default, and at most, the window of the model, which is 30 s in OpenAI's
     sequential : window after window, as openai/whisper reads long recordings, instead of chunks in batches
     condition_on_previous_text, carry_initial_prompt, clip_timestamps : of `sequential`, by openai/whisper's names; the
         first is on by default, as there
@@ -71,7 +70,7 @@ class Options(DecodingOptions):
     vad: bool = True
     vad_method: str = "silero"
     vad_options: Mapping[str, Any] = field(default_factory=dict)
-    chunk_size: float = MAX_CHUNK
+    chunk_size: float | None = None
     sequential: bool = False
     condition_on_previous_text: bool | None = None
     carry_initial_prompt: bool = False
@@ -95,14 +94,12 @@ class Options(DecodingOptions):
                 near = difflib.get_close_matches(name, known, 1)
                 advice = f"did you mean {near[0]}?" if near else "see --help"
                 raise OptionError(f"there is no option {name!r}: {advice}")
-        if isinstance(given.get("temperature"), (int, float)):
-            given["temperature"] = (float(given["temperature"]),)
         for name, kinds in _KINDS.items():
             value = given.get(name, False)
             if value is not False and not isinstance(value, kinds):
                 raise OptionError(f"{name} is {value!r}: it has to be {kinds[0].__name__.lower()}")
         for name in ("temperature", "clip_timestamps"):
-            if name in given:
+            if name in given and not isinstance(given[name], Real):
                 given[name] = tuple(float(number) for number in given[name])
         if isinstance(given.get("word_timestamps"), bool):
             given["word_timestamps"] = "ctc" if given["word_timestamps"] else None
@@ -116,8 +113,8 @@ class Options(DecodingOptions):
             if getattr(self, name) not in choices:
                 said = ", ".join(str(choice) for choice in choices)
                 raise OptionError(f"{name} is {getattr(self, name)!r}: choose from {said}")
-        if not 1 <= self.chunk_size <= MAX_CHUNK:
-            raise OptionError(f"chunk_size is {self.chunk_size}: give 1 to {MAX_CHUNK:g} seconds")
+        in_range(1, math.inf, chunk_size=self.chunk_size)
+        in_range(0, math.inf, hallucination_silence_threshold=self.hallucination_silence_threshold)
         method, own = self.vad_method, VAD_OPTIONS[self.vad_method]
         for name, value in self.vad_options.items():
             if name not in own:
@@ -127,27 +124,10 @@ class Options(DecodingOptions):
         clips = self.clip_timestamps
         if list(clips) != sorted(clips) or not all(0 <= number < math.inf for number in clips):
             raise OptionError(f"clip_timestamps is {clips}: give seconds in order: start, end, start, end …")
-        self._check_speakers()
+        speaker_bounds(**self.speakers)
         self._check_conflicts()
 
-    def _check_speakers(self) -> None:
-        for name in ("num_speakers", "min_speakers", "max_speakers"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, Integral) or value < 1):
-                raise OptionError(f"{name} is {value!r}: give a whole number of at least 1")
-            if value is not None and self.diarize is False:
-                raise OptionError(f"{name} and diarize=False conflict: leave one of them out")
-        low, high = self.min_speakers, self.max_speakers
-        if low is not None and high is not None and low > high:
-            raise OptionError(f"min_speakers is {low} and max_speakers is {high}: the first may not be larger")
-        if self.num_speakers is not None and (low is not None or high is not None):
-            other = "min_speakers" if low is not None else "max_speakers"
-            raise OptionError(f"num_speakers and {other} conflict: give the exact number, or the limits")
-
     def _check_conflicts(self) -> None:
-        silence = self.hallucination_silence_threshold
-        if silence is not None and not silence >= 0:
-            raise OptionError(f"hallucination_silence_threshold is {silence}: give seconds from 0")
         if not self.sequential:
             for name in ("condition_on_previous_text", "carry_initial_prompt", "clip_timestamps"):
                 if getattr(self, name):
@@ -155,12 +135,13 @@ class Options(DecodingOptions):
         if self.carry_initial_prompt and self.initial_prompt is None:
             raise OptionError("carry_initial_prompt needs initial_prompt: give both or neither")
         conflicts = (
+            ("diarize=False", self.diarize is False, "a number of speakers", self.wants_speakers),
             ("multilingual", self.multilingual, "language", self.language is not None),
             ("multilingual", self.multilingual, "sequential", self.sequential),
             ("sequential", self.sequential, "without_timestamps", self.without_timestamps),
             ("sequential", self.sequential, "prefix", self.prefix is not None),
             ("sequential", self.sequential, "vad_options", bool(self.vad_options)),
-            ("sequential", self.sequential, "chunk_size", self.chunk_size != MAX_CHUNK),
+            ("sequential", self.sequential, "chunk_size", self.chunk_size is not None),
             ("translate", self.task == "translate", "return_char_alignments", self.return_char_alignments),
             ("vad=False", not self.vad, "vad_options", bool(self.vad_options)),
             ("return_char_alignments", self.return_char_alignments, "word_timestamps", self.word_timestamps != "ctc"),
@@ -170,10 +151,14 @@ class Options(DecodingOptions):
                 raise OptionError(f"{name} and {other} conflict: leave one of them out")
 
     @property
+    def speakers(self) -> dict[str, Any]:
+        """How many there are, by option."""
+        return {name: getattr(self, name) for name in ("num_speakers", "min_speakers", "max_speakers")}
+
+    @property
     def wants_speakers(self) -> bool:
         """Whether diarization is asked for, by itself or by a number of speakers."""
-        numbers = (self.num_speakers, self.min_speakers, self.max_speakers)
-        return bool(self.diarize) or any(number is not None for number in numbers)
+        return bool(self.diarize) or any(number is not None for number in self.speakers.values())
 
     @property
     def words(self) -> str | None:

@@ -21,6 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.audio import MAX_DURATION, audio_from_array, load_audio
+from mlx_speech.checkpoint import DEMO
 from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutOfMemory
 from mlx_speech.loading import Models, Recogniser
 from mlx_speech.options import Options
@@ -77,19 +78,23 @@ class Pipeline:
             raise OptionError(f'batch_size is {batch_size!r}: give "auto" or a whole number of at least 1')
         if memory_limit is not None and not memory_limit > 0:
             raise OptionError(f"memory_limit is {memory_limit}: give gigabytes, above 0")
-        self.models = Models(
-            model,
-            align_model=align_model,
-            vad_model=vad_model,
-            diarize_model=diarize_model,
-            dtype=dtype,
-            q_bits=q_bits,
-        )
+        self.models = Models(model, align_model, vad_model, diarize_model, dtype, q_bits)
         self.batch_size = batch_size
         self._low_memory = low_memory
         self._max_duration = max_duration
         self._limit = None if memory_limit is None else int(memory_limit * 1e9)
         self._lock = threading.RLock()
+        self._defaults: dict[str, Any] = {}  # options of every call
+
+    @classmethod
+    def demo(cls, **keywords: Any) -> Pipeline:
+        """With the small models that come with the package, for a first look and for tests: they know synthetic voices,
+        English, and some 300 words. keywords : as of the class; models that are given stand for those of the package
+        """
+        models = {"model": "whisper", "align_model": "wav2vec2", "diarize_model": "diarization"}
+        pipeline = cls(**{**{role: DEMO / folder for role, folder in models.items()}, **keywords})
+        pipeline._defaults["language"] = "en"
+        return pipeline
 
     def __call__(
         self, audio: Any, *, sample_rate: int | None = None, on_progress: Progress | None = None, **options: Any
@@ -120,7 +125,7 @@ class Pipeline:
             raise OptionError(
                 f"recordings is {os.fspath(recordings)!r}: give a list of recordings, or call the pipeline"
             )
-        return self._run(recordings, Options.of(**options), _Report(on_progress))
+        return self._run(recordings, Options.of(**{**self._defaults, **options}), _Report(on_progress))
 
     def diarize(
         self, audio: Any, *, sample_rate: int | None = None, on_progress: Progress | None = None, **numbers: int | None
@@ -178,17 +183,17 @@ class Pipeline:
             if self._low_memory:
                 self.models.release("diarization")
         tokenizer = self.models.whisper().tokenizer
-        known = tokenizer.languages if tokenizer.multilingual else {"en": 0}
+        known = tokenizer.languages or ["en"]
         if options.language is not None and options.language not in known:
-            names = ", ".join(known) if tokenizer.multilingual else "English only"
-            raise OptionError(f"language {options.language!r} conflicts with the model, which knows {names}")
+            raise OptionError(f"language {options.language!r} conflicts with the model, which knows {', '.join(known)}")
         if options.task == "translate" and not tokenizer.multilingual:
             raise OptionError('task "translate" conflicts with the model, which knows English only: choose another')
         if options.task == "translate" and "turbo" in self.models.names["whisper"]:
             warnings.warn("turbo was not trained to translate: choose another --model, such as medium", stacklevel=2)
+        size = self._chunk_size(options)
         if options.vad and not options.sequential:
             silence = np.zeros(SAMPLE_RATE, np.float32)
-            self._regions(silence, options, options.chunk_size)  # its options are checked where they are used
+            self._regions(silence, options, size)  # its options are checked where they are used
         if options.words == "ctc" and options.language is not None and not self._low_memory:
             self.models.aligner(options.language)
 
@@ -207,31 +212,35 @@ class Pipeline:
         with file.timed("audio"):
             file.audio = self._read(file.recording)
         with file.timed("vad"):
-            file.chunks = self._chunks(file, recogniser, options, progress)
+            file.chunks = self._chunks(file, options, progress)
         file.language = options.language
-        if options.sequential and options.language is None:  # the first window tells, as openai/whisper has it
-            heard = fixed_chunks(
-                min(file.duration, asr.samples_per_window(recogniser.model) / SAMPLE_RATE), MAX_DURATION
-            )
-        else:
-            heard = file.chunks
+        heard = file.chunks
+        if options.sequential and options.language is None and file.audio.size:  # the first window tells, as upstream
+            heard = [Chunk(0.0, file.duration)]
         if options.language is None and not options.multilingual and heard:
             with file.timed("language"):
                 file.language, file.probability = asr.detect_language(
                     file.audio, heard, recogniser.model, recogniser.tokenizer, keep=file.encoded
                 )
         if options.words == "ctc" and not options.multilingual and file.language and heard:
-            if self._low_memory:  # it is loaded when Whisper has gone, and may turn out not to be had
-                file.ctc = self.models.has_aligner(file.language)
-            else:
-                file.ctc = self.models.aligner(file.language) is not None
+            # with little memory it is loaded when Whisper has gone, and may turn out not to be had
+            known = self.models.has_aligner if self._low_memory else self.models.aligner
+            file.ctc = known(file.language) not in (None, False)
         suspicious = options.hallucination_silence_threshold is not None  # words tell where the silences are
         file.attention = suspicious or (options.words is not None and (self._low_memory or not file.ctc))
         if self._low_memory:
             self.models.release("vad", "pyannote", "diarization")
 
-    def _chunks(self, file: _File, recogniser: Recogniser, options: Options, progress: _Report) -> list[Chunk]:
-        size = min(options.chunk_size, asr.samples_per_window(recogniser.model) / SAMPLE_RATE)
+    def _chunk_size(self, options: Options) -> float:
+        """Seconds: as asked for, or the model's window. Raises `OptionError` where that is shorter."""
+        window = asr.samples_per_window(self.models.whisper().model) / SAMPLE_RATE
+        if options.chunk_size is not None and options.chunk_size > window:
+            said = f"chunk_size is {options.chunk_size:g}, and the model's window {window:g} seconds"
+            raise OptionError(f"{said}: give at most that, or leave chunk_size out")
+        return options.chunk_size or window
+
+    def _chunks(self, file: _File, options: Options, progress: _Report) -> list[Chunk]:
+        size = self._chunk_size(options)
         if options.sequential or file.audio.size < MIN_SAMPLES:
             return []
         if not options.vad:
@@ -388,14 +397,11 @@ class Pipeline:
         model = self.models.diarization()
         file.uses("diarization", self.models)
         progress("diarize", 0, file.duration, file.recording)
-        return diarize(
-            file.audio,
-            model,
-            num_speakers=options.num_speakers,
-            min_speakers=options.min_speakers,
-            max_speakers=options.max_speakers,
-            on_progress=lambda part: progress("diarize", part * file.duration, file.duration, file.recording),
-        )
+
+        def report(part: float) -> None:
+            progress("diarize", part * file.duration, file.duration, file.recording)
+
+        return diarize(file.audio, model, on_progress=report, **options.speakers)
 
     def _read(self, recording: Any) -> np.ndarray:
         if isinstance(recording, tuple):
@@ -512,11 +518,8 @@ def _joined(chunk: Chunk, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
 
 
 def _most_spoken(segments: Iterable[Segment]) -> str | None:
-    seconds: dict[str, float] = {}
-    for segment in segments:
-        if segment.language is not None:
-            seconds[segment.language] = seconds.get(segment.language, 0.0) + segment.duration
-    return max(seconds, key=lambda language: seconds[language], default=None)
+    seconds = {code: sum(segment.duration for segment in group) for code, group in _by_language(segments, None)}
+    return max(seconds, key=lambda code: seconds[code], default=None)
 
 
 def _name(recording: Any) -> str:

@@ -119,11 +119,6 @@ def combine(parts: list[Tensor], function: Callable[..., np.ndarray], shape: tup
     return Tensor(tuple(shape), dtype, raw, tuple(name for part in parts for name in part.sources))
 
 
-def from_array(array: np.ndarray, name: str = "") -> Tensor:
-    """A tensor that is in memory already."""
-    return Tensor(array.shape, array.dtype.name, lambda: array, (name,) if name else ())
-
-
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, unread.
 

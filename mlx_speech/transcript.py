@@ -87,6 +87,15 @@ class Segment(Region):
     compression_ratio: float = 0.0
     no_speech_prob: float = 0.0
 
+    @property
+    def places(self) -> list[int]:
+        """Where in the text each word begins, one behind the other; with a -1 among them where the text has others."""
+        places, place = [], 0
+        for word in self.words:
+            places.append(self.text.find(word.text, place))
+            place = max(place, places[-1] + len(word.text))
+        return places
+
 
 @dataclass(frozen=True)
 class Turn(Region):

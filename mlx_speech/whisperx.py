@@ -29,6 +29,7 @@ from mlx_speech.stages.sentences import split_sentences
 from mlx_speech.transcript import Diarization, Segment, Transcript, Turn, Word
 
 Dicts = list[dict[str, Any]]
+WINDOW = 30  # seconds, of OpenAI's models
 RENAMED = {"temperatures": "temperature", "log_prob_threshold": "logprob_threshold", "max_new_tokens": "sample_len"}
 # of faster-whisper, with the value that means what happens here
 FIXED = {
@@ -69,7 +70,7 @@ def load_model(
     given = dict(vad_options or {})
     own = {"vad_onset": "threshold"} if vad_method == "silero" else {"vad_onset": "onset", "vad_offset": "offset"}
     options: dict[str, Any] = {"beam_size": 5, "language": language, "task": task, "vad_method": vad_method}
-    options["chunk_size"] = given.get("chunk_size", 30)
+    options["chunk_size"] = given.get("chunk_size")
     options["vad_options"] = {own[name]: value for name, value in given.items() if name in own}
     for name, value in (asr_options or {}).items():
         if name not in FIXED:
@@ -92,7 +93,7 @@ class Recogniser:
         num_workers: int = 0,
         language: str | None = None,
         task: str | None = None,
-        chunk_size: int = 30,
+        chunk_size: int = WINDOW,
         print_progress: bool = False,
         combined_progress: bool = False,
         verbose: bool = False,
@@ -100,7 +101,8 @@ class Recogniser:
     ) -> dict[str, Any]:
         """{"segments": [{"text", "start", "end", "avg_logprob"}], "language"}: one segment a chunk, without words."""
         options = {"without_timestamps": True, **self._options, "word_timestamps": None}
-        options["chunk_size"] = min(chunk_size, options["chunk_size"])
+        size = min(chunk_size, options["chunk_size"] or WINDOW)
+        options["chunk_size"] = None if size == WINDOW else size  # the model's own, which may be shorter
         options |= {key: value for key, value in (("language", language), ("task", task)) if value is not None}
         before = self._pipeline.batch_size
         self._pipeline.batch_size = before if batch_size is None else batch_size

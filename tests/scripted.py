@@ -187,6 +187,24 @@ class OpenAIModel:
 def openai_model(script: Script, monkeypatch: pytest.MonkeyPatch) -> OpenAIModel:
     """The script for openai/whisper, which is patched to ask it, to take equal candidates in the order of their ids, as
     ours does, and to sample with `noise`; so is our decoder."""
+
+    def topk(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        row = values.numpy()
+        best = np.sort(np.argpartition(-row, 40)[:40])
+        best = best[row[best] > -np.inf]
+        best = best[np.argsort(-row[best], kind="stable")][:k]
+        if len(best) < k:
+            best = np.concatenate([best, np.flatnonzero(row == -np.inf)[: k - len(best)]])
+        return values[best], torch.from_numpy(best)
+
+    monkeypatch.setattr(whisper.decoding, "PyTorchInference", _Inference)
+    monkeypatch.setattr(torch.Tensor, "topk", topk)
+    same_noise(monkeypatch)
+    return OpenAIModel(script)
+
+
+def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both decoders sample with `noise`."""
     clock = SimpleNamespace(step=0)
 
     class Sampling(whisper.decoding.GreedyDecoder):
@@ -202,21 +220,9 @@ def openai_model(script: Script, monkeypatch: pytest.MonkeyPatch) -> OpenAIModel
             clock.step += 1
             return (self.logits + torch.from_numpy(drawn)).argmax(dim=-1)
 
-    def topk(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        row = values.numpy()
-        best = np.sort(np.argpartition(-row, 40)[:40])
-        best = best[row[best] > -np.inf]
-        best = best[np.argsort(-row[best], kind="stable")][:k]
-        if len(best) < k:
-            best = np.concatenate([best, np.flatnonzero(row == -np.inf)[: k - len(best)]])
-        return values[best], torch.from_numpy(best)
-
-    monkeypatch.setattr(whisper.decoding, "PyTorchInference", _Inference)
     monkeypatch.setattr(whisper.decoding, "GreedyDecoder", Sampling)
     monkeypatch.setattr(whisper.decoding, "Categorical", Categorical)
-    monkeypatch.setattr(torch.Tensor, "topk", topk)
     monkeypatch.setattr(decode, "gumbel", lambda keys, step, vocab: mx.array(noise(np.array(step), vocab)))
-    return OpenAIModel(script)
 
 
 # --- ours -------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from mlx_speech import checkpoint
 from mlx_speech.errors import AudioError, OptionError
 from mlx_speech.models.wav2vec2 import Model, ModelArgs
 from mlx_speech.stages import align as stage
-from mlx_speech.stages.align import Labels, align, covers, log_probabilities, viterbi
+from mlx_speech.stages.align import Labels, align, log_probabilities, viterbi
 from mlx_speech.stages.spelling import split_words, spoken
 from mlx_speech.transcript import Segment, Word
 
@@ -379,7 +379,7 @@ def test_words_are_in_order_inside_their_segment_and_spell_its_text(
 )
 def test_scripts(language: str, labels: str, text: str) -> None:
     model = Planted(labels)
-    assert covers(model, text, language) > 0.8
+    assert Labels(model.args, language).coverage(text) > 0.8
     sound = 0.001 * np.random.default_rng(0).integers(0, len(labels), size=4 * RATE).astype(np.float32)
     (found,) = align([Segment(0.5, 3.5, text)], sound, model, language=language, return_char_alignments=True)
     check_words(found, language)
@@ -428,8 +428,9 @@ def test_how_text_is_written_in_labels() -> None:
 
 def test_how_much_of_a_text_a_vocabulary_covers() -> None:
     model = with_vocab(LATIN)
-    assert covers(model, "Hello, 42 wörld!") == 1 and covers(model, "?! 42") == 1 and covers(model, "") == 1
-    assert covers(model, "Привет") == 0 and covers(model, "да ok") == 0.5
+    covers = Labels(model.args, "").coverage
+    assert covers("Hello, 42 wörld!") == 1 and covers("?! 42") == 1 and covers("") == 1
+    assert covers("Привет") == 0 and covers("да ok") == 0.5
 
 
 @pytest.mark.parametrize(

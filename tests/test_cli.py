@@ -251,8 +251,8 @@ def test_spellings(given: list[str], expected: list[str]) -> None:
     "arguments, said",
     [
         (["--language", "klingon"], "klingon"),
-        (["--num-speakers", "2", "--min-speakers", "3"], "num_speakers and min_speakers conflict"),
-        (["--min-speakers", "3", "--max-speakers", "2"], "min_speakers is 3 and max_speakers is 2"),
+        (["--num-speakers", "2", "--min-speakers", "3"], "num_speakers is 2, but min_speakers is 3"),
+        (["--min-speakers", "3", "--max-speakers", "2"], "min_speakers is 3, but max_speakers is 2"),
         (["--vad-method", "pyannote", "--speech-pad-ms", "3"], "--speech-pad-ms conflicts with --vad-method pyannote"),
         (["-f", "docx"], "'docx' is not one of"),
         (["-f", "rttm"], "add --diarize"),

@@ -30,7 +30,7 @@ import yaml
 from hub_server import WRITER, HubServer, Repo, commit
 from mlx.utils import tree_flatten, tree_unflatten
 from safetensors.torch import save_file
-from test_fold import random_plda
+from test_fold import from_array, random_plda
 
 import mlx_speech
 from mlx_speech import checkpoint, models
@@ -41,7 +41,7 @@ from mlx_speech.convert.read import Source, open_source
 from mlx_speech.errors import OptionError
 from mlx_speech.features import log_mel
 from mlx_speech.models.base import BaseModel
-from mlx_speech.tensors import from_array, read_safetensors
+from mlx_speech.tensors import read_safetensors
 
 ROOT = Path(__file__).parents[1]
 Folder = dict[str, bytes]

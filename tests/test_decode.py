@@ -385,8 +385,11 @@ def pair(request: pytest.FixtureRequest) -> SimpleNamespace:
         DecodingOptions(sample_len=10, beam_size=2, patience=2.0, without_timestamps=True),
     ],
 )
-def test_random_models_decode_as_openai_does(pair: SimpleNamespace, options: DecodingOptions) -> None:
+def test_random_models_decode_as_openai_does(
+    pair: SimpleNamespace, options: DecodingOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows with prompts of different lengths, in batches of 1 and of 3, which they enter and leave."""
+    monkeypatch.setattr(whisper.decoding, "CHUNK_LENGTH", 0.02 * pair.encoded.shape[1])  # seconds of this window
     rng = np.random.default_rng(4)
     prompts = [tuple(rng.integers(0, 50000, n).tolist()) for n in (0, 5, 300, 60, 1)]
     jobs = [

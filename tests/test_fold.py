@@ -20,10 +20,15 @@ from mlx_speech.errors import OptionError, WeightsMismatch
 from mlx_speech.models import layers
 from mlx_speech.models import plda as plda_model
 from mlx_speech.models import wespeaker as wespeaker_model
-from mlx_speech.tensors import Tensor, from_array
+from mlx_speech.tensors import Tensor
 
 PAUSES = Path(checkpoint.__file__).parent / "assets" / "demo" / "pauses.flac"
 RNG = np.random.default_rng
+
+
+def from_array(array: np.ndarray, name: str = "") -> Tensor:
+    """A tensor that is in memory already."""
+    return Tensor(array.shape, array.dtype.name, lambda: array, (name,) if name else ())
 
 
 def named(**arrays: np.ndarray) -> dict[str, Tensor]:

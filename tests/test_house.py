@@ -31,7 +31,7 @@ LAYERS = (
     ("tokenizer",),
     ("stages",),
     ("convert",),
-    ("options", "loading"),
+    ("options", "loading", "scores"),
     ("pipeline",),
     ("whisperx", "commands"),
     ("cli",),
@@ -149,7 +149,7 @@ print(sorted(set(sys.modules) & %r))
     assert done.stdout.split("\n")[:2] == ["[]", "[]"], done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["transcribe"], ["diarize"], ["convert"], ["vad"]])
+@pytest.mark.parametrize("command", [[], ["transcribe"], ["diarize"], ["convert"], ["vad"], ["demo"]])
 def test_help(command: list[str]) -> None:
     done = python("-m", "mlx_speech", *command, "--help")
     assert done.returncode == 0 and "usage: mlx_speech" in done.stdout and not done.stderr
@@ -195,7 +195,7 @@ def test_nothing_takes_lazy_names_of_the_package() -> None:
 
 # what a stage may import of its own wing: the parts it is made of
 PARTS = {
-    "asr": {"decode", "attention"},
+    "asr": {"decode", "attention", "rules"},
     "sequential": {"asr", "decode", "attention"},
     "decode": {"rules"},
     "align": {"spelling"},
@@ -233,7 +233,8 @@ def test_only_two_functions_reach_for_the_converter() -> None:
 
 
 def test_frameworks_are_only_for_verification() -> None:
-    found = [f for f in IMPORTS if f.name.partition(".")[0] in FRAMEWORKS]
+    counted = ("pyannote.core", "pyannote.metrics")  # no framework: they count errors
+    found = [f for f in IMPORTS if f.name.partition(".")[0] in FRAMEWORKS and not f.name.startswith(counted)]
     assert {f.file.relative_to(ROOT).as_posix() for f in found} == {"convert/originals.py", "convert/verify.py"}
     assert all(f.lazy for f in found if f.file.name == "verify.py")
     assert not [str(f) for f in OURS if f.name == "mlx_speech.convert.originals" and not f.lazy]

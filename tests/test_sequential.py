@@ -342,7 +342,7 @@ SMALL |= {"n_vocab": 51865, "n_text_ctx": 448, "n_text_state": 64, "n_text_head"
 
 
 def converted(original: Any) -> Model:
-    model, weights = Model(ModelArgs(**SMALL)), {}
+    model, weights = Model(ModelArgs(**vars(original.dims))), {}
     for name, tensor in original.state_dict().items():
         if name != "encoder.positional_embedding":
             value = mx.array(tensor.numpy())

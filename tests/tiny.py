@@ -33,8 +33,8 @@ def tokens(text: tuple[tuple[float, float, str], ...], language: str) -> list[in
     return [*found, *[tokenizer.eot] * 8]
 
 
-def planted_whisper(text=TEXT, language: str = "en") -> torch.nn.Module:
-    model = originals.whisper_openai(DIMS)
+def planted_whisper(text=TEXT, language: str = "en", **dims: int) -> torch.nn.Module:
+    model = originals.whisper_openai({**DIMS, **dims})
     with torch.no_grad():
         for name, parameter in model.decoder.named_parameters():
             if ".out." in name or ".mlp.2." in name:

@@ -9,6 +9,7 @@ begins or `TAIL` frames after its last own frame.
 
 from __future__ import annotations
 
+import math
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.errors import OptionError
+from mlx_speech.errors import OptionError, in_range
 from mlx_speech.features import SAMPLE_RATE, normalize, one_channel
 from mlx_speech.stages.spelling import clusters, is_mark, split_words, spoken
 from mlx_speech.transcript import UNSPACED, Char, Segment, Word
@@ -105,11 +106,6 @@ class Labels:
         """The share of the letters of `text` that have labels, 0..1; 1 where it has none."""
         letters = [text[first:last] for first, last in clusters(text) if text[first].isalpha()]
         return sum(WILDCARD not in self.of(letter) for letter in letters) / len(letters) if letters else 1.0
-
-
-def covers(model: Any, text: str, language: str = "") -> float:
-    """The share of the letters of `text` that a CTC model has labels for, 0..1; 1 for a text without letters."""
-    return Labels(model.args, language).coverage(text)
 
 
 def viterbi(
@@ -221,8 +217,7 @@ def align(
     """
     if interpolate_method not in METHODS:
         raise OptionError(f"interpolate_method is {interpolate_method!r}: it has to be one of {', '.join(METHODS)}")
-    if batch_size < 1:
-        raise OptionError(f"batch_size is {batch_size}: it has to be at least 1")
+    in_range(1, math.inf, batch_size=batch_size)
     samples = one_channel(audio, "words are aligned")
     labels = Labels(model.args, language)
     words = [split_words(segment.text, language) for segment in segments]

@@ -17,18 +17,18 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.errors import OptionError
+from mlx_speech.errors import OptionError, in_range
 from mlx_speech.features import SAMPLE_RATE, log_mel
 from mlx_speech.models.whisper import Model
 from mlx_speech.stages import attention, decode
 from mlx_speech.stages.decode import DecodingOptions, DecodingResult, Job
+from mlx_speech.stages.rules import SECONDS_PER_TIMESTAMP
 from mlx_speech.tokenizer import Tokenizer
 from mlx_speech.transcript import Chunk, Segment
 
 HOP_LENGTH = 160  # samples of a mel frame
 INPUT_STRIDE = 2  # mel frames of one of the encoder's positions, and of a timestamp
 EDGE = 2.0  # seconds from the start or end of a window, where silence is taken for granted
-SECONDS_PER_TOKEN = INPUT_STRIDE * HOP_LENGTH / SAMPLE_RATE
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Task:
     audio : the chunk's own samples, at most those of the model's window
     language : a code, or None to detect it in this chunk
     words : whether its words get times, from cross-attention
-    encoded : (1500, width), where `detect_language` has encoded it already
+    encoded : (positions, width), where `detect_language` has encoded it already
     seed : of what is sampled; by default its place among the tasks
     """
 
@@ -84,10 +84,9 @@ def transcribe(
     A chunk that is silent by `no_speech_threshold` has no segments. Raises `OptionError` for a chunk that is longer
     than the model's window, and for a batch size below 1.
     """
-    if batch_size < 1:
-        raise OptionError(f"batch_size is {batch_size}: it has to be at least 1")
+    in_range(1, math.inf, batch_size=batch_size)
     empty: deque[Task] = deque()
-    jobs = _jobs(tasks, model, tokenizer, batch_size, multilingual, empty)
+    jobs = _jobs(tasks, model, batch_size, multilingual, empty)
     waiting: list[tuple[Job, list[Segment]]] = []
     for job, result in decode.decode_with_fallback(jobs, model, tokenizer, options, batch_size=batch_size):
         segments = _segments_of_chunk(job.key.chunk, result, tokenizer, options)
@@ -123,8 +122,7 @@ def detect_language(
 
     English-only models give ("en", 1.0). Raises `OptionError` for `max_chunks` below 1.
     """
-    if max_chunks < 1:
-        raise OptionError(f"max_chunks is {max_chunks}: it has to be at least 1")
+    in_range(1, math.inf, max_chunks=max_chunks)
     if not tokenizer.multilingual:
         return "en", 1.0
     count = min(max_chunks, len(chunks))
@@ -140,7 +138,7 @@ def detect_language(
 
 
 def encode(audios: Sequence[np.ndarray], model: Model) -> mx.array:
-    """Recordings of at most a window, (samples,) each → (batch, 1500, width); each is as loud as it is by itself."""
+    """Recordings of at most a window, (samples,) each → (batch, positions, width); each as loud as it is by itself."""
     padded = np.zeros((len(audios), samples_per_window(model)), np.float32)
     for row, audio in zip(padded, audios, strict=True):
         row[: audio.size] = audio[: row.size]
@@ -148,7 +146,7 @@ def encode(audios: Sequence[np.ndarray], model: Model) -> mx.array:
 
 
 def _jobs(
-    tasks: Iterable[Task], model: Model, tokenizer: Tokenizer, batch_size: int, multilingual: bool, empty: deque[Task]
+    tasks: Iterable[Task], model: Model, batch_size: int, multilingual: bool, empty: deque[Task]
 ) -> Iterator[Job]:
     """Tasks, a batch of them encoded at a time, as rows for the decoder; those without sound go to `empty`."""
     numbered = enumerate(tasks)
@@ -167,10 +165,10 @@ def _jobs(
         new = [task.audio for _, task in group if task.encoded is None]
         fresh = iter(_rows(encode(new, model)) if new else [])
         rows = [task.encoded if task.encoded is not None else next(fresh) for _, task in group]
-        languages = _languages([task for _, task in group], rows, model, tokenizer, multilingual)
-        for (index, task), language in zip(group, languages, strict=True):
+        for (index, task), row in zip(group, rows, strict=True):
+            language = None if multilingual else task.language  # the decoder detects what is None
             # the number of the task, not its place in a batch, so that any batch size draws the same samples
-            yield Job(rows.pop(0), language, key=task, seed=index if task.seed is None else task.seed)
+            yield Job(row, language, key=task, seed=index if task.seed is None else task.seed)
 
 
 def _rows(encoded: mx.array) -> list[mx.array]:
@@ -178,20 +176,6 @@ def _rows(encoded: mx.array) -> list[mx.array]:
     rows = [encoded[k] * 1 for k in range(len(encoded))]
     mx.async_eval(rows)
     return rows
-
-
-def _languages(
-    tasks: Sequence[Task], rows: list[mx.array], model: Model, tokenizer: Tokenizer, multilingual: bool
-) -> list[str]:
-    if not tokenizer.multilingual:
-        return ["en"] * len(tasks)
-    detected: list[dict[str, float]] = []
-    if multilingual or any(task.language is None for task in tasks):
-        detected = decode.detect_language(mx.stack(rows), model, tokenizer)
-    return [
-        max(detected[k], key=lambda code: detected[k][code]) if multilingual or task.language is None else task.language
-        for k, task in enumerate(tasks)
-    ]
 
 
 # --- tokens → segments -----------------------------------------------------------------------------------------------
@@ -219,21 +203,14 @@ def split_at_timestamps(
     leave out an unfinished piece at the end, else None.
     """
     stamps = [token >= timestamp_begin for token in tokens]
+    times = [_seconds(token, timestamp_begin) for token in tokens]
     cuts = [k for k in range(1, len(tokens)) if stamps[k - 1] and stamps[k]]
     if not cuts:
-        said = [token for token, stamp in zip(tokens, stamps, strict=True) if stamp]
-        end = _seconds(said[-1], timestamp_begin) if said and said[-1] != timestamp_begin else duration
-        return [(0.0, end, tuple(tokens))], None
+        last = next((time for time, stamp in zip(times[::-1], stamps[::-1], strict=True) if stamp), 0.0)
+        return [(0.0, last or duration, tuple(tokens))], None
     unfinished = not ends_with_single_timestamp(tokens, timestamp_begin)
     bounds = [0, *cuts] if unfinished else [0, *cuts, len(tokens)]
-    pieces = [
-        (
-            _seconds(tokens[i], timestamp_begin) if stamps[i] else 0.0,
-            _seconds(tokens[j - 1], timestamp_begin),
-            tuple(tokens[i:j]),
-        )
-        for i, j in pairwise(bounds)
-    ]
+    pieces = [(times[i] if stamps[i] else 0.0, times[j - 1], tuple(tokens[i:j])) for i, j in pairwise(bounds)]
     return pieces, cuts[-1] if unfinished else None
 
 
@@ -241,21 +218,13 @@ def as_segment(
     start: float, end: float, tokens: tuple[int, ...], result: DecodingResult, tokenizer: Tokenizer
 ) -> Segment:
     """A piece of what was decoded; `tokens` may hold timestamps."""
-    return Segment(
-        start,
-        end,
-        tokenizer.decode(tokens).strip(),
-        language=result.language,
-        tokens=tokens,
-        temperature=result.temperature,
-        avg_logprob=result.avg_logprob,
-        compression_ratio=result.compression_ratio,
-        no_speech_prob=result.no_speech_prob,
-    )
+    names = ("language", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
+    decoded = {name: getattr(result, name) for name in names}
+    return Segment(start, end, tokenizer.decode(tokens).strip(), tokens=tokens, **decoded)
 
 
 def _seconds(token: int, timestamp_begin: int) -> float:
-    return (token - timestamp_begin) * SECONDS_PER_TOKEN
+    return (token - timestamp_begin) * SECONDS_PER_TIMESTAMP
 
 
 def _segments_of_chunk(
@@ -286,15 +255,10 @@ def _with_words(
 ) -> Iterator[tuple[Task, tuple[Segment, ...]]]:
     """Give the segments of several chunks their words, in one pass of the decoder."""
     texts = [[t for segment in segments for t in segment.tokens if t < tokenizer.eot] for _, segments in waiting]
-    found = attention.find_alignment(
-        mx.stack([job.encoded for job, _ in waiting]),
-        texts,
-        model,
-        tokenizer,
-        languages=[job.language for job, _ in waiting],
-        task=options.task,
-        num_frames=[job.key.audio.size // HOP_LENGTH for job, _ in waiting],
-    )
+    how: dict[str, Any] = {"languages": [segments[0].language for _, segments in waiting], "task": options.task}
+    how["num_frames"] = [job.key.audio.size // HOP_LENGTH for job, _ in waiting]
+    encoded = mx.stack([job.encoded for job, _ in waiting])
+    found = attention.find_alignment(encoded, texts, model, tokenizer, **how)
     for (job, segments), timings in zip(waiting, found, strict=True):
         low, high = job.key.chunk.start, job.key.chunk.end
         placed = attention.place_words(segments, timings, offset=low, last_speech=low, tokenizer=tokenizer)

@@ -99,13 +99,9 @@ def _split(segment: Segment) -> list[Segment]:
 
 def _texts(segment: Segment, cuts: list[int]) -> list[str]:
     """The text cut before these words; where the words do not make up the text, they are joined instead."""
-    places, place = [], 0
-    for word in segment.words:
-        place = segment.text.find(word.text, place)
-        if place < 0:
-            joined = separator(segment.language)
-            return [joined.join(w.text for w in segment.words[a:b]) for a, b in pairwise([*cuts, len(segment.words)])]
-        places.append(place)
-        place += len(word.text)
+    places = segment.places
+    if -1 in places:
+        joined = separator(segment.language)
+        return [joined.join(w.text for w in segment.words[a:b]) for a, b in pairwise([*cuts, len(segment.words)])]
     edges = [0, *(places[cut] for cut in cuts[1:]), len(segment.text)]
     return [segment.text[a:b].strip() for a, b in pairwise(edges)]

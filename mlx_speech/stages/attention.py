@@ -57,9 +57,9 @@ def find_alignment(
 ) -> list[list[WordTiming]]:
     """The words of each text and their times, in one pass of the decoder (openai/whisper `find_alignment`).
 
-    encoded : (batch, 1500, width), of the windows
+    encoded : (batch, positions, width), of the windows
     texts : text tokens of each (no timestamps, no special ones); an empty one gives no words
-    languages, num_frames : of each; frames of 10 ms that hold its audio, without the padding to 30 s
+    languages, num_frames : of each; frames of 10 ms that hold its audio, without the padding to a whole window
 
     Raises `OptionError` for a text that does not fit the decoder's context.
     """

@@ -13,13 +13,14 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from numbers import Real
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_speech.errors import OptionError, in_range
-from mlx_speech.stages.rules import WINDOW, Rules, State, log_sum_exp, top
+from mlx_speech.stages.rules import Rules, State, log_sum_exp, top
 
 CHECK_EVERY = 4  # steps between looks at what was sampled: each look waits for the device
 
@@ -69,7 +70,7 @@ class DecodingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.temperature, (int, float)):
+        if isinstance(self.temperature, Real):
             object.__setattr__(self, "temperature", (float(self.temperature),))
         if self.task not in ("transcribe", "translate"):
             raise OptionError(f"task is {self.task!r}: it has to be transcribe or translate")
@@ -82,7 +83,7 @@ class DecodingOptions:
         in_range(1, 100, best_of=self.best_of, beam_size=size)
         in_range(0, 100, patience=patience)
         in_range(0, 1, length_penalty=self.length_penalty)
-        in_range(0, WINDOW, max_initial_timestamp=self.max_initial_timestamp)
+        in_range(0, 30, max_initial_timestamp=self.max_initial_timestamp)
         if patience is not None and size is None:
             raise OptionError("patience needs beam_size: give both or neither")
         if size is not None and self._candidates() < 1:
@@ -106,7 +107,7 @@ class DecodingOptions:
 class Job:
     """One chunk of audio to decode.
 
-    encoded : (1500, width), the encoder's output
+    encoded : (positions, width), the encoder's output
     language : its code; None: it is detected
     prompt : tokens of the text before; prefix : tokens that the text begins with. Empty: those of the options
     key : anything, for the caller
@@ -146,7 +147,7 @@ def compression_ratio(text: str) -> float:
 
 
 def detect_language(encoded: mx.array, model: Any, tokenizer: Any) -> list[dict[str, float]]:
-    """The probability of every language, for each row of encoded audio, (batch, 1500, width).
+    """The probability of every language, for each row of encoded audio, (batch, positions, width).
 
     Raises `OptionError` for a model that knows English only. Source: openai/whisper `decoding.detect_language`.
     """
@@ -316,7 +317,7 @@ class _Batch:
     def _languages(self, jobs: list[Job], encoded: mx.array) -> list[str | None]:
         languages = [job.language for job in jobs]
         if not self.tokenizer.multilingual:
-            return [language or "en" for language in languages]
+            return ["en"] * len(languages)
         unknown = [index for index, language in enumerate(languages) if language is None]
         if unknown:
             found = detect_language(encoded[mx.array(unknown)], self.model, self.tokenizer)

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-WINDOW = 30.0  # seconds of audio behind one encoded chunk
+SECONDS_PER_TIMESTAMP = 0.02  # also of a position of the encoder, however long the model's window is
 FANIN = 256  # numbers added one after the other before their sums are added in turn
 LOWEST = -1e30  # below every logit, above -inf, which marks what has been taken
 
@@ -98,7 +98,7 @@ class Rules:
         blank = [*tokenizer.encode(" "), tokenizer.eot] if options.suppress_blank else []
         self.never_first = self._marked(suppressed + blank)
         limit = options.max_initial_timestamp
-        self.last_first = self.begin + (round(limit / (WINDOW / args.n_audio_ctx)) if limit else self.vocab)
+        self.last_first = self.begin + (round(limit / SECONDS_PER_TIMESTAMP) if limit else self.vocab)
 
     def _marked(self, tokens: Iterable[int]) -> mx.array:
         marked = np.zeros(self.vocab, dtype=bool)

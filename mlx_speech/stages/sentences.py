@@ -94,12 +94,7 @@ def _punctuated(run: list[Segment]) -> list[list[Segment]]:
 
 def _pieces(segment: Segment, language: str, first: bool) -> Iterator[_Piece]:
     """The words with the text around them as the segment has it."""
-    between = separator(language)
-    places, place = [], 0
-    for word in segment.words:
-        found = segment.text.find(word.text, place)
-        places.append(found)
-        place = found + len(word.text) if found >= 0 else place
+    between, places = separator(language), segment.places
     if -1 in places:  # the words are not those of the text
         gaps = ["", *[between] * (len(places) - 1), ""]
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -222,15 +223,8 @@ class _Steps:
 
     def _with_words(self, window: _Window, segments: Sequence[Segment], encoded: mx.array) -> list[Segment]:
         text = [token for segment in segments for token in segment.tokens if token < self.tokenizer.eot]
-        (timings,) = attention.find_alignment(
-            encoded,
-            [text],
-            self.model,
-            self.tokenizer,
-            languages=[self.language],
-            task=self.options.task,
-            num_frames=[window.size],
-        )
+        how: dict[str, Any] = {"languages": [self.language], "task": self.options.task, "num_frames": [window.size]}
+        (timings,) = attention.find_alignment(encoded, [text], self.model, self.tokenizer, **how)
         return attention.place_words(
             segments, timings, offset=window.start, last_speech=self.last_speech, tokenizer=self.tokenizer
         )
