@@ -21,7 +21,7 @@ from demo.conversations import Conversation, compose
 from demo.corpus import Corpus
 
 FILE = ASSETS / "diarization" / "segmentation" / "pytorch_model.bin"
-STEPS = 3200
+STEPS = 4000
 HIDDEN, LAYERS = 128, 2
 SECONDS, VOICES, AT_ONCE = 10, 3, 2
 FRAMES, FRAME, MIDDLE = 589, 270 / RATE, 495.5 / RATE  # of a window; seconds between them, and of the first's middle
