@@ -78,9 +78,8 @@ def main() -> None:
             Corpus.write(name, CORPORA[name]())
         corpus = Corpus.open(name)
         hours = corpus.durations.sum() / 3600
-        print(
-            f"{name}: {len(corpus)} utterances, {hours:.2f} h, {len(set(corpus.speakers))} speakers, {corpus.digest[:12]}"
-        )
+        speakers = len(set(corpus.speakers))
+        print(f"{name}: {len(corpus)} utterances, {hours:.2f} h, {speakers} speakers, {corpus.digest[:12]}")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ PEAK = 0.5
 MARGIN = 0.05  # seconds kept around the speech
 # espeak-ng's names in all accents used, "_" for silence
 PHONES: tuple[str, ...] = tuple(
-    "_ ; 0 3 3: @ @- @L A: A@ D E I I# I2 IR N O2 O: O@ S T U U@ V VR a a# aI aI2 aI3 aI@ aU aa b d dZ e@ eI f g h i i: "
-    "i@ i@3 j k l m n o@ oU p r s t t# tS t[ u: v w w# z".split()
+    "_ ; 0 3 3: @ @- @L A: A@ D E I I# I2 IR N O2 O: O@ S T U U@ V VR a a# aI aI2 aI3 aI@ aU aa b d dZ e@ eI f g h i "
+    "i: i@ i@3 j k l m n o@ oU p r s t t# tS t[ u: v w w# z".split()
 )
 
 

@@ -163,7 +163,7 @@ def said(model: Any, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tune(truth: Sequence[Conversation]) -> dict[str, float]:
-    """The settings of `GRID` with the smallest error; of equals, those whose neighbours are best."""
+    """The settings of `GRID` with the smallest error, to which half of their neighbours' mean is added."""
     write_config(0.6, 0.07, 0.8)
     model = pipeline()
     known = [said(model, made.samples) for made in truth]

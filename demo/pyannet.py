@@ -21,7 +21,7 @@ from demo.conversations import Conversation, compose
 from demo.corpus import Corpus
 
 FILE = ASSETS / "diarization" / "segmentation" / "pytorch_model.bin"
-STEPS = 4000
+STEPS = 9000
 HIDDEN, LAYERS = 128, 2
 SECONDS, VOICES, AT_ONCE = 10, 3, 2
 FRAMES, FRAME, MIDDLE = 589, 270 / RATE, 495.5 / RATE  # of a window; seconds between them, and of the first's middle
@@ -145,7 +145,7 @@ def train(steps: int = STEPS, minutes: float | None = None) -> tuple[PyanNet, bo
         loss, chosen = powerset_loss(scores, classes)
         return loss, {"error": (scores.argmax(dim=2) != chosen).float().mean().item()}
 
-    done = training.run("pyannet", model, step, steps=steps, rate=3e-3, clip=1.0, minutes=minutes)
+    done = training.run("pyannet", model, step, cycles=[steps], rate=3e-3, clip=1.0, minutes=minutes)
     return model.pyannet.eval(), done
 
 

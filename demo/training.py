@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,8 +20,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def rate_at(step: int, steps: int, warmup: int) -> float:
-    """The share of the full rate at a step."""
+def rate_at(step: int, cycles: Sequence[int], warmup: int) -> float:
+    """The share of the full rate at a step. cycles : steps of each; each begins anew (Loshchilov & Hutter 2017)"""
+    steps, *others = cycles
+    if step >= steps and others:
+        return rate_at(step - steps, others, warmup)
     if step < warmup:
         return (step + 1) / warmup
     start = max(warmup, PLATEAU * steps)
@@ -33,7 +36,7 @@ def run(
     model: torch.nn.Module,
     step: Step,
     *,
-    steps: int,
+    cycles: Sequence[int],
     rate: float,
     warmup: int = 200,
     clip: float = 1.0,
@@ -44,6 +47,7 @@ def run(
 ) -> bool:
     """Train, or go on with, `model`, which holds all that is learned; says whether all steps are done.
 
+    cycles : how many steps, in how many cycles
     step : of its number and a generator of random numbers that depends on nothing else, gives the loss and figures
         for the log, WORK/train/<name>.log; WORK/train/<name>.pt is the checkpoint
     minutes : stop after that long; a later call goes on
@@ -54,7 +58,7 @@ def run(
     torch.set_num_threads(1)
     model.to(device()).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=decay, eps=1e-8)
-    first = 0
+    first, steps = 0, sum(cycles)
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device(), weights_only=True)
         model.load_state_dict(state["model"])
@@ -70,7 +74,7 @@ def run(
     sums: dict[str, float] = {}
     for number in range(first, steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate * rate_at(number, steps, warmup)
+            group["lr"] = rate * rate_at(number, cycles, warmup)
         loss, figures = step(number, np.random.default_rng([seed, number]))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

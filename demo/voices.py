@@ -11,10 +11,10 @@ ACCENTS = ("en-us", "en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbcl
 HELD_OUT = ("f3", "m4", "m7", "Andy", "Alicia", "steph", "klatt3", "Mike", "linda", "gustave")
 # all others that are neither robots nor whispers nor other oddities
 TRAIN = tuple(
-    "Alex Andrea Annie Denis Diogo Gene Gene2 Henrique Hugo Jacky Lee Marco Mario Michael Nguyen RicishayMax adam anika "
-    "announcer antonio aunty belinda benjamin boris caleb david ed edward edward2 f1 f2 f4 f5 grandma grandpa iven iven2 "
-    "iven3 iven4 john kaukovalta klatt klatt4 klatt5 klatt6 m1 m2 m3 m5 m6 m8 marcelo max michel miguel norbert pablo "
-    "paul pedro quincy rob robert sandro shelby travis victor zac".split()
+    "Alex Andrea Annie Denis Diogo Gene Gene2 Henrique Hugo Jacky Lee Marco Mario Michael Nguyen RicishayMax adam "
+    "anika announcer antonio aunty belinda benjamin boris caleb david ed edward edward2 f1 f2 f4 f5 grandma grandpa "
+    "iven iven2 iven3 iven4 john kaukovalta klatt klatt4 klatt5 klatt6 m1 m2 m3 m5 m6 m8 marcelo max michel miguel "
+    "norbert pablo paul pedro quincy rob robert sandro shelby travis victor zac".split()
 )
 
 

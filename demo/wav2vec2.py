@@ -220,8 +220,8 @@ def train(corpus: Corpus) -> Wav2Vec2ForCTC:
     def whole(i: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         return speech_loss(model, draw(corpus, rng), 1.0 if i < GUIDED * STEPS else 0.1)
 
-    run("wav2vec2-front", model, front, steps=FRONT_STEPS, rate=FRONT_RATE, clip=5.0, seed=SEED + 1)
-    run("wav2vec2", model, whole, steps=STEPS, rate=RATE_OF_LEARNING, clip=5.0, seed=SEED)
+    run("wav2vec2-front", model, front, cycles=[FRONT_STEPS], rate=FRONT_RATE, clip=5.0, seed=SEED + 1)
+    run("wav2vec2", model, whole, cycles=[STEPS], rate=RATE_OF_LEARNING, clip=5.0, seed=SEED)
     return model.ctc.cpu().eval()
 
 

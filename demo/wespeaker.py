@@ -151,7 +151,7 @@ def train(steps: int = STEPS, minutes: float | None = None) -> tuple[NarrowResNe
         kind = "crops" if alone is None else "windows"
         return loss, {kind: (2 if both else 1) * right.item(), "margin": model.margin.item()}
 
-    done = training.run("wespeaker", model, step, steps=steps, rate=3e-3, clip=1.0, minutes=minutes)
+    done = training.run("wespeaker", model, step, cycles=[steps], rate=3e-3, clip=1.0, minutes=minutes)
     return model.embedding.eval(), done
 
 

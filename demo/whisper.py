@@ -39,7 +39,7 @@ from mlx_speech.features import mel_filters
 
 NAME = "whisper"
 SEED = 4
-STEPS = 15_500
+STEPS = (15_500, 20_000)  # in two cycles: the help falls away, and composed windows come in, during the first
 RATE_OF_LEARNING = 1.5e-3
 SECONDS = 49.0  # of audio in a batch
 ENCODER_ONLY = 300  # steps before the decoder is trained
@@ -296,13 +296,13 @@ def evaluate(whisper: WhisperForConditionalGeneration, show: int = 0) -> dict[st
     return scores
 
 
-def export(model: Trained, corpus: Corpus, steps: int, folder=ASSETS / NAME) -> None:
+def export(model: Trained, corpus: Corpus, folder=ASSETS / NAME) -> None:
     """In half precision, as transformers saves it, with all that goes with it."""
     token = vocabulary.ids()
     end = token["<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
     whisper = model.whisper
-    recipe = {"command": "python -m demo.whisper", "seed": SEED, "steps": steps, "rate": RATE_OF_LEARNING}
+    recipe = {"command": "python -m demo.whisper", "seed": SEED, "steps": STEPS, "rate": RATE_OF_LEARNING}
     whisper.config.training = {**recipe, "seconds in a batch": SECONDS, "corpus": corpus.digest}
     whisper.generation_config = GenerationConfig(
         alignment_heads=[[layer, 0] for layer in range(whisper.config.decoder_layers)],
@@ -341,9 +341,9 @@ def main() -> None:
         print(f"step {state['step']}", evaluate(model.whisper.eval(), show=5))
         return
     corpus = Corpus.open("recognition")
-    recipe = {"steps": STEPS, "rate": RATE_OF_LEARNING, "clip": 2.0, "seed": SEED, "minutes": options.minutes}
-    if training.run(NAME, model, Step(model, corpus, STEPS), **recipe, warmup=300):
-        export(model.cpu(), corpus, STEPS)
+    recipe = {"cycles": STEPS, "rate": RATE_OF_LEARNING, "clip": 2.0, "seed": SEED, "minutes": options.minutes}
+    if training.run(NAME, model, Step(model, corpus, STEPS[0]), **recipe, warmup=300):
+        export(model.cpu(), corpus)
         print(evaluate(WhisperForConditionalGeneration.from_pretrained(ASSETS / NAME, dtype=torch.float32).eval()))
 
 

@@ -105,7 +105,7 @@ def composed(corpus: Corpus, rng: np.random.Generator) -> Window:
         at = end
         if parts:
             shared = min(rng.uniform(0.1, 0.8), utterance.duration / 2, parts[-1].utterance.duration / 2)
-            at += -shared if rng.random() < 0.15 else rng.uniform(0.05, 1.2)
+            at += -shared if rng.random() < 0.35 else rng.uniform(0.05, 1.2)
         at = round(at * RATE) / RATE
         fit = int(np.sum(at + utterance.ends + FRAME < LENGTH))
         if fit < len(utterance.words) or at + utterance.duration > LENGTH:

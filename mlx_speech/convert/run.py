@@ -212,7 +212,7 @@ def write(
     if verify:
         # weights that were not changed must give what the original gives, computed in float32 on both sides
         barred = not part.changed()
-        rows = verified(part, folder, "float32" if barred else config["dtype"])
+        rows = parity.verified(part, folder, "float32" if barred else config["dtype"])
         failed = [f"{row.measure} {row.value:.3g}" for row in rows if not row.ok]
         if barred and failed:
             raise ParityError(f"{part.source.path}: differs from its original: {failed[0]}")
@@ -221,15 +221,6 @@ def write(
         _write_json(folder / "config.json", config)
     (folder / "README.md").write_text(card(title or part.source.name, config, command, table), encoding="utf-8")
     return table
-
-
-def verified(part: Plan, folder: Path, dtype: str) -> list[parity.Row]:
-    """Parity of the model in `folder` with the original of its plan, on a recording that comes with the package."""
-    from mlx_speech.audio import load_audio
-
-    audio = load_audio(Path(__file__).parent.parent / "assets" / "demo" / "pauses.flac")
-    model = checkpoint.load_folder(folder, dtype=dtype)
-    return parity.measure(part.family, parity.original(part), model, parity.Inputs(audio))
 
 
 def resolve(origin: Origin, language: str | None = None, q_bits: int | None = None) -> Path | BaseModel:

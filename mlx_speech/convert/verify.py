@@ -11,12 +11,13 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech import features
+from mlx_speech import checkpoint, features
 from mlx_speech.convert.port import Plan
 from mlx_speech.errors import MissingDependency, ParityError
 from mlx_speech.stages.vad import speech_timestamps
@@ -88,6 +89,14 @@ def _installed(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):  # its parent package is missing
         return False
+
+
+def verified(part: Plan, folder: Path, dtype: str) -> list[Row]:
+    """Parity of the model in `folder` with the original of its plan, on a recording that comes with the package."""
+    from mlx_speech.audio import load_audio
+
+    audio, model = load_audio(checkpoint.DEMO / "pauses.flac"), checkpoint.load_folder(folder, dtype=dtype)
+    return measure(part.family, original(part), model, Inputs(audio))
 
 
 def measure(family: str, original: Any, model: Any, inputs: Inputs) -> list[Row]:
