@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.errors import ConfigError, OptionError, brief
+from mlx_speech.stages.linkage import centroid_linkage
 
 MAX_ITERATIONS = 20  # of VBx, which stops where an iteration gains less than MIN_GAIN
 MIN_GAIN = 1e-4
@@ -135,16 +136,6 @@ def check(clustering: str, params: Mapping[str, Any] | None, plda: object) -> No
 # --- agglomerative ---------------------------------------------------------------------------------------------------
 
 
-def dendrogram(vectors: np.ndarray) -> np.ndarray:
-    """Centroid linkage of unit vectors (n, dimension) → SciPy's (n - 1, 4).
-
-    Its memory and time grow with the square of n (0.6 GB and 4 s at 8000, about two hours of audio).
-    """
-    from scipy.cluster.hierarchy import linkage
-
-    return linkage(vectors, method="centroid", metric="euclidean")
-
-
 def agglomerate(vectors: np.ndarray, bounds: Bounds, threshold: float, min_cluster_size: int) -> np.ndarray:
     """Centroid linkage cut at `threshold`, or where it gives the number of large clusters asked for; small clusters
     join the most similar large one (pyannote.audio `AgglomerativeClustering.cluster`).
@@ -155,7 +146,7 @@ def agglomerate(vectors: np.ndarray, bounds: Bounds, threshold: float, min_clust
 
     count, units = len(vectors), _unit(vectors)
     size = min(min_cluster_size, max(1, round(0.1 * count)))
-    tree = dendrogram(units)
+    tree = centroid_linkage(units)
     labels = fcluster(tree, threshold, criterion="distance") - 1
     target = bounds.target(int((np.bincount(labels) >= size).sum()))
     if target is not None:
@@ -196,7 +187,7 @@ def _vbx_centroids(vectors: np.ndarray, plda: Any, settings: Mapping[str, float]
     """The speakers that VBx finds among vectors (n, dimension), n >= 2 → (speakers, dimension)."""
     from scipy.cluster.hierarchy import fcluster
 
-    labels = fcluster(dendrogram(_unit(vectors)), settings["threshold"], criterion="distance") - 1
+    labels = fcluster(centroid_linkage(_unit(vectors)), settings["threshold"], criterion="distance") - 1
     with mx.stream(mx.cpu):  # float64
         features = np.array(plda(mx.array(vectors, dtype=mx.float64)))
     gamma, prior = vbx(labels, features, np.array(plda.psi), Fa=settings["Fa"], Fb=settings["Fb"])
