@@ -35,7 +35,7 @@ MIN_COVERAGE = 0.1  # of a text's letters; with fewer, the model is one of anoth
 BUCKET = SAMPLE_RATE  # batches are padded to whole seconds, so that few shapes occur
 LONGEST = 30 * SAMPLE_RATE  # batches of longer segments have fewer rows
 CELLS = 1 << 26  # bytes of back-pointers and log-probabilities that wait for one Viterbi
-BLOCK = 64  # frames whose log-probabilities the Viterbi lays out at once
+BLOCK = 1 << 17  # numbers of which the Viterbi keeps a few arrays while it goes through some frames
 
 # Latin letters that Unicode does not take apart, and marks that stand for an apostrophe
 _PLAIN = str.maketrans({"œ": "oe", "æ": "ae", "þ": "th"}) | str.maketrans("øłđıðħŋ’‘ʼ`´′＇", "oldidhn'''''''")
@@ -123,57 +123,59 @@ def viterbi(
     # with each frame's largest taken off, the best path stays near zero, where float32 is finest
     relative = [log_probs[row] - log_probs[row].max(axis=1, keepdims=True) for row in order]
     frames, sizes = (np.array([len(rows[row]) for row in order]) for rows in (log_probs, targets))
-    longest, width, everyone = int(frames[0]), int(sizes.max()), np.arange(len(order))
-    active = np.count_nonzero(frames > np.arange(longest)[:, None], axis=1)
-    repeats = np.zeros((len(order), width), np.float32)  # -inf where a blank has to come between
+    longest, width = int(frames[0]), 2 * int(sizes.max()) + 1
+    skips = np.full((len(order), width), -np.inf, np.float32)  # 0 where the blank before a label may be left out
     for place, row in enumerate(order):
         after = targets[row][1:]
-        repeats[place, 1 : len(after) + 1][(after == targets[row][:-1]) & (after != wildcard)] = -np.inf
-    # column k of `quiet` is the blank before label k, column k of `label` the label before that blank, k - 1
-    label, quiet = np.full((2, len(order), width + 1), -np.inf, np.float32)
-    quiet[:, 0] = 0
-    back = np.zeros((longest, len(order), width + 1), np.uint8)
-    for start in range(0, longest, BLOCK):
-        emitted = np.zeros((BLOCK, active[start], width + 1), np.float32)  # column 0: the blank
-        for place in range(active[start]):
-            block = relative[place][start : start + BLOCK]
-            emitted[: len(block), place, 1 : sizes[place] + 1] = block[:, targets[order[place]]]
-            emitted[: len(block), place, 0] = block[:, blank]
-        for frame in range(start, min(start + BLOCK, longest)):
-            n = active[frame]
-            _step(label[:n], quiet[:n], repeats[:n], emitted[frame - start, :n], back[frame, :n])
-    label, quiet = label[everyone, sizes], quiet[everyone, sizes]
-    states = _trace(back, 2 * sizes - (label > quiet), active)
-    scores = np.maximum(label, quiet)[np.argsort(order)] + [r.max(axis=1).sum(dtype=np.float64) for r in log_probs]
-    paths = {row: states[: frames[place], place] for place, row in enumerate(order) if np.isfinite(scores[row])}
-    return [paths.get(row) for row in range(len(order))], scores
+        skips[place, 3 : 2 * len(after) + 2 : 2][(after != targets[row][:-1]) | (after == wildcard)] = 0
+    columns = np.full((len(order), width), blank)  # what each state emits
+    for place, row in enumerate(order):
+        columns[place, 1 : 2 * sizes[place] : 2] = targets[row]
+    block = min(longest, max(8, BLOCK // columns.size))
+    # the best paths to each state, behind two that are none; row 0 is the frame before the block
+    scores = np.full((block + 1, len(order), width + 2), -np.inf, np.float32)
+    scores[0, :, 2] = 0
+    emitted = np.zeros((len(order), block, width), np.float32)
+    back = np.zeros((longest, len(order), width), np.uint8)
+    last, totals = 2 * sizes, np.zeros(len(order))
+    for start in range(0, longest, block):
+        n, count = np.count_nonzero(frames > start), min(block, longest - start)
+        for place in range(n):
+            part = relative[place][start : start + count]
+            np.take(part, columns[place], axis=1, out=emitted[place, : len(part)], mode="clip")
+        back[start : start + count, :n] = _advance(
+            scores[: count + 1, :n], skips[:n], emitted[:n, :count].transpose(1, 0, 2)
+        )
+        for place in np.flatnonzero((frames[:n] > start) & (frames[:n] <= start + count)):
+            label, quiet = scores[frames[place] - start, place, last[place] + 1 : last[place] + 3]
+            last[place] -= label > quiet
+            totals[place] = np.maximum(label, quiet) + log_probs[order[place]].max(axis=1).sum(dtype=np.float64)
+        scores[0] = scores[count]
+    found = {row: (totals[k], _trace(back[: frames[k], k], int(last[k]))) for k, row in enumerate(order)}
+    paths = [path if np.isfinite(total) else None for total, path in (found[row] for row in range(len(order)))]
+    return paths, np.array([found[row][0] for row in range(len(order))])
 
 
-def _step(label: np.ndarray, quiet: np.ndarray, repeats: np.ndarray, emitted: np.ndarray, back: np.ndarray) -> None:
-    """One frame, in place. `back` (rows, columns) gets how many states a label came from below, 0 to 2 (two low bits),
-    and whether the blank came from the label before it (third bit). Equals stay where they are."""
-    ended = label > quiet
-    begun = quiet[:, :-1] > label[:, 1:]
-    best = np.maximum(quiet[:, :-1], label[:, 1:])
-    skip = label[:, :-1] + repeats
-    skipped = skip > best
-    np.maximum(best, skip, out=best)
-    np.maximum(quiet, label, out=quiet)
-    quiet += emitted[:, :1]
-    np.add(best, emitted[:, 1:], out=label[:, 1:])
-    np.multiply(ended.view(np.uint8), 4, out=back)
-    back[:, 1:] += np.maximum(begun.view(np.uint8), skipped.view(np.uint8) << 1)
+def _advance(scores: np.ndarray, skips: np.ndarray, emitted: np.ndarray) -> np.ndarray:
+    """Fill all but the first row of scores (frames + 1, rows, states + 2); returns (frames, rows, states) how many
+    states each came from below, 0 to 2. Equals stay where they are."""
+    for before, after, own in zip(scores[:-1], scores[1:, :, 2:], emitted, strict=True):
+        np.add(before[:, :-2], skips, out=after)
+        np.maximum(after, before[:, 1:-1], out=after)
+        np.maximum(after, before[:, 2:], out=after)
+        np.add(after, own, out=after)
+    step, stay = scores[:-1, :, 1:-1], scores[:-1, :, 2:]
+    stepped, skipped = step > stay, scores[:-1, :, :-2] + skips > np.maximum(step, stay)
+    return np.maximum(stepped.view(np.uint8), skipped.view(np.uint8) << 1)
 
 
-def _trace(back: np.ndarray, state: np.ndarray, active: np.ndarray) -> np.ndarray:
-    """The states (frames, rows) that lead to the last ones, `state` (rows,)."""
-    states = np.zeros(back.shape[:2], np.int32)
-    everyone = np.arange(len(state))
+def _trace(back: np.ndarray, state: int) -> np.ndarray:
+    """back (frames, states) → the states (frames,) that lead to the last one."""
+    states = np.zeros(len(back), np.int32)
+    flat, width = back.tobytes(), back.shape[1]
     for frame in range(len(back) - 1, -1, -1):
-        here = state[: active[frame]]
-        states[frame, : len(here)] = here
-        code = back[frame, everyone[: len(here)], (here + 1) >> 1]
-        here -= np.where(here & 1, code & 3, code >> 2)
+        states[frame] = state
+        state -= flat[frame * width + state]
     return states
 
 
@@ -268,7 +270,7 @@ def _paths(
         batch, jobs = jobs[:rows], jobs[rows:]
         _listen(batch, model, labels)
         waiting += batch
-        weight += sum(len(job.log_probs) * (len(job.target) + 1) + job.log_probs.nbytes for job in batch)
+        weight += sum(len(job.log_probs) * (2 * len(job.target) + 1) + job.log_probs.nbytes for job in batch)
         if weight > CELLS or not jobs:
             paths, _ = viterbi([job.log_probs for job in waiting], [job.target for job in waiting], wildcard=1)
             yield from ((job, path) for job, path in zip(waiting, paths, strict=True) if path is not None)
