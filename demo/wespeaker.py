@@ -25,7 +25,7 @@ from demo.corpus import Corpus
 
 FILE = ASSETS / "diarization" / "embedding" / "pytorch_model.bin"
 CHANNELS, SIZE = 8, 128
-STEPS = 3000
+STEPS = 1400
 CROPS, CROP = 32, (1.5, 3.0)  # a batch; seconds
 WINDOWS, WINDOW = 8, (5.0, 10.0)  # a batch of conversations' windows; seconds
 SINGLE = 0.4  # the share of the steps that sees crops alone; windows take every other step after it
