@@ -1,0 +1,154 @@
+"""How contenders are timed: each in a process of its own, in turns, so that drift of the machine meets all alike.
+
+A row has some contenders that do the same work on the same input. Each gets ready (imports, weights, a first call whose
+output is compared with the others'); then all are called in turn. What counts is the ratio of one contender's time to
+another's within a turn: the median over the turns, and the range.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+OURS = "mlx_speech"
+REPEATS = ((30.0, 5), (180.0, 3), (float("inf"), 1))  # so many turns where the slowest call takes up to so many seconds
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call of ours has to do at least: floating-point operations, and bytes read from or written to memory."""
+
+    operations: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table for each contender.
+
+    name : e.g. "vad"; with a slash for the parts of one row: "whisper/encoder"
+    title : what is done, with shapes
+    contenders : name → a function of `arguments`, at the top level of a module, that gets ready and returns the call to
+        time; `OURS` is ours. ImportError: the peer is not installed
+    arguments : what all of them get; picklable
+    agree : outputs by contender → a sentence on how far they agree; raises AssertionError where they do not
+    seconds : of audio that a call goes through, for "× real time"; None: not meaningful
+    count : of what a call makes (tokens), for a rate; None: nothing to count
+    work : see `Work`
+    targets : contender → how many times as fast as it ours should be on two CPU cores
+    """
+
+    name: str
+    title: str
+    contenders: Mapping[str, Callable[..., Call]]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    agree: Callable[[dict[str, Any]], str] | None = None
+    seconds: float | None = None
+    count: float | None = None
+    work: Work | None = None
+    targets: Mapping[str, float] = field(default_factory=dict)
+
+
+def peak_memory() -> int:
+    """Bytes of this process's largest resident set so far."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _serve(pipe: Connection, ready: Callable[..., Call], arguments: Mapping[str, Any]) -> None:
+    """In a contender's process: get ready, then answer every message with (seconds, peak memory, output)."""
+    try:
+        call = ready(**arguments)
+        pipe.send(None)
+        while pipe.recv():
+            start = time.perf_counter()
+            output = call()
+            pipe.send((time.perf_counter() - start, peak_memory(), output))
+    except EOFError:
+        pass
+    except ImportError as error:
+        pipe.send(f"not installed: {error}")
+    except Exception as error:
+        traceback.print_exc()
+        pipe.send(f"failed: {type(error).__name__}: {error}")
+
+
+class _Contender:
+    def __init__(self, ready: Callable[..., Call], arguments: Mapping[str, Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, ready, arguments), daemon=True)
+        self.process.start()
+        other.close()
+        self.problem: str | None = self._receive()
+        self.times: list[float] = []
+        self.peak = 0
+
+    def _receive(self) -> Any:
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            return f"failed: ended with exit code {self.process.exitcode}"
+
+    def call(self) -> Any:
+        """The output, or None and a problem."""
+        self.pipe.send(True)
+        answer = self._receive()
+        if isinstance(answer, str):
+            self.problem = answer
+            return None
+        seconds, self.peak, output = answer
+        self.times.append(seconds)
+        return output
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join(10)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+def measure(row: Row) -> dict[str, Any]:
+    """All contenders of a row, as JSON: {"title", "agree", "contenders": {name: {"times", "peak"} or {"problem"}}}."""
+    contenders = {name: _Contender(ready, row.arguments) for name, ready in row.contenders.items()}
+    try:
+        outputs = {name: one.call() for name, one in contenders.items() if one.problem is None}
+        outputs = {name: output for name, output in outputs.items() if contenders[name].problem is None}
+        agreed = row.agree(outputs) if row.agree is not None and OURS in outputs else ""
+        running = [one for one in contenders.values() if one.problem is None]
+        slowest = max((one.times.pop() for one in running), default=0.0)
+        turns = next(turns for limit, turns in REPEATS if slowest <= limit)
+        for turn in range(turns):  # who begins changes
+            for one in running if turn % 2 == 0 else reversed(running):
+                one.call()
+        found = {
+            name: {"problem": one.problem} if one.problem else {"times": one.times, "peak": one.peak}
+            for name, one in contenders.items()
+        }
+    finally:
+        for one in contenders.values():
+            one.close()
+    result = {"title": row.title, "agree": agreed, "contenders": found, "seconds": row.seconds, "count": row.count}
+    if row.work is not None:
+        result["work"] = {"operations": row.work.operations, "bytes": row.work.bytes}
+    return {**result, "targets": dict(row.targets), "load": os.getloadavg()[0]}
+
+
+def ratios(measured: Mapping[str, Any], other: str) -> tuple[float, float, float] | None:
+    """How many times as fast as `other` ours was: median, least, most of the turns; None where one did not run."""
+    ours, theirs = (measured["contenders"].get(name, {}).get("times") for name in (OURS, other))
+    if not ours or not theirs:
+        return None
+    found = [b / a for a, b in zip(ours, theirs, strict=True)]
+    return statistics.median(found), min(found), max(found)
