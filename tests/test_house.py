@@ -200,6 +200,7 @@ PARTS = {
     "decode": {"rules"},
     "align": {"spelling"},
     "diarize": {"cluster", "windows"},
+    "cluster": {"linkage"},
     "vad": {"windows"},
 }
 
