@@ -35,9 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mlx_speech: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(
-            "mlx_speech: interrupted; what is written is whole, and of the rest nothing is left behind", file=sys.stderr
-        )
+        said = "interrupted; what is written is whole, and of the rest nothing is left behind"
+        print(f"mlx_speech: {said}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()

@@ -212,9 +212,7 @@ def _break_cost(before: _Word, after: _Word) -> float:
         return 10.0
     if _SENTENCE_END.search(before.text):
         return 0.0
-    if _CLAUSE_END.search(before.text) or after.start - before.end >= PAUSE:
-        return 0.3
-    return 1.5
+    return 0.3 if _CLAUSE_END.search(before.text) or after.start - before.end >= PAUSE else 1.5
 
 
 def _whisperx_blocks(segments: Iterable[tuple[Segment, list[_Word]]], layout: Layout) -> Iterator[_Block]:

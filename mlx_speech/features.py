@@ -36,8 +36,7 @@ def log_mel(audio: mx.array, n_mels: int = 80, samples: int | None = 480_000) ->
         raise OptionError(f"{audio.shape[1]} samples are too few for a spectrogram: at least 201")
     reflected = mx.concatenate([audio[:, 200:0:-1], audio, audio[:, -2:-202:-1]], axis=1)
     mel = log10_mel(reflected, n_mels)[:, :-1]
-    mel = mx.maximum(mel, mel.max(axis=(1, 2), keepdims=True) - 8.0)
-    mel = (mel + 4.0) / 4.0
+    mel = (mx.maximum(mel, mel.max(axis=(1, 2), keepdims=True) - 8.0) + 4.0) / 4.0
     return mel[0] if single else mel
 
 

@@ -174,8 +174,7 @@ def _load_diarization(source: str | os.PathLike[str]) -> BaseModel:
         return load(name)
     except HubError as error:
         short = name.rpartition("/")[2]
-        places = [*sorted(cache_folder().glob(f"{short}-*")), Path("mlx_models") / short]
-        for folder in reversed(places):
+        for folder in (Path("mlx_models") / short, *sorted(cache_folder().glob(f"{short}-*"), reverse=True)):
             config = read_config(folder) if is_converted(folder) else {}
             origin = config.get("source")
             if config.get("model_type") == PIPELINE and isinstance(origin, dict) and origin.get("repo") == name:

@@ -79,35 +79,24 @@ _XLSR = (
     "fr:french de:german es:spanish it:italian ja:japanese zh:chinese-zh-cn nl:dutch pt:portuguese ar:arabic "
     "ru:russian pl:polish hu:hungarian fi:finnish fa:persian el:greek"
 )
+# fmt: off
 ALIGN = {
     **{pair[:2]: f"jonatasgrosman/wav2vec2-large-xlsr-53-{pair[3:]}" for pair in _XLSR.split()},
-    "en": "facebook/wav2vec2-base-960h",
-    "uk": "Yehor/wav2vec2-xls-r-300m-uk-with-small-lm",
-    "cs": "comodoro/wav2vec2-xls-r-300m-cs-250",
-    "tr": "mpoyraz/wav2vec2-xls-r-300m-cv7-turkish",
-    "da": "saattrupdan/wav2vec2-xls-r-300m-ftspeech",
-    "he": "imvladikon/wav2vec2-xls-r-300m-hebrew",
-    "vi": "nguyenvulebinh/wav2vec2-base-vi-vlsp2020",
-    "ko": "kresnik/wav2vec2-large-xlsr-korean",
-    "ur": "kingabzpro/wav2vec2-large-xls-r-300m-Urdu",
-    "te": "anuragshas/wav2vec2-large-xlsr-53-telugu",
-    "hi": "theainerd/Wav2Vec2-large-xlsr-hindi",
-    "ca": "softcatala/wav2vec2-large-xlsr-catala",
-    "ml": "gvs/wav2vec2-large-xlsr-malayalam",
-    "no": "NbAiLab/nb-wav2vec2-1b-bokmaal-v2",
-    "nn": "NbAiLab/nb-wav2vec2-1b-nynorsk",
-    "sk": "comodoro/wav2vec2-xls-r-300m-sk-cv8",
-    "sl": "anton-l/wav2vec2-large-xlsr-53-slovenian",
-    "hr": "classla/wav2vec2-xls-r-parlaspeech-hr",
-    "ro": "gigant/romanian-wav2vec2",
-    "eu": "stefan-it/wav2vec2-large-xlsr-53-basque",
-    "gl": "ifrz/wav2vec2-large-xlsr-galician",
-    "ka": "xsway/wav2vec2-large-xlsr-georgian",
-    "lv": "jimregan/wav2vec2-large-xlsr-latvian-cv",
-    "tl": "Khalsuu/filipino-wav2vec2-l-xls-r-300m-official",
-    "sv": "KBLab/wav2vec2-large-voxrex-swedish",
-    "id": "cahya/wav2vec2-large-xlsr-indonesian",
+    "en": "facebook/wav2vec2-base-960h", "uk": "Yehor/wav2vec2-xls-r-300m-uk-with-small-lm",
+    "cs": "comodoro/wav2vec2-xls-r-300m-cs-250", "tr": "mpoyraz/wav2vec2-xls-r-300m-cv7-turkish",
+    "da": "saattrupdan/wav2vec2-xls-r-300m-ftspeech", "he": "imvladikon/wav2vec2-xls-r-300m-hebrew",
+    "vi": "nguyenvulebinh/wav2vec2-base-vi-vlsp2020", "ko": "kresnik/wav2vec2-large-xlsr-korean",
+    "ur": "kingabzpro/wav2vec2-large-xls-r-300m-Urdu", "te": "anuragshas/wav2vec2-large-xlsr-53-telugu",
+    "hi": "theainerd/Wav2Vec2-large-xlsr-hindi", "ca": "softcatala/wav2vec2-large-xlsr-catala",
+    "ml": "gvs/wav2vec2-large-xlsr-malayalam", "no": "NbAiLab/nb-wav2vec2-1b-bokmaal-v2",
+    "nn": "NbAiLab/nb-wav2vec2-1b-nynorsk", "sk": "comodoro/wav2vec2-xls-r-300m-sk-cv8",
+    "sl": "anton-l/wav2vec2-large-xlsr-53-slovenian", "hr": "classla/wav2vec2-xls-r-parlaspeech-hr",
+    "ro": "gigant/romanian-wav2vec2", "eu": "stefan-it/wav2vec2-large-xlsr-53-basque",
+    "gl": "ifrz/wav2vec2-large-xlsr-galician", "ka": "xsway/wav2vec2-large-xlsr-georgian",
+    "lv": "jimregan/wav2vec2-large-xlsr-latvian-cv", "tl": "Khalsuu/filipino-wav2vec2-l-xls-r-300m-official",
+    "sv": "KBLab/wav2vec2-large-voxrex-swedish", "id": "cahya/wav2vec2-large-xlsr-indonesian",
 }
+# fmt: on
 
 
 def whisper_sources(name: str) -> list[Source]:

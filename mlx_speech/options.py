@@ -17,28 +17,21 @@ from mlx_speech.stages.cluster import speaker_bounds
 from mlx_speech.stages.decode import DecodingOptions
 from mlx_speech.tokenizer import to_language_code
 
-# per detector, what its function takes (`stages.vad`)
-VAD_OPTIONS = {
-    "silero": (
-        *("threshold", "neg_threshold", "min_speech_duration_ms", "min_silence_duration_ms"),
-        *("speech_pad_ms", "min_silence_at_max_speech"),
-    ),
+# fmt: off
+VAD_OPTIONS = {  # per detector, what its function takes (`stages.vad`)
+    "silero": ("threshold", "neg_threshold", "min_speech_duration_ms", "min_silence_duration_ms", "speech_pad_ms",
+               "min_silence_at_max_speech"),
     "pyannote": ("onset", "offset", "min_duration_on", "min_duration_off"),
 }
 CHOICES = {
-    "vad_method": tuple(VAD_OPTIONS),
-    "word_timestamps": ("ctc", "attention", None),
-    "segment_resolution": ("sentence", "chunk"),
-    "interpolate_method": ("nearest", "linear", "ignore"),
+    "vad_method": tuple(VAD_OPTIONS), "word_timestamps": ("ctc", "attention", None),
+    "segment_resolution": ("sentence", "chunk"), "interpolate_method": ("nearest", "linear", "ignore"),
 }
 _KINDS: dict[str, tuple[type, ...]] = {
-    "language": (str, type(None)),
-    "chunk_size": (Real, type(None)),
-    "seed": (Integral,),
-    "temperature": (Sequence, np.ndarray, Real),
-    "clip_timestamps": (Sequence, np.ndarray),
-    "vad_options": (Mapping,),
+    "language": (str, type(None)), "chunk_size": (Real, type(None)), "seed": (Integral,),
+    "temperature": (Sequence, np.ndarray, Real), "clip_timestamps": (Sequence, np.ndarray), "vad_options": (Mapping,),
 }
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -150,10 +143,14 @@ class Options(DecodingOptions):
             if given and also:
                 raise OptionError(f"{name} and {other} conflict: leave one of them out")
 
+    def only(self, *names: str) -> dict[str, Any]:
+        """These options, by name."""
+        return {name: getattr(self, name) for name in names}
+
     @property
     def speakers(self) -> dict[str, Any]:
         """How many there are, by option."""
-        return {name: getattr(self, name) for name in ("num_speakers", "min_speakers", "max_speakers")}
+        return self.only("num_speakers", "min_speakers", "max_speakers")
 
     @property
     def wants_speakers(self) -> bool:

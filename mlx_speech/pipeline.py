@@ -40,6 +40,7 @@ MIN_SAMPLES = 1_600  # 0.1 s: nothing shorter is listened to
 
 # stage, seconds of audio done, seconds in all, the recording
 Progress = Callable[[str, float, float, Any], None]
+Results = Iterator[tuple[Any, Transcript | Exception]]
 
 
 class Pipeline:
@@ -113,18 +114,15 @@ class Pipeline:
             raise result
         return result
 
-    def transcribe(
-        self, recordings: Iterable[Any], *, on_progress: Progress | None = None, **options: Any
-    ) -> Iterator[tuple[Any, Transcript | Exception]]:
+    def transcribe(self, recordings: Iterable[Any], *, on_progress: Progress | None = None, **options: Any) -> Results:
         """Transcribe many recordings; each is given, with its transcript, as soon as it is done.
 
         recordings : what `__call__` takes as audio, or (samples, sample_rate); taken as they are needed
         A recording that fails is given with its exception, and the others go on. What `on_progress` raises ends all.
         """
         if isinstance(recordings, (str, os.PathLike)):
-            raise OptionError(
-                f"recordings is {os.fspath(recordings)!r}: give a list of recordings, or call the pipeline"
-            )
+            said = repr(os.fspath(recordings))
+            raise OptionError(f"recordings is {said}: give a list of recordings, or call the pipeline")
         return self._run(recordings, Options.of(**{**self._defaults, **options}), _Report(on_progress))
 
     def diarize(
@@ -137,12 +135,9 @@ class Pipeline:
         options, recording = Options.of(**numbers, diarize=True), _with_rate(audio, sample_rate)
         with self._lock, self._limited(), _explained():
             self.models.diarization()
-            file = _File(recording, self._read(recording))
-            return self._speakers(file, options, _Report(on_progress))
+            return self._speakers(_File(recording, self._read(recording)), options, _Report(on_progress))
 
-    def _run(
-        self, recordings: Iterable[Any], options: Options, report: _Report
-    ) -> Iterator[tuple[Any, Transcript | Exception]]:
+    def _run(self, recordings: Iterable[Any], options: Options, report: _Report) -> Results:
         """`_steps`, of which one at a time runs, whichever thread asks for it."""
         steps = self._steps(recordings, options, report)
         while True:
@@ -152,9 +147,7 @@ class Pipeline:
                 return
             yield found
 
-    def _steps(
-        self, recordings: Iterable[Any], options: Options, progress: _Report
-    ) -> Iterator[tuple[Any, Transcript | Exception]]:
+    def _steps(self, recordings: Iterable[Any], options: Options, progress: _Report) -> Results:
         self._prepare(options)
         alone = options.sequential or self._low_memory
         waiting = iter(recordings)
@@ -171,17 +164,15 @@ class Pipeline:
                     for _ in self._recognise(files, listening, recogniser, options, progress):
                         if not self._low_memory:
                             yield from self._finished(files, options, progress)
-            if self._low_memory:
-                del recogniser, listening
-                self.models.release("whisper")
+            del recogniser, listening
+            self._release("whisper")
             yield from self._finished(files, options, progress)
 
     def _prepare(self, options: Options) -> None:
         """What can fail for want of a model, or by its options, fails here, before anything is transcribed."""
         if options.wants_speakers:
             self.models.diarization()
-            if self._low_memory:
-                self.models.release("diarization")
+            self._release("diarization")
         tokenizer = self.models.whisper().tokenizer
         known = tokenizer.languages or ["en"]
         if options.language is not None and options.language not in known:
@@ -191,9 +182,8 @@ class Pipeline:
         if options.task == "translate" and "turbo" in self.models.names["whisper"]:
             warnings.warn("turbo was not trained to translate: choose another --model, such as medium", stacklevel=2)
         size = self._chunk_size(options)
-        if options.vad and not options.sequential:
-            silence = np.zeros(SAMPLE_RATE, np.float32)
-            self._regions(silence, options, size)  # its options are checked where they are used
+        if options.vad and not options.sequential:  # its options are checked where they are used
+            self._regions(np.zeros(SAMPLE_RATE, np.float32), options, size)
         if options.words == "ctc" and options.language is not None and not self._low_memory:
             self.models.aligner(options.language)
 
@@ -219,17 +209,16 @@ class Pipeline:
             heard = [Chunk(0.0, file.duration)]
         if options.language is None and not options.multilingual and heard:
             with file.timed("language"):
-                file.language, file.probability = asr.detect_language(
-                    file.audio, heard, recogniser.model, recogniser.tokenizer, keep=file.encoded
-                )
+                model, tokenizer = recogniser.model, recogniser.tokenizer
+                found = asr.detect_language(file.audio, heard, model, tokenizer, keep=file.encoded)
+                file.language, file.probability = found
         if options.words == "ctc" and not options.multilingual and file.language and heard:
             # with little memory it is loaded when Whisper has gone, and may turn out not to be had
             known = self.models.has_aligner if self._low_memory else self.models.aligner
             file.ctc = known(file.language) not in (None, False)
         suspicious = options.hallucination_silence_threshold is not None  # words tell where the silences are
         file.attention = suspicious or (options.words is not None and (self._low_memory or not file.ctc))
-        if self._low_memory:
-            self.models.release("vad", "pyannote", "diarization")
+        self._release("vad", "pyannote", "diarization")
 
     def _chunk_size(self, options: Options) -> float:
         """Seconds: as asked for, or the model's window. Raises `OptionError` where that is shorter."""
@@ -245,11 +234,12 @@ class Pipeline:
             return []
         if not options.vad:
             return fixed_chunks(file.duration, size)
-        progress("vad", 0, file.duration, file.recording)
+        report = progress.of("vad", file.duration, file)
+        report(0)
         regions = self._regions(file.audio, options, size)
         file.uses("vad", self.models)
         warn_if_silent(file.audio, regions, _name(file.recording))
-        progress("vad", file.duration, file.duration, file.recording)
+        report(file.duration)
         return cut_chunks(regions, duration=file.duration, chunk_size=size)
 
     def _regions(self, audio: np.ndarray, options: Options, longest: float) -> list[Region]:
@@ -259,15 +249,9 @@ class Pipeline:
         return detect_speech_pyannet(audio, model, max_duration=longest, **options.vad_options)
 
     def _recognise(
-        self,
-        files: list[_File],
-        listening: Iterable[_File],
-        recogniser: Recogniser,
-        options: Options,
-        progress: _Report,
+        self, files: list[_File], listening: Iterable[_File], recogniser: Recogniser, options: Options, report: _Report
     ) -> Iterator[None]:
         """Send the chunks of all recordings through Whisper; a pause wherever a result has come in."""
-        model, tokenizer = recogniser.model, recogniser.tokenizer
         size = self.batch_size if isinstance(self.batch_size, int) else self.models.batch_size(self._limit)
 
         def tasks() -> Iterator[asr.Task]:
@@ -277,21 +261,16 @@ class Pipeline:
                 before += time.perf_counter() - start  # listening has times of its own
                 if file.chunks:
                     file.uses("whisper", self.models)
-                    progress("transcribe", 0, file.spoken, file.recording)
+                    report.of("transcribe", file.spoken, file)(0)
                 for k, chunk in enumerate(file.chunks):
                     samples, encoded = asr.samples_of(file.audio, chunk), file.encoded.pop(chunk, None)
                     yield asr.Task(file, chunk, samples, file.language, file.attention, encoded, seed=k)
                 start = time.perf_counter()
 
         before = time.perf_counter()
+        how = options.only("multilingual", "hallucination_silence_threshold")
         for task, segments in asr.transcribe(
-            tasks(),
-            model,
-            tokenizer,
-            options,
-            batch_size=size,
-            multilingual=options.multilingual,
-            hallucination_silence_threshold=options.hallucination_silence_threshold,
+            tasks(), recogniser.model, recogniser.tokenizer, options, batch_size=size, **how
         ):
             file = task.key
             if options.segment_resolution == "chunk" or file.ctc:
@@ -302,8 +281,7 @@ class Pipeline:
             for other in waiting:  # chunks of several recordings were in the batch
                 other.seconds["transcribe"] = other.seconds.get("transcribe", 0.0) + spent
             file.pending -= 1
-            done = file.spoken * (1 - file.pending / len(file.chunks))
-            progress("transcribe", done, file.spoken, file.recording)
+            report.of("transcribe", file.spoken, file)(file.spoken * (1 - file.pending / len(file.chunks)))
             yield
             before = time.perf_counter()
 
@@ -313,23 +291,13 @@ class Pipeline:
         file.uses("whisper", self.models)
         condition = options.condition_on_previous_text
         with _guarded([file], progress), file.timed("transcribe"):
-            file.segments += transcribe_sequential(
-                file.audio,
-                recogniser.model,
-                recogniser.tokenizer,
-                options,
-                language=file.language,
-                condition_on_previous_text=condition is None or condition,
-                carry_initial_prompt=options.carry_initial_prompt,
-                word_timestamps=file.attention,
-                hallucination_silence_threshold=options.hallucination_silence_threshold,
-                clip_timestamps=options.clip_timestamps,
-                on_progress=lambda done: progress("transcribe", done, file.duration, file.recording),
-            )
+            how = options.only("carry_initial_prompt", "hallucination_silence_threshold", "clip_timestamps")
+            how |= {"language": file.language, "word_timestamps": file.attention}
+            how["condition_on_previous_text"] = condition is None or condition
+            how["on_progress"] = progress.of("transcribe", file.duration, file)
+            file.segments += transcribe_sequential(file.audio, recogniser.model, recogniser.tokenizer, options, **how)
 
-    def _finished(
-        self, files: list[_File], options: Options, progress: _Report
-    ) -> Iterator[tuple[Any, Transcript | Exception]]:
+    def _finished(self, files: list[_File], options: Options, progress: _Report) -> Results:
         """Take out the recordings whose chunks are all there, and finish them."""
         for file in [file for file in files if not file.pending]:
             files.remove(file)
@@ -346,8 +314,7 @@ class Pipeline:
         if options.words == "ctc" and segments:
             with file.timed("align"):
                 segments = self._align(file, segments, options, progress)
-            if self._low_memory:
-                self.models.release("align")
+            self._release("align")
         if options.words and options.segment_resolution == "sentence":
             segments = split_sentences(segments, file.language or "en")
         diarization = None
@@ -355,17 +322,10 @@ class Pipeline:
             with file.timed("diarize"):
                 diarization = self._speakers(file, options, progress)
             segments = assign_speakers(segments, diarization)
-            if self._low_memory:
-                self.models.release("diarization")
-        file.transcript = Transcript(
-            segments=segments,
-            language=file.language or _most_spoken(segments),
-            language_probability=file.probability,
-            duration=file.duration,
-            diarization=diarization,
-            models=dict(file.models),
-            seconds=dict(file.seconds),
-        )
+            self._release("diarization")
+        language = file.language or _most_spoken(segments)
+        said = dict(file.models), dict(file.seconds)
+        file.transcript = Transcript(segments, language, file.probability, file.duration, diarization, *said)
 
     def _align(
         self, file: _File, segments: tuple[Segment, ...], options: Options, progress: _Report
@@ -376,18 +336,10 @@ class Pipeline:
             model = self.models.aligner(language)
             if model is not None:
                 file.uses("align", self.models)
-                total = sum(segment.duration for segment in group)
-                progress("align", 0, total, file.recording)
-                group = align(
-                    group,
-                    file.audio,
-                    model,
-                    language=language,
-                    batch_size=ALIGN_BATCH,
-                    return_char_alignments=options.return_char_alignments,
-                    interpolate_method=options.interpolate_method,
-                    on_progress=lambda done, total=total: progress("align", done, total, file.recording),
-                )
+                report = progress.of("align", sum(segment.duration for segment in group), file)
+                report(0)
+                how = {**options.only("return_char_alignments", "interpolate_method"), "batch_size": ALIGN_BATCH}
+                group = align(group, file.audio, model, language=language, on_progress=report, **how)
             aligned += group
         return tuple(sorted(aligned, key=lambda segment: (segment.start, segment.end)))
 
@@ -396,12 +348,9 @@ class Pipeline:
             return Diarization()
         model = self.models.diarization()
         file.uses("diarization", self.models)
-        progress("diarize", 0, file.duration, file.recording)
-
-        def report(part: float) -> None:
-            progress("diarize", part * file.duration, file.duration, file.recording)
-
-        return diarize(file.audio, model, on_progress=report, **options.speakers)
+        report = progress.of("diarize", file.duration, file)
+        report(0)
+        return diarize(file.audio, model, on_progress=lambda part: report(part * file.duration), **options.speakers)
 
     def _read(self, recording: Any) -> np.ndarray:
         if isinstance(recording, tuple):
@@ -413,6 +362,11 @@ class Pipeline:
         if isinstance(recording, (list, set, dict)) or recording is None:
             raise AudioError(f"a {type(recording).__name__} is no recording: give a path, a file or samples")
         return load_audio(recording, max_duration=self._max_duration)
+
+    def _release(self, *stages: str) -> None:
+        """Let go of the models of these stages, with little memory."""
+        if self._low_memory:
+            self.models.release(*stages)
 
     @contextmanager
     def _limited(self) -> Iterator[None]:
@@ -434,11 +388,16 @@ class _Report:
     def __init__(self, report: Progress | None) -> None:
         self._report, self.failed = report, False
 
-    def __call__(self, stage: str, done: float, total: float, recording: Any) -> None:
-        if self._report is not None:
-            self.failed = True
-            self._report(stage, done, total, recording)
-            self.failed = False
+    def of(self, stage: str, total: float, file: _File) -> Callable[[float], None]:
+        """What tells how many of the `total` seconds of a recording have been through a stage."""
+
+        def report(done: float) -> None:
+            if self._report is not None:
+                self.failed = True
+                self._report(stage, done, total, file.recording)
+                self.failed = False
+
+        return report
 
 
 @contextmanager
@@ -504,17 +463,10 @@ def _joined(chunk: Chunk, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
     """The segments of a chunk as one, which lasts as long as the chunk; none stay none."""
     if not segments:
         return ()
-    space = separator(segments[0].language)
-    return (
-        replace(
-            segments[0],
-            start=chunk.start,
-            end=chunk.end,
-            text=space.join(segment.text for segment in segments),
-            words=tuple(word for segment in segments for word in segment.words),
-            tokens=tuple(token for segment in segments for token in segment.tokens),
-        ),
-    )
+    text = separator(segments[0].language).join(segment.text for segment in segments)
+    words = tuple(word for segment in segments for word in segment.words)
+    tokens = tuple(token for segment in segments for token in segment.tokens)
+    return (replace(segments[0], start=chunk.start, end=chunk.end, text=text, words=words, tokens=tokens),)
 
 
 def _most_spoken(segments: Iterable[Segment]) -> str | None:
@@ -543,7 +495,6 @@ def _explained() -> Iterator[None]:
         raise
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or re.search(r"alloc|out of memory|OutOfMemory", str(error)):
-            raise OutOfMemory(
-                "out of memory: lower --batch-size, pass --low-memory, or choose a smaller --model (small-q4)"
-            ) from error
+            advice = "lower --batch-size, pass --low-memory, or choose a smaller --model (small-q4)"
+            raise OutOfMemory(f"out of memory: {advice}") from error
         raise

@@ -88,9 +88,7 @@ class Tensor:
     def numpy(self) -> np.ndarray:
         """The values; bfloat16 as float32, which loses nothing."""
         array = self.raw()
-        if self.dtype == "bfloat16":
-            return (array.astype(np.uint32) << 16).view(np.float32)
-        return array
+        return (array.astype(np.uint32) << 16).view(np.float32) if self.dtype == "bfloat16" else array
 
     def mlx(self) -> mx.array:
         """The values as an evaluated MLX array of the same dtype."""

@@ -259,7 +259,6 @@ def _published(place: str | Path, n_vocab: int) -> Tokenizer:
     except (SourceError, OutputError) as error:
         specs = filter(None, map(importlib.util.find_spec, ("whisper", "mlx_whisper")))  # nothing is imported
         places = [base for spec in specs for base in spec.submodule_search_locations or ()]
-        files = [Path(base, "assets", f"{name}.tiktoken") for base in places]
-        for file in filter(Path.is_file, files):
+        for file in filter(Path.is_file, [Path(base, "assets", f"{name}.tiktoken") for base in places]):
             return from_ranks(file, n_vocab)
         raise SourceError(f"{place}: no tokenizer there, and {error}; or put {repo}'s tokenizer.json there") from error

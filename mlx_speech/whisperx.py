@@ -32,12 +32,8 @@ Dicts = list[dict[str, Any]]
 WINDOW = 30  # seconds, of OpenAI's models
 RENAMED = {"temperatures": "temperature", "log_prob_threshold": "logprob_threshold", "max_new_tokens": "sample_len"}
 # of faster-whisper, with the value that means what happens here
-FIXED = {
-    "repetition_penalty": 1,
-    "no_repeat_ngram_size": 0,
-    "condition_on_previous_text": False,
-    "prompt_reset_on_temperature": 0.5,
-}
+FIXED: dict[str, Any] = {"repetition_penalty": 1, "no_repeat_ngram_size": 0}
+FIXED |= {"condition_on_previous_text": False, "prompt_reset_on_temperature": 0.5}
 
 
 def load_audio(file: str, sr: int = 16_000) -> np.ndarray:
@@ -145,15 +141,10 @@ def align(
     language = align_model_metadata["language"]
     segments = [_segment(entry, language) for entry in transcript]
     report, total = _percent(progress_callback, "align"), sum(segment.duration for segment in segments)
-    words = _align.align(
-        segments,
-        load_audio(audio) if isinstance(audio, str) else np.asarray(audio, np.float32),
-        model,
-        language=language,
-        interpolate_method=interpolate_method,
-        return_char_alignments=return_char_alignments,
-        on_progress=lambda done: report("align", done, total, None),
-    )
+    samples = load_audio(audio) if isinstance(audio, str) else np.asarray(audio, np.float32)
+    how: dict[str, Any] = {"language": language, "interpolate_method": interpolate_method}
+    how |= {"return_char_alignments": return_char_alignments, "on_progress": lambda d: report("align", d, total, None)}
+    words = _align.align(segments, samples, model, **how)
     result = writers.as_dict(Transcript(split_sentences(words, language)))
     return {"segments": result["segments"], "word_segments": result["word_segments"]}
 
@@ -179,14 +170,10 @@ class DiarizationPipeline:
         progress_callback: Callable[[float], Any] | None = None,
     ) -> Dicts | tuple[Dicts, dict[str, list[float]]]:
         """[{"label", "speaker", "start", "end"}], and with `return_embeddings` one vector per speaker."""
-        report = _percent(progress_callback, "diarize")
-        found = self._pipeline.diarize(
-            audio, num_speakers=num_speakers, min_speakers=min_speakers, max_speakers=max_speakers, on_progress=report
-        )
-        turns = [
-            {"label": chr(65 + index % 26), "speaker": turn.speaker, "start": turn.start, "end": turn.end}
-            for index, turn in enumerate(found.turns)
-        ]
+        numbers = {"num_speakers": num_speakers, "min_speakers": min_speakers, "max_speakers": max_speakers}
+        found = self._pipeline.diarize(audio, on_progress=_percent(progress_callback, "diarize"), **numbers)
+        rows = enumerate(found.turns)
+        turns = [{"label": chr(65 + k % 26), "speaker": t.speaker, "start": t.start, "end": t.end} for k, t in rows]
         vectors = {name: list(vector) for name, vector in found.embeddings.items()}
         return (turns, vectors) if return_embeddings else turns
 
@@ -218,11 +205,8 @@ def assign_word_speakers(
 
 def _segment(entry: Mapping[str, Any], language: str | None = None) -> Segment:
     start, end = entry.get("start", 0.0), entry.get("end", 0.0)
-    words = tuple(
-        Word(word["start"], word.get("end", word["start"]), word["word"], word.get("score", 0.0))
-        for word in entry.get("words", [])
-        if "start" in word
-    )
+    timed = [word for word in entry.get("words", []) if "start" in word]
+    words = tuple(Word(w["start"], w.get("end", w["start"]), w["word"], w.get("score", 0.0)) for w in timed)
     text, certainty = entry.get("text", "").strip(), entry.get("avg_logprob", 0.0)
     return Segment(start, end, text, words, language=language, avg_logprob=certainty)
 

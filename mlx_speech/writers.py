@@ -70,9 +70,8 @@ def to_tsv(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
 
 def to_aud(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
     """Labels for Audacity: tab-separated start, end (seconds) and `[[speaker]]text` of every segment."""
-    labels = [(f"[[{one_line(s.speaker)}]]" if s.speaker else "") + one_line(s.text) for s in transcript.segments]
-    times = [f"{round(s.start, 3)}\t{round(s.end, 3)}" for s in transcript.segments]
-    return "".join(f"{time}\t{label}\n" for time, label in zip(times, labels, strict=True))
+    rows = [(s, f"[[{one_line(s.speaker)}]]" if s.speaker else "") for s in transcript.segments]
+    return "".join(f"{round(s.start, 3)}\t{round(s.end, 3)}\t{who}{one_line(s.text)}\n" for s, who in rows)
 
 
 def to_json(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
@@ -126,14 +125,11 @@ def as_dict(transcript: Transcript, *, speaker_embeddings: bool = False) -> dict
     segment its language where it is not the recording's; of a word `"aligned": False` where its time is a guess.
     """
     has_words = any(segment.words for segment in transcript.segments)
+    segments = [_segment(segment, transcript.language, has_words) for segment in transcript.segments]
     words = [_word(word) for word in transcript.words]
-    content: dict[str, Any] = {
-        "segments": [_segment(segment, transcript.language, has_words) for segment in transcript.segments],
-        "word_segments": words,
-        "language": transcript.language,
-        "language_probability": round(transcript.language_probability, 3),
-        "duration": round(transcript.duration, 3),
-    }
+    content: dict[str, Any] = {"segments": segments, "word_segments": words, "language": transcript.language}
+    content["language_probability"] = round(transcript.language_probability, 3)
+    content["duration"] = round(transcript.duration, 3)
     if transcript.diarization:
         content["turns"] = [{**_times(turn), "speaker": turn.speaker} for turn in transcript.diarization.turns]
         if speaker_embeddings:

@@ -60,14 +60,9 @@ def provenance(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
     repo = source.repo or (known.repo if known else None)
     readme = source.beside("README.md")
     licence = source.licence or (known.licence if known else None) or (readme_licence(readme) if readme else None)
-    return {
-        "repo": repo,
-        "revision": source.revision,
-        "files": hashes,
-        "licence": licence,
-        "attribution": known.attribution if known else (f"the authors of {repo}" if repo else None),
-        "original": plan.recipe.original,
-    }
+    attribution = known.attribution if known else (f"the authors of {repo}" if repo else None)
+    said = {"repo": repo, "revision": source.revision, "files": hashes, "licence": licence}
+    return {**said, "attribution": attribution, "original": plan.recipe.original}
 
 
 def card(name: str, config: dict[str, Any], command: str, verified: str | None) -> str:

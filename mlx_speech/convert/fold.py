@@ -29,8 +29,7 @@ def take(tensors: Tensors, *names: str) -> list[Tensor]:
 
 def numbered(tensors: Tensors, name: str) -> list[Tensor]:
     """The tensors called `name` with 0, 1, 2 … for its {}, up to the first that is not there."""
-    names = takewhile(tensors.__contains__, map(name.format, count()))
-    return [tensors[name] for name in names]
+    return [tensors[name] for name in takewhile(tensors.__contains__, map(name.format, count()))]
 
 
 def weight_norm(tensors: Tensors, path: str) -> None:

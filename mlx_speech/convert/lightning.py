@@ -28,9 +28,7 @@ def plain(value: Any) -> Any:
             return walk(value.entries or value.items or value.state or argument, depth + 1)
         if isinstance(value, dict):
             return {key: walk(item, depth + 1) for key, item in value.items() if isinstance(key, (str, int))}
-        if isinstance(value, (list, tuple)):
-            return [walk(item, depth + 1) for item in value]
-        return value
+        return [walk(item, depth + 1) for item in value] if isinstance(value, (list, tuple)) else value
 
     return walk(value, 0)
 

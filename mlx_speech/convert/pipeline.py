@@ -56,14 +56,11 @@ def read_pipeline(folder: Path, is_repo_id: Callable[[str], bool]) -> tuple[dict
         parts[name] = _locate(folder, entry, path, is_repo_id)
     if "embedding" not in parts:
         raise ConfigError(f"{path}: names no embedding")
-    config = {
-        "model_type": PIPELINE,
-        **{name: name for name in parts},
-        "clustering": str(settings.get("clustering", "")),
-        "embedding_exclude_overlap": bool(settings.get("embedding_exclude_overlap", False)),
-        "segmentation_step": settings.get("segmentation_step", 0.1),
-        "params": content.get("params") if isinstance(content.get("params"), dict) else {},
-    }
+    config: dict[str, Any] = {"model_type": PIPELINE, **{name: name for name in parts}}
+    config["clustering"] = str(settings.get("clustering", ""))
+    config["embedding_exclude_overlap"] = bool(settings.get("embedding_exclude_overlap", False))
+    config["segmentation_step"] = settings.get("segmentation_step", 0.1)
+    config["params"] = content["params"] if isinstance(content.get("params"), dict) else {}
     try:
         json.dumps(config, sort_keys=True, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:

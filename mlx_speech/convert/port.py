@@ -187,7 +187,8 @@ def _plan(source: Source, options: Options, language: str | None) -> Plan:
         raise OptionError("quantized already: dequantize it first (-d), or leave out -q")
 
     dtypes = {name: _dtype(name, tensor, model, options.dtype) for name, tensor in tensors.items()}
-    _cast(model, dtypes)
+    with mx.stream(mx.cpu):  # the (uncomputed) parameters too, so that quantization shows its own; others lack float64
+        model.load_weights([(name, array.astype(getattr(mx, dtypes[name]))) for name, array in model.arrays().items()])
     quantized, notes, stated = {}, [], earlier
     if options.dtype is not None and options.dtype not in dtypes.values():
         notes.append(f"{family} models are not written in {options.dtype} (small, and precision decides)")
@@ -296,12 +297,6 @@ def _dtype(name: str, tensor: Tensor, model: BaseModel, asked: str | None) -> st
     if tensor.dtype not in FLOATS or tensor.dtype == "float64" or asked is None:
         return tensor.dtype
     return asked if model.cast_predicate(name) else "float32"
-
-
-def _cast(model: BaseModel, dtypes: dict[str, str]) -> None:
-    """Give the (uncomputed) parameters the dtypes of the result, so that quantization shows its own."""
-    with mx.stream(mx.cpu):  # others have no float64
-        model.load_weights([(name, array.astype(getattr(mx, dtypes[name]))) for name, array in model.arrays().items()])
 
 
 def _main_dtype(tensors: dict[str, Tensor], dtypes: dict[str, str]) -> str:

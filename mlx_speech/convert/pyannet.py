@@ -24,9 +24,8 @@ MONO_LABEL, MULTI_LABEL = 1, 2  # pyannote.audio.core.task.Problem
 FILTERBANK = "sincnet.conv1d.0.filterbank"
 
 TABLE: Table = {
-    **same("lstm.{}", "linear.{}", "classifier"),
+    **same("lstm.{}", "linear.{}", "classifier", "sincnet.conv0"),
     "sincnet.wav_norm1d": "sincnet.wav_norm",
-    "sincnet.conv0": "sincnet.conv0",
     "sincnet.conv1d.{}": "sincnet.conv{}",
     "sincnet.norm1d.{}": "sincnet.norm{}",
     "loss_func": Drop("training loss"),
@@ -68,14 +67,11 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
     if wrong:
         raise WeightsMismatch(f"no matrices: {', '.join(wrong)}")
     linear = [name for name in tensors if name.startswith("linear.") and name.endswith(".weight")]
-    return {
-        "num_classes": tensors["classifier.weight"].shape[0],
-        "lstm_hidden_size": tensors[_lstm_name(tensors, 0)].shape[0] // 4,
-        "lstm_num_layers": layers,
-        "lstm_bidirectional": f"{_lstm_name(tensors, 0)}_reverse" in tensors,
-        "linear_hidden_size": tensors["linear.0.weight"].shape[0] if "linear.0.weight" in tensors else 1,
-        "linear_num_layers": len(linear),
-    }
+    first = _lstm_name(tensors, 0)
+    width = tensors["linear.0.weight"].shape[0] if "linear.0.weight" in tensors else 1
+    sizes = {"num_classes": tensors["classifier.weight"].shape[0], "lstm_hidden_size": tensors[first].shape[0] // 4}
+    sizes |= {"lstm_num_layers": layers, "lstm_bidirectional": f"{first}_reverse" in tensors}
+    return {**sizes, "linear_hidden_size": width, "linear_num_layers": len(linear)}
 
 
 def _task(specs: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -92,10 +88,5 @@ def _task(specs: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     expected = count if largest is None else sum(comb(count, k) for k in range(largest + 1))
     if outputs != expected:
         raise ConfigError(f"{outputs} outputs, but {count} classes with powerset_max_classes={largest} make {expected}")
-    warm_up = specs.get("warm_up")
-    return {
-        "num_speakers": count,
-        "powerset_max_classes": largest,
-        "duration": specs["duration"],
-        "warm_up": warm_up if isinstance(warm_up, list) else None,
-    }
+    warm_up = specs["warm_up"] if isinstance(specs.get("warm_up"), list) else None
+    return {"num_speakers": count, "powerset_max_classes": largest, "duration": specs["duration"], "warm_up": warm_up}

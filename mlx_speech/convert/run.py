@@ -165,8 +165,7 @@ def locate(model: str, revision: str | None = None, language: str | None = None)
 
 def plan_source(origin: Origin, options: Options | None = None, language: str | None = None) -> Plan:
     """Open, recognise and plan one model."""
-    source = replace(open_source(origin.path), name=origin.name, **origin.said)
-    return plan(source, options or Options(), language)
+    return plan(replace(open_source(origin.path), name=origin.name, **origin.said), options or Options(), language)
 
 
 def _plans(origin: Origin, options: Options, language: str | None) -> tuple[Config, Plans]:

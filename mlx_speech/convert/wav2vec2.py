@@ -151,8 +151,7 @@ def _torchaudio(source: Source, language: str | None) -> Recipe:
     if surplus:
         kept = [row for row in range(rows) if row not in surplus]
         for name in tensors.keys() & {"lm_head.weight", "lm_head.bias"}:
-            shape = (len(kept), *tensors[name].shape[1:])
-            tensors[name] = tensors[name].map(lambda array: array[kept], shape)
+            tensors[name] = tensors[name].map(lambda array: array[kept], (len(kept), *tensors[name].shape[1:]))
     config = _sizes(tensors)
     labels = ["<pad>", *LABELS[found][1:]]  # torchaudio's "-"
     config |= {"vocab": labels, "blank_id": 0, "word_delimiter": "|" if "|" in labels else None}
@@ -202,18 +201,10 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
         raise WeightsMismatch(f"not torchaudio's wav2vec2: {len(convs)} convolutions, {layers} layers")
     width, per_group, kernel = positions[0]
     layer_norm = f"{extractor}.1.layer_norm.weight" in tensors
-    return {
-        "vocab_size": tensors["lm_head.weight"].shape[0],
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 16 if width >= 1024 else max(1, width // 64),
-        "intermediate_size": inner.shape[0],
-        "conv_dim": [shape[0] for shape in convs],
-        "conv_kernel": [shape[2] for shape in convs],
-        "conv_stride": [5, 2, 2, 2, 2, 2, 2],
-        "conv_bias": f"{extractor}.0.conv.bias" in tensors,
-        "feat_extract_norm": "layer" if layer_norm else "group",
-        "do_stable_layer_norm": layer_norm,
-        "num_conv_pos_embeddings": kernel,
-        "num_conv_pos_embedding_groups": width // per_group,
-    }
+    heads = 16 if width >= 1024 else max(1, width // 64)
+    sizes = {"vocab_size": tensors["lm_head.weight"].shape[0], "hidden_size": width, "num_hidden_layers": layers}
+    sizes |= {"num_attention_heads": heads, "intermediate_size": inner.shape[0]}
+    sizes |= {"conv_dim": [shape[0] for shape in convs], "conv_kernel": [shape[2] for shape in convs]}
+    sizes |= {"conv_stride": [5, 2, 2, 2, 2, 2, 2], "conv_bias": f"{extractor}.0.conv.bias" in tensors}
+    sizes |= {"feat_extract_norm": "layer" if layer_norm else "group", "do_stable_layer_norm": layer_norm}
+    return {**sizes, "num_conv_pos_embeddings": kernel, "num_conv_pos_embedding_groups": width // per_group}

@@ -67,13 +67,8 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
     channels = base * 8 * (4 if bottleneck else 1)
     if not base or features % (2 * channels):
         raise WeightsMismatch(f"seg_1.weight of {features} columns does not fit {channels} channels")
-    return {
-        "num_blocks": blocks,
-        "bottleneck": bottleneck,
-        "base_channels": base,
-        "embedding_size": embedding,
-        "num_mel_bins": features // (2 * channels) * 8,
-    }
+    sizes = {"base_channels": base, "embedding_size": embedding, "num_mel_bins": features // (2 * channels) * 8}
+    return {"num_blocks": blocks, "bottleneck": bottleneck, **sizes}
 
 
 def _front_end(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -34,17 +34,14 @@ for _blocks in ("encoder.blocks.{}.", "decoder.blocks.{}."):
     OPENAI |= same("attn_ln", "cross_attn_ln", "mlp_ln", "mlp1", "mlp2", path=_blocks)
     OPENAI |= {f"{_blocks}mlp.0": f"{_blocks}mlp1", f"{_blocks}mlp.2": f"{_blocks}mlp2"}
 
+# fmt: off
 # transformers' names, without the leading "model."
 TRANSFORMERS: Table = {
-    "encoder.embed_positions.weight": "encoder.positional_embedding",
-    "encoder.conv{}": "encoder.conv{}",
-    "encoder.layer_norm": "encoder.ln_post",
-    "decoder.embed_tokens": "decoder.token_embedding",
-    "decoder.embed_positions.weight": "decoder.positional_embedding",
-    "decoder.layer_norm": "decoder.ln",
+    "encoder.embed_positions.weight": "encoder.positional_embedding", "encoder.conv{}": "encoder.conv{}",
+    "encoder.layer_norm": "encoder.ln_post", "decoder.embed_tokens": "decoder.token_embedding",
+    "decoder.embed_positions.weight": "decoder.positional_embedding", "decoder.layer_norm": "decoder.ln",
     "proj_out": Drop("tied to the token embedding"),
 }
-# fmt: off
 _LAYER = {
     "self_attn.q_proj": "attn.query", "encoder_attn.q_proj": "cross_attn.query",
     "self_attn.k_proj": "attn.key", "encoder_attn.k_proj": "cross_attn.key",
@@ -144,12 +141,9 @@ def _alignment_heads(source: Source, config: dict[str, Any], tensors: dict[str, 
     large = size == (51865, 1280, 32) and source.files[0].suffix == ".pt"  # v1 and v2 have the same sizes
     if large and sha256(source.files[0]) == LARGE_V1_SHA256:
         published = LARGE_V1
-    candidates: list[Any] = [
-        source.json("generation_config.json").get("alignment_heads"),
-        tensors["alignment_heads"].numpy().tolist() if "alignment_heads" in tensors else None,
-        [[int(n) for n in pair.split(",")] for pair in published.split()],
-    ]
-    for found in candidates:
+    stated = source.json("generation_config.json").get("alignment_heads")
+    kept = tensors["alignment_heads"].numpy().tolist() if "alignment_heads" in tensors else None
+    for found in (stated, kept, [[int(n) for n in pair.split(",")] for pair in published.split()]):
         if found and isinstance(found, list) and all(_fits(pair, layers, heads) for pair in found):
             return [[int(n) for n in pair] for pair in found]
     return [[layer, head] for layer in range(layers // 2, layers) for head in range(heads)]

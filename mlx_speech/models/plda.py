@@ -27,12 +27,9 @@ class Model(BaseModel):
         self.args = args
         size, lda = args.embedding_size, args.lda_size
         with mx.stream(mx.cpu):
-            self.mean1 = mx.zeros((size,), dtype=mx.float64)
-            self.lda = mx.zeros((size, lda), dtype=mx.float64)
-            self.mean2 = mx.zeros((lda,), dtype=mx.float64)
-            self.mu = mx.zeros((lda,), dtype=mx.float64)
+            self.mean1, self.lda = mx.zeros((size,), dtype=mx.float64), mx.zeros((size, lda), dtype=mx.float64)
+            self.mean2, self.mu, self.psi = (mx.zeros((lda,), dtype=mx.float64) for _ in range(3))
             self.tr = mx.zeros((lda, lda), dtype=mx.float64)
-            self.psi = mx.zeros((lda,), dtype=mx.float64)
 
     def cast_predicate(self, path: str) -> bool:
         return False

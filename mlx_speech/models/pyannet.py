@@ -46,11 +46,8 @@ class SincNet(nn.Module):
         super().__init__()
         self.wav_norm = TimeNorm(1)
         self.conv0 = nn.Conv1d(1, 80, 251, stride=stride, bias=False)
-        self.conv1 = nn.Conv1d(80, 60, 5)
-        self.conv2 = nn.Conv1d(60, 60, 5)
-        self.norm0 = TimeNorm(80)
-        self.norm1 = TimeNorm(60)
-        self.norm2 = TimeNorm(60)
+        self.conv1, self.conv2 = nn.Conv1d(80, 60, 5), nn.Conv1d(60, 60, 5)
+        self.norm0, self.norm1, self.norm2 = TimeNorm(80), TimeNorm(60), TimeNorm(60)
         self.pool = nn.MaxPool1d(3, 3)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -79,18 +76,16 @@ class Model(BaseModel):
         samples give 589 frames, 80 000 give 293. Chunks do not influence each other.
         """
         if self.num_frames(waveform.shape[1]) < 1:
-            raise OptionError(
-                f"{waveform.shape[1]} samples are too few for a frame of PyanNet: at least 991 at stride 10"
-            )
+            said = f"{waveform.shape[1]} samples are too few"
+            raise OptionError(f"{said} for a frame of PyanNet: at least 991 at stride 10")
         x = self.sincnet(waveform[..., None])
         for layer in self.lstm:
             x, _ = layer(x)
         for layer in self.linear:
             x = nn.leaky_relu(layer(x), SLOPE)
         x = self.classifier(x).astype(mx.float32)
-        if self.args.powerset_max_classes is None:
-            return mx.sigmoid(x)
-        return x - mx.logsumexp(x, axis=-1, keepdims=True)
+        multilabel = self.args.powerset_max_classes is None
+        return mx.sigmoid(x) if multilabel else x - mx.logsumexp(x, axis=-1, keepdims=True)
 
     def num_frames(self, samples: int) -> int:
         """How many frames a chunk of `samples` gives (0 where it is too short for one)."""

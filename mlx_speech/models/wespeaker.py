@@ -60,8 +60,7 @@ class Model(BaseModel):
         for stage, count in enumerate(args.num_blocks):
             planes, blocks = args.base_channels * 2**stage, []
             for k in range(count):
-                stride = 2 if stage and k == 0 else 1
-                blocks.append(Block(inputs, planes, stride, args.bottleneck))
+                blocks.append(Block(inputs, planes, 2 if stage and k == 0 else 1, args.bottleneck))
                 inputs = planes * expansion
             self[f"layer{stage + 1}"] = blocks
         self.seg_1 = nn.Linear(2 * inputs * (args.num_mel_bins // 8), args.embedding_size)
@@ -86,8 +85,7 @@ class Model(BaseModel):
         weights of any resolution, → (batch, speakers, embedding). A mask that is zero throughout gives the bias.
         """
         if masks is None:
-            mean = features.mean(axis=1)
-            deviation = mx.sqrt(mx.var(features, axis=1, ddof=1))
+            mean, deviation = features.mean(axis=1), mx.sqrt(mx.var(features, axis=1, ddof=1))
             return self.seg_1(mx.concatenate([mean, deviation], axis=-1))
         frames = features.shape[1]
         step = np.float32(masks.shape[2] / frames)  # torch's "nearest" interpolation, which multiplies in float32
@@ -96,10 +94,9 @@ class Model(BaseModel):
         total = weights.sum(axis=2, keepdims=True) + 1e-8
         mean = weights @ features / total  # (batch, speakers, size)
         # two passes, one speaker at a time: E[x²] − E[x]² loses the digits that the bar asks for
-        variance = mx.stack(
-            [(weights[:, s, None] @ mx.square(features - mean[:, s, None]))[:, 0] for s in range(weights.shape[1])],
-            axis=1,
-        )
+        speakers = range(weights.shape[1])
+        squares = [(weights[:, s, None] @ mx.square(features - mean[:, s, None]))[:, 0] for s in speakers]
+        variance = mx.stack(squares, axis=1)
         correction = total - mx.square(weights).sum(axis=2, keepdims=True) / total + 1e-8
         return self.seg_1(mx.concatenate([mean, mx.sqrt(variance / correction)], axis=-1))
 

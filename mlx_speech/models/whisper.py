@@ -137,8 +137,7 @@ class Cache:
     def append(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Put in the steps after `offset`; all keys and values so far."""
         end = self.offset + keys.shape[2]
-        self.keys[layer][:, :, self.offset : end] = keys
-        self.values[layer][:, :, self.offset : end] = values
+        self.keys[layer][:, :, self.offset : end], self.values[layer][:, :, self.offset : end] = keys, values
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
 
@@ -166,8 +165,7 @@ class Window:
 
     def append(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Put in a step, (jobs, heads, group, width); returns all entries, (jobs, heads, slots·group, width)."""
-        self.keys[layer][:, :, self.position] = keys
-        self.values[layer][:, :, self.position] = values
+        self.keys[layer][:, :, self.position], self.values[layer][:, :, self.position] = keys, values
         return self.keys[layer].flatten(2, 3), self.values[layer].flatten(2, 3)
 
     def enter(self, layer: int, jobs: list[int], keys: mx.array, values: mx.array, audio: tuple) -> None:
@@ -212,8 +210,7 @@ class Window:
         slots = -(-(front + kept + max(after, SLOTS // 2)) // SLOTS) * SLOTS
 
         def moved(buffer: mx.array) -> mx.array:
-            pad = [(0, 0)] * buffer.ndim
-            pad[2] = (front, slots - front - kept)
+            pad = [(0, 0), (0, 0), (front, slots - front - kept), *[(0, 0)] * (buffer.ndim - 3)]
             return mx.pad(buffer[:, :, self.position - kept : self.position], pad)
 
         self.keys, self.values = ([moved(buffer) for buffer in buffers] for buffers in (self.keys, self.values))
@@ -250,9 +247,8 @@ class TextDecoder(nn.Module):
         if cache.offset + steps > self._context:
             raise OptionError(f"{cache.offset + steps} tokens: this decoder takes {self._context}")
         x = self.token_embedding(tokens) + self.positional_embedding[cache.offset : cache.offset + steps]
-        mask = "causal" if steps > 1 else None
         for layer, block in enumerate(self.blocks):
-            x = block.decode(layer, x, cache, mask)
+            x = block.decode(layer, x, cache, "causal" if steps > 1 else None)
         cache.offset += steps
         return self.token_embedding.as_linear(self.ln(x)).astype(mx.float32), cache
 

@@ -150,14 +150,12 @@ def _jobs(
 ) -> Iterator[Job]:
     """Tasks, a batch of them encoded at a time, as rows for the decoder; those without sound go to `empty`."""
     numbered = enumerate(tasks)
+    limit = samples_per_window(model)
     while group := list(islice(numbered, batch_size)):
-        limit = samples_per_window(model)
         for _, task in group:
             if task.audio.size > limit + HOP_LENGTH:  # times in seconds are not that exact
-                raise OptionError(
-                    f"a chunk of {task.audio.size / SAMPLE_RATE:g} s: this model hears {limit / SAMPLE_RATE:g} s at "
-                    "once; choose a smaller chunk_size"
-                )
+                said = f"a chunk of {task.audio.size / SAMPLE_RATE:g} s: this model hears {limit / SAMPLE_RATE:g} s"
+                raise OptionError(f"{said} at once; choose a smaller chunk_size")
         empty.extend(task for _, task in group if task.audio.size < INPUT_STRIDE * HOP_LENGTH)
         group = [(index, task) for index, task in group if task.audio.size >= INPUT_STRIDE * HOP_LENGTH]
         if not group:
@@ -239,10 +237,8 @@ def _segments_of_chunk(
     pieces, used = split_at_timestamps(tokens, begin, math.inf)
     if used is not None:
         pieces.append((_seconds(tokens[used], begin), math.inf, tokens[used:]))
-    segments = [
-        as_segment(min(chunk.start + start, chunk.end), min(chunk.start + end, chunk.end), tokens, result, tokenizer)
-        for start, end, tokens in pieces
-    ]
+    placed = [(min(chunk.start + a, chunk.end), min(chunk.start + b, chunk.end), tokens) for a, b, tokens in pieces]
+    segments = [as_segment(*piece, result, tokenizer) for piece in placed]
     return [segment for segment in segments if segment.text and segment.start < segment.end]
 
 

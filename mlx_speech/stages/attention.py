@@ -67,8 +67,7 @@ def find_alignment(
     found: list[list[WordTiming]] = [[] for _ in texts]
     if not rows:
         return found
-    starts = [tokenizer.sot_sequence(languages[row], task) for row in rows]
-    own = list(zip(starts, rows, strict=True))
+    own = [(tokenizer.sot_sequence(languages[row], task), row) for row in rows]
     inputs = [[*start, tokenizer.no_timestamps, *texts[row], tokenizer.eot] for start, row in own]
     chosen = encoded if len(rows) == encoded.shape[0] else encoded[mx.array(rows)]
     tokens = _padded(inputs, tokenizer.eot, model.args.n_text_ctx)

@@ -190,8 +190,7 @@ def _while_few(jobs: Iterator[Job], failed: list[Job], limit: int) -> Iterator[J
 def _needs_fallback(result: DecodingResult, options: DecodingOptions) -> bool:
     repetitive, low = options.compression_ratio_threshold, options.logprob_threshold
     unlikely = low is not None and result.avg_logprob < low
-    silent = options.no_speech_threshold is not None and result.no_speech_prob > options.no_speech_threshold
-    if unlikely and silent:
+    if unlikely and options.no_speech_threshold is not None and result.no_speech_prob > options.no_speech_threshold:
         return False
     return unlikely or (repetitive is not None and result.compression_ratio > repetitive)
 
@@ -394,8 +393,7 @@ class _Samples(_Batch):
             return changed
 
         self.state = State(*map(put, vars(self.state).values(), vars(state).values()))
-        self.totals, self.limits = put(self.totals, totals), put(self.limits, limits)
-        self.keys = put(self.keys, keys)
+        self.totals, self.limits, self.keys = map(put, (self.totals, self.limits, self.keys), (totals, limits, keys))
 
     def _keys(self, job: Job) -> list[int]:
         """A key for each sample: of the seeds and the temperature, not of the row or of what else is decoded."""

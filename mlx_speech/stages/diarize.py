@@ -142,8 +142,8 @@ def from_stages(
     min_off = settings["segmentation"]["min_duration_off"]
     turns = _turns(strongest(activations, count), frames, min_off)
     exclusive = _turns(strongest(activations, np.minimum(count, 1)), frames, min_off)
-    speakers = sorted({k for _, _, k in turns}, key=str)  # 10 before 2, as the original sorts
-    names = {k: f"SPEAKER_{n:02d}" for n, k in enumerate(speakers)}
+    # 10 before 2, as the original sorts
+    names = {k: f"SPEAKER_{n:02d}" for n, k in enumerate(sorted({k for _, _, k in turns}, key=str))}
     silent = np.zeros((max(names, default=-1) + 1, centroids.shape[1]))  # more at once than there are clusters
     silent[: len(centroids)] = centroids[: len(silent)]
     named, alone = (tuple(Turn(start, end, names[k]) for start, end, k in found) for found in (turns, exclusive))
@@ -233,8 +233,7 @@ def strongest(activations: np.ndarray, count: np.ndarray) -> np.ndarray:
     """The `count` (frames,) speakers of every frame with the highest activations (frames, clusters); bool, with
     columns for more speakers where there are fewer clusters than that. Equals go as NumPy sorts them here, as in the
     original."""
-    missing = max(0, count.max() - activations.shape[1])
-    activations = np.pad(activations, ((0, 0), (0, missing)))
+    activations = np.pad(activations, ((0, 0), (0, max(0, count.max() - activations.shape[1]))))
     chosen = np.zeros(activations.shape, dtype=bool)
     for start in range(0, len(chosen), BLOCK):
         block = slice(start, start + BLOCK)

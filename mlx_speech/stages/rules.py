@@ -73,12 +73,9 @@ class State:
         def array(value: Callable[[Sequence[int]], int]) -> mx.array:
             return mx.array([[value(tokens) for tokens in group] for group in sequences])
 
-        return cls(
-            array(len),
-            array(lambda tokens: tokens[-1] if tokens else -1),
-            array(lambda tokens: next((token for token in reversed(tokens) if token >= begin), -1)),
-            array(lambda tokens: len(tokens) < 2 or tokens[-2] >= begin),
-        )
+        last = array(lambda tokens: tokens[-1] if tokens else -1)
+        latest = array(lambda tokens: next((token for token in reversed(tokens) if token >= begin), -1))
+        return cls(array(len), last, latest, array(lambda tokens: len(tokens) < 2 or tokens[-2] >= begin))
 
     def after(self, tokens: mx.array, begin: int) -> State:
         """With one more token each."""
@@ -108,8 +105,7 @@ class Rules:
     def __call__(self, logits: mx.array, state: State) -> tuple[mx.array, mx.array]:
         """logits (jobs, group, vocabulary) → with -inf for what is forbidden; the logarithm of the sum of what is left,
         (jobs, group, 1), which makes them log-probabilities."""
-        first = (state.count == 0)[..., None]
-        forbidden = mx.where(first, self.never_first, self.never)
+        forbidden = mx.where((state.count == 0)[..., None], self.never_first, self.never)
         if not self.timestamps:
             logits = mx.where(forbidden, -mx.inf, logits)
             return logits, log_sum_exp(logits)

@@ -209,10 +209,8 @@ class _Steps:
         begin = self.tokenizer.timestamp_begin
         pieces, used = asr.split_at_timestamps(result.tokens, begin, window.duration)
         ahead = window.stop if used is None else window.seek + (result.tokens[used - 1] - begin) * INPUT_STRIDE
-        segments: list[Segment] | None = [
-            asr.as_segment(window.start + start, window.start + end, tokens, result, self.tokenizer)
-            for start, end, tokens in pieces
-        ]
+        placed = [(window.start + start, window.start + end, tokens) for start, end, tokens in pieces]
+        segments: list[Segment] | None = [asr.as_segment(*piece, result, self.tokenizer) for piece in placed]
         if self.word_timestamps:
             segments = self._with_words(window, segments, encoded)
             single = asr.ends_with_single_timestamp(result.tokens, begin)
@@ -225,9 +223,8 @@ class _Steps:
         text = [token for segment in segments for token in segment.tokens if token < self.tokenizer.eot]
         how: dict[str, Any] = {"languages": [self.language], "task": self.options.task, "num_frames": [window.size]}
         (timings,) = attention.find_alignment(encoded, [text], self.model, self.tokenizer, **how)
-        return attention.place_words(
-            segments, timings, offset=window.start, last_speech=self.last_speech, tokenizer=self.tokenizer
-        )
+        where: dict[str, Any] = {"offset": window.start, "last_speech": self.last_speech}
+        return attention.place_words(segments, timings, tokenizer=self.tokenizer, **where)
 
     def _after_words(
         self, window: _Window, segments: list[Segment], ahead: int, single: bool

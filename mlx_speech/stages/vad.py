@@ -51,12 +51,11 @@ def detect_speech(
     samples = one_channel(audio, "speech is detected")[:: sample_rate // rate]
     if not samples.size:
         return []
-    probabilities = _probabilities(samples, model, rate)
-    found = speech_timestamps(probabilities, num_samples=samples.size, sampling_rate=rate, **options)
+    about: dict[str, Any] = {"num_samples": samples.size, "sampling_rate": rate}
+    found = speech_timestamps(_probabilities(samples, model, rate), **about, **options)
     if time_resolution is None:
         return [Region(start / rate, end / rate) for start, end in found]
-    seconds = in_seconds(found, num_samples=samples.size, sampling_rate=rate, time_resolution=time_resolution)
-    return [Region(start, end) for start, end in seconds]
+    return [Region(*seconds) for seconds in in_seconds(found, **about, time_resolution=time_resolution)]
 
 
 def _probabilities(samples: np.ndarray, model: Any, rate: int) -> np.ndarray:
@@ -133,10 +132,8 @@ def in_seconds(
     """`timestamps` in seconds, rounded to `time_resolution` decimals as the original's `return_seconds` does: no end
     is rounded past the end of the recording, which has `num_samples`."""
     length = num_samples / sampling_rate
-    return [
-        (round(start / sampling_rate, time_resolution), min(round(end / sampling_rate, time_resolution), length))
-        for start, end in timestamps
-    ]
+    rounded = [[round(place / sampling_rate, time_resolution) for place in stretch] for stretch in timestamps]
+    return [(start, min(end, length)) for start, end in rounded]
 
 
 @dataclass
@@ -209,8 +206,7 @@ class _Tracker:
 
     def _open(self, start: int | None) -> None:
         """A new segment, or none; what was noted of the old one is forgotten, a silence that is going on too."""
-        self.start, self.silence, self.last_pause, self.resumed = start, None, None, None
-        self.pauses = []
+        self.start, self.silence, self.last_pause, self.resumed, self.pauses = start, None, None, None, []
 
 
 def _padded(segments: list[tuple[int, int]], pad: float, num_samples: int) -> list[tuple[int, int]]:

@@ -1,0 +1,239 @@
+"""Row 6: the whole chain beside the stack a user has today: silero-vad, faster-whisper, wav2vec2 and WhisperX's
+trellis, pyannote.audio.
+
+Whisper tiny is planted: its decoder computes as ever, but what its blocks add is zero, so that the token after position
+k is the one that stands in position k's embedding. Every contender writes the same English text into each chunk.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import models
+from benchmarks.rows import attention, diarization, words
+from benchmarks.rows import whisper_checks as checks
+from benchmarks.rows import whisper_peers as peers
+from benchmarks.suite import OURS, Call, Row, Work
+
+STACK = "silero-vad + faster-whisper + wav2vec2 + pyannote.audio"
+CHUNK, BATCH = 30, 8
+TEXT = " We met at the station and walked along the river until the rain began to fall on the old town" * 8
+
+
+def rows(device: str, quick: bool) -> list[Row]:
+    seconds = 12 if quick else 120 if device == "cpu" else 600
+    return [
+        Row(
+            "pipeline",
+            f"{seconds} s: speech, text (Whisper tiny, {checks.TOKENS} tokens a chunk), word times, "
+            f"{diarization.SPEAKERS} speakers",
+            {OURS: ours, STACK: stack},
+            {"device": device, "quick": quick, "seconds": seconds},
+            agree,
+            seconds=seconds,
+            work=None if quick else _work(device, seconds),
+            targets={} if device == "cpu" else {STACK: 2.0},
+        )
+    ]
+
+
+def _work(device: str, seconds: float) -> Work:
+    """Of the chunks that there are at least; the speech detection is nothing beside the others."""
+    dims, chunks = checks.sizes(models.whisper("tiny")), math.ceil(seconds / CHUNK)
+    size = 4 if device == "cpu" else 2
+    parts = [checks.encoder_work(dims, chunks, size), checks.decoder_work(dims, chunks, size)]
+    parts += [words.wav2vec2_work(CHUNK)] * chunks
+    parts += [diarization.work_of("whole", len(diarization.starts(seconds)))]
+    return Work(sum(part.operations for part in parts), sum(part.bytes for part in parts))
+
+
+# --- the planted Whisper ---------------------------------------------------------------------------------------------
+
+
+def planted(quick: bool) -> models.Whisper:
+    """Made once, in another process."""
+    folder = models.cache() / f"planted-{'quick' if quick else 'tiny'}"
+    files = models.whisper("tiny", quick)
+    if not folder.exists():
+        part = folder.with_name(f".{folder.name}-{os.getpid()}")
+        command = [sys.executable, "-m", "benchmarks.rows.pipeline", str(files.transformers), str(part)]
+        done = subprocess.run(command, cwd=models.ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"Whisper could not be planted\n{done.stderr}")
+        try:
+            part.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(part)
+    return files._replace(transformers=folder / "transformers", ours=folder / "ours")
+
+
+def _plant(source: Path, folder: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+    from tokenizers import Tokenizer
+
+    from mlx_speech.convert import convert
+
+    target = folder / "transformers"
+    shutil.copytree(source, target)
+    text = Tokenizer.from_file(str(target / "tokenizer.json")).encode(TEXT, add_special_tokens=False).ids
+    weights = load_file(target / "model.safetensors")
+    positions = weights["model.decoder.embed_positions.weight"]
+    embedding = np.random.default_rng(9).normal(size=weights["model.decoder.embed_tokens.weight"].shape)
+    embedding = (embedding / np.linalg.norm(embedding, axis=1, keepdims=True)).astype(np.float32)
+    own = text[: checks.TOKENS] + text[-1:] * len(positions)
+    own = (text[:1] * (checks.PROMPT - 1) + own)[: len(positions)]  # the text follows the last of the prompt
+    for name, array in weights.items():
+        if "decoder" in name and re.search(r"\.(out_proj|fc2)\.", name):
+            weights[name] = np.zeros_like(array)
+        elif "embed_tokens" in name or "proj_out" in name:
+            weights[name] = 3 * embedding
+        elif "decoder.embed_positions" in name:
+            weights[name] = 40 * embedding[own]
+        elif "decoder.layer_norm." in name:
+            weights[name] = np.full_like(array, name.endswith("weight"))
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    convert(str(target), folder / "ours", dtype="float32")
+
+
+# --- contenders ------------------------------------------------------------------------------------------------------
+
+Output = dict[str, Any]  # "texts" of the chunks, how many "words" have times, "turns", "stages" with their seconds
+
+
+def ours(device: str, quick: bool, seconds: float) -> Call:
+    models.use_mlx(device)
+    from mlx_speech.pipeline import Pipeline
+
+    audio = models.speech(seconds)
+    pipeline = Pipeline(
+        planted(quick).ours,
+        align_model=models.wav2vec2(quick).ours,
+        diarize_model=models.diarization(quick).ours,
+        dtype=peers.precision(device),
+        batch_size=BATCH,
+    )
+    options = {"language": "en", "temperature": 0.0, "suppress_tokens": [checks.END], "segment_resolution": "chunk"}
+    options |= {**checks.OPTIONS, **checks.OFF, "num_speakers": diarization.SPEAKERS}
+
+    def call() -> Output:
+        result = pipeline(audio, **options)
+        turns = [(turn.start, turn.end, turn.speaker) for turn in result.diarization.turns]
+        texts = [segment.text for segment in result.segments]
+        assert all(len(segment.tokens) == checks.TOKENS for segment in result.segments)
+        found = [word.aligned for segment in result.segments for word in segment.words]
+        return {"texts": texts, "words": sum(found), "turns": turns, "stages": dict(result.seconds)}
+
+    return call
+
+
+def stack(device: str, quick: bool, seconds: float) -> Call:
+    import torch
+
+    threads = torch.get_num_threads()
+    import silero_vad
+    from faster_whisper import BatchedInferencePipeline
+    from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
+
+    torch.set_num_threads(threads)  # silero-vad has set one
+    audio, place = models.speech(seconds), attention.TORCH[device]
+    vad = silero_vad.load_silero_vad()
+    recogniser = BatchedInferencePipeline(peers.faster_whisper(planted(quick), device, "float"))
+    folder = models.wav2vec2(quick).original
+    front, aligner = Wav2Vec2FeatureExtractor.from_pretrained(folder), Wav2Vec2ForCTC.from_pretrained(folder)
+    aligner = aligner.to(place).eval()
+    trellis, diarizer = words.whisperx_functions(), diarization.pyannote(device, quick)
+    index = json.loads((folder / "vocab.json").read_text())
+
+    def align(segment: Any) -> list[tuple[float, float]]:
+        """The times of a chunk's words; none where they cannot be found."""
+        sound = audio[int(segment.start * models.RATE) : int(segment.end * models.RATE)]
+        with torch.inference_mode():
+            inputs = front(sound, sampling_rate=models.RATE, return_tensors="pt").input_values.to(place)
+            emission = torch.log_softmax(aligner(inputs).logits, dim=-1)[0].cpu()
+        text = "|".join(segment.text.upper().split())
+        tokens = [index[letter] for letter in text]
+        path = trellis["backtrack"](trellis["get_trellis"](emission, tokens, 0), emission, tokens, 0)
+        if path is None:
+            return []
+        ratio = (segment.end - segment.start) / len(emission)
+        first = {point.token_index: point.time_index for point in reversed(path)}
+        last = {point.token_index: point.time_index + 1 for point in path}
+        spans = [match.span() for match in re.finditer(r"[^|]+", text)]
+        return [(segment.start + ratio * first[a], segment.start + ratio * last[b - 1]) for a, b in spans]
+
+    def call() -> Output:
+        moments = [time.perf_counter()]
+        regions = silero_vad.get_speech_timestamps(torch.from_numpy(audio), vad, max_speech_duration_s=CHUNK)
+        chunks = merged([(one["start"] / models.RATE, one["end"] / models.RATE) for one in regions])
+        moments.append(time.perf_counter())
+        segments, _ = recogniser.transcribe(
+            audio,
+            language="en",
+            beam_size=1,
+            temperature=0.0,
+            suppress_tokens=[checks.END],
+            suppress_blank=False,
+            max_new_tokens=2 * checks.TOKENS - checks.PROMPT,  # it writes half of what it is given, with the prompt
+            clip_timestamps=[{"start": start, "end": end} for start, end in chunks],
+            batch_size=BATCH,
+        )
+        segments = list(segments)
+        moments.append(time.perf_counter())
+        times = [align(segment) for segment in segments]
+        moments.append(time.perf_counter())
+        turns = diarization.turns_of(diarizer(diarization.file_of(audio), num_speakers=diarization.SPEAKERS))
+        speakers = [speaker_of(word, turns) for own in times for word in own]
+        moments.append(time.perf_counter())
+        stages = dict(zip(("vad", "transcribe", "align", "diarize"), np.diff(moments).tolist(), strict=True))
+        texts = [segment.text.strip() for segment in segments]
+        return {"texts": texts, "words": len(speakers), "turns": turns, "stages": stages}
+
+    return call
+
+
+def merged(regions: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Chunks of at most `CHUNK` seconds, as WhisperX merges them."""
+    chunks: list[tuple[float, float]] = []
+    for start, end in regions:
+        if chunks and end - chunks[-1][0] <= CHUNK:
+            chunks[-1] = chunks[-1][0], end
+        else:
+            chunks.append((start, end))
+    return chunks
+
+
+def speaker_of(word: tuple[float, float], turns: diarization.Turns) -> str | None:
+    """Who speaks most of the time of a word."""
+    heard: dict[str, float] = {}
+    for start, end, speaker in turns:
+        if (common := min(end, word[1]) - max(start, word[0])) > 0:
+            heard[speaker] = heard.get(speaker, 0.0) + common
+    return max(heard, key=lambda speaker: heard[speaker], default=None)
+
+
+def agree(outputs: Mapping[str, Output]) -> str:
+    mine, said = outputs[OURS], []
+    for name, output in outputs.items():
+        assert output["texts"] == mine["texts"], (name, output["texts"], mine["texts"])
+        share = diarization.same_time(mine["turns"], output["turns"])
+        assert share >= 0.98, (name, share)
+        stages = ", ".join(f"{stage} {seconds:.2g} s" for stage, seconds in output["stages"].items())
+        said.append(f"{name} gave {output['words']} words a time of their own, and first took {stages}")
+    same = f"{len(mine['texts'])} chunks with the same texts, {100 * share:.1f} % of the time the same speakers"
+    return "; ".join([same, *said])
+
+
+if __name__ == "__main__":
+    _plant(Path(sys.argv[1]), Path(sys.argv[2]))
