@@ -1,5 +1,6 @@
 # make demo : install, then transcribe a conversation with the small models that come with the package, offline
 # make demo-models : train these models again, from scratch; goes on where it stopped
+# make bench : measure speed and memory beside other packages, at most 40 minutes; goes on where it stopped
 # make test : install the test extra, then lint, types and all tests
 # Nothing is installed twice; pip is asked again only when pyproject.toml has changed.
 
@@ -11,7 +12,7 @@ EXTRA  := $(if $(filter Darwin,$(shell uname -s)),,cpu)
 WORKERS ?= 2
 COMMA  := ,
 
-.PHONY: demo demo-models test parity-full bench-convert clean
+.PHONY: demo demo-models test parity-full bench clean
 
 demo: $(VENV)/.scored
 	$(VENV)/bin/mlx_speech demo
@@ -29,8 +30,8 @@ test: $(VENV)/.tested
 parity-full: $(VENV)/.tested
 	$(PY) tests/parity_full.py
 
-bench-convert: $(VENV)/.tested
-	$(PY) benchmarks/convert_memory.py
+bench: $(VENV)/.benched
+	$(PY) -m benchmarks
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +51,10 @@ $(VENV)/.tested: $(VENV)/.installed
 	$(PY) -m pip install --quiet --editable ".[$(if $(EXTRA),$(EXTRA)$(COMMA))test]"
 	$(PY) -m pip install --quiet --no-deps whisperx==3.8.6
 	$(PY) -c "import torchaudio" 2>/dev/null || find $(VENV) -path "*/torchaudio/lib/*.so" -delete
+	touch $@
+
+$(VENV)/.benched: $(VENV)/.tested
+	$(PY) -m pip install --quiet --editable ".[$(if $(EXTRA),$(EXTRA)$(COMMA))test,bench]"
 	touch $@
 
 clean:

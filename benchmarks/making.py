@@ -30,11 +30,14 @@ def speech(folder: Path, _: str) -> None:
 
 def whisper(folder: Path, size: str) -> None:
     import originals
+    import torch
 
     from mlx_speech.convert import convert
 
     dims = {"tiny": originals.TINY, "small": originals.SMALL, "quick": {**originals.TINY, **QUICK}}[size]
     model = originals.whisper_openai(dims)
+    torch.nn.init.normal_(model.decoder.positional_embedding, std=5.0)  # where it is decides what is said next
+    torch.nn.init.normal_(model.decoder.token_embedding.weight, std=0.25)
     convert(str(originals.save_openai(model, folder / "openai.pt")), folder / "ours", dtype="float32")
     _save_transformers(model.state_dict(), dims, folder / "transformers")
     _save_mlx_whisper(model.state_dict(), dims, folder / "mlx_whisper")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-VERSION = "1"  # of what is made: another number, and all of it is made again
+VERSION = "2"  # of what is made: another number, and all of it is made again
 RATE = 16_000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 
@@ -10,11 +11,13 @@ import numpy as np
 from demo import WORK, espeak, festival, flite
 from demo.corpus import Corpus, Utterance
 from demo.grammar import WORDS, perplexity, reserved, sentence
-from demo.voices import HELD_OUT, TRAIN, random_voice, speaker
+from demo.voices import DEVELOPMENT, HELD_OUT, TRAIN, random_voice, speaker
 
 RECOGNITION, FESTIVAL = 26_000, 1_200  # utterances of espeak-ng, and of each of festival's voices
 SPEAKERS, UTTERANCES = 276, 24  # four identities of every voice
 TEST_SPEAKERS, TEST_UTTERANCES = 24, 20
+IDENTITIES, IDENTITY_UTTERANCES = 600, 14  # of the speaker embedding
+DEVELOPED, DEVELOPMENT_UTTERANCES = 340, 10  # for its statistics, and the settings of the pipeline
 
 
 def sentences(seed: int, count: int, held_out: bool = False) -> Iterator[list[str]]:
@@ -49,6 +52,15 @@ def speakers() -> Iterator[Utterance]:
             yield espeak.speak(words, speaker(number))
 
 
+def identities(count: int, utterances: int, development: bool) -> Iterator[Utterance]:
+    """As many speakers beyond those of `speakers`, of the voices for development or only of the others."""
+    others = itertools.count(SPEAKERS)
+    numbers = (number for number in others if (speaker(number).variant in DEVELOPMENT) == development)
+    for number in itertools.islice(numbers, count):
+        for words in sentences(100 + number % SPEAKERS, utterances):  # those of `speakers`
+            yield espeak.speak(words, speaker(number))
+
+
 def speakers_test() -> Iterator[Utterance]:
     for number in range(TEST_SPEAKERS):
         for words in sentences(100 + number, TEST_UTTERANCES, held_out=True):
@@ -64,6 +76,8 @@ def flite_test() -> Iterator[Utterance]:
 
 CORPORA = {
     "speakers": speakers,
+    "identities": lambda: identities(IDENTITIES, IDENTITY_UTTERANCES, development=False),
+    "development": lambda: identities(DEVELOPED, DEVELOPMENT_UTTERANCES, development=True),
     "speakers-test": speakers_test,
     "recognition": recognition,
     "recognition-test": recognition_test,

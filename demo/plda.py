@@ -1,4 +1,4 @@
-"""The PLDA of the diarization pipeline, estimated from embeddings of speakers that the embedding never learnt.
+"""The PLDA of the diarization pipeline, estimated from embeddings of voices that the embedding never learnt.
 
 Layout and use as in pyannote's community-1 (`pyannote.audio.utils.vbx.vbx_setup`): centre, length, LDA, length again,
 then a basis in which a speaker's embeddings vary by 1 in every direction and the speakers by `psi` (two-covariance
@@ -7,41 +7,28 @@ model, Brümmer & de Villiers 2010). `python -m demo.plda`, after `demo.wespeake
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from pyannote.audio import Model
 from scipy.linalg import eigh
 
-from demo import ASSETS, WORK, espeak, voices, wespeaker
-from demo.build import SPEAKERS, sentences
-from demo.corpus import Corpus, Utterance
+from demo import ASSETS, wespeaker
+from demo.corpus import Corpus
 
 FOLDER = ASSETS / "diarization" / "plda"
-CORPUS, IDENTITIES, UTTERANCES = "speakers-new", 340, 10  # training's voices; other pitch, rate, resampling, accent
 ESTIMATED = 300  # of the identities; the others are left for the tuning of the pipeline
 SIZE = 96  # dimensions after the LDA
 BATCHES = 80  # of crops and of windows each
 SMALLEST = 1e-3  # of psi, which a pipeline divides by
 
 
-def new_speakers() -> Iterator[Utterance]:
-    for number in range(SPEAKERS, SPEAKERS + IDENTITIES):
-        for words in sentences(1000 + number, UTTERANCES):
-            yield espeak.speak(words, voices.speaker(number))
-
-
 def corpus() -> Corpus:
-    """Synthesized at the first call."""
-    if not (WORK / "corpus" / CORPUS / "index.npz").exists():
-        Corpus.write(CORPUS, new_speakers())
-    return Corpus.open(CORPUS)
+    return Corpus.open("development")
 
 
 def identities() -> list[str]:
-    """Names of the new speakers, in order of their number."""
-    return [voices.speaker(number).name for number in range(SPEAKERS, SPEAKERS + IDENTITIES)]
+    """Names of the speakers of the corpus, in order."""
+    return list(dict.fromkeys(corpus().speakers))
 
 
 def embed(model: torch.nn.Module, data: wespeaker.Data, batches: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 """Speaker embeddings: pyannote.audio's WeSpeaker ResNet34, with 8 base channels for 32 and 128 numbers for 256.
 
-Trained to tell the speakers of the corpus "speakers" apart (additive angular margin, Deng et al. 2019), first on crops
-of one speaker, then on windows of conversations as well, pooled over the frames of each speaker as the diarization
-pipeline does. `python -m demo.wespeaker` trains, goes on where it stopped, and writes the file.
+Trained to tell the speakers of the corpus "identities" apart (additive angular margin, Deng et al. 2019), first on
+crops of one speaker, then on windows of conversations as well, pooled over the frames of each speaker as the
+diarization pipeline does. `python -m demo.wespeaker` trains, goes on where it stopped, and writes the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from demo.corpus import Corpus
 
 FILE = ASSETS / "diarization" / "embedding" / "pytorch_model.bin"
 CHANNELS, SIZE = 8, 128
-STEPS = 1400
+STEPS = 3000
 CROPS, CROP = 32, (1.5, 3.0)  # a batch; seconds
 WINDOWS, WINDOW = 8, (5.0, 10.0)  # a batch of conversations' windows; seconds
 SINGLE = 0.4  # the share of the steps that sees crops alone; windows take every other step after it
@@ -130,7 +130,7 @@ class Data:
 
 def train(steps: int = STEPS, minutes: float | None = None) -> tuple[NarrowResNet34, bool]:
     """The model, and whether it is done."""
-    data = Data(Corpus.open("speakers"))
+    data = Data(Corpus.open("identities"))
     torch.manual_seed(0)
     model = Margin(len(data.names))
     to = training.device()

@@ -1,4 +1,5 @@
-"""Layers that several models share: an LSTM whose directions run in one scan, a norm that keeps its digits."""
+"""Layers that several models share: an LSTM whose directions run in one scan, a norm that keeps its digits, and a
+convolution."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_speech.features import sum_over_time
+from mlx_speech.models.kernels import conv3x3, on_cpu
 
 Pair = tuple[mx.array, mx.array]
 BLOCK = 256  # steps put into one graph before it is handed to the device
@@ -40,6 +42,16 @@ class TimeNorm(nn.Module):
             variance = sum_over_time(mx.where(valid, mx.square(centred), 0)) / count
         scale = mx.rsqrt(variance + self._eps) * self.weight
         return (centred * scale + self.bias).astype(self.weight.dtype)
+
+
+class Conv2d(nn.Conv2d):
+    """MLX's, but for the fast way of most convolutions of a ResNet: 3×3, of stride 1, padded by 1."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (batch, height, width, inputs) → (batch, height, width, outputs)"""
+        if self.weight.shape[1:3] != (3, 3) or self.stride != (1, 1) or self.padding != (1, 1):
+            return super().__call__(x)
+        return conv3x3(x, self.weight, self.bias)
 
 
 class LSTM(nn.Module):
@@ -81,8 +93,7 @@ def scan(gates: mx.array, weight: mx.array, state: Pair) -> tuple[mx.array, Pair
     """
     if gates.shape[2] == 0:
         return mx.zeros((*gates.shape[:3], weight.shape[2]), dtype=gates.dtype), state
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    return scan_numpy(gates, weight, state) if on_cpu else scan_graph(gates, weight, state)
+    return scan_numpy(gates, weight, state) if on_cpu() else scan_graph(gates, weight, state)
 
 
 def scan_graph(gates: mx.array, weight: mx.array, state: Pair, lazy: bool = False) -> tuple[mx.array, Pair]:
@@ -106,23 +117,32 @@ def scan_graph(gates: mx.array, weight: mx.array, state: Pair, lazy: bool = Fals
 
 
 def scan_numpy(gates: mx.array, weight: mx.array, state: Pair) -> tuple[mx.array, Pair]:
-    """`scan` in NumPy, in float32."""
+    """`scan` in NumPy, in float32: few calls a step, each into memory that is there."""
     dtype, hidden = gates.dtype, weight.shape[2]
+    # sigmoid(x) = (tanh(x/2) + 1)/2: one tanh over all four gates, with i, f and o halved beforehand; h is kept doubled
+    scale = np.full(4 * hidden, 0.5, np.float32)
+    scale[2 * hidden : 3 * hidden] = 1.0
     # time first, so that a step reads one contiguous block
     steps = np.ascontiguousarray(np.array(gates.astype(mx.float32)).transpose(2, 0, 1, 3))
     transposed = np.ascontiguousarray(np.array(weight.astype(mx.float32)).transpose(0, 2, 1))
-    h, c = (np.array(part.astype(mx.float32)) for part in state)
-    # sigmoid(x) = (tanh(x/2) + 1)/2: one tanh over all four gates, with i, f and o halved beforehand
-    scale = np.full(4 * hidden, 0.5, np.float32)
-    scale[2 * hidden : 3 * hidden] = 1.0
     steps *= scale
-    transposed *= scale
-    outputs = np.empty((steps.shape[0], *h.shape), np.float32)
-    for step in range(steps.shape[0]):
-        z = np.tanh(steps[step] + h @ transposed)
-        i, f, o = (0.5 * z[..., k * hidden : (k + 1) * hidden] + 0.5 for k in (0, 1, 3))
-        c = f * c + i * z[..., 2 * hidden : 3 * hidden]
-        h = o * np.tanh(c)
-        outputs[step] = h
+    transposed *= 0.5 * scale
+    h, c = (np.array(part.astype(mx.float32)) for part in state)
+    h *= 2
+    outputs, z, part = np.empty((len(steps), *h.shape), np.float32), np.empty_like(steps[0]), np.empty_like(c)
+    i, f, g, o = (z[..., k * hidden : (k + 1) * hidden] for k in range(4))
+    for step, out in zip(steps, outputs, strict=True):
+        np.matmul(h, transposed, out=z)
+        z += step
+        np.tanh(z, out=z)
+        for gate in (i, f, o):
+            gate += 1
+        np.multiply(i, g, out=part)
+        c *= f
+        c += part
+        c *= 0.5
+        np.tanh(c, out=part)
+        h = np.multiply(o, part, out=out)
+    outputs *= 0.5
     result = mx.array(outputs.transpose(1, 2, 0, 3)).astype(dtype)
-    return result, (mx.array(h).astype(dtype), mx.array(c).astype(dtype))
+    return result, (mx.array(outputs[-1]).astype(dtype), mx.array(c).astype(dtype))

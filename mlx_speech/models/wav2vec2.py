@@ -14,6 +14,7 @@ import mlx.nn as nn
 
 from mlx_speech.errors import OptionError, brief
 from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, layers, positive
+from mlx_speech.models.kernels import attention, gelu
 from mlx_speech.models.layers import TimeNorm
 
 _SIZES = {"min": 1, "max": 65536, "length": 32}
@@ -75,7 +76,7 @@ class ConvLayer(nn.Module):
         if "layer_norm" in self:
             norm = self.layer_norm
             x = norm(x, lengths) if isinstance(norm, TimeNorm) else norm(x)
-        return nn.gelu(x)
+        return gelu(x)
 
 
 class FeatureExtractor(nn.Module):
@@ -105,7 +106,7 @@ class PositionalConv(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         y = self.conv(x)
-        return nn.gelu(y[:, : y.shape[1] - self._surplus])
+        return gelu(y[:, : y.shape[1] - self._surplus])
 
 
 class Attention(nn.Module):
@@ -118,7 +119,7 @@ class Attention(nn.Module):
     def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
         shape = (*x.shape[:2], self._heads, -1)
         q, k, v = (layer(x).reshape(shape).transpose(0, 2, 1, 3) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
+        y = attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
         return self.out_proj(y.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
@@ -129,7 +130,7 @@ class FeedForward(nn.Module):
         self.output_dense = nn.Linear(args.intermediate_size, args.hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.output_dense(nn.gelu(self.intermediate_dense(x)))
+        return self.output_dense(gelu(self.intermediate_dense(x)))
 
 
 class Adapter(nn.Module):

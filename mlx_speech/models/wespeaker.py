@@ -13,6 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, positive
+from mlx_speech.models.layers import Conv2d
 
 
 @dataclass
@@ -35,14 +36,14 @@ class Block(nn.Module):
         super().__init__()
         outputs = planes * (4 if bottleneck else 1)
         if bottleneck:
-            self.conv1 = nn.Conv2d(inputs, planes, 1)
-            self.conv2 = nn.Conv2d(planes, planes, 3, stride=stride, padding=1)
-            self.conv3 = nn.Conv2d(planes, outputs, 1)
+            self.conv1 = Conv2d(inputs, planes, 1)
+            self.conv2 = Conv2d(planes, planes, 3, stride=stride, padding=1)
+            self.conv3 = Conv2d(planes, outputs, 1)
         else:
-            self.conv1 = nn.Conv2d(inputs, planes, 3, stride=stride, padding=1)
-            self.conv2 = nn.Conv2d(planes, planes, 3, padding=1)
+            self.conv1 = Conv2d(inputs, planes, 3, stride=stride, padding=1)
+            self.conv2 = Conv2d(planes, planes, 3, padding=1)
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride)
+            self.shortcut = Conv2d(inputs, outputs, 1, stride=stride)
 
     def __call__(self, x: mx.array) -> mx.array:
         y = self.conv2(nn.relu(self.conv1(x)))
@@ -56,7 +57,7 @@ class Model(BaseModel):
         super().__init__()
         self.args = args
         inputs, expansion = args.base_channels, 4 if args.bottleneck else 1
-        self.conv1 = nn.Conv2d(1, inputs, 3, padding=1)
+        self.conv1 = Conv2d(1, inputs, 3, padding=1)
         for stage, count in enumerate(args.num_blocks):
             planes, blocks = args.base_channels * 2**stage, []
             for k in range(count):

@@ -15,6 +15,7 @@ import numpy as np
 
 from mlx_speech.errors import OptionError
 from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
+from mlx_speech.models.kernels import attention, gelu
 
 SLOTS = 64  # the size of a window is a multiple: shapes change rarely
 MAX_POSITIONS = 1 << 24  # of the encoder, times its width: they are computed as soon as a model is built
@@ -72,7 +73,7 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None = None) -> mx.array:
         q = self.split(self.query(x))
-        y = mx.fast.scaled_dot_product_attention(q, keys, values, scale=q.shape[-1] ** -0.5, mask=mask)
+        y = attention(q, keys, values, scale=q.shape[-1] ** -0.5, mask=mask)
         return self.out(y.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
@@ -89,7 +90,7 @@ class Block(nn.Module):
         self.mlp_ln = nn.LayerNorm(width)
 
     def mlp(self, x: mx.array) -> mx.array:
-        return x + self.mlp2(nn.gelu(self.mlp1(self.mlp_ln(x))))
+        return x + self.mlp2(gelu(self.mlp1(self.mlp_ln(x))))
 
     def decode(self, layer: int, x: mx.array, memory: Cache | Window, mask: mx.array | str | None) -> mx.array:
         """As layer `layer` of a decoder, whose keys and values are added to `memory`."""
@@ -112,8 +113,8 @@ class AudioEncoder(nn.Module):
         """mel (batch, 3000, n_mels) → (batch, 1500, width). Raises `OptionError` for another number of frames."""
         if mel.shape[1] != 2 * self.positional_embedding.shape[0]:
             raise OptionError(f"{mel.shape[1]} frames: this encoder takes {2 * self.positional_embedding.shape[0]}")
-        x = nn.gelu(self.conv1(mel.astype(self.conv1.weight.dtype)))
-        x = nn.gelu(self.conv2(x))
+        x = gelu(self.conv1(mel.astype(self.conv1.weight.dtype)))
+        x = gelu(self.conv2(x))
         x = x + self.positional_embedding
         for block in self.blocks:
             y = block.attn_ln(x)

@@ -13,23 +13,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_speech.models.kernels import FANIN, in_parts, log_sum_exp
+
 SECONDS_PER_TIMESTAMP = 0.02  # also of a position of the encoder, however long the model's window is
-FANIN = 256  # numbers added one after the other before their sums are added in turn
 LOWEST = -1e30  # below every logit, above -inf, which marks what has been taken
-
-
-def _parts(logits: mx.array) -> mx.array:
-    """(..., vocabulary) → (..., parts, FANIN), padded with -inf"""
-    pad = [(0, 0)] * (logits.ndim - 1) + [(0, -logits.shape[-1] % FANIN)]
-    return mx.pad(logits, pad, constant_values=-mx.inf).reshape(*logits.shape[:-1], -1, FANIN)
-
-
-def log_sum_exp(logits: mx.array) -> mx.array:
-    """(..., vocabulary) → (..., 1), summed in parts.
-
-    MLX adds up a row one by one on the CPU: with 50 000 tokens, most of them improbable, that is off by 2e-4.
-    """
-    return mx.logsumexp(mx.logsumexp(_parts(logits), axis=-1), axis=-1, keepdims=True)
 
 
 def top(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
@@ -37,7 +24,7 @@ def top(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
 
     Only the k parts with the largest maxima need to be searched.
     """
-    parts = _parts(logits)
+    parts = in_parts(logits)
     best = mx.sort(_first(parts.max(axis=-1), min(k, parts.shape[-2])), axis=-1)
     values = mx.take_along_axis(parts, best[..., None], axis=-2).flatten(-2)
     chosen = _first(values, k)

@@ -1,0 +1,192 @@
+"""Operations that MLX computes number by number, on one thread, on a CPU: there they run in NumPy, ten times faster.
+
+On a GPU, for other dtypes than float32, for small arrays and inside transformations (mx.grad, mx.compile) they are
+MLX's own. NumPy works in blocks that stay in a core's cache, and on all cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+SMALL = 1 << 15  # numbers from which NumPy pays: it ends MLX's lazy evaluation
+BLOCK = 1 << 15  # numbers that stay in cache, with two buffers of their size
+ROWS = 128  # queries whose scores stay in cache
+FANIN = 256  # numbers added one after the other before their sums are added in turn
+LOWEST = np.float32(-1e30)  # below every logit
+
+# erfc(z) = (A1·t + … + A5·t⁵)·exp(−z²), t = 1/(1 + P·z), to 1.5e-7 (Abramowitz & Stegun 7.1.26)
+P = np.float32(0.3275911 / 2**0.5)
+A = [np.float32(a) for a in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)]
+CELLS = 2048  # positions of a convolution whose sums stay in cache
+# of Winograd's F(4, 3): how the three taps of a filter are combined
+FILTERS = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], np.float32) / 24
+
+
+def gelu(x: mx.array) -> mx.array:
+    """x·Φ(x), of any shape (Hendrycks & Gimpel 2016; the exact form, torch's `approximate="none"`)."""
+    arrays = _host(x)
+    if arrays is None:
+        return nn.gelu(x)
+    flat = arrays[0].reshape(-1)
+    result = np.empty_like(flat)
+
+    def compute(start: int) -> None:
+        # x·Φ(x) = max(x, 0) − |x|/2·erfc(|x|/√2)
+        own, out = flat[start : start + BLOCK], result[start : start + BLOCK]
+        size = np.minimum(np.abs(own), 30)  # beyond it nothing is left of erfc, and infinities would become NaN
+        t = np.multiply(size, P)
+        t += 1
+        np.divide(1, t, out=t)
+        np.multiply(t, A[0], out=out)
+        for a in A[1:]:
+            out += a
+            out *= t
+        np.multiply(size, size, out=t)
+        t *= -0.5
+        out *= np.exp(t, out=t)
+        size *= 0.5
+        out *= size
+        np.subtract(np.maximum(own, 0, out=size), out, out=out)
+
+    _together(compute, range(0, flat.size, BLOCK))
+    return mx.array(result.reshape(x.shape))
+
+
+def attention(
+    queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: mx.array | str | None = None
+) -> mx.array:
+    """softmax(scale·Q·Kᵀ)·V, as `mx.fast.scaled_dot_product_attention`.
+
+    queries (batch, heads, n, width), keys and values (batch, heads, m, width) → (batch, heads, n, width)
+    mask : True where a query sees a key, of a shape that broadcasts to (batch, heads, n, m), or "causal"
+    """
+    arrays = None if isinstance(mask, str) else _host(keys, queries, values)
+    if arrays is None:
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+    k, q, v = arrays
+    shape = (*q.shape[:3], k.shape[2])
+    seen = None if mask is None else np.broadcast_to(np.array(mask), shape)
+    if shape[2] < ROWS:
+        return mx.array(_attend(q * np.float32(scale), k.swapaxes(2, 3), v, seen))
+    result = np.empty_like(q, order="C")
+
+    def compute(place: tuple[int, ...]) -> None:
+        transposed = np.ascontiguousarray(k[place].T) * np.float32(scale)
+        for start in range(0, shape[2], ROWS):
+            rows = (*place, slice(start, start + ROWS))
+            result[rows] = _attend(q[rows], transposed, v[place], None if seen is None else seen[rows])
+
+    _together(compute, np.ndindex(shape[:2]))
+    return mx.array(result)
+
+
+def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray | None) -> np.ndarray:
+    """q (…, n, width), k (…, width, m), v (…, m, width) → (…, n, width)"""
+    scores = q @ k
+    if seen is not None:
+        np.copyto(scores, -np.inf, where=~seen)
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    return (scores @ v) / scores.sum(axis=-1, keepdims=True)
+
+
+def log_sum_exp(x: mx.array) -> mx.array:
+    """The logarithm of the sum of exponentials of each row, (..., n) → (..., 1).
+
+    MLX adds up a row one by one on the CPU: with 50 000 tokens, most of them improbable, that is off by 2e-4. NumPy
+    sums in pairs; where MLX has to do it, it sums in parts.
+    """
+    arrays = _host(x)
+    if arrays is None:
+        return mx.logsumexp(mx.logsumexp(in_parts(x), axis=-1), axis=-1, keepdims=True)
+    highest = np.maximum(arrays[0].max(axis=-1, keepdims=True), LOWEST)
+    with np.errstate(divide="ignore"):  # nothing but -inf
+        return mx.array(highest + np.log(np.exp(arrays[0] - highest).sum(axis=-1, keepdims=True)))
+
+
+def in_parts(x: mx.array) -> mx.array:
+    """(..., n) → (..., parts, FANIN), padded with -inf"""
+    pad = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % FANIN)]
+    return mx.pad(x, pad, constant_values=-mx.inf).reshape(*x.shape[:-1], -1, FANIN)
+
+
+def conv3x3(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """A convolution of 3×3 with stride 1, padded by 1: x (batch, height, width, inputs), weight (outputs, 3, 3, inputs)
+    → (batch, height, width, outputs).
+
+    In NumPy four rows of the result come from six combinations of six rows (Winograd's F(4, 3); Lavin & Gray 2016), in
+    half the multiplications.
+    """
+    arrays = _host(x, weight) if weight.shape[3] > 1 and x.shape[1] * x.shape[2] > CELLS else None
+    if arrays is None:
+        return mx.conv2d(x, weight, padding=1) + bias
+    from scipy.linalg.blas import sgemm
+
+    own, w = arrays
+    (batch, height, width, inputs), outputs = own.shape, w.shape[0]
+    groups, size = -(-height // 4), width + 2
+    taps = w.transpose(1, 2, 0, 3)  # down, along
+    filters = np.stack([sum(f * tap for f, tap in zip(row, taps, strict=True) if f) for row in FILTERS])
+    padded = np.zeros((batch, 4 * groups + 2, size, inputs), np.float32)
+    padded[:, 1 : height + 1, 1:-1] = own
+    rows = np.stack([padded[:, k : k + 4 * groups - 3 : 4] for k in range(6)])
+    rows = rows.reshape(6, batch * groups, -1)
+    result = np.empty((batch * groups, 4, size, outputs), np.float32)
+    some = max(1, CELLS // size)  # groups that stay in cache
+    mixed = np.zeros((6, some * size + 2, inputs), np.float32)
+    products = np.empty((6, some * size, outputs), np.float32)
+    for start in range(0, batch * groups, some):
+        d = rows[:, start : start + some]
+        count = d.shape[1]
+        cells = count * size
+        v = mixed[:, :cells].reshape(6, count, -1)
+        outer, inner = d[4] - 4 * d[2], d[3] - 4 * d[1]
+        np.add(outer, inner, out=v[1])
+        np.subtract(outer, inner, out=v[2])
+        outer, inner = d[4] - d[2], 2 * (d[3] - d[1])
+        np.add(outer, inner, out=v[3])
+        np.subtract(outer, inner, out=v[4])
+        for first in (0, 1):
+            np.add(4 * d[first] - 5 * d[first + 2], d[first + 4], out=v[5 * first])
+        for row, product, own_filters in zip(mixed, products, filters, strict=True):
+            for shift, tap in enumerate(own_filters):  # columns run on into the next row where there is padding
+                b, c = row[shift : shift + cells].T, product[:cells].T
+                sgemm(1.0, tap.T, b, beta=float(shift > 0), c=c, trans_a=True, overwrite_c=True)
+        m = products[:, :cells].reshape(6, count, size, outputs)
+        total, off, total2, off2 = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
+        own_result = result[start : start + some]
+        own_result[:, 0] = m[0] + total + total2
+        own_result[:, 1] = off + 2 * off2
+        own_result[:, 2] = total + 4 * total2
+        own_result[:, 3] = off + 8 * off2 + m[5]
+    result = result.reshape(batch, 4 * groups, size, outputs)[:, :height, :width]
+    return mx.array(result) + bias
+
+
+def on_cpu() -> bool:
+    return mx.default_device().type == mx.DeviceType.cpu
+
+
+def _host(*arrays: mx.array) -> list[np.ndarray] | None:
+    """Views of float32 arrays in NumPy; None where MLX is to go on by itself."""
+    if arrays[0].size < SMALL or not on_cpu() or any(array.dtype != mx.float32 for array in arrays):
+        return None
+    try:
+        mx.eval(arrays)
+    except ValueError:  # inside a transformation nothing has a value
+        return None
+    return [np.array(array, copy=False) for array in arrays]
+
+
+def _together(compute: Callable[[Any], None], parts: Iterable[Any]) -> None:
+    """Compute all parts, on all cores; NumPy lets go of Python's lock while it computes."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(compute, parts):
+            pass
