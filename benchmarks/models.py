@@ -7,6 +7,8 @@ with its parent's, so the caller has to stay small.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import shutil
 import subprocess
@@ -45,11 +47,14 @@ class Narrow(NamedTuple):
     diarization: Path
 
 
-def use_mlx(device: str) -> None:
-    """What a contender that uses MLX does before it imports it, ours or not: OpenBLAS, and the device."""
-    from mlx_speech import blas
-
-    blas.preload()
+def use_mlx(device: str, ours: bool = True) -> None:
+    """What a contender that uses MLX does before it imports it: OpenBLAS, as we load it, or, for others, by hand; and
+    the device."""
+    if ours:
+        import mlx_speech  # noqa: F401
+    elif sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL("libopenblas.so.0", ctypes.RTLD_GLOBAL)
     import mlx.core as mx
 
     mx.set_default_device(mx.cpu if device == "cpu" else mx.gpu)

@@ -25,16 +25,17 @@ _KEEP = {-1: 2**31 - 1, -4: 0, -8: 1}
 
 def preload() -> None:
     """Load OpenBLAS into the global namespace on Linux; warns where it is there and MLX came first."""
-    if not sys.platform.startswith("linux") or _open(_NOLOAD):
+    if not sys.platform.startswith("linux"):
         return
-    late = "mlx.core" in sys.modules
-    if not _open(0):
+    late, there = "mlx.core" in sys.modules, _open(_NOLOAD)
+    if not there and not _open(0):
         return
-    if late and _on_cpu():
+    if not late:
+        if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+            for option, value in _KEEP.items():
+                libc.mallopt(option, value)
+    elif not there and _on_cpu():
         warnings.warn(LATE, stacklevel=3)
-    elif hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        for option, value in _KEEP.items():
-            libc.mallopt(option, value)
 
 
 def hint() -> str | None:

@@ -58,7 +58,7 @@ def _samples(chunks: int) -> Any:
 
 
 def ours(files: Files, chunks: int, device: str) -> Call:
-    peers.mlx(device)
+    peers.mlx(device, ours=True)
     import mlx_speech
 
     pipeline, samples = mlx_speech.Pipeline(files.ours, batch_size=BATCH), _samples(chunks)

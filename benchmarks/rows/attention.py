@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from benchmarks import models
-from benchmarks.rows.whisper_checks import END, OFF, OPTIONS, TOKENS
+from benchmarks.rows.whisper_checks import OFF, OPTIONS, TOKENS, special
 from benchmarks.suite import OURS, Call, Row
 
 TORCH = {"cpu": "cpu", "metal": "mps", "cuda": "cuda"}
@@ -44,7 +45,7 @@ def attention_ours(device: str, quick: bool, windows: int, words: bool = True) -
     folder = models.whisper("tiny", quick).ours
     model = mlx_speech.load(folder, dtype="float32" if device == "cpu" else "float16")
     tokenizer, audio = Tokenizer.find(folder, model.args.n_vocab), models.speech(30 * windows)
-    options = Options.of(temperature=0.0, suppress_tokens=[END], **OPTIONS, **OFF)
+    options = Options.of(temperature=0.0, suppress_tokens=special(models.whisper("tiny", quick)), **OPTIONS, **OFF)
 
     def call() -> list[Any]:
         chunks = [Chunk(30.0 * k, 30.0 * (k + 1)) for k in range(windows)]
@@ -67,14 +68,18 @@ def attention_ours_without(**arguments: Any) -> Call:
 
 def attention_mlx_whisper(device: str, quick: bool, windows: int, words: bool = True) -> Call:
     """What its `transcribe` does with a window; that itself would read on from the last word, so more windows."""
-    models.use_mlx(device)
+    models.use_mlx(device, ours=False)
     import mlx.core as mx
     from mlx_whisper import audio, decoding, load_models, timing, tokenizer
 
     dtype = mx.float32 if device == "cpu" else mx.float16
     model = load_models.load_model(str(models.whisper("tiny", quick).mlx_whisper), dtype)
+    heads = json.loads((models.whisper("tiny", quick).ours / "config.json").read_text())["alignment_heads"]
+    model.alignment_heads = mx.array(heads)  # its weights name none, so it would take half of all
     known = tokenizer.get_tokenizer(True, num_languages=model.num_languages, language="en", task="transcribe")
-    options = decoding.DecodingOptions(language="en", suppress_tokens=[END], fp16=device != "cpu", **OPTIONS)
+    options = decoding.DecodingOptions(
+        language="en", suppress_tokens=special(models.whisper("tiny", quick)), fp16=device != "cpu", **OPTIONS
+    )
     samples = models.speech(30 * windows).reshape(windows, -1)
 
     def window(own: np.ndarray) -> tuple[list[int], list[float]]:

@@ -87,8 +87,12 @@ def mlx_audio_encoder(files: Files, windows: int, device: str) -> Call:
 
 
 def _mlx_encoder(model: Any, files: Files, windows: int, device: str) -> Call:
-    mel = peers.mlx_mel(windows, checks.sizes(files)["n_mels"], device)
+    mel = _mel(model, files, windows, device)
     return lambda: peers.plain(model.encoder(mel)[SAMPLE])
+
+
+def _mel(model: Any, files: Files, windows: int, device: str) -> Any:
+    return peers.mlx_mel(windows, checks.sizes(files)["n_mels"], device, type(model).__module__.startswith(OURS))
 
 
 def openai_encoder(files: Files, windows: int, device: str) -> Call:
@@ -178,7 +182,7 @@ def _decoded(results: list[Any]) -> list[checks.Decoded]:
 def _mlx_encoded(model: Any, files: Files, windows: int, device: str) -> list[Any]:
     import mlx.core as mx
 
-    rows = [row * 1 for row in model.encoder(peers.mlx_mel(windows, checks.sizes(files)["n_mels"], device))]
+    rows = [row * 1 for row in model.encoder(_mel(model, files, windows, device))]
     mx.eval(rows)
     return rows
 

@@ -33,15 +33,12 @@ def chunks(windows: int) -> np.ndarray:
     return models.speech(WINDOW * windows).reshape(windows, -1)
 
 
-def mlx(device: str) -> Any:
-    """MLX, for us and for those built on it: with OpenBLAS on a CPU, as we load it."""
+def mlx(device: str, ours: bool = False) -> Any:
+    """MLX, for us and for those built on it."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from mlx_speech import blas
-
-    blas.preload()
+    models.use_mlx(device, ours)
     import mlx.core as mx
 
-    mx.set_default_device(mx.cpu if device == "cpu" else mx.gpu)
     return mx
 
 
@@ -51,18 +48,24 @@ def plain(array: Any) -> np.ndarray:
     return np.array(array.astype(mx.float32))
 
 
-def mlx_mel(windows: int, n_mels: int, device: str) -> Any:
-    """(windows, 3000, n_mels); all that are built on MLX want the same"""
-    mx = mlx(device)
-    from mlx_speech.features import log_mel
+def mlx_mel(windows: int, n_mels: int, device: str, ours: bool) -> Any:
+    """(windows, 3000, n_mels), as we make it, or as all others that are built on MLX do, one by one"""
+    mx = mlx(device, ours)
+    if ours:
+        from mlx_speech.features import log_mel
 
-    mel = log_mel(mx.array(chunks(windows)), n_mels).astype(getattr(mx, precision(device)))
+        mel = log_mel(mx.array(chunks(windows)), n_mels)
+    else:
+        from mlx_whisper.audio import log_mel_spectrogram
+
+        mel = mx.stack([log_mel_spectrogram(chunk, n_mels) for chunk in chunks(windows)])
+    mel = mel.astype(getattr(mx, precision(device)))
     mx.eval(mel)
     return mel
 
 
 def ours(files: Files, device: str) -> Any:
-    mlx(device)
+    mlx(device, ours=True)
     import mlx_speech
 
     return mlx_speech.load(files.ours, dtype=precision(device))

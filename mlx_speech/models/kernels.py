@@ -1,7 +1,7 @@
 """Operations that MLX computes number by number, on one thread, on a CPU: there they run in NumPy, ten times faster.
 
-On a GPU, for other dtypes than float32, for small arrays and inside transformations (mx.grad, mx.compile) they are
-MLX's own. NumPy works in blocks that stay in a core's cache, and on all cores.
+On a GPU, for other dtypes than float32, for small arrays and inside mx.compile and mx.vmap they are MLX's own graph;
+their derivatives are that graph's everywhere. NumPy works in blocks that stay in a core's cache, and on all cores.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ FILTERS = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4],
 
 def gelu(x: mx.array) -> mx.array:
     """x·Φ(x), of any shape (Hendrycks & Gimpel 2016; the exact form, torch's `approximate="none"`)."""
-    arrays = _host(x)
-    if arrays is None:
-        return nn.gelu(x)
-    flat = arrays[0].reshape(-1)
+    return _numpy(_gelu, nn.gelu, x)
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    flat = x.reshape(-1)
     result = np.empty_like(flat)
 
     def compute(start: int) -> None:
@@ -56,7 +57,7 @@ def gelu(x: mx.array) -> mx.array:
         np.subtract(np.maximum(own, 0, out=size), out, out=out)
 
     _together(compute, range(0, flat.size, BLOCK))
-    return mx.array(result.reshape(x.shape))
+    return result.reshape(x.shape)
 
 
 def attention(
@@ -67,24 +68,27 @@ def attention(
     queries (batch, heads, n, width), keys and values (batch, heads, m, width) → (batch, heads, n, width)
     mask : True where a query sees a key, of a shape that broadcasts to (batch, heads, n, m), or "causal"
     """
-    arrays = None if isinstance(mask, str) else _host(keys, queries, values)
-    if arrays is None:
-        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
-    k, q, v = arrays
-    shape = (*q.shape[:3], k.shape[2])
-    seen = None if mask is None else np.broadcast_to(np.array(mask), shape)
-    if shape[2] < ROWS:
-        return mx.array(_attend(q * np.float32(scale), k.swapaxes(2, 3), v, seen))
-    result = np.empty_like(q, order="C")
 
-    def compute(place: tuple[int, ...]) -> None:
-        transposed = np.ascontiguousarray(k[place].T) * np.float32(scale)
-        for start in range(0, shape[2], ROWS):
-            rows = (*place, slice(start, start + ROWS))
-            result[rows] = _attend(q[rows], transposed, v[place], None if seen is None else seen[rows])
+    def graph(k: mx.array, q: mx.array, v: mx.array) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
-    _together(compute, np.ndindex(shape[:2]))
-    return mx.array(result)
+    def compute(k: np.ndarray, q: np.ndarray, v: np.ndarray) -> np.ndarray:
+        seen = None if mask is None else np.broadcast_to(np.array(mask), (*q.shape[:3], k.shape[2]))
+        q = q * np.float32(scale)
+        if q.shape[2] < ROWS:
+            return _attend(q, k.swapaxes(2, 3), v, seen)
+        result = np.empty_like(q, order="C")
+
+        def head(place: tuple[int, ...]) -> None:
+            transposed = np.ascontiguousarray(k[place].T)
+            for start in range(0, q.shape[2], ROWS):
+                rows = (*place, slice(start, start + ROWS))
+                result[rows] = _attend(q[rows], transposed, v[place], None if seen is None else seen[rows])
+
+        _together(head, np.ndindex(q.shape[:2]))
+        return result
+
+    return graph(keys, queries, values) if isinstance(mask, str) else _numpy(compute, graph, keys, queries, values)
 
 
 def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray | None) -> np.ndarray:
@@ -103,12 +107,16 @@ def log_sum_exp(x: mx.array) -> mx.array:
     MLX adds up a row one by one on the CPU: with 50 000 tokens, most of them improbable, that is off by 2e-4. NumPy
     sums in pairs; where MLX has to do it, it sums in parts.
     """
-    arrays = _host(x)
-    if arrays is None:
+
+    def graph(x: mx.array) -> mx.array:
         return mx.logsumexp(mx.logsumexp(in_parts(x), axis=-1), axis=-1, keepdims=True)
-    highest = np.maximum(arrays[0].max(axis=-1, keepdims=True), LOWEST)
-    with np.errstate(divide="ignore"):  # nothing but -inf
-        return mx.array(highest + np.log(np.exp(arrays[0] - highest).sum(axis=-1, keepdims=True)))
+
+    def compute(x: np.ndarray) -> np.ndarray:
+        highest = np.maximum(x.max(axis=-1, keepdims=True), LOWEST)
+        with np.errstate(divide="ignore"):  # nothing but -inf
+            return highest + np.log(np.exp(x - highest).sum(axis=-1, keepdims=True))
+
+    return _numpy(compute, graph, x)
 
 
 def in_parts(x: mx.array) -> mx.array:
@@ -124,18 +132,23 @@ def conv3x3(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     In NumPy four rows of the result come from six combinations of six rows (Winograd's F(4, 3); Lavin & Gray 2016), in
     half the multiplications.
     """
-    arrays = _host(x, weight) if weight.shape[3] > 1 and x.shape[1] * x.shape[2] > CELLS else None
-    if arrays is None:
-        return mx.conv2d(x, weight, padding=1) + bias
-    from scipy.linalg.blas import sgemm
 
-    own, w = arrays
-    (batch, height, width, inputs), outputs = own.shape, w.shape[0]
+    def graph(x: mx.array, weight: mx.array) -> mx.array:
+        return mx.conv2d(x, weight, padding=1)
+
+    pays = weight.shape[3] > 1 and x.shape[1] * x.shape[2] > CELLS
+    return (_numpy(_conv3x3, graph, x, weight) if pays else graph(x, weight)) + bias
+
+
+def _conv3x3(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    from scipy.linalg.blas import sgemm  # type: ignore[attr-defined]
+
+    (batch, height, width, inputs), outputs = x.shape, weight.shape[0]
     groups, size = -(-height // 4), width + 2
-    taps = w.transpose(1, 2, 0, 3)  # down, along
+    taps = weight.transpose(1, 2, 0, 3)  # down, along
     filters = np.stack([sum(f * tap for f, tap in zip(row, taps, strict=True) if f) for row in FILTERS])
     padded = np.zeros((batch, 4 * groups + 2, size, inputs), np.float32)
-    padded[:, 1 : height + 1, 1:-1] = own
+    padded[:, 1 : height + 1, 1:-1] = x
     rows = np.stack([padded[:, k : k + 4 * groups - 3 : 4] for k in range(6)])
     rows = rows.reshape(6, batch * groups, -1)
     result = np.empty((batch * groups, 4, size, outputs), np.float32)
@@ -166,23 +179,39 @@ def conv3x3(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
         own_result[:, 1] = off + 2 * off2
         own_result[:, 2] = total + 4 * total2
         own_result[:, 3] = off + 8 * off2 + m[5]
-    result = result.reshape(batch, 4 * groups, size, outputs)[:, :height, :width]
-    return mx.array(result) + bias
+    return result.reshape(batch, 4 * groups, size, outputs)[:, :height, :width]
 
 
 def on_cpu() -> bool:
     return mx.default_device().type == mx.DeviceType.cpu
 
 
-def _host(*arrays: mx.array) -> list[np.ndarray] | None:
-    """Views of float32 arrays in NumPy; None where MLX is to go on by itself."""
+def _numpy(compute: Callable[..., np.ndarray], graph: Callable[..., mx.array], *arrays: mx.array) -> mx.array:
+    """`compute` of views of the arrays, or `graph` of the arrays where that is as fast or the only way."""
     if arrays[0].size < SMALL or not on_cpu() or any(array.dtype != mx.float32 for array in arrays):
-        return None
-    try:
-        mx.eval(arrays)
-    except ValueError:  # inside a transformation nothing has a value
-        return None
+        return graph(*arrays)
+
+    def both(*arrays: mx.array) -> mx.array:
+        try:
+            mx.eval(arrays)
+        except ValueError:  # inside mx.compile and mx.vmap nothing has a value
+            return graph(*arrays)
+        return mx.array(compute(*_views(arrays)))
+
+    call = mx.custom_function(both)  # mx.grad does not see through NumPy
+    call.vjp(lambda primals, cotangent, output: tuple(mx.vjp(graph, _listed(primals), [cotangent])[1]))
+    call.jvp(lambda primals, tangents: mx.jvp(graph, _listed(primals), _listed(tangents))[1][0])
+    result: Any = call(*arrays)
+    return result
+
+
+def _views(arrays: Iterable[mx.array]) -> list[np.ndarray]:
     return [np.array(array, copy=False) for array in arrays]
+
+
+def _listed(arrays: Any) -> list[mx.array]:
+    """MLX hands over a single array without a list."""
+    return [arrays] if isinstance(arrays, mx.array) else list(arrays)
 
 
 def _together(compute: Callable[[Any], None], parts: Iterable[Any]) -> None:

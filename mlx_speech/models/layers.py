@@ -3,6 +3,8 @@ convolution."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -131,7 +133,8 @@ def scan_numpy(gates: mx.array, weight: mx.array, state: Pair) -> tuple[mx.array
     h *= 2
     outputs, z, part = np.empty((len(steps), *h.shape), np.float32), np.empty_like(steps[0]), np.empty_like(c)
     i, f, g, o = (z[..., k * hidden : (k + 1) * hidden] for k in range(4))
-    for step, out in zip(steps, outputs, strict=True):
+    rows: Any = zip(steps, outputs, strict=True)
+    for step, out in rows:
         np.matmul(h, transposed, out=z)
         z += step
         np.tanh(z, out=z)

@@ -1,0 +1,131 @@
+"""What runs in NumPy on a CPU: equal to the plain graph, also where there is nothing to see or to add up."""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+import torch
+
+from mlx_speech.models import kernels
+from mlx_speech.models.layers import Conv2d
+
+LARGE = kernels.SMALL * 3 + 7  # numbers: several blocks and a part of one
+
+
+def draw(*shape: int, scale: float = 1.0, seed: int = 0) -> mx.array:
+    return mx.array((np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32))
+
+
+@pytest.fixture
+def numpy_runs(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether NumPy took the work, call by call: a test of the graph against itself would say nothing."""
+    taken: list[bool] = []
+    real = kernels._views
+
+    def views(arrays: tuple[mx.array, ...]) -> list[np.ndarray]:
+        taken.append(True)
+        return real(arrays)
+
+    monkeypatch.setattr(kernels, "_views", views)
+    return taken
+
+
+def test_gelu_is_exact(numpy_runs: list[bool]) -> None:
+    x = mx.concatenate([draw(LARGE, scale=3), mx.array([0.0, -0.0, 40, -40, math.inf, -math.inf])])
+    expected = torch.nn.functional.gelu(torch.from_numpy(np.array(x)).double()).numpy()
+    expected[-1] = 0  # torch's is NaN
+    finite = np.isfinite(expected)
+    assert np.abs(np.array(kernels.gelu(x))[finite] - expected[finite]).max() < 1e-6
+    assert kernels.gelu(x)[-2].item() == math.inf and kernels.gelu(x)[-1].item() == 0
+    assert np.isnan(np.array(kernels.gelu(mx.concatenate([x, mx.array([math.nan])])))[-1])
+    assert numpy_runs == [True] * 4
+    turned = draw(300, 400).swapaxes(0, 1)  # not in the order of memory
+    assert np.abs(np.array(kernels.gelu(turned) - nn.gelu(turned))).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "shape, keys",
+    [((1, 2, 300, 64), 310), ((2, 3, 129, 16), 700), ((8, 6, 1, 64), 1500), ((2, 2, 5, 32), 900), ((3, 6, 1, 64), 97)],
+)
+@pytest.mark.parametrize("masked", ["no", "rows", "all"])
+def test_attention_is_that_of_the_graph(shape: tuple[int, ...], keys: int, masked: str, numpy_runs) -> None:
+    q, k, v = draw(*shape), draw(*shape[:2], keys, shape[3], seed=1), draw(*shape[:2], keys, shape[3], seed=2)
+    mask, rng = None, np.random.default_rng(3)
+    if masked == "rows":  # as of padded batches
+        mask = mx.arange(keys) < mx.array(rng.integers(1, keys, shape[0]))[:, None, None, None]
+    elif masked == "all":
+        seen = rng.random((*shape[:3], keys)) < 0.3
+        seen[..., 0] = True
+        mask = mx.array(seen)
+    expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=mask)
+    found = kernels.attention(q, k, v, scale=0.3, mask=mask)
+    assert numpy_runs == [True] * (k.size >= kernels.SMALL)
+    assert found.shape == expected.shape and np.abs(np.array(found - expected)).max() < 2e-5
+
+
+def test_sums_of_exponentials(numpy_runs: list[bool]) -> None:
+    x = np.random.default_rng(4).normal(size=(4, 51865)) * 8
+    x[1, 100:] = -np.inf
+    x[2] = -np.inf
+    top = np.where(np.isinf(x.max(axis=1)), 0, x.max(axis=1))[:, None]
+    with np.errstate(divide="ignore"):
+        expected = np.log(np.exp(x - top).sum(axis=1, keepdims=True)) + top
+    found = np.array(kernels.log_sum_exp(mx.array(x.astype(np.float32))))
+    assert numpy_runs == [True] and found[2] == -np.inf
+    assert np.abs(found[[0, 1, 3]] - expected[[0, 1, 3]]).max() < 1e-5
+
+
+@pytest.mark.parametrize("height", [64, 65, 66, 67])
+@pytest.mark.parametrize("inputs, outputs, batch, width", [(16, 24, 1, 33), (32, 32, 2, 250), (5, 7, 3, 2100)])
+def test_convolutions_are_the_originals(height: int, inputs: int, outputs: int, batch: int, width: int, numpy_runs):
+    layer, x = Conv2d(inputs, outputs, 3, padding=1), draw(batch, height, width, inputs)
+    layer.weight = draw(outputs, 3, 3, inputs, scale=(9 * inputs) ** -0.5, seed=5)
+    layer.bias = draw(outputs, seed=6)
+    x64, weight, bias = (torch.from_numpy(np.array(a)).double() for a in (x, layer.weight, layer.bias))
+    expected = torch.nn.functional.conv2d(x64.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2), bias, padding=1)
+    assert np.abs(np.array(layer(x)) - expected.permute(0, 2, 3, 1).numpy()).max() < 3e-5
+    assert numpy_runs == [True]
+
+
+def test_other_convolutions_are_mlx() -> None:
+    x = draw(1, 40, 100, 16)
+    for how in ({"stride": 2, "padding": 1}, {"padding": 0}):
+        layer = Conv2d(16, 8, 3, **how)
+        assert mx.array_equal(layer(x), mx.conv2d(x, layer.weight, **how) + layer.bias)
+
+
+def test_derivatives_are_the_graphs(numpy_runs: list[bool]) -> None:
+    x, q, k = draw(LARGE), draw(1, 2, 300, 64), draw(1, 2, 300, 64, seed=1)
+    found, expected = (mx.grad(lambda x, f=f: f(2 * x).sum())(x) for f in (kernels.gelu, nn.gelu))
+    assert np.abs(np.array(found - expected)).max() < 1e-5 and numpy_runs == [True]
+    found, expected = (
+        mx.grad(lambda q, f=f: (f(q, k, k * q, scale=0.3) * k).sum())(q)
+        for f in (kernels.attention, mx.fast.scaled_dot_product_attention)
+    )
+    assert np.abs(np.array(found - expected)).max() < 1e-4
+    (found,), (expected,) = (mx.jvp(f, [x], [2 * x])[1] for f in (kernels.gelu, nn.gelu))
+    assert np.abs(np.array(found - expected)).max() < 1e-5
+    layer = Conv2d(8, 8, 3, padding=1)
+    image = draw(1, 50, 100, 8)
+    weights = mx.grad(lambda w: (kernels.conv3x3(image, w, layer.bias) * image).sum())(layer.weight)
+    expected = mx.grad(lambda w: (mx.conv2d(image, w, padding=1) * image).sum())(layer.weight)
+    assert np.abs(np.array(weights - expected)).max() < 1e-2 * np.abs(np.array(expected)).max()
+
+
+def test_compiled_and_mapped_they_are_the_graph(numpy_runs: list[bool]) -> None:
+    x = draw(3, LARGE)
+    expected = np.array(kernels.log_sum_exp(x))
+    assert numpy_runs == [True]
+    for function in (mx.compile(kernels.log_sum_exp), mx.vmap(kernels.log_sum_exp)):
+        assert np.abs(np.array(function(x)) - expected).max() < 1e-4
+    assert numpy_runs == [True]
+
+
+def test_other_dtypes_stay(numpy_runs: list[bool]) -> None:
+    half = draw(1, 2, 300, 64).astype(mx.float16)
+    assert kernels.gelu(half).dtype == mx.float16 == kernels.attention(half, half, half, scale=1.0).dtype
+    assert not numpy_runs
