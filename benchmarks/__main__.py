@@ -45,6 +45,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything measured there")
     parser.add_argument("--again", action="store_true", help="measure what has been measured, too")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the suite; nothing is kept")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no row after as many minutes")
     options = parser.parse_args()
     if unknown := [name for name in options.only if name.partition("/")[0] not in MODULES]:
         parser.error(f"--only {unknown[0]}: choose of {', '.join(MODULES)}")
@@ -73,7 +74,8 @@ def main() -> int:
         for row in found:
             before = mine.get(module, {}).get(row.name)
             asked = asked_for(options.only, row.name)
-            if before is None and not asked:
+            late = time.perf_counter() - start > 60 * options.minutes
+            if before is None and (late or not asked):
                 continue
             if before is None or (asked and options.again):
                 print(f"{time.perf_counter() - start:.0f} s: {row.name}", file=sys.stderr, flush=True)

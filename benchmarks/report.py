@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of the checkout; with a plus and a hash of what has changed in the code since."""
+    """The last that changed the code; with a plus and a hash of what has changed in it since."""
     root = Path(__file__).parents[1]
     code = ["--", "mlx_speech", "benchmarks", ":!benchmarks/*.md"]
 
@@ -43,7 +43,7 @@ def commit() -> str:
         return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout
 
     try:
-        head, changed = git("rev-parse", "--short", "HEAD").strip(), git("diff", "HEAD", *code)
+        head, changed = git("log", "-1", "--format=%h", *code).strip(), git("diff", "HEAD", *code)
         new = git("ls-files", "--others", "--exclude-standard", *code).splitlines()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -38,6 +38,12 @@ def preload() -> None:
         warnings.warn(LATE, stacklevel=3)
 
 
+def give_back() -> None:
+    """Return to the system what memory is kept and not in use."""
+    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def hint() -> str | None:
     """What would make MLX faster here, or None."""
     return HINT if sys.platform.startswith("linux") and not _open(_NOLOAD) and _on_cpu() else None

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_speech import names
+from mlx_speech import blas, names
 from mlx_speech.checkpoint import PIPELINE, cache_folder, dequantize_layers, is_converted, load, read_config
 from mlx_speech.errors import HubError, MLXSpeechError, SourceError, SourceNotFound
 from mlx_speech.models import diarization_pipeline, pyannet, silero_vad, wav2vec2, whisper
@@ -104,6 +104,7 @@ class Models:
         for key in [key for key in self._loaded if key.split()[0] in stages]:
             del self._loaded[key]
         mx.clear_cache()
+        blas.give_back()
 
     def batch_size(self, limit: int | None) -> int:
         """Rows that fit in half of the memory beside the weights; limit : bytes, None for what the device has."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from mlx_speech import blas
 from mlx_speech.models import kernels
 from mlx_speech.models.layers import Conv2d
 
@@ -129,3 +132,22 @@ def test_other_dtypes_stay(numpy_runs: list[bool]) -> None:
     half = draw(1, 2, 300, 64).astype(mx.float16)
     assert kernels.gelu(half).dtype == mx.float16 == kernels.attention(half, half, half, scale=1.0).dtype
     assert not numpy_runs
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about glibc")
+def test_memory_is_kept_until_it_is_given_back() -> None:
+    script = """
+import os, mlx_speech, mlx.core as mx
+from mlx_speech import blas
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+before = resident()
+x = mx.ones((100, 1000, 1000)); mx.eval(x); held = resident() - before
+del x; mx.clear_cache(); kept = resident() - before
+blas.give_back(); print(held, kept, resident() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    held, kept, left = map(float, done.stdout.split())
+    assert held > 390 and left < 50, done.stdout
+    if blas.hint() is None:  # with OpenBLAS
+        assert kept > 390, done.stdout

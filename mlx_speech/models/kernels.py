@@ -25,8 +25,13 @@ LOWEST = np.float32(-1e30)  # below every logit
 P = np.float32(0.3275911 / 2**0.5)
 A = [np.float32(a) for a in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)]
 CELLS = 2048  # positions of a convolution whose sums stay in cache
-# of Winograd's F(4, 3): how the three taps of a filter are combined
+# Winograd's F(4, 3): how six rows are mixed, how the three taps of a filter are, and how six products make four rows
+ROWS_IN = np.array(
+    [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0],
+     [0, 4, 0, -5, 0, 1]], np.float32)  # fmt: skip
 FILTERS = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], np.float32) / 24
+ROWS_OUT = np.array(
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], np.float32)  # fmt: skip
 
 
 def gelu(x: mx.array) -> mx.array:
@@ -145,41 +150,27 @@ def _conv3x3(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
     (batch, height, width, inputs), outputs = x.shape, weight.shape[0]
     groups, size = -(-height // 4), width + 2
-    taps = weight.transpose(1, 2, 0, 3)  # down, along
-    filters = np.stack([sum(f * tap for f, tap in zip(row, taps, strict=True) if f) for row in FILTERS])
+    filters = np.tensordot(FILTERS, weight, (1, 1)).transpose(0, 2, 1, 3)  # (6, along, outputs, inputs)
     padded = np.zeros((batch, 4 * groups + 2, size, inputs), np.float32)
     padded[:, 1 : height + 1, 1:-1] = x
-    rows = np.stack([padded[:, k : k + 4 * groups - 3 : 4] for k in range(6)])
-    rows = rows.reshape(6, batch * groups, -1)
-    result = np.empty((batch * groups, 4, size, outputs), np.float32)
+    rows = np.stack([padded[:, k : k + 4 * groups - 3 : 4] for k in range(6)]).reshape(6, batch * groups, -1)
+    filters = np.ascontiguousarray(filters)
+    result = np.empty((4, batch * groups, size, outputs), np.float32)
     some = max(1, CELLS // size)  # groups that stay in cache
-    mixed = np.zeros((6, some * size + 2, inputs), np.float32)
-    products = np.empty((6, some * size, outputs), np.float32)
     for start in range(0, batch * groups, some):
-        d = rows[:, start : start + some]
-        count = d.shape[1]
-        cells = count * size
-        v = mixed[:, :cells].reshape(6, count, -1)
-        outer, inner = d[4] - 4 * d[2], d[3] - 4 * d[1]
-        np.add(outer, inner, out=v[1])
-        np.subtract(outer, inner, out=v[2])
-        outer, inner = d[4] - d[2], 2 * (d[3] - d[1])
-        np.add(outer, inner, out=v[3])
-        np.subtract(outer, inner, out=v[4])
-        for first in (0, 1):
-            np.add(4 * d[first] - 5 * d[first + 2], d[first + 4], out=v[5 * first])
-        for row, product, own_filters in zip(mixed, products, filters, strict=True):
-            for shift, tap in enumerate(own_filters):  # columns run on into the next row where there is padding
-                b, c = row[shift : shift + cells].T, product[:cells].T
-                sgemm(1.0, tap.T, b, beta=float(shift > 0), c=c, trans_a=True, overwrite_c=True)
-        m = products[:, :cells].reshape(6, count, size, outputs)
-        total, off, total2, off2 = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
-        own_result = result[start : start + some]
-        own_result[:, 0] = m[0] + total + total2
-        own_result[:, 1] = off + 2 * off2
-        own_result[:, 2] = total + 4 * total2
-        own_result[:, 3] = off + 8 * off2 + m[5]
-    return result.reshape(batch, 4 * groups, size, outputs)[:, :height, :width]
+        own = rows[:, start : start + some]
+        cells = own.shape[1] * size
+        mixed = np.zeros((6, cells + 2, inputs), np.float32)
+        mixed[:, :cells] = sgemm(1.0, own.reshape(6, -1).T, ROWS_IN.T).T.reshape(6, cells, inputs)
+        products = np.empty((6, cells, outputs), np.float32)
+        for row, product, taps in zip(mixed, products, filters, strict=True):
+            for shift, tap in enumerate(taps):  # a row runs on into the next one where there is padding
+                b = row[shift : shift + cells].T
+                sgemm(1.0, tap.T, b, beta=float(shift > 0), c=product.T, trans_a=True, overwrite_c=True)
+        done = sgemm(1.0, products.reshape(6, -1).T, ROWS_OUT.T).T
+        result[:, start : start + some] = done.reshape(4, -1, size, outputs)
+    found = result.reshape(4, batch, groups, size, outputs).transpose(1, 2, 0, 3, 4)
+    return found.reshape(batch, 4 * groups, size, outputs)[:, :height, :width]
 
 
 def on_cpu() -> bool:

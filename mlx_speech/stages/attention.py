@@ -81,7 +81,7 @@ def find_alignment(
         probabilities.append(_probabilities(logits[:, : tokenizer.eot], mx.array(list(texts[row]))))
     mx.eval(matrices, probabilities)
 
-    paths = _dtw([-np.array(matrix) for matrix in matrices])
+    paths = dtw([-np.array(matrix) for matrix in matrices])
     for row, path, probability in zip(rows, paths, probabilities, strict=True):
         words = tokenizer.split_to_word_tokens([*texts[row], tokenizer.eot], languages[row])
         found[row] = _timings(words, path, np.array(probability, dtype=np.float64))
@@ -145,17 +145,13 @@ def median_filter(x: mx.array) -> mx.array:
 # --- dynamic time warping --------------------------------------------------------------------------------------------
 
 
-def dtw(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The cheapest monotone path through `cost` (n, m): its rows and its columns, (steps,) each.
+def dtw(costs: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The cheapest monotone path through each matrix (n, m): its rows and its columns, (steps,) each; an anti-diagonal
+    of all of them a step.
 
     Added in float32, and as in openai/whisper `dtw_cpu`, a tie means a step from the left, even where the cell above
     and the one before it tie and both are cheaper.
     """
-    return _dtw([cost])[0]
-
-
-def _dtw(costs: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`dtw` of several matrices at once, an anti-diagonal a step."""
     rows, columns = max(cost.shape[0] for cost in costs), max(cost.shape[1] for cost in costs)
     skewed = np.full((rows + columns + 1, len(costs), rows + 1), np.inf, dtype=np.float32)  # [i + j, matrix, i]
     for k, cost in enumerate(costs):
