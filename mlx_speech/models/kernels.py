@@ -6,7 +6,6 @@ their derivatives are that graph's everywhere. NumPy works in blocks that stay i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -207,6 +206,6 @@ def _listed(arrays: Any) -> list[mx.array]:
 
 def _together(compute: Callable[[Any], None], parts: Iterable[Any]) -> None:
     """Compute all parts, on all cores; NumPy lets go of Python's lock while it computes."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor() as pool:
         for _ in pool.map(compute, parts):
             pass
