@@ -173,6 +173,7 @@ def _conv3x3(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def on_cpu() -> bool:
+    """Whether that is where MLX computes, if nobody says otherwise."""
     return mx.default_device().type == mx.DeviceType.cpu
 
 
