@@ -283,6 +283,7 @@ def test_mistakes_take_one_line(arguments: list[str], said: str, capsys: pytest.
     recording = str(real("data/audio/en/jfk.flac"))
     models = [] if "--model" in arguments else ["--model", str(tiny.folder() / "whisper")]
     where = [] if "-o" in arguments else ["-o", str(tmp_path)]
+    capsys.readouterr()  # what was said while the models were made
     try:
         code = cli.main(["transcribe", recording, *models, *where, *arguments])
     except SystemExit as stopped:
