@@ -6,24 +6,30 @@ their derivatives are that graph's everywhere. NumPy works in blocks that stay i
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
+_LOCK = threading.Lock()  # the number of threads is one for all
 SMALL = 1 << 15  # numbers from which NumPy pays: it ends MLX's lazy evaluation
 BLOCK = 1 << 15  # numbers that stay in cache, with two buffers of their size
 ROWS = 128  # queries whose scores stay in cache
+FEW = 24  # queries, of all heads, below which a second thread does not pay
 FANIN = 256  # numbers added one after the other before their sums are added in turn
 LOWEST = np.float32(-1e30)  # below every logit
 
 # erfc(z) = (A1·t + … + A5·t⁵)·exp(−z²), t = 1/(1 + P·z), to 1.5e-7 (Abramowitz & Stegun 7.1.26)
 P = np.float32(0.3275911 / 2**0.5)
 A = [np.float32(a) for a in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)]
-CELLS = 2048  # positions of a convolution whose sums stay in cache
+CELLS = 2048
 # Winograd's F(4, 3): how six rows are mixed, how the three taps of a filter are, and how six products make four rows
 ROWS_IN = np.array(
     [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0],
@@ -35,7 +41,7 @@ ROWS_OUT = np.array(
 
 def gelu(x: mx.array) -> mx.array:
     """x·Φ(x), of any shape (Hendrycks & Gimpel 2016; the exact form, torch's `approximate="none"`)."""
-    return _numpy(_gelu, nn.gelu, x)
+    return in_numpy(_gelu, nn.gelu, x)
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:
@@ -77,22 +83,24 @@ def attention(
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
     def compute(k: np.ndarray, q: np.ndarray, v: np.ndarray) -> np.ndarray:
-        seen = None if mask is None else np.broadcast_to(np.array(mask), (*q.shape[:3], k.shape[2]))
+        (batch, heads, n, _), m = q.shape, k.shape[2]
+        seen = None if mask is None else np.broadcast_to(np.array(mask), (batch, heads, n, m))
         q = q * np.float32(scale)
-        if q.shape[2] < ROWS:
-            return _attend(q, k.swapaxes(2, 3), v, seen)
         result = np.empty_like(q, order="C")
 
-        def head(place: tuple[int, ...]) -> None:
-            transposed = np.ascontiguousarray(k[place].T)
-            for start in range(0, q.shape[2], ROWS):
-                rows = (*place, slice(start, start + ROWS))
-                result[rows] = _attend(q[rows], transposed, v[place], None if seen is None else seen[rows])
+        def part(at: Any) -> None:  # a head, or some of the batch
+            transposed = k[at].swapaxes(-1, -2)
+            if n >= FEW:
+                transposed = np.ascontiguousarray(transposed)
+            for start in range(0, n, ROWS):
+                rows = (*at, ..., slice(start, start + ROWS), slice(None))
+                result[rows] = _attend(q[rows], transposed, v[at], None if seen is None else seen[rows])
 
-        _together(head, np.ndindex(q.shape[:2]))
+        some = max(1, FEW // (heads * n))
+        _together(part, np.ndindex(batch, heads) if n >= FEW else [(slice(b, b + some),) for b in range(0, batch, some)])
         return result
 
-    return graph(keys, queries, values) if isinstance(mask, str) else _numpy(compute, graph, keys, queries, values)
+    return graph(keys, queries, values) if isinstance(mask, str) else in_numpy(compute, graph, keys, queries, values)
 
 
 def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray | None) -> np.ndarray:
@@ -120,7 +128,7 @@ def log_sum_exp(x: mx.array) -> mx.array:
         with np.errstate(divide="ignore"):  # nothing but -inf
             return highest + np.log(np.exp(x - highest).sum(axis=-1, keepdims=True))
 
-    return _numpy(compute, graph, x)
+    return in_numpy(compute, graph, x)
 
 
 def in_parts(x: mx.array) -> mx.array:
@@ -137,39 +145,40 @@ def conv3x3(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     half the multiplications.
     """
 
-    def graph(x: mx.array, weight: mx.array) -> mx.array:
-        return mx.conv2d(x, weight, padding=1)
+    def graph(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+        return mx.conv2d(x, weight, padding=1) + bias
 
     pays = weight.shape[3] > 1 and x.shape[1] * x.shape[2] > CELLS
-    return (_numpy(_conv3x3, graph, x, weight) if pays else graph(x, weight)) + bias
+    return in_numpy(_conv3x3, graph, x, weight, bias) if pays else graph(x, weight, bias)
 
 
-def _conv3x3(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    from scipy.linalg.blas import sgemm  # type: ignore[attr-defined]
-
+def _conv3x3(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     (batch, height, width, inputs), outputs = x.shape, weight.shape[0]
     groups, size = -(-height // 4), width + 2
-    filters = np.tensordot(FILTERS, weight, (1, 1)).transpose(0, 2, 1, 3)  # (6, along, outputs, inputs)
-    padded = np.zeros((batch, 4 * groups + 2, size, inputs), np.float32)
-    padded[:, 1 : height + 1, 1:-1] = x
-    rows = np.stack([padded[:, k : k + 4 * groups - 3 : 4] for k in range(6)]).reshape(6, batch * groups, -1)
-    filters = np.ascontiguousarray(filters)
-    result = np.empty((4, batch * groups, size, outputs), np.float32)
-    some = max(1, CELLS // size)  # groups that stay in cache
-    for start in range(0, batch * groups, some):
-        own = rows[:, start : start + some]
+    filters = np.tensordot(FILTERS, weight, (1, 1)).transpose(0, 2, 3, 1).copy()  # (6, along, inputs, outputs)
+    tops = 4 * np.arange(groups) + np.arange(-1, 5)[:, None]  # the rows of each group
+    valid = np.tile((tops >= 0) & (tops < height), batch)
+    tops = np.concatenate([b * height + np.clip(tops, 0, height - 1) for b in range(batch)], axis=1)
+    rows, result = x.reshape(-1, width, inputs), np.empty((batch * groups, 4, width, outputs), np.float32)
+    some = max(1, BLOCK // (size * inputs))  # groups that stay in cache
+
+    def block(start: int) -> None:
+        groups = slice(start, start + some)
+        own = np.zeros((6, len(result[groups]), size, inputs), np.float32)
+        own[:, :, 1:-1] = rows[tops[:, groups]]
+        own[~valid[:, groups]] = 0
         cells = own.shape[1] * size
         mixed = np.zeros((6, cells + 2, inputs), np.float32)
-        mixed[:, :cells] = sgemm(1.0, own.reshape(6, -1).T, ROWS_IN.T).T.reshape(6, cells, inputs)
-        products = np.empty((6, cells, outputs), np.float32)
-        for row, product, taps in zip(mixed, products, filters, strict=True):
-            for shift, tap in enumerate(taps):  # a row runs on into the next one where there is padding
-                b = row[shift : shift + cells].T
-                sgemm(1.0, tap.T, b, beta=float(shift > 0), c=product.T, trans_a=True, overwrite_c=True)
-        done = sgemm(1.0, products.reshape(6, -1).T, ROWS_OUT.T).T
-        result[:, start : start + some] = done.reshape(4, -1, size, outputs)
-    found = result.reshape(4, batch, groups, size, outputs).transpose(1, 2, 0, 3, 4)
-    return found.reshape(batch, 4 * groups, size, outputs)[:, :height, :width]
+        mixed[:, :cells] = (ROWS_IN @ own.reshape(6, -1)).reshape(6, cells, inputs)
+        products = np.matmul(mixed[:, :cells], filters[:, 0])
+        other = np.empty_like(products)
+        for shift in (1, 2):  # a row runs on into the next one where there is padding
+            products += np.matmul(mixed[:, shift : shift + cells], filters[:, shift], out=other)
+        done = (ROWS_OUT @ products.reshape(6, -1)).reshape(4, -1, size, outputs)
+        np.add(done[:, :, :width].swapaxes(0, 1), bias, out=result[groups])
+
+    _together(block, range(0, batch * groups, some))
+    return result.reshape(batch, 4 * groups, width, outputs)[:, :height]
 
 
 def on_cpu() -> bool:
@@ -177,9 +186,11 @@ def on_cpu() -> bool:
     return mx.default_device().type == mx.DeviceType.cpu
 
 
-def _numpy(compute: Callable[..., np.ndarray], graph: Callable[..., mx.array], *arrays: mx.array) -> mx.array:
+def in_numpy(
+    compute: Callable[..., np.ndarray], graph: Callable[..., mx.array], *arrays: mx.array, least: int = SMALL
+) -> mx.array:
     """`compute` of views of the arrays, or `graph` of the arrays where that is as fast or the only way."""
-    if arrays[0].size < SMALL or not on_cpu() or any(array.dtype != mx.float32 for array in arrays):
+    if arrays[0].size < least or not on_cpu() or any(array.dtype != mx.float32 for array in arrays):
         return graph(*arrays)
 
     def both(*arrays: mx.array) -> mx.array:
@@ -187,7 +198,9 @@ def _numpy(compute: Callable[..., np.ndarray], graph: Callable[..., mx.array], *
             mx.eval(arrays)
         except ValueError:  # inside mx.compile and mx.vmap nothing has a value
             return graph(*arrays)
-        return mx.array(compute(*_views(arrays)))
+        # threads of another library's products would wait on the cores that these need
+        with _LOCK, _threads()[0].limit(limits=1):
+            return mx.array(compute(*_views(arrays)))
 
     call = mx.custom_function(both)  # mx.grad does not see through NumPy
     call.vjp(lambda primals, cotangent, output: tuple(mx.vjp(graph, _listed(primals), [cotangent])[1]))
@@ -206,7 +219,14 @@ def _listed(arrays: Any) -> list[mx.array]:
 
 
 def _together(compute: Callable[[Any], None], parts: Iterable[Any]) -> None:
-    """Compute all parts, on all cores; NumPy lets go of Python's lock while it computes."""
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(compute, parts):
-            pass
+    """Compute all parts, on all cores. (NumPy lets go of Python's lock while it computes.)"""
+    parts = list(parts)
+    for _ in map(compute, parts) if len(parts) == 1 else _threads()[1].map(compute, parts):
+        pass
+
+
+@lru_cache
+def _threads() -> tuple[ThreadpoolController, ThreadPoolExecutor]:
+    """What limits the threads of NumPy's matrix products, and a pool of as many as they had."""
+    products = ThreadpoolController().select(user_api="blas")
+    return products, ThreadPoolExecutor(max([one["num_threads"] for one in products.info()], default=os.cpu_count()))

@@ -3,6 +3,7 @@ convolution."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import mlx.core as mx
@@ -10,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_speech.features import sum_over_time
-from mlx_speech.models.kernels import conv3x3, on_cpu
+from mlx_speech.models.kernels import conv3x3, in_numpy, on_cpu
 
 Pair = tuple[mx.array, mx.array]
 BLOCK = 256  # steps put into one graph before it is handed to the device
@@ -77,8 +78,7 @@ class LSTM(nn.Module):
             state = (zeros, zeros)
         x = mx.stack([x, x[:, ::-1]]) if directions == 2 else x[None]
         gates = x @ mx.swapaxes(self.Wx, 1, 2)[:, None] + self.bias[:, None, None]
-        # in training the graph, whose gradients are known, also on the CPU
-        outputs, state = scan_graph(gates, self.Wh, state, lazy=True) if self.training else scan(gates, self.Wh, state)
+        outputs, state = scan(gates, self.Wh, state)
         if directions == 2:
             return mx.concatenate([outputs[0], outputs[1][:, ::-1]], axis=-1), state
         return outputs[0], state
@@ -93,17 +93,18 @@ def scan(gates: mx.array, weight: mx.array, state: Pair) -> tuple[mx.array, Pair
     Returns all h, (directions, batch, steps, hidden), and the last state.
     On the CPU it runs in NumPy: a step costs a third of MLX's graph overhead there (no transfer, the memory is shared).
     """
+    dtype, arrays = gates.dtype, [gates, weight, *state]
     if gates.shape[2] == 0:
-        return mx.zeros((*gates.shape[:3], weight.shape[2]), dtype=gates.dtype), state
-    return scan_numpy(gates, weight, state) if on_cpu() else scan_graph(gates, weight, state)
+        return mx.zeros((*gates.shape[:3], weight.shape[2]), dtype=dtype), state
+    if on_cpu():
+        arrays = [array.astype(mx.float32) for array in arrays]
+    found = in_numpy(scan_numpy, scan_graph, *arrays, least=0).astype(dtype)
+    return found[:, :, :-1], (found[:, :, -2], found[:, :, -1])
 
 
-def scan_graph(gates: mx.array, weight: mx.array, state: Pair, lazy: bool = False) -> tuple[mx.array, Pair]:
-    """`scan` as an MLX graph, handed to the device in blocks so that it can start while the rest is built.
-
-    lazy : hand over nothing, as transformations (mx.grad, mx.compile) demand
-    """
-    h, c = state
+def scan_graph(gates: mx.array, weight: mx.array, h: mx.array, c: mx.array) -> mx.array:
+    """All h, then the last c, (directions, batch, steps + 1, hidden), as an MLX graph; it is handed to the device in
+    blocks, so that that can start while the rest is built."""
     transposed, blocks = mx.swapaxes(weight, 1, 2), []
     for start in range(0, gates.shape[2], BLOCK):
         outputs = []
@@ -113,33 +114,32 @@ def scan_graph(gates: mx.array, weight: mx.array, state: Pair, lazy: bool = Fals
             h = mx.sigmoid(o) * mx.tanh(c)
             outputs.append(h)
         blocks.append(mx.stack(outputs, axis=2))  # one buffer a block: a GPU has a limited number of them
-        if not lazy:
+        with suppress(ValueError):  # inside mx.compile and mx.vmap nothing can be computed yet
             mx.async_eval(blocks[-1], h, c)
-    return mx.concatenate(blocks, axis=2), (h, c)
+    return mx.concatenate([*blocks, c[:, :, None]], axis=2)
 
 
-def scan_numpy(gates: mx.array, weight: mx.array, state: Pair) -> tuple[mx.array, Pair]:
-    """`scan` in NumPy, in float32: few calls a step, each into memory that is there."""
-    dtype, hidden = gates.dtype, weight.shape[2]
-    # sigmoid(x) = (tanh(x/2) + 1)/2: one tanh over all four gates, with i, f and o halved beforehand; h is kept doubled
-    scale = np.full(4 * hidden, 0.5, np.float32)
-    scale[2 * hidden : 3 * hidden] = 1.0
-    # time first, so that a step reads one contiguous block
-    steps = np.ascontiguousarray(np.array(gates.astype(mx.float32)).transpose(2, 0, 1, 3))
-    transposed = np.ascontiguousarray(np.array(weight.astype(mx.float32)).transpose(0, 2, 1))
-    steps *= scale
-    transposed *= 0.5 * scale
-    h, c = (np.array(part.astype(mx.float32)) for part in state)
-    h *= 2
-    outputs, z, part = np.empty((len(steps), *h.shape), np.float32), np.empty_like(steps[0]), np.empty_like(c)
-    i, f, g, o = (z[..., k * hidden : (k + 1) * hidden] for k in range(4))
-    rows: Any = zip(steps, outputs, strict=True)
+def scan_numpy(gates: np.ndarray, weight: np.ndarray, h: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """The same in NumPy: few calls a step, each into memory that is there."""
+    hidden = weight.shape[2]
+
+    def arranged(x: np.ndarray) -> np.ndarray:
+        # sigmoid(x) = (tanh(x/2) + 1)/2: one tanh over all four gates, of which i, f and o, now together, are halved
+        i_f, g, o = np.split(np.ascontiguousarray(x), [2 * hidden, 3 * hidden], axis=-1)
+        return np.concatenate([i_f * 0.5, o * 0.5, g], axis=-1, dtype=np.float32)
+
+    added = arranged(gates.transpose(2, 0, 1, 3))  # time first, so that a step reads one contiguous block
+    transposed = 0.5 * arranged(weight.transpose(0, 2, 1))  # h is kept doubled
+    h, c = 2 * h, c.copy()
+    outputs = np.empty((len(added) + 1, *h.shape), np.float32)
+    z, part = np.empty_like(added[0]), np.empty_like(c)
+    i, f, o, g = (z[..., k * hidden : (k + 1) * hidden] for k in range(4))
+    rows: Any = zip(added, outputs, strict=False)
     for step, out in rows:
         np.matmul(h, transposed, out=z)
         z += step
         np.tanh(z, out=z)
-        for gate in (i, f, o):
-            gate += 1
+        z[..., : 3 * hidden] += 1
         np.multiply(i, g, out=part)
         c *= f
         c += part
@@ -147,5 +147,5 @@ def scan_numpy(gates: mx.array, weight: mx.array, state: Pair) -> tuple[mx.array
         np.tanh(c, out=part)
         h = np.multiply(o, part, out=out)
     outputs *= 0.5
-    result = mx.array(outputs.transpose(1, 2, 0, 3)).astype(dtype)
-    return result, (mx.array(outputs[-1]).astype(dtype), mx.array(c).astype(dtype))
+    outputs[-1] = c
+    return outputs.transpose(1, 2, 0, 3)

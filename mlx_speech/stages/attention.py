@@ -19,6 +19,7 @@ from itertools import pairwise, product
 import mlx.core as mx
 import numpy as np
 
+from mlx_speech.models.kernels import log_sum_exp
 from mlx_speech.models.whisper import Model, ModelArgs
 from mlx_speech.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment, Word
@@ -117,8 +118,8 @@ def _matrix(scores: mx.array) -> mx.array:
 
 def _probabilities(logits: mx.array, tokens: mx.array) -> mx.array:
     """logits (n, vocabulary), tokens (n,) → (n,)"""
-    chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return mx.exp(chosen - mx.logsumexp(logits, axis=-1))
+    chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1)
+    return mx.exp(chosen - log_sum_exp(logits))[:, 0]
 
 
 def median_filter(x: mx.array) -> mx.array:
