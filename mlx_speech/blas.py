@@ -36,7 +36,7 @@ def preload() -> None:
         if _load() and hasattr(libc := ctypes.CDLL(None), "mallopt"):
             for option, value in _KEEP.items():
                 libc.mallopt(option, value)
-    elif not _open(_NOLOAD) and _open(0) and _on_cpu():
+    elif not _open(_NOLOAD) and _open(0) and on_cpu():
         warnings.warn(LATE, stacklevel=3)
 
 
@@ -48,7 +48,7 @@ def give_back() -> None:
 
 def hint() -> str | None:
     """What would make MLX faster here, or None."""
-    return HINT if sys.platform.startswith("linux") and not _open(_NOLOAD) and _on_cpu() else None
+    return HINT if sys.platform.startswith("linux") and not _open(_NOLOAD) and on_cpu() else None
 
 
 def check_backend() -> None:
@@ -96,7 +96,8 @@ def _open(flags: int) -> ctypes.CDLL | None:
     return None
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
+    """Whether that is where MLX computes, if nobody says otherwise."""
     import mlx.core as mx
 
     return mx.default_device().type == mx.DeviceType.cpu

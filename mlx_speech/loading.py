@@ -111,13 +111,12 @@ class Models:
         model = self.whisper().model
         args, weights = model.args, sum(array.nbytes for _, array in tree_flatten(model.parameters()))  # type: ignore[arg-type]
         size = model.decoder.positional_embedding.dtype.size
-        on_cpu = mx.default_device().type == mx.DeviceType.cpu
         keys = 2 * args.n_text_layer * (args.n_audio_ctx + args.n_text_ctx) * args.n_text_state * size
         encoder = 12 * args.n_audio_ctx * args.n_audio_state * size + 16 * args.n_vocab
-        scores = args.n_audio_head * args.n_audio_ctx**2 * size if on_cpu else 0  # not fused there
+        scores = args.n_audio_head * args.n_audio_ctx**2 * size if blas.on_cpu() and size < 4 else 0  # not fused there
         free = ((limit or device_memory()) - weights) / 2
         fitting = [batch for batch in BATCHES if batch * (keys + encoder + 2 * scores) <= free]
-        return min(max(fitting, default=1), MAX_CPU_BATCH if on_cpu else BATCHES[-1])
+        return min(max(fitting, default=1), MAX_CPU_BATCH if blas.on_cpu() else BATCHES[-1])
 
     def _load_whisper(self, model: str | os.PathLike[str]) -> BaseModel:
         first: MLXSpeechError | None = None
@@ -164,7 +163,7 @@ def _quantized(model: BaseModel, q_bits: int) -> BaseModel:
         return fits and model.quant_predicate(path, module)
 
     nn.quantize(model, bits=q_bits, class_predicate=wanted)
-    if mx.default_device().type == mx.DeviceType.cpu:
+    if blas.on_cpu():
         dequantize_layers(model)
     return model.materialise()
 

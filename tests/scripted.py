@@ -251,10 +251,10 @@ class _Decoder:
     def __init__(self, script: Script):
         self.script = script
 
-    def __call__(self, tokens: mx.array, encoded: mx.array, cache: None = None) -> tuple[mx.array, None]:
+    def __call__(self, tokens: mx.array, encoded: mx.array) -> mx.array:
         rows = zip(np.array(tokens).tolist(), np.array(encoded), strict=True)
         logits = [[self.script.logits(round(float(e[0, 0])), t[: n + 1]) for n in range(len(t))] for t, e in rows]
-        return mx.array(np.array(logits)), cache
+        return mx.array(np.array(logits))
 
     def new_window(self, jobs: int, group: int) -> _Window:
         return _Window(jobs, group)

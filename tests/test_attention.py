@@ -215,11 +215,12 @@ def test_the_decoder_gives_the_logits_it_always_gives() -> None:
     _, model, _ = pair("english")
     tokens, encoded = mx.array([[50257, 50362, 11, 400, 13]]), mx.array(encodings(1))
     states, scores = model.decoder.cross_attention(tokens, encoded, [(0, 1), (3, 3)])
-    assert scores.shape == (1, 2, 5, 1500) and scores.dtype == mx.float32
-    logits, _ = model.decoder(tokens, encoded)
-    np.testing.assert_allclose(
-        np.array(model.decoder.token_embedding.as_linear(states)), np.array(logits), rtol=1e-4, atol=1e-4
-    )
+    assert [(layer.shape, layer.dtype) for layer in scores] == [((1, 1, 5, 1500), mx.float32)] * 2
+    window = model.decoder.new_window(1, 1)
+    last, third = model.decoder.prefill(window, [0], encoded, tokens.tolist(), [2])  # as text is decoded
+    expected = model.decoder.token_embedding.as_linear(states)
+    np.testing.assert_allclose(np.array(last), np.array(expected[:, -1]), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.array(third), np.array(expected[:, 2]), rtol=1e-4, atol=1e-4)
 
 
 ALL = [(layer, head) for layer in (2, 3) for head in range(4)]

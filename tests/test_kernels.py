@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,7 +17,7 @@ import torch
 
 from mlx_speech import blas
 from mlx_speech.models import kernels
-from mlx_speech.models.layers import Conv2d
+from mlx_speech.models.layers import LSTM, Conv2d
 
 LARGE = kernels.SMALL * 3 + 7  # numbers: several blocks and a part of one
 
@@ -119,6 +122,48 @@ def test_derivatives_are_the_graphs(numpy_runs: list[bool]) -> None:
     assert np.abs(np.array(weights - expected)).max() < 1e-2 * np.abs(np.array(expected)).max()
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_derivatives_of_an_lstm_are_those_of_torch(training: bool, numpy_runs: list[bool]) -> None:
+    """In eval mode too, where NumPy runs the scan: through what it returns, and through its last state."""
+    original = torch.nn.LSTM(3, 4, batch_first=True)
+    layer = LSTM(3, 4).train(training)
+    layer.Wx, layer.Wh = (mx.array(getattr(original, f"weight_{k}_l0").detach().numpy())[None] for k in ("ih", "hh"))
+    layer.bias = mx.array((original.bias_ih_l0 + original.bias_hh_l0).detach().numpy())[None]
+    x = draw(2, 9, 3)
+
+    def loss(x: mx.array) -> mx.array:
+        outputs, (h, c) = layer(x)
+        return (outputs * mx.arange(9)[:, None]).sum() + h.sum() - 3 * c.sum()
+
+    found = mx.grad(loss)(x)
+    theirs = torch.from_numpy(np.array(x)).requires_grad_()
+    outputs, (h, c) = original(theirs)
+    ((outputs * torch.arange(9)[:, None]).sum() + h.sum() - 3 * c.sum()).backward()
+    assert numpy_runs == [True]
+    assert theirs.grad is not None and np.abs(np.array(found) - theirs.grad.numpy()).max() < 1e-5
+
+
+def test_they_take_turns_and_give_the_threads_back() -> None:
+    """From several threads at once: the right numbers, and products have as many threads as before."""
+    x, q = draw(LARGE), draw(4, 2, 300, 64)
+    mx.eval(x, q)
+    expected = np.array(kernels.gelu(x)), np.array(kernels.attention(q, q, q, scale=0.1))
+    limits, _ = kernels._threads()
+    before = [one["num_threads"] for one in limits.info()]
+
+    start = threading.Barrier(4)
+
+    def work(_: int) -> bool:
+        start.wait()  # each has a thread of its own
+        found = [(np.array(kernels.gelu(x)), np.array(kernels.attention(q, q, q, scale=0.1))) for _ in range(6)]
+        mx.clear_streams()
+        return all(np.array_equal(*pair) for own in found for pair in zip(own, expected, strict=True))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(4))) == [True] * 4
+    assert [one["num_threads"] for one in limits.info()] == before
+
+
 def test_compiled_and_mapped_they_are_the_graph(numpy_runs: list[bool]) -> None:
     x = draw(3, LARGE)
     expected = np.array(kernels.log_sum_exp(x))
@@ -151,3 +196,24 @@ blas.give_back(); print(held, kept, resident() - before)
     assert held > 390 and left < 50, done.stdout
     if blas.hint() is None:  # with OpenBLAS
         assert kept > 390, done.stdout
+
+
+@pytest.mark.skipif(blas.core() is None, reason="no OpenBLAS")
+def test_openblas_is_told_of_a_cpu_that_it_does_not_know() -> None:
+    """It takes one for a Prescott then, and is several times slower; unless the user wants just that."""
+    script = """
+import ctypes, os, sys
+if sys.argv[1] == "unknown":  # to OpenBLAS alone, as if it had found nothing better
+    ctypes.CDLL(None).setenv(b"OPENBLAS_CORETYPE", b"Prescott", 1)
+else:
+    os.environ["OPENBLAS_CORETYPE"] = "Prescott"
+from mlx_speech import blas
+print(blas.core(), os.environ.get("OPENBLAS_CORETYPE"))
+import mlx.core as mx
+print(mx.abs(mx.ones((70, 90)) @ mx.ones((90, 50)) - 90).max().item())
+"""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    better = next((core for flag, core in blas._CORES.items() if flag in flags), "Prescott")
+    for how, expected in (("wanted", "Prescott Prescott"), ("unknown", f"{better} None")):
+        done = subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, check=True)
+        assert done.stdout.split("\n")[:2] == [expected, "0.0"], how

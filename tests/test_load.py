@@ -429,26 +429,26 @@ def test_whisper_takes_448_tokens(shelf: Shelf) -> None:
     model: Any = mlx_speech.load(shelf.converted("whisper safetensors"))
     encoded = model.encoder(whisper_input()[0][:1])
     tokens = mx.array(np.random.default_rng(6).integers(0, 1000, (1, 449)))
-    logits, cache = model.decoder(tokens[:, :448], encoded)
-    assert logits.shape == (1, 448, 1000) and cache.offset == 448
+    assert model.decoder(tokens[:, :448], encoded).shape == (1, 448, 1000)
     with pytest.raises(OptionError, match="449 tokens"):
         model.decoder(tokens, encoded)
-    with pytest.raises(OptionError, match="449 tokens"):
-        model.decoder(tokens[:, :1], encoded, cache)
-    assert cache.offset == 448
 
 
-def test_whisper_continues_from_its_cache(shelf: Shelf) -> None:
-    """In pieces of any length: the same logits as all tokens at once."""
+def test_whisper_continues_from_its_window(shelf: Shelf) -> None:
+    """After prompts of any lengths, token by token: the same logits as all tokens at once."""
     model: Any = mlx_speech.load(shelf.converted("whisper safetensors"))
     mel, tokens = whisper_input()
     encoded = model.encoder(mel)
-    whole = np.array(model.decoder(tokens, encoded)[0])
-    cache, found = None, []
-    for start, stop in ((0, 4), (4, 5), (5, 12), (12, 13), (13, 20)):
-        logits, cache = model.decoder(tokens[:, start:stop], encoded, cache)
-        found.append(np.array(logits))
-    assert close(np.concatenate(found, axis=1), whole, 1e-4)
+    whole = np.array(model.decoder(tokens, encoded))
+    for lengths in ([1, 1], [4, 7], [12, 3]):
+        window = model.decoder.new_window(2, 1)
+        prompts = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
+        found, _ = model.decoder.prefill(window, [0, 1], encoded, prompts, [0, 0])
+        for k in range(8):
+            at = [length + k for length in lengths]
+            expected = np.stack([whole[row, place - 1] for row, place in enumerate(at)])
+            assert close(np.array(found).reshape(2, -1), expected, 1e-4)
+            found = model.decoder.step(window, mx.array([[tokens[row, place].item()] for row, place in enumerate(at)]))
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])

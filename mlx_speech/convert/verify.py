@@ -264,7 +264,7 @@ def whisper(original: WhisperOriginal, model: Any, inputs: Inputs) -> list[Row]:
         tokens = rng.integers(0, args.n_vocab, (rows_each, int(length)))
         which = np.arange(rows_each) % 2
         theirs = original.decode(torch.from_numpy(tokens), expected[which]).numpy()
-        ours = np.array(model.decoder(mx.array(tokens), shared[mx.array(which)])[0])
+        ours = np.array(model.decoder(mx.array(tokens), shared[mx.array(which)]))
         worst = float(np.maximum(worst, _apart(theirs, ours)))  # NaN stays
         deviation.append(theirs.std())
         winners.append(theirs.argmax(-1).ravel())
@@ -272,17 +272,17 @@ def whisper(original: WhisperOriginal, model: Any, inputs: Inputs) -> list[Row]:
     refuse_degenerate("tokens", np.concatenate(winners), 30, inputs.varied)
     scale = float(np.mean(deviation))
     tokens = mx.array(rng.integers(0, args.n_vocab, (2, min(32, args.n_text_ctx))))
-    whole = np.array(model.decoder(tokens, shared)[0])
-    steps, cache = [], None
-    for k in range(0, tokens.shape[1]):
-        logits, cache = model.decoder(tokens[:, k : k + 1], shared, cache)
-        steps.append(np.array(logits))
-    single = np.concatenate([np.array(model.decoder(tokens[k : k + 1], shared[k : k + 1])[0]) for k in range(2)])
+    whole = np.array(model.decoder(tokens, shared))
+    window = model.decoder.new_window(2, 1)
+    first, _ = model.decoder.prefill(window, [0, 1], shared, tokens[:, :1].tolist(), [0, 0])
+    steps = [first[:, None], *(model.decoder.step(window, tokens[:, k : k + 1]) for k in range(1, tokens.shape[1]))]
+    stepwise = np.array(mx.concatenate(steps, axis=1))
+    single = np.concatenate([np.array(model.decoder(tokens[k : k + 1], shared[k : k + 1])) for k in range(2)])
     return [
         Row("encoder, max difference", apart, 1e-3),
         Row(f"decoder, {inputs.sequences} sequences: logits, max difference / deviation", worst / scale, 1e-3),
         Row("same next token, share", float(np.concatenate(same).mean()), 0.999, at_least=True),
-        Row("step by step, max difference / deviation", _apart(np.concatenate(steps, 1), whole) / scale, 1e-3),
+        Row("step by step, max difference / deviation", _apart(stepwise, whole) / scale, 1e-3),
         Row("batch and singles, max difference / deviation", _apart(single, whole) / scale, 1e-3),
     ]
 

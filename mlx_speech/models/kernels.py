@@ -18,6 +18,8 @@ import mlx.nn as nn
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from mlx_speech.blas import on_cpu
+
 _LOCK = threading.Lock()  # the number of threads is one for all
 SMALL = 1 << 15  # numbers from which NumPy pays: it ends MLX's lazy evaluation
 BLOCK = 1 << 15  # numbers that stay in cache, with two buffers of their size
@@ -41,7 +43,7 @@ ROWS_OUT = np.array(
 
 def gelu(x: mx.array) -> mx.array:
     """x·Φ(x), of any shape (Hendrycks & Gimpel 2016; the exact form, torch's `approximate="none"`)."""
-    return in_numpy(_gelu, nn.gelu, x)
+    return in_numpy(_gelu, nn.gelu, x, least=1 << 12)
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:
@@ -97,7 +99,9 @@ def attention(
                 result[rows] = _attend(q[rows], transposed, v[at], None if seen is None else seen[rows])
 
         some = max(1, FEW // (heads * n))
-        _together(part, np.ndindex(batch, heads) if n >= FEW else [(slice(b, b + some),) for b in range(0, batch, some)])
+        _together(
+            part, np.ndindex(batch, heads) if n >= FEW else [(slice(b, b + some),) for b in range(0, batch, some)]
+        )
         return result
 
     return graph(keys, queries, values) if isinstance(mask, str) else in_numpy(compute, graph, keys, queries, values)
@@ -179,11 +183,6 @@ def _conv3x3(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
 
     _together(block, range(0, batch * groups, some))
     return result.reshape(batch, 4 * groups, width, outputs)[:, :height]
-
-
-def on_cpu() -> bool:
-    """Whether that is where MLX computes, if nobody says otherwise."""
-    return mx.default_device().type == mx.DeviceType.cpu
 
 
 def in_numpy(

@@ -92,11 +92,11 @@ class Block(nn.Module):
     def mlp(self, x: mx.array) -> mx.array:
         return x + self.mlp2(gelu(self.mlp1(self.mlp_ln(x))))
 
-    def decode(self, layer: int, x: mx.array, memory: Cache | Window, mask: mx.array | str | None) -> mx.array:
-        """As layer `layer` of a decoder, whose keys and values are added to `memory`."""
+    def decode(self, layer: int, x: mx.array, window: Window, mask: mx.array | str | None) -> mx.array:
+        """As layer `layer` of a decoder, whose keys and values are added to the window."""
         y = self.attn_ln(x)
-        x = x + self.attn(y, *memory.append(layer, *self.attn.keys_values(y)), mask)
-        return self.mlp(x + self.cross_attn(self.cross_attn_ln(x), *memory.audio[layer]))
+        x = x + self.attn(y, *window.append(layer, *self.attn.keys_values(y)), mask)
+        return self.mlp(x + self.cross_attn(self.cross_attn_ln(x), *window.audio[layer]))
 
 
 class AudioEncoder(nn.Module):
@@ -120,26 +120,6 @@ class AudioEncoder(nn.Module):
             y = block.attn_ln(x)
             x = block.mlp(x + block.attn(y, *block.attn.keys_values(y)))
         return self.ln_post(x)
-
-
-@dataclass
-class Cache:
-    """What the decoder remembers of a batch: `offset` tokens, their keys and values, and those of the audio.
-
-    keys, values : per layer, (batch, heads, n_text_ctx, width of a head), of which the first `offset` steps are filled
-    audio : per layer, the keys and values of the encoded audio, (batch, heads, 1500, width of a head)
-    """
-
-    offset: int
-    keys: list[mx.array]
-    values: list[mx.array]
-    audio: list[tuple[mx.array, mx.array]]
-
-    def append(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Put in the steps after `offset`; all keys and values so far."""
-        end = self.offset + keys.shape[2]
-        self.keys[layer][:, :, self.offset : end], self.values[layer][:, :, self.offset : end] = keys, values
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
 
 @dataclass
@@ -229,38 +209,22 @@ class TextDecoder(nn.Module):
         self.blocks = [Block(width, args.n_text_head, cross=True) for _ in range(args.n_text_layer)]
         self.ln = nn.LayerNorm(width)
 
-    def new_cache(self, encoded: mx.array) -> Cache:
-        """An empty cache for a batch of encoded audio."""
-        audio = [block.cross_attn.keys_values(encoded) for block in self.blocks]
-        keys, _ = audio[0]
-        shape = (keys.shape[0], keys.shape[1], self._context, keys.shape[3])
-        keys, values = ([mx.zeros(shape, keys.dtype) for _ in audio] for _ in range(2))
-        return Cache(0, keys, values, audio)
+    def __call__(self, tokens: mx.array, encoded: mx.array) -> mx.array:
+        """tokens (batch, n), encoded (batch, 1500, width) → logits (batch, n, vocabulary) in float32.
 
-    def __call__(self, tokens: mx.array, encoded: mx.array, cache: Cache | None = None) -> tuple[mx.array, Cache]:
-        """tokens (batch, n), encoded (batch, 1500, width) → logits (batch, n, vocabulary) in float32, and the cache.
-
-        With a cache, `tokens` continue those it has seen and `encoded` is not looked at again; the cache is changed
-        in place. Raises `OptionError` beyond n_text_ctx (448) tokens in all.
+        Raises `OptionError` beyond n_text_ctx (448) tokens.
         """
-        cache = self.new_cache(encoded) if cache is None else cache
-        steps = tokens.shape[1]
-        if cache.offset + steps > self._context:
-            raise OptionError(f"{cache.offset + steps} tokens: this decoder takes {self._context}")
-        x = self.token_embedding(tokens) + self.positional_embedding[cache.offset : cache.offset + steps]
-        for layer, block in enumerate(self.blocks):
-            x = block.decode(layer, x, cache, "causal" if steps > 1 else None)
-        cache.offset += steps
-        return self.token_embedding.as_linear(self.ln(x)).astype(mx.float32), cache
+        states, _ = self.cross_attention(tokens, encoded, [])
+        return self.token_embedding.as_linear(states).astype(mx.float32)
 
     def cross_attention(
         self, tokens: mx.array, encoded: mx.array, heads: Sequence[tuple[int, int]]
-    ) -> tuple[mx.array, mx.array]:
+    ) -> tuple[mx.array, list[mx.array]]:
         """One pass over whole texts that shows where the decoder looks (openai/whisper: hooks on `cross_attn`).
 
         tokens (batch, n), encoded (batch, 1500, width), heads : (layer, head) pairs, sorted
         Returns the states (batch, n, width) of which `token_embedding.as_linear` makes logits, and the scores of
-        `heads` before the softmax, (batch, heads, n, 1500) in float32. Raises `OptionError` beyond n_text_ctx tokens.
+        `heads` before the softmax, for each layer that has some: (batch, heads, n, 1500) in float32. Raises `OptionError` beyond n_text_ctx tokens.
         """
         if tokens.shape[1] > self._context:
             raise OptionError(f"{tokens.shape[1]} tokens: this decoder takes {self._context}")
@@ -277,7 +241,7 @@ class TextDecoder(nn.Module):
                 key = keys[:, chosen].astype(mx.float32)
                 scores.append(query * key.shape[-1] ** -0.5 @ key.swapaxes(-1, -2))
             x = block.mlp(x + block.cross_attn(y, keys, values))
-        return self.ln(x), mx.concatenate(scores, axis=1)
+        return self.ln(x), scores
 
     def new_window(self, jobs: int, group: int) -> Window:
         """An empty window for a running batch."""
@@ -351,4 +315,4 @@ class Model(BaseModel):
 
     def __call__(self, mel: mx.array, tokens: mx.array) -> mx.array:
         """mel (batch, 3000, n_mels), tokens (batch, n) → logits (batch, n, vocabulary)"""
-        return self.decoder(tokens, self.encoder(mel))[0]
+        return self.decoder(tokens, self.encoder(mel))

@@ -20,6 +20,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_speech.blas import on_cpu
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.features import SAMPLE_RATE, normalize, one_channel
 from mlx_speech.stages.spelling import clusters, is_mark, split_words, spoken
@@ -33,7 +34,7 @@ TAIL = 3  # frames that a character sounds on after its own: CTC's labels are sp
 FRAME = 0.02  # seconds that an interpolated word gets where there is room
 MIN_COVERAGE = 0.1  # of a text's letters; with fewer, the model is one of another script
 BUCKET = SAMPLE_RATE  # batches are padded to whole seconds, so that few shapes occur
-LONGEST = 30 * SAMPLE_RATE  # batches of longer segments have fewer rows
+LONGEST = 30 * SAMPLE_RATE  # batches of longer segments have fewer rows, and on a CPU no batch holds more than that
 CELLS = 1 << 26  # bytes of back-pointers and log-probabilities that wait for one Viterbi
 BLOCK = 1 << 17  # numbers of which the Viterbi keeps a few arrays while it goes through some frames
 
@@ -265,8 +266,9 @@ def _paths(
     """The jobs that have a path, with it. As many batches as fit in `CELLS` share one Viterbi; the longest first."""
     jobs = sorted(jobs, key=lambda job: -job.audio.size)
     waiting, weight, done = [], 0, 0.0
+    most = LONGEST * (1 if on_cpu() else batch_size)
     while jobs:
-        rows = max(1, min(batch_size, batch_size * LONGEST // jobs[0].audio.size))
+        rows = max(1, min(batch_size, most // jobs[0].audio.size))
         batch, jobs = jobs[:rows], jobs[rows:]
         _listen(batch, model, labels)
         waiting += batch

@@ -72,7 +72,8 @@ def find_alignment(
     inputs = [[*start, tokenizer.no_timestamps, *texts[row], tokenizer.eot] for start, row in own]
     chosen = encoded if len(rows) == encoded.shape[0] else encoded[mx.array(rows)]
     tokens = _padded(inputs, tokenizer.eot, model.args.n_text_ctx)
-    states, scores = model.decoder.cross_attention(tokens, chosen, alignment_heads(model.args))
+    states, layers = model.decoder.cross_attention(tokens, chosen, alignment_heads(model.args))
+    scores = mx.concatenate(layers, axis=1)
 
     matrices, probabilities = [], []
     for k, (start, row) in enumerate(own):

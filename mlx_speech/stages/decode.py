@@ -154,7 +154,7 @@ def detect_language(encoded: mx.array, model: Any, tokenizer: Any) -> list[dict[
     """
     if not tokenizer.multilingual:
         raise OptionError("this model knows English only, it cannot detect a language: give none")
-    logits = model.decoder(mx.full((encoded.shape[0], 1), tokenizer.sot, mx.int32), encoded)[0][:, 0]
+    logits = model.decoder(mx.full((encoded.shape[0], 1), tokenizer.sot, mx.int32), encoded)[:, 0]
     codes = list(tokenizer.languages)
     probabilities = mx.softmax(logits[:, mx.array([tokenizer.languages[code] for code in codes])], axis=-1)
     return [dict(zip(codes, row, strict=True)) for row in np.array(probabilities).tolist()]

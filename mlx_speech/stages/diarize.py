@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_speech.blas import on_cpu
 from mlx_speech.errors import ConfigError, OptionError, brief, in_range
 from mlx_speech.features import one_channel, speaker_fbank
 from mlx_speech.models.diarization_pipeline import Model
@@ -71,7 +72,7 @@ def diarize(
     masks = voice_masks(segmentations, size, exclude_overlap=model.embedding_exclude_overlap)
     spoken = np.flatnonzero(masks.any(axis=(1, 2)))
     # On the CPU a ResNet gains nothing from a batch, and its convolutions need 1 GB for every window in it.
-    together = 1 if mx.default_device().type == mx.DeviceType.cpu else batch_size
+    together = 1 if on_cpu() else batch_size
     vectors = embed(samples, model.embedding, [starts[k] for k in spoken], size, masks[spoken], together)
     embeddings = np.full((*masks.shape[::2], model.embedding.args.embedding_size), np.nan, dtype=np.float32)
     embeddings[spoken] = np.concatenate(list(_reported(vectors, len(spoken), report, SHARES[1])))

@@ -14,6 +14,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_speech.blas import on_cpu
+
+CPU_BATCH = 8  # windows; there, more of them at once only take memory
 EPSILON = 1e-12  # weight of a frame within the warm-up, which counts only where no other window has that frame
 
 
@@ -63,6 +66,7 @@ def slide(
         that there are at most four sizes of batches. It runs while the batch before is brought to the host.
     """
     pending: mx.array | None = None
+    batch_size = min(batch_size, CPU_BATCH) if on_cpu() else batch_size
     quantum = max(1, batch_size // 4)
     for begin in range(0, len(first), batch_size):
         rows = slice(begin, min(begin + batch_size, len(first)))
