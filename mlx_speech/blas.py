@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from mlx_speech.errors import MissingDependency
 
@@ -59,12 +60,9 @@ def check_backend() -> None:
         raise MissingDependency(NO_BACKEND if "libmlx" in str(error) else f"{NO_BACKEND} ({error})") from error
 
 
-def core() -> str | None:
+def core(library: Any = None) -> str | None:
     """The kind of CPU that OpenBLAS works for, in its words; None without it, or where it does not say."""
-    return _core(_open(_NOLOAD))
-
-
-def _core(library: ctypes.CDLL | None) -> str | None:
+    library = library or _open(_NOLOAD)
     if not hasattr(library, "openblas_get_corename"):
         return None
     library.openblas_get_corename.restype = ctypes.c_char_p
@@ -74,13 +72,13 @@ def _core(library: ctypes.CDLL | None) -> str | None:
 def _load() -> ctypes.CDLL | None:
     """OpenBLAS, anew where it does not know the CPU: it asks once, when it is loaded."""
     library, flags = _open(0), Path("/proc/cpuinfo")
-    if library is None or _core(library) != _FALLBACK or "OPENBLAS_CORETYPE" in os.environ or not flags.exists():
+    if library is None or core(library) != _FALLBACK or "OPENBLAS_CORETYPE" in os.environ or not flags.exists():
         return library
     known = set(flags.read_text(encoding="utf-8").split())
-    for flag, core in _CORES.items():
+    for flag, better in _CORES.items():
         if flag in known:
             ctypes.CDLL(None).dlclose(ctypes.c_void_p(library._handle))
-            os.environ["OPENBLAS_CORETYPE"] = core
+            os.environ["OPENBLAS_CORETYPE"] = better
             library = _open(0)
             del os.environ["OPENBLAS_CORETYPE"]
             break

@@ -101,10 +101,7 @@ def _quantization(config: dict[str, Any]) -> Any:
 
 def has(folder: Path, name: str) -> bool:
     """Whether there is a file of that name; not where `folder` may not be looked into."""
-    try:
-        return (folder / name).is_file()
-    except OSError:
-        return False
+    return os.path.isfile(folder / name)  # noqa: PTH113 - Path.is_file raises PermissionError
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -135,9 +132,8 @@ def load_folder(folder: Path, dtype: str | None = None) -> BaseModel:
             found = brief(config.get("format_version"))
             raise ConfigError(f"format_version {found} is not {FORMAT_VERSION}: convert it again")
         if config.get("model_type") == PIPELINE:
-            from mlx_speech.models.diarization_pipeline import Model
-
-            model = Model(config, **{name: load_folder(folder / name, dtype) for name in part_names(folder)})
+            parts = {name: load_folder(folder / name, dtype) for name in part_names(folder)}
+            model: BaseModel = models.module(PIPELINE).Model(config, **parts)
         else:
             model = finish(_model(folder, config), dtype)
     model.folder = folder
@@ -173,12 +169,9 @@ def finish(model: BaseModel, dtype: str | None) -> BaseModel:
         dequantize_layers(model)
         dtype = "float32"
     if dtype is not None:
-        arrays = []
-        for name, array in model.arrays().items():
-            keep = array.dtype == mx.float64 or not mx.issubdtype(array.dtype, mx.floating)
-            keep = keep or (dtype != "float32" and not model.cast_predicate(name))
-            arrays.append((name, array if keep else array.astype(getattr(mx, dtype))))
-        model.load_weights(arrays)
+        floats = [pair for pair in model.arrays().items() if pair[1].dtype in (mx.float16, mx.bfloat16, mx.float32)]
+        cast = [pair for pair in floats if dtype == "float32" or model.cast_predicate(pair[0])]
+        model.load_weights([(name, array.astype(getattr(mx, dtype))) for name, array in cast], strict=False)
     model.eval()
     return model.materialise()
 
@@ -215,16 +208,15 @@ def dequantize_layers(model: nn.Module) -> None:
     """Turn quantized layers into plain ones, in place."""
     plain: list[tuple[str, nn.Module]] = []
     for path, layer in model.named_modules():
-        if not isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
-            continue
-        how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-        new = nn.Embedding(1, 1) if isinstance(layer, nn.QuantizedEmbedding) else nn.Linear(1, 1, bias="bias" in layer)
-        new.weight = mx.dequantize(layer.weight, layer.scales, layer.get("biases"), **how)
-        if "bias" in layer:
-            new.update({"bias": layer.bias})
-        plain.append((path, new))
-    if plain:
-        model.update_modules(tree_unflatten(plain))
+        if isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+            how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+            embedding = isinstance(layer, nn.QuantizedEmbedding)
+            new = nn.Embedding(1, 1) if embedding else nn.Linear(1, 1, bias="bias" in layer)
+            new.weight = mx.dequantize(layer.weight, layer.scales, layer.get("biases"), **how)
+            if "bias" in layer:
+                new.update({"bias": layer.bias})
+            plain.append((path, new))
+    model.update_modules(tree_unflatten(plain))
 
 
 def expand(path: str | os.PathLike[str]) -> Path:

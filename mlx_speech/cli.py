@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = vars(build_parser().parse_args(normal(sys.argv[1:] if arguments is None else arguments)))
     run, verbose = options.pop("run"), options.get("verbose", False)
-    signal.signal(signal.SIGTERM, _interrupt)  # so that a half-written folder is cleared away
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a half-written folder is cleared away
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", UserWarning)  # the second recording with a fault hears of it too
     for stream in (sys.stdout, sys.stderr):
@@ -44,10 +44,6 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # what is left: the disk behind standard output
         print(f"mlx_speech: cannot write to standard output ({error.strerror}): make room there", file=sys.stderr)
         return 2
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

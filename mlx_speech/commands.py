@@ -100,8 +100,7 @@ def transcribe(
                 if verbose:
                     print(_timing(result), file=sys.stderr)
     finally:
-        for line in failed:
-            print(line, file=sys.stderr)
+        print(*failed, sep="\n", end="\n" * bool(failed), file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -121,9 +120,8 @@ def diarize(audio: list[str], exclusive: bool, verbose: bool, **given: Any) -> i
                 continue
             report.close(source)
             turns = found.exclusive if exclusive else found.turns
-            print(writers.turns_to_rttm(turns, stems[source]), end="", flush=True)
-    for line in failed:
-        print(line, file=sys.stderr)
+            print(writers.regions_to_rttm(turns, stems[source]), end="", flush=True)
+    print(*failed, sep="\n", end="\n" * bool(failed), file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -63,9 +63,8 @@ def is_repo_id(text: str) -> bool:
     Whatever exists on this machine is a path, and so is what has a model file's ending ("large.pt", "old/model.bin").
     """
     wrong = ("--" in text) or (".." in text) or text.endswith((".", "-", ".git")) or len(text) > 96
-    if wrong or not REPO_ID.fullmatch(text) or text.lower().endswith(FILE_SUFFIXES):
-        return False
-    return not Path(text).exists()
+    wrong = wrong or not REPO_ID.fullmatch(text) or text.lower().endswith(FILE_SUFFIXES)
+    return not wrong and not Path(text).exists()
 
 
 def sha256(path: Path, tell: Callable[[int], object] = int) -> str:
@@ -167,12 +166,11 @@ def _weights(repo: str, names: list[str], get: Callable[[str], Path]) -> list[st
             shards = _shards(repo, spelling, names, get(spelling)) if spelling.endswith(".index.json") else []
             return [spelling, *shards, *parts]
     loose = [name for name in names if "/" not in name and name.endswith(LOOSE)]
-    if len(loose) == 1 or any(name.endswith((".bin", ".npz")) for name in parts):
-        return [*(loose if len(loose) == 1 else []), *parts]
-    if "config.yaml" in names and not loose:
-        return []  # a pipeline whose models lie in other repositories
-    if loose:
+    whole = any(name.endswith((".bin", ".npz")) for name in parts)
+    if len(loose) > 1 and not whole:
         raise SourceError(f"{repo}: more than one file of weights ({shorten(loose)}): download one and give its path")
+    if loose or whole or "config.yaml" in names:  # which may be a pipeline whose models lie in other repositories
+        return [*(loose if len(loose) == 1 else []), *parts]
     seen = shorten(sorted(names)) or "nothing at all"
     raise SourceError(f"{repo}: no weights that can be converted, only {seen}: give another repository or revision")
 

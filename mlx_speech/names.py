@@ -1,4 +1,4 @@
-"""Short names of models → the repositories they come from: tables, and nothing else.
+"""Short names of models → the repositories they come from.
 
 Whisper's are those of openai/whisper and Distil-Whisper, alone or with -4bit (-q4) or -8bit (-q8) behind them. The
 alignment models are WhisperX's, but for English, French, German, Spanish and Italian, where it takes torchaudio's
@@ -8,15 +8,26 @@ bundles, which are not on the hub.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlx_speech.errors import OptionError, brief
 
 DEFAULT_GPU = "large-v3-turbo"
 DEFAULT_CPU = "small"
+TABLES = Path(__file__).parent / "assets" / "tables"
 SUFFIX = re.compile(r"-(?:q(\d)|(\d)bit)$")
+
+
+def table(name: str) -> dict[str, Any]:
+    """A table that comes with the package: "align", "credits" or "languages"."""
+    return json.loads((TABLES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+ALIGN: dict[str, str] = table("align")  # language → repository
 
 
 @dataclass(frozen=True)
@@ -73,30 +84,6 @@ WHISPER = {
     "distil-large-v3.5": Whisper("distil-whisper/distil-large-v3.5", 756.4, DISTIL),
 }
 WHISPER |= {"large": WHISPER["large-v3"], "turbo": WHISPER["large-v3-turbo"]}
-
-# language → the end of jonatasgrosman/wav2vec2-large-xlsr-53-…
-_XLSR = (
-    "fr:french de:german es:spanish it:italian ja:japanese zh:chinese-zh-cn nl:dutch pt:portuguese ar:arabic "
-    "ru:russian pl:polish hu:hungarian fi:finnish fa:persian el:greek"
-)
-# fmt: off
-ALIGN = {
-    **{pair[:2]: f"jonatasgrosman/wav2vec2-large-xlsr-53-{pair[3:]}" for pair in _XLSR.split()},
-    "en": "facebook/wav2vec2-base-960h", "uk": "Yehor/wav2vec2-xls-r-300m-uk-with-small-lm",
-    "cs": "comodoro/wav2vec2-xls-r-300m-cs-250", "tr": "mpoyraz/wav2vec2-xls-r-300m-cv7-turkish",
-    "da": "saattrupdan/wav2vec2-xls-r-300m-ftspeech", "he": "imvladikon/wav2vec2-xls-r-300m-hebrew",
-    "vi": "nguyenvulebinh/wav2vec2-base-vi-vlsp2020", "ko": "kresnik/wav2vec2-large-xlsr-korean",
-    "ur": "kingabzpro/wav2vec2-large-xls-r-300m-Urdu", "te": "anuragshas/wav2vec2-large-xlsr-53-telugu",
-    "hi": "theainerd/Wav2Vec2-large-xlsr-hindi", "ca": "softcatala/wav2vec2-large-xlsr-catala",
-    "ml": "gvs/wav2vec2-large-xlsr-malayalam", "no": "NbAiLab/nb-wav2vec2-1b-bokmaal-v2",
-    "nn": "NbAiLab/nb-wav2vec2-1b-nynorsk", "sk": "comodoro/wav2vec2-xls-r-300m-sk-cv8",
-    "sl": "anton-l/wav2vec2-large-xlsr-53-slovenian", "hr": "classla/wav2vec2-xls-r-parlaspeech-hr",
-    "ro": "gigant/romanian-wav2vec2", "eu": "stefan-it/wav2vec2-large-xlsr-53-basque",
-    "gl": "ifrz/wav2vec2-large-xlsr-galician", "ka": "xsway/wav2vec2-large-xlsr-georgian",
-    "lv": "jimregan/wav2vec2-large-xlsr-latvian-cv", "tl": "Khalsuu/filipino-wav2vec2-l-xls-r-300m-official",
-    "sv": "KBLab/wav2vec2-large-voxrex-swedish", "id": "cahya/wav2vec2-large-xlsr-indonesian",
-}
-# fmt: on
 
 
 def whisper_sources(name: str) -> list[Source]:

@@ -10,14 +10,12 @@ from __future__ import annotations
 import json
 import math
 import mmap
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
 
 import mlx.core as mx
 import numpy as np
@@ -35,6 +33,7 @@ NAMES = {name: code for code, name in CODES.items()}
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 MAX_RANK = 8  # dimensions of a tensor
 MAX_HEADER = 100 * 1024 * 1024  # bytes; the limit of the format's own reader
+Layout = dict[str, tuple[tuple[int, ...], str]]  # name → shape and dtype
 
 
 def stored(dtype: str) -> np.dtype:
@@ -81,10 +80,6 @@ class Tensor:
     def size(self) -> int:
         return math.prod(self.shape)
 
-    @property
-    def nbytes(self) -> int:
-        return self.size * itemsize(self.dtype)
-
     def numpy(self) -> np.ndarray:
         """The values; bfloat16 as float32, which loses nothing."""
         array = self.raw()
@@ -93,10 +88,8 @@ class Tensor:
     def mlx(self) -> mx.array:
         """The values as an evaluated MLX array of the same dtype."""
         array = np.asarray(self.raw(), order="C")
-        if self.dtype == "bfloat16":
-            result = mx.array(array).view(mx.bfloat16)
-        else:
-            result = mx.array(array, dtype=getattr(mx, self.dtype if self.dtype != "bool" else "bool_"))
+        result = mx.array(array, dtype=getattr(mx, array.dtype.name if self.dtype != "bool" else "bool_"))
+        result = result.view(mx.bfloat16) if self.dtype == "bfloat16" else result
         mx.eval(result)
         return result
 
@@ -150,7 +143,8 @@ def _tensors(mapped: mmap.mmap | bytes, size: int, length: int) -> dict[str, Ten
         except (KeyError, TypeError, ValueError):
             wrong.append(name)
             continue
-        tensors[name] = Tensor(shape, dtype, partial(_view, mapped, start + begin, shape, dtype), (name,))
+        view = partial(np.ndarray, shape, stored(dtype), mapped, start + begin)
+        tensors[name] = Tensor(shape, dtype, view, (name,))
         places.append((begin, end, name))
     places.sort()
     wrong += [name for (_, before, _), (begin, _, name) in pairwise(places) if begin < before]
@@ -159,16 +153,10 @@ def _tensors(mapped: mmap.mmap | bytes, size: int, length: int) -> dict[str, Ten
     return tensors
 
 
-def _view(mapped: mmap.mmap | bytes, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    return np.frombuffer(mapped, stored(dtype), math.prod(shape), offset).reshape(shape)
-
-
-def write_safetensors(
-    path: Path, layout: dict[str, tuple[tuple[int, ...], str]], arrays: Iterable[tuple[str, mx.array | np.ndarray]]
-) -> None:
+def write_safetensors(path: Path, layout: Layout, arrays: Iterable[tuple[str, mx.array | np.ndarray]]) -> None:
     """Write a safetensors file, each array being dropped as soon as it is on disk.
 
-    layout : every name with its shape and dtype, known beforehand; written in this order
+    layout : known beforehand; written in this order
     arrays : the same names, in any order
     """
     header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
@@ -180,20 +168,15 @@ def write_safetensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(len(text).to_bytes(8, "little") + text)
         start = file.tell()
         for name, array in arrays:
             shape, dtype = layout[name]
-            _write(file, start + places.pop(name), array, shape, dtype)
+            found = str(array.dtype).rpartition(".")[2].rstrip("_")
+            if tuple(array.shape) != tuple(shape) or found != dtype:
+                raise ValueError(f"{tuple(array.shape)} {found} where {tuple(shape)} {dtype} was announced")
+            bits = array.view(mx.uint16) if isinstance(array, mx.array) and dtype == "bfloat16" else array
+            file.seek(start + places.pop(name))
+            file.write(np.asarray(bits, order="C").reshape(-1).view(np.uint8).data)
     if places:
         raise ValueError(f"never given: {shorten(list(places))}")
-
-
-def _write(file: BinaryIO, offset: int, array: mx.array | np.ndarray, shape: tuple[int, ...], dtype: str) -> None:
-    found = str(array.dtype).rpartition(".")[2].rstrip("_")
-    if tuple(array.shape) != tuple(shape) or found != dtype:
-        raise ValueError(f"{tuple(array.shape)} {found} where {tuple(shape)} {dtype} was announced")
-    if isinstance(array, mx.array):
-        array = np.array(array.view(mx.uint16) if dtype == "bfloat16" else array, copy=False)
-    file.seek(offset)
-    file.write(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)

@@ -12,7 +12,6 @@ import base64
 import difflib
 import importlib.util
 import json
-import re
 import string
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -22,24 +21,11 @@ from typing import TypeAlias
 
 from mlx_speech import hub
 from mlx_speech.errors import ConfigError, CorruptFile, OptionError, OutputError, SourceError, brief, shorten
+from mlx_speech.names import table
 
-NAMES = (
-    "en:english,zh:chinese/mandarin,de:german,es:spanish/castilian,ru:russian,ko:korean,fr:french,ja:japanese,"
-    "pt:portuguese,tr:turkish,pl:polish,ca:catalan/valencian,nl:dutch/flemish,ar:arabic,sv:swedish,it:italian,"
-    "id:indonesian,hi:hindi,fi:finnish,vi:vietnamese,he:hebrew,uk:ukrainian,el:greek,ms:malay,cs:czech,"
-    "ro:romanian/moldavian/moldovan,da:danish,hu:hungarian,ta:tamil,no:norwegian,th:thai,ur:urdu,hr:croatian,"
-    "bg:bulgarian,lt:lithuanian,la:latin,mi:maori,ml:malayalam,cy:welsh,sk:slovak,te:telugu,fa:persian,lv:latvian,"
-    "bn:bengali,sr:serbian,az:azerbaijani,sl:slovenian,kn:kannada,et:estonian,mk:macedonian,br:breton,eu:basque,"
-    "is:icelandic,hy:armenian,ne:nepali,mn:mongolian,bs:bosnian,kk:kazakh,sq:albanian,sw:swahili,gl:galician,"
-    "mr:marathi,pa:punjabi/panjabi,si:sinhala/sinhalese,km:khmer,sn:shona,yo:yoruba,so:somali,af:afrikaans,"
-    "oc:occitan,ka:georgian,be:belarusian,tg:tajik,sd:sindhi,gu:gujarati,am:amharic,yi:yiddish,lo:lao,uz:uzbek,"
-    "fo:faroese,ht:haitian creole/haitian,ps:pashto/pushto,tk:turkmen,nn:nynorsk,mt:maltese,sa:sanskrit,"
-    "lb:luxembourgish/letzeburgesch,my:myanmar/burmese,bo:tibetan,tl:tagalog,mg:malagasy,as:assamese,tt:tatar,"
-    "haw:hawaiian,ln:lingala,ha:hausa,ba:bashkir,jw:javanese,su:sundanese,yue:cantonese"
-)
-ENTRIES = [re.split("[:/]", entry) for entry in NAMES.split(",")]  # in the order of the tokens
-LANGUAGES = {code: name for code, name, *_ in ENTRIES}
-CODES = {name: entry[0] for entry in ENTRIES for name in entry}
+ENTRIES: dict[str, list[str]] = table("languages")  # code → names, in the order of the tokens
+LANGUAGES = {code: names[0] for code, names in ENTRIES.items()}
+CODES = {name: code for code, names in ENTRIES.items() for name in (code, *names)}
 UNSPACED = ("zh", "ja", "th", "lo", "my", "yue")  # languages written without spaces between words
 
 TIMESTAMPS = [f"<|{k * 0.02:.2f}|>" for k in range(1501)]  # 0.00 to 30.00 s

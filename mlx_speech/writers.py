@@ -31,13 +31,14 @@ def regions_to_json(regions: Iterable[Region], decimals: int = 3) -> str:
 
 
 def regions_to_rttm(regions: Iterable[Region], uri: str) -> str:
-    """RTTM, one SPEAKER line a region with the speaker "speech"; times in seconds, to the millisecond.
+    """RTTM, one SPEAKER line a region, with its speaker if it is a turn, else "speech"; times in seconds, to the
+    millisecond.
 
     uri : names the recording. RTTM separates its fields by white space, so white space in it becomes "_".
 
     The format: NIST, "2009 Rich Transcription evaluation plan", appendix A.
     """
-    return "".join(_rttm(region, uri, "speech") for region in regions)
+    return "".join(_rttm(region, uri) for region in regions)
 
 
 def to_txt(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
@@ -82,12 +83,7 @@ def to_json(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
 
 def to_rttm(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
     """RTTM (`regions_to_rttm`) of the speakers' turns, which may overlap; empty where speakers were not asked for."""
-    return turns_to_rttm(transcript.diarization.turns if transcript.diarization else (), uri)
-
-
-def turns_to_rttm(turns: Iterable[Turn], uri: str) -> str:
-    """RTTM, one SPEAKER line a turn (`regions_to_rttm`)."""
-    return "".join(_rttm(turn, uri, turn.speaker) for turn in turns)
+    return regions_to_rttm(transcript.diarization.turns if transcript.diarization else (), uri)
 
 
 def to_screen(transcript: Transcript) -> str:
@@ -199,7 +195,8 @@ def _times(region: Region) -> dict[str, float]:
     return {"start": round(region.start, 3), "end": round(region.end, 3)}
 
 
-def _rttm(region: Region, uri: str, speaker: str) -> str:
+def _rttm(region: Region, uri: str) -> str:
+    speaker = region.speaker if isinstance(region, Turn) else "speech"
     times = f"{region.start:.3f} {region.duration:.3f}"
     return f"SPEAKER {_field(uri)} 1 {times} <NA> <NA> {_field(speaker)} <NA> <NA>\n"
 

@@ -944,7 +944,7 @@ def test_a_model_that_fails_verification_is_not_written(
 ) -> None:
     from mlx_speech.models import wav2vec2
 
-    monkeypatch.setattr(wav2vec2.nn, "gelu", nn.gelu_fast_approx)  # a wrong activation
+    monkeypatch.setattr(wav2vec2, "gelu", nn.gelu_fast_approx)  # a wrong activation
     said = run("--model", shelf["wav2vec2 safetensors"], "--verify", code=1)
     assert "differs from its original" in said and said.count("\n") == 1
     assert not [path for path in Path().rglob("*") if path.is_file()]

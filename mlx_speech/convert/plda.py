@@ -25,8 +25,8 @@ def recognise(source: Source) -> bool:
 
 
 def recipe(source: Source, language: str | None = None) -> Recipe:
-    tensors = dict(source.tensors)
-    parts = {name: tensors[name] for name in NAMES if name in tensors}  # others are missed when all are checked
+    # one that is not there is missed when all are checked
+    parts = {name: source.tensors[name] for name in NAMES if name in source.tensors}
     if len(parts["lda"].shape) != 2 or len(parts["psi"].shape) != 1 or parts["tr"].shape[:1] != parts["psi"].shape:
         raise WeightsMismatch(f"lda {parts['lda'].shape}, tr {parts['tr'].shape}, psi {parts['psi'].shape} do not fit")
     size, lda = parts["lda"].shape
@@ -36,5 +36,5 @@ def recipe(source: Source, language: str | None = None) -> Recipe:
         return combine(pair, lambda array, psi: array[np.argsort(-psi, kind="stable")], parts[name].shape, "float64")
 
     plain = {name: combine([parts[name]], np.asarray, parts[name].shape, "float64") for name in parts}
-    tensors |= {**plain, "tr": ordered("tr"), "psi": ordered("psi")}
+    tensors = {**source.tensors, **plain, "tr": ordered("tr"), "psi": ordered("psi")}
     return Recipe({"embedding_size": size, "lda_size": lda}, tensors, TABLE, "pyannote.audio")

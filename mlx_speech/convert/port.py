@@ -22,7 +22,7 @@ from mlx_speech.convert.quantize import Options, choose
 from mlx_speech.convert.read import Source
 from mlx_speech.errors import ConfigError, OptionError, UnknownFamily, WeightsMismatch, brief, shorten
 from mlx_speech.models.base import BaseModel
-from mlx_speech.tensors import FLOATS, Tensor, itemsize, reading
+from mlx_speech.tensors import FLOATS, Layout, Tensor, itemsize
 
 
 class Drop(str):
@@ -80,7 +80,7 @@ class Plan:
     config: dict[str, Any]
     notes: list[str] = field(default_factory=list)
 
-    def layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
+    def layout(self) -> Layout:
         """Name → shape and dtype of every array of the result, sorted by name."""
         arrays = sorted(self.model.arrays().items())
         return {name: (tuple(array.shape), str(array.dtype).rpartition(".")[2]) for name, array in arrays}
@@ -114,9 +114,7 @@ class Plan:
 
     def parameters(self) -> int:
         """How many weights the model has (a quantized layer counts what it stands for)."""
-        layers = [name.removesuffix(".scales") for name in self.tensors if name.endswith(".scales")]
-        parts = {f"{path}.{leaf}" for path in layers for leaf in ("scales", "biases")}
-        return sum(tensor.size for name, tensor in self.tensors.items() if name not in parts)
+        return sum(t.size for name, t in self.tensors.items() if not name.endswith((".scales", ".biases")))
 
     def nbytes(self) -> int:
         return sum(int(np.prod(shape)) * itemsize(dtype) for shape, dtype in self.layout().values())
@@ -162,19 +160,17 @@ def converter(family: str) -> Any:
 
 
 def plan(source: Source, options: Options, language: str | None = None) -> Plan:
-    """Plan the conversion of `source`. Raises `SourceError` or `OptionError`, naming the source."""
-    with reading(source.path):
-        return _plan(source, options, language)
-
-
-def _plan(source: Source, options: Options, language: str | None) -> Plan:
+    """Plan the conversion of `source`. Raises `SourceError` or `OptionError`."""
     family = recognise(source)
     if language is not None and family != "wav2vec2":
         raise OptionError(f"--language {language}: only wav2vec2 models have languages to choose from, not {family}")
     ours = source.config.get("format_version") is not None
-    if ours:
+    if ours:  # every tensor keeps its name
         checkpoint.check_language(source.config, language)
-    recipe = own_recipe(source) if ours else converter(family).recipe(source, language)
+        companions = getattr(converter(family), "COMPANIONS", ())
+        recipe = Recipe(source.config, source.tensors, {}, "", mlx_layout=True, companions=companions)
+    else:
+        recipe = converter(family).recipe(source, language)
     module = models.module(family)
     model: BaseModel = module.Model(module.ModelArgs.from_dict({**recipe.config, "model_type": family}))
     model.eval()
@@ -197,42 +193,30 @@ def _plan(source: Source, options: Options, language: str | None) -> Plan:
     elif options.quantize:
         quantized, stated = choose(model, options)
         nn.quantize(model, class_predicate=lambda path, _: quantized.get(path, False))
-    config = {**dataclasses.asdict(model.args), "model_type": family, "dtype": _main_dtype(tensors, dtypes)}
+    # the floating dtype that most weights have
+    main = max(FLOATS, key=lambda dtype: sum(t.size for name, t in tensors.items() if dtypes[name] == dtype))
+    config = {**dataclasses.asdict(model.args), "model_type": family, "dtype": main}
     config["format_version"] = checkpoint.FORMAT_VERSION
     if stated:
         config["quantization"] = config["quantization_config"] = stated
     return Plan(family, source, recipe, model, tensors, dropped, dtypes, quantized, config, notes)
 
 
-def own_recipe(source: Source) -> Recipe:
-    """A folder that this package wrote: every tensor keeps its name."""
-    companions = getattr(converter(source.config["model_type"]), "COMPANIONS", ())
-    return Recipe(dict(source.config), dict(source.tensors), {}, "", mlx_layout=True, companions=companions)
-
-
 def rename(tensors: dict[str, Tensor], table: Table) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     """Tensors under their new names, the dropped ones with the reason, and names that the table lacks."""
-    patterns = [(re.compile(re.escape(key).replace(r"\{\}", r"(\d+)")), target) for key, target in table.items()]
+    keys = {key: re.compile(re.escape(key).replace(r"\{\}", r"(\d+)") + r"(\.[^.]*)?") for key in table}  # with a leaf
     result, dropped, unknown = {}, {}, []
     for name, tensor in tensors.items():
-        target = _target(name, patterns)
-        if target is None:
+        matches = ((table[key], pattern.fullmatch(name)) for key, pattern in keys.items())
+        target, match = next((pair for pair in matches if pair[1]), ("", None))
+        if match is None:
             unknown.append(name)
         elif isinstance(target, Drop):
             dropped[" + ".join(tensor.sources) or name] = str(target)
         else:
-            result[target] = tensor
+            *numbers, leaf = match.groups(default="")
+            result[target.format(*numbers) + leaf] = tensor
     return result, dropped, unknown
-
-
-def _target(name: str, patterns: list[tuple[re.Pattern[str], str | Drop]]) -> str | Drop | None:
-    path, _, leaf = name.rpartition(".")
-    for candidate, suffix in ((name, ""), (path, f".{leaf}")):
-        for pattern, target in patterns:
-            match = pattern.fullmatch(candidate)
-            if match:
-                return target if isinstance(target, Drop) else target.format(*match.groups()) + suffix
-    return None
 
 
 def lay_out(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -297,8 +281,3 @@ def _dtype(name: str, tensor: Tensor, model: BaseModel, asked: str | None) -> st
     if tensor.dtype not in FLOATS or tensor.dtype == "float64" or asked is None:
         return tensor.dtype
     return asked if model.cast_predicate(name) else "float32"
-
-
-def _main_dtype(tensors: dict[str, Tensor], dtypes: dict[str, str]) -> str:
-    """The floating dtype that most weights have."""
-    return max(FLOATS, key=lambda dtype: sum(t.size for name, t in tensors.items() if dtypes[name] == dtype))

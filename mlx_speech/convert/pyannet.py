@@ -57,9 +57,7 @@ def _lstm_name(tensors: dict[str, Tensor], layer: int) -> str:
 
 
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    layers = 0
-    while _lstm_name(tensors, layers) in tensors:
-        layers += 1
+    layers = len(fold.numbered(tensors, "lstm.weight_ih_l{}") or fold.numbered(tensors, "lstm.{}.weight_ih_l0"))
     if not layers or "classifier.weight" not in tensors:
         raise ConfigError("no LSTM or no classifier among the tensors of this PyanNet")
     read = ["classifier.weight", _lstm_name(tensors, 0), *(["linear.0.weight"] if "linear.0.weight" in tensors else [])]

@@ -47,12 +47,11 @@ class Options:
         if not self.quantize and (any(value is not None for value in given) or self.q_mode != "affine"):
             raise OptionError("--q-bits, --q-group-size, --q-mode and --quant-predicate need -q")
         group_size, bits = MODES[self.q_mode]
-        if self.q_mode != "affine":
-            if self.q_bits not in (None, bits) or self.q_group_size not in (None, group_size):
-                raise OptionError(f"--q-mode {self.q_mode} is always {bits} bits in groups of {group_size}")
-        else:
+        if self.q_mode == "affine":
             _check("--q-bits", self.q_bits, BITS)
             _check("--q-group-size", self.q_group_size, GROUP_SIZES)
+        elif self.q_bits not in (None, bits) or self.q_group_size not in (None, group_size):
+            raise OptionError(f"--q-mode {self.q_mode} is always {bits} bits in groups of {group_size}")
         _check("--quant-predicate", self.quant_predicate, RECIPES)
         if self.quant_predicate is not None and (self.q_mode != "affine" or self.q_bits is not None):
             raise OptionError("--quant-predicate sets the bits itself: leave out --q-bits and --q-mode")
@@ -66,9 +65,8 @@ class Options:
     @property
     def suffix(self) -> str:
         """What is appended to the name of the output folder."""
-        if not self.quantize:
-            return ""
-        return f"-{self.quant_predicate}" if self.quant_predicate else f"-{self.defaults['bits']}bit"
+        how = self.quant_predicate or f"{self.defaults['bits']}bit"
+        return f"-{how}" if self.quantize else ""
 
 
 def choose(model: BaseModel, options: Options) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:

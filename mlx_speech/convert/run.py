@@ -141,7 +141,7 @@ def _write_all(stage: Path, target: Path, config: Config, plans: Plans, command:
         raise OutputError(f"{target}: needs {needed:.0f} MB and {free:.0f} MB are free: choose another --mlx-path")
     tables = {}
     for name, part in plans.items():
-        tables[name] = write(part, stage / name, command, title=str(Path(target.name, name)), **how)
+        tables[name] = write(part, stage / name, str(Path(target.name, name)), command, **how)
     if config is not None:
         whole = {**config, "format_version": checkpoint.FORMAT_VERSION}
         _write_json(stage / "config.json", whole)
@@ -163,9 +163,10 @@ def locate(model: str, revision: str | None = None, language: str | None = None)
     return Origin(**vars(hub.fetch(model, revision, language=language)))
 
 
-def plan_source(origin: Origin, options: Options | None = None, language: str | None = None) -> Plan:
-    """Open, recognise and plan one model."""
-    return plan(replace(open_source(origin.path), name=origin.name, **origin.said), options or Options(), language)
+def plan_source(origin: Origin, options: Options, language: str | None = None) -> Plan:
+    """Open, recognise and plan one model. Raises `SourceError` or `OptionError`, naming the source."""
+    with reading(origin.path):
+        return plan(replace(open_source(origin.path), name=origin.name, **origin.said), options, language)
 
 
 def _plans(origin: Origin, options: Options, language: str | None) -> tuple[Config, Plans]:
@@ -190,24 +191,21 @@ def _plans(origin: Origin, options: Options, language: str | None) -> tuple[Conf
     return config, plans
 
 
-def write(
-    part: Plan, folder: Path, command: str, *, verify: bool = False, progress: bool = False, title: str = ""
-) -> str | None:
+def write(part: Plan, folder: Path, title: str, command: str, *, verify: bool = False, progress: bool = False) -> str:
     """Write one planned model into `folder` (made if missing): weights, configuration, companions, card.
 
-    Returns the parity table, if verified. Raises `ParityError` where a float32 model does not meet the bars.
+    Returns the parity table, or "" unless verified. Raises `ParityError` where a float32 model does not meet the bars.
     """
     folder.mkdir(parents=True, exist_ok=True)
     hashes = {path.name: _hash(path, progress) for path in part.source.files}
     write_safetensors(folder / "model.safetensors", part.layout(), _counted(part, progress))
     config: dict[str, Any] = {**part.config, "source": provenance(part, hashes)}
-    for name in part.recipe.companions:
-        companion = part.source.beside(name) if name not in part.recipe.documents else None
-        if companion is not None:
+    for name in set(part.recipe.companions) - part.recipe.documents.keys():
+        if companion := part.source.beside(name):
             shutil.copyfile(companion, folder / name)
     for name, content in {**part.recipe.documents, "config.json": config}.items():
         _write_json(folder / name, content)
-    table = None
+    table = ""
     if verify:
         # weights that were not changed must give what the original gives, computed in float32 on both sides
         barred = not part.changed()
@@ -218,7 +216,7 @@ def write(
         table = parity.table(rows, bars=barred)
         config["source"]["verified"] = {row.measure: row.value for row in rows}
         _write_json(folder / "config.json", config)
-    (folder / "README.md").write_text(card(title or part.source.name, config, command, table), encoding="utf-8")
+    (folder / "README.md").write_text(card(title, config, command, table), encoding="utf-8")
     return table
 
 

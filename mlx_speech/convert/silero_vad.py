@@ -32,11 +32,10 @@ def recognise(source: Source) -> bool:
 
 
 def recipe(source: Source, language: str | None = None) -> Recipe:
-    tensors, rates, hidden = dict(source.tensors), [], 0
+    tensors = dict(source.tensors)
+    rates = [rate for prefix, rate in RATES.items() if any(name.startswith(f"{prefix}.") for name in tensors)]
     for prefix, rate in RATES.items():
-        if not any(name.startswith(f"{prefix}.") for name in tensors):
-            continue
-        rates.append(rate)
-        fold.lstm(tensors, [f"{prefix}.decoder.rnn.weight_ih"], f"vad_{rate // 1000}k.lstm")
-        hidden = tensors[f"vad_{rate // 1000}k.lstm.Wh"].shape[-1]
+        if rate in rates:
+            fold.lstm(tensors, [f"{prefix}.decoder.rnn.weight_ih"], f"vad_{rate // 1000}k.lstm")
+    hidden = tensors[f"vad_{rates[0] // 1000}k.lstm.Wh"].shape[-1]
     return Recipe({"sample_rates": rates, "hidden_size": hidden}, tensors, TABLE, "silero-vad")

@@ -39,7 +39,6 @@ STORAGES = {  # torch.FloatStorage and so on; ours
     "Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Untyped": "uint8",
 }
 DTYPES = {f"torch.{name}": name for name in (*STORAGES.values(), "uint16", "uint32", "uint64")}
-SCALARS = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1")
 # All that reading malformed bytes raises, here, in pickle, zipfile, zlib and NumPy. RuntimeError stands also for
 # endless recursion and for what zipfile lacks, ValueError for text that is no UTF-8.
 MALFORMED = (
@@ -175,7 +174,7 @@ def _array(name: str, size: int, read: Read) -> Tensor:
     file = io.BytesIO(read()[: 16 * 1024].tobytes())  # NumPy reads headers up to 10 000 bytes
     version, npy = np.lib.format.read_magic(file), np.lib.format
     shape, fortran, kind = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
-    if kind.str[1:] not in (*SCALARS, "V2") or kind.names or not kind.isnative:
+    if kind.name not in (*DTYPES.values(), "void16") or kind.names or not kind.isnative:
         raise CorruptFile(f"{name[:200]!r} in it holds {str(kind)[:40]!r}, which is no tensor: save it without")
     dtype, header = "bfloat16" if kind.kind == "V" else kind.name, file.tell()
     strides = [math.prod(shape[:i] if fortran else shape[i + 1 :]) for i in range(len(shape))]

@@ -182,10 +182,7 @@ def _bundle(source: Source, rows: int, language: str | None) -> tuple[str, tuple
 
 def _from_torchaudio(name: str) -> str:
     name = name.removeprefix("model.")
-    for theirs, ours in TORCHAUDIO:
-        if name.startswith(theirs):
-            return ours + name[len(theirs) :]
-    return name
+    return next((ours + name.removeprefix(start) for start, ours in TORCHAUDIO if name.startswith(start)), name)
 
 
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -41,8 +41,8 @@ def recipe(source: Source, language: str | None = None) -> Recipe:
     config = {**_sizes(tensors), **_front_end(hyper_parameters(source))}
     _fold_norms(tensors)
     features = tensors["seg_1.weight"].shape[1] // 2
-    channels = config["base_channels"] * 8 * (4 if config["bottleneck"] else 1)
-    order = np.arange(features).reshape(channels, -1).T.reshape(-1)  # (channel, frequency) → (frequency, channel)
+    frequencies = config["num_mel_bins"] // 8
+    order = np.arange(features).reshape(-1, frequencies).T.reshape(-1)  # (channel, frequency) → (frequency, channel)
     order = np.concatenate([order, features + order])  # means, then deviations
     tensors["seg_1.weight"] = tensors["seg_1.weight"].map(lambda array: array[:, order])
     return Recipe(config, tensors, TABLE, "pyannote.audio")
@@ -50,9 +50,8 @@ def recipe(source: Source, language: str | None = None) -> Recipe:
 
 def _fold_norms(tensors: dict[str, Tensor]) -> None:
     for norm in sorted({name.rpartition(".")[0] for name in tensors if name.endswith(".running_mean")}):
-        path, _, leaf = norm.rpartition(".")
-        if re.fullmatch(r"bn\d", leaf):
-            conv = f"{path}.conv{leaf[2:]}" if path else f"conv{leaf[2:]}"
+        conv, path = re.sub(r"\bbn(\d)$", r"conv\1", norm), norm.rpartition(".")[0]
+        if conv != norm:
             fold.batch_norm(tensors, conv, norm, conv)
         elif path.endswith(".shortcut"):
             fold.batch_norm(tensors, f"{path}.0", norm, path)

@@ -6,7 +6,6 @@ their derivatives are that graph's everywhere. NumPy works in blocks that stay i
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -228,4 +227,4 @@ def _together(compute: Callable[[Any], None], parts: Iterable[Any]) -> None:
 def _threads() -> tuple[ThreadpoolController, ThreadPoolExecutor]:
     """What limits the threads of NumPy's matrix products, and a pool of as many as they had."""
     products = ThreadpoolController().select(user_api="blas")
-    return products, ThreadPoolExecutor(max([one["num_threads"] for one in products.info()], default=os.cpu_count()))
+    return products, ThreadPoolExecutor(max([one["num_threads"] for one in products.info()], default=None))

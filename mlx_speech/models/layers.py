@@ -35,15 +35,14 @@ class TimeNorm(nn.Module):
     def __call__(self, x: mx.array, lengths: mx.array | None = None) -> mx.array:
         """x (batch, steps, channels); of each row only the first `lengths` (batch,) steps count, where given."""
         x = x.astype(mx.float32)
-        if lengths is None:
-            mean = sum_over_time(x) / x.shape[1]
-            centred = x - mean
-            variance = sum_over_time(mx.square(centred)) / x.shape[1]
-        else:
-            valid, count = (mx.arange(x.shape[1]) < lengths[:, None])[..., None], lengths[:, None, None]
-            mean = sum_over_time(mx.where(valid, x, 0)) / count
-            centred = x - mean
-            variance = sum_over_time(mx.where(valid, mx.square(centred), 0)) / count
+        count = x.shape[1] if lengths is None else lengths[:, None, None]
+
+        def mean(y: mx.array) -> mx.array:
+            valid = lengths is None or (mx.arange(x.shape[1]) < lengths[:, None])[..., None]
+            return sum_over_time(y if lengths is None else mx.where(valid, y, 0)) / count
+
+        centred = x - mean(x)
+        variance = mean(mx.square(centred))
         scale = mx.rsqrt(variance + self._eps) * self.weight
         return (centred * scale + self.bias).astype(self.weight.dtype)
 

@@ -224,7 +224,8 @@ class TextDecoder(nn.Module):
 
         tokens (batch, n), encoded (batch, 1500, width), heads : (layer, head) pairs, sorted
         Returns the states (batch, n, width) of which `token_embedding.as_linear` makes logits, and the scores of
-        `heads` before the softmax, for each layer that has some: (batch, heads, n, 1500) in float32. Raises `OptionError` beyond n_text_ctx tokens.
+        `heads` before the softmax, for each layer that has some, (batch, heads, n, 1500) in float32. Raises
+        `OptionError` beyond n_text_ctx tokens.
         """
         if tokens.shape[1] > self._context:
             raise OptionError(f"{tokens.shape[1]} tokens: this decoder takes {self._context}")

@@ -25,7 +25,6 @@ from mlx_speech.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment, Word
 
 TOKENS_PER_SECOND = 50  # positions of the encoder
-BUCKET = 32  # texts are padded to a multiple of it, so that few shapes occur
 
 PREPEND_PUNCTUATIONS = "\"'“¿([{-"
 APPEND_PUNCTUATIONS = "\"'.。,，!！?？:：”)]}、"
@@ -71,7 +70,8 @@ def find_alignment(
     own = [(tokenizer.sot_sequence(languages[row], task), row) for row in rows]
     inputs = [[*start, tokenizer.no_timestamps, *texts[row], tokenizer.eot] for start, row in own]
     chosen = encoded if len(rows) == encoded.shape[0] else encoded[mx.array(rows)]
-    tokens = _padded(inputs, tokenizer.eot, model.args.n_text_ctx)
+    longest = max(map(len, inputs))  # the causal mask hides the padding
+    tokens = mx.array([row + [tokenizer.eot] * (longest - len(row)) for row in inputs])
     states, layers = model.decoder.cross_attention(tokens, chosen, alignment_heads(model.args))
     scores = mx.concatenate(layers, axis=1)
 
@@ -100,13 +100,6 @@ def alignment_heads(args: ModelArgs) -> list[tuple[int, int]]:
     if heads and all(len(pair) == 2 and pair[0] < args.n_text_layer and pair[1] < args.n_text_head for pair in heads):
         return sorted({(layer, head) for layer, head in heads})
     return list(product(range(args.n_text_layer // 2, args.n_text_layer), range(args.n_text_head)))
-
-
-def _padded(inputs: list[list[int]], pad: int, limit: int) -> mx.array:
-    """(batch, length); the causal mask hides the padding."""
-    longest = max(map(len, inputs))
-    length = max(longest, min(limit, -(-longest // BUCKET) * BUCKET))
-    return mx.array([row + [pad] * (length - len(row)) for row in inputs])
 
 
 def _matrix(scores: mx.array) -> mx.array:

@@ -254,11 +254,6 @@ def _divided(start: float, end: float, size: float) -> list[Region]:
     return [Region(*part) for part in pairwise(edges)] if end > start else []
 
 
-def speech_share(regions: Sequence[Region], duration: float) -> float:
-    """How much of a recording of `duration` seconds is in the regions, 0..1."""
-    return min(1.0, sum(region.duration for region in regions) / duration) if duration > 0 else 0.0
-
-
 def warn_if_silent(audio: np.ndarray, regions: Sequence[Region], name: str = "the recording") -> bool:
     """Warn, and give True, where less than a tenth of a loud recording counts as speech: some may have been missed.
 
@@ -266,7 +261,7 @@ def warn_if_silent(audio: np.ndarray, regions: Sequence[Region], name: str = "th
     """
     if not audio.size or math.sqrt(float(np.dot(audio, audio)) / audio.size) <= LOUD:
         return False
-    share = speech_share(regions, audio.size / 16_000)
+    share = min(1.0, 16_000 * sum(region.duration for region in regions) / audio.size)
     if share < LITTLE_SPEECH:
         advice = "if more is missing, lower the threshold of the voice activity detection or do without it"
         warnings.warn(f"{name}: it is loud, yet only {share:.1%} counts as speech: {advice}", stacklevel=2)
