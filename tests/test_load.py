@@ -470,6 +470,16 @@ def test_both_scans_agree(dtype: mx.Dtype, directions: int, steps: int) -> None:
     assert mx.array_equal(found[:, :, -1], h)
 
 
+def test_a_scan_reads_no_memory_that_it_has_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lay there before may be no number, of which NumPy warns."""
+    monkeypatch.setattr(layers.np, "empty", lambda shape, dtype: np.full(shape, np.nan, dtype))
+    monkeypatch.setattr(layers.np, "empty_like", lambda array: np.full_like(array, np.nan))
+    zeros = mx.zeros((1, 2, 5))
+    with np.errstate(all="raise"):
+        found, (h, c) = layers.scan(mx.ones((1, 2, 7, 20)), mx.ones((1, 20, 5)), (zeros, zeros))
+    assert all(np.isfinite(np.array(one)).all() for one in (found, h, c))
+
+
 @pytest.mark.parametrize("directions", [1, 2])
 def test_lstm_is_that_of_torch(directions: int) -> None:
     rng = np.random.default_rng(9)

@@ -146,6 +146,6 @@ def scan_numpy(gates: np.ndarray, weight: np.ndarray, h: np.ndarray, c: np.ndarr
         c *= 0.5
         np.tanh(c, out=part)
         h = np.multiply(o, part, out=out)
-    outputs *= 0.5
+    outputs[:-1] *= 0.5
     outputs[-1] = c
     return outputs.transpose(1, 2, 0, 3)
