@@ -471,9 +471,13 @@ def test_both_scans_agree(dtype: mx.Dtype, directions: int, steps: int) -> None:
 
 
 def test_a_scan_reads_no_memory_that_it_has_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lay there before may be no number, of which NumPy warns."""
-    monkeypatch.setattr(layers.np, "empty", lambda shape, dtype: np.full(shape, np.nan, dtype))
-    monkeypatch.setattr(layers.np, "empty_like", lambda array: np.full_like(array, np.nan))
+    """What lay there before may be a signalling NaN, of which NumPy warns."""
+
+    def full(shape: Any, dtype: Any = np.float32) -> np.ndarray:
+        return np.full(shape, 0x7F800001, np.uint32).view(dtype)
+
+    monkeypatch.setattr(layers.np, "empty", full)
+    monkeypatch.setattr(layers.np, "empty_like", lambda array: full(array.shape))
     zeros = mx.zeros((1, 2, 5))
     with np.errstate(all="raise"):
         found, (h, c) = layers.scan(mx.ones((1, 2, 7, 20)), mx.ones((1, 20, 5)), (zeros, zeros))
