@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import platform
 import sys
 import time
@@ -51,6 +52,8 @@ def main() -> int:
         parser.error(f"--only {unknown[0]}: choose of {', '.join(MODULES)}")
 
     peaks = roofline.measure(options.quick)
+    if peaks["core"]:
+        os.environ[models.CORE] = peaks["core"]
     where = {"machine": report.machine(), "commit": report.commit(), "python": platform.python_version()}
     where |= {"versions": report.versions(), "threads": report.threads()}
     where |= {key: peaks[key] for key in ("device", "chip", "blas")}

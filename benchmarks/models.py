@@ -15,12 +15,14 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
 VERSION = "2"  # of what is made: another number, and all of it is made again
 RATE = 16_000
+CORE = "MLX_SPEECH_BENCH_CORE"  # variable of the environment: the kind of CPU that OpenBLAS serves
 
 
 class Whisper(NamedTuple):
@@ -48,12 +50,13 @@ class Narrow(NamedTuple):
 
 
 def use_mlx(device: str, ours: bool = True) -> None:
-    """What a contender that uses MLX does before it imports it: OpenBLAS, as we load it, or, for others, by hand; and
-    the device."""
+    """What a contender that uses MLX does before it imports it: OpenBLAS, as we load it, or, for others, by hand, told
+    of the same CPU; and the device."""
     if ours:
         import mlx_speech  # noqa: F401
     elif sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError):
+        told = {"OPENBLAS_CORETYPE": os.environ[CORE]} if CORE in os.environ else {}
+        with contextlib.suppress(OSError), mock.patch.dict(os.environ, told):
             ctypes.CDLL("libopenblas.so.0", ctypes.RTLD_GLOBAL)
     import mlx.core as mx
 

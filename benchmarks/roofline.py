@@ -24,7 +24,8 @@ REPEATS = 7
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    """From another process: {"device": "cpu", "metal" or "cuda", "chip", "blas", "operations" and "bytes" a second}."""
+    """From another process: {"device": "cpu", "metal" or "cuda", "chip", "blas", "core", "operations" and "bytes" a
+    second}."""
     command = [sys.executable, "-m", "benchmarks.roofline", *["quick"] * quick]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     if done.returncode:
@@ -70,9 +71,19 @@ def main() -> None:
         best(operator.add, (large, large), (large, large)),
     )
     vector = best(operator.matmul, (large, large), (large, 1))
-    found = {"operations": 2 * side**3 / product, "bytes": 4 * large**2 * max(3 / total, 1 / vector)}
+    found: dict[str, Any] = {"operations": 2 * side**3 / product, "bytes": 4 * large**2 * max(3 / total, 1 / vector)}
     chip = "" if device == "cpu" else str(mx.device_info().get("device_name", ""))
-    print(json.dumps({"device": device, "chip": chip, "blas": mlx_speech.blas.hint() is None, **found}))
+    print(
+        json.dumps(
+            {
+                "device": device,
+                "chip": chip,
+                "blas": mlx_speech.blas.hint() is None,
+                "core": mlx_speech.blas.core(),
+                **found,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import itertools
 import warnings
@@ -403,6 +404,18 @@ def centre(model: Any, waveform: torch.Tensor) -> None:
         last.weight.mul_(factor)
 
 
+def truth(pipeline: Any, file: dict[str, Any]) -> np.ndarray:
+    """What the original's segmentation says in float64, (windows, frames, speakers)."""
+    if "exact" not in file:
+        window, model = file["segmentations"].sliding_window, copy.deepcopy(pipeline._segmentation.model).double()
+        size = round(window.duration * 16000)
+        starts = [round(window[k].start * 16000) for k in range(len(file["segmentations"].data))]
+        padded = torch.nn.functional.pad(file["waveform"].double(), (0, size))
+        with torch.inference_mode():
+            file["exact"] = np.concatenate([model(padded[None, :, s : s + size]).numpy() for s in starts])
+    return file["exact"]
+
+
 @pytest.fixture
 def remembered(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     """What our models say of a recording is made once, too."""
@@ -435,7 +448,10 @@ def test_the_pipeline_gives_the_originals_turns(both: Both, name: str, clusterin
         assert len(forced.embeddings) == (4 if clustering == AHC and number == 5 else number)  # 3 voices are few
     scores, vectors = np.concatenate(file["our segment"]), np.concatenate(file["our embed"])
     active = binarize(file["segmentations"], onset=0.5, initial_state=False).data.any(axis=1)
-    assert np.abs(scores - file["segmentations"].data).max() < 0.02  # near silence, float32 itself is off by 0.03
+    # ours is as far from float64 as the original; in one window near silence each may be off by 0.03
+    exact = truth(both.theirs[clustering], file)
+    off, theirs_off = (np.sort(np.abs(x - exact).max(axis=(1, 2))) for x in (scores, file["segmentations"].data))
+    assert np.median(off) < 1.5 * np.median(theirs_off) and off[-3] < 2 * theirs_off[-3] and off[-1] < 0.05
     theirs_spoken = file["embeddings"][active.any(axis=1)]
     close = np.abs(vectors - theirs_spoken)[active[active.any(axis=1)]].max()
     assert close < 1e-4 * np.abs(theirs_spoken).max()
