@@ -160,6 +160,8 @@ def document(content: dict[str, Any]) -> str:
     parts.append(f"- Threads: {threads or 'as the packages choose'}")
     parts.append(f"- Commit {here['commit']}; Python {here['python']}")
     parts.append("- " + ", ".join(f"{name} {number}" for name, number in here["versions"].items()))
+    took = sum(one.get("took", 0) for rows in content["rows"].values() for one in rows.values())
+    parts.append(f"- All rows together took {took / 60:.0f} minutes, beside the making of the models, which are kept")
     parts += ["", *_summary(content["rows"])]
     for module, rows in content["rows"].items():
         parts += ["", f"## {module}", "", *([row(name, found) for name, found in rows.items()] or ["Not measured."])]

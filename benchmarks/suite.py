@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 OURS = "mlx_speech"
-REPEATS = ((30.0, 5), (180.0, 3), (float("inf"), 1))  # so many turns where the slowest call takes up to so many seconds
+REPEATS = ((30.0, 5), (180.0, 3), (float("inf"), 1))  # so many turns where one takes up to so many seconds
+WARM = 10.0  # seconds from which the first turn, whose outputs are compared, counts as one of them
 
 Call = Callable[[], Any]
 
@@ -46,6 +47,7 @@ class Row:
     count : of what a call makes (tokens), for a rate; None: nothing to count
     work : see `Work`
     targets : contender → how many times as fast as it ours should be on two CPU cores
+    most : turns, where `REPEATS` has more: all rows together shall take 40 minutes
     """
 
     name: str
@@ -57,6 +59,7 @@ class Row:
     count: float | None = None
     work: Work | None = None
     targets: Mapping[str, float] = field(default_factory=dict)
+    most: int = 5
 
 
 def peak_memory() -> int:
@@ -91,9 +94,12 @@ class _Contender:
         self.process = context.Process(target=_serve, args=(other, ready, arguments), daemon=True)
         self.process.start()
         other.close()
-        self.problem: str | None = self._receive()
+        self.problem: str | None = None
         self.times: list[float] = []
         self.peak = 0
+
+    def get_ready(self) -> None:
+        self.problem = self._receive()
 
     def _receive(self) -> Any:
         try:
@@ -120,17 +126,23 @@ class _Contender:
 
 
 def measure(row: Row) -> dict[str, Any]:
-    """All contenders of a row, as JSON: {"title", "agree", "contenders": {name: {"times", "peak"} or {"problem"}}}."""
+    """A row as JSON: {"title", "agree", "contenders": {name: {"times", "peak"} or {"problem"}}, ...}."""
+    start = time.perf_counter()
     contenders = {name: _Contender(ready, row.arguments) for name, ready in row.contenders.items()}
     try:
+        for one in contenders.values():
+            one.get_ready()
         outputs = {name: one.call() for name, one in contenders.items() if one.problem is None}
         outputs = {name: output for name, output in outputs.items() if contenders[name].problem is None}
         agreed = row.agree(outputs) if row.agree is not None and OURS in outputs else ""
         running = [one for one in contenders.values() if one.problem is None]
-        slowest = max((one.times.pop() for one in running), default=0.0)
-        turns = next(turns for limit, turns in REPEATS if slowest <= limit)
-        for turn in range(turns):  # who begins changes
-            for one in running if turn % 2 == 0 else reversed(running):
+        first = sum(one.times[0] for one in running)
+        turns = min(row.most, next(turns for limit, turns in REPEATS if first <= limit))
+        if first < WARM:
+            for one in running:
+                one.times.clear()
+        for turn in range(turns - (first >= WARM)):  # who begins changes
+            for one in running if turn % 2 else reversed(running):
                 one.call()
         found = {
             name: {"problem": one.problem} if one.problem else {"times": one.times, "peak": one.peak}
@@ -142,7 +154,8 @@ def measure(row: Row) -> dict[str, Any]:
     result = {"title": row.title, "agree": agreed, "contenders": found, "seconds": row.seconds, "count": row.count}
     if row.work is not None:
         result["work"] = {"operations": row.work.operations, "bytes": row.work.bytes}
-    return {**result, "targets": dict(row.targets), "load": os.getloadavg()[0]}
+    took = time.perf_counter() - start
+    return {**result, "targets": dict(row.targets), "load": os.getloadavg()[0], "took": took}
 
 
 def ratios(measured: Mapping[str, Any], other: str) -> tuple[float, float, float] | None:

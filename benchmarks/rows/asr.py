@@ -40,6 +40,7 @@ def _row(size: str, chunks: int, device: str, quick: bool = False) -> Row:
         count=float(chunks * checks.TOKENS),
         work=_work(checks.sizes(files), chunks, 2 if gpu else 4),
         targets=targets,
+        most=5 if gpu else 1,
     )
 
 

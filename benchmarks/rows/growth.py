@@ -48,6 +48,7 @@ def _longer(device: str, minutes: float, less: float, target: float | None) -> R
         {"device": device, "minutes": minutes, "less": less},
         agree_growth,
         targets={shorter: target} if target else {},
+        most=2 if minutes == 100 else 5,
     )
 
 
@@ -160,6 +161,7 @@ def _clustering(name: str, count: int, beside: bool, worth: str = "") -> Row:
         # the distance of every two, once; and vectors and tree
         work=Work(float(count) ** 2 * DIMENSION, 8.0 * count * (DIMENSION + 4)),
         targets=targets,
+        most=1 if name in ("5h", "10h") else 5,
     )
 
 
