@@ -36,7 +36,9 @@ def rows(device: str, quick: bool) -> list[Row]:
         given = {"device": device, "quick": quick, "seconds": seconds}
         how: dict[str, Any] = {"seconds": seconds}
         if name == "whole":
-            how |= {"targets": {PYANNOTE: 1.0}, "most": 2} if device == "cpu" else {"targets": {PYANNOTE: 3.0}}
+            how["targets"] = {PYANNOTE: 1.0 if device == "cpu" else 3.0}
+        if device == "cpu":
+            how["most"] = {"embedding": 3, "whole": 1}.get(name, 5)
         if name != "clustering" and not quick:
             how["work"] = work_of(name, len(starts(seconds)))
         contenders = {OURS: mine, PYANNOTE: theirs}

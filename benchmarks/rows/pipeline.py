@@ -110,7 +110,7 @@ def _plant(source: Path, folder: Path) -> None:
 
 # --- contenders ------------------------------------------------------------------------------------------------------
 
-Output = dict[str, Any]  # "texts" of the chunks, how many "words" have times, "turns", "stages" with their seconds
+Output = dict[str, Any]  # the "text" in words, how many "words" have times, "turns", "stages" with their seconds
 
 
 def ours(device: str, quick: bool, seconds: float) -> Call:
@@ -131,10 +131,9 @@ def ours(device: str, quick: bool, seconds: float) -> Call:
     def call() -> Output:
         result = pipeline(audio, **options)
         turns = [(turn.start, turn.end, turn.speaker) for turn in result.diarization.turns]
-        texts = [segment.text for segment in result.segments]
-        assert all(len(segment.tokens) == checks.TOKENS for segment in result.segments)
+        text = " ".join(segment.text for segment in result.segments).split()  # a chunk is split where speakers change
         found = [word.aligned for segment in result.segments for word in segment.words]
-        return {"texts": texts, "words": sum(found), "turns": turns, "stages": dict(result.seconds)}
+        return {"text": text, "words": sum(found), "turns": turns, "stages": dict(result.seconds)}
 
     return call
 
@@ -198,8 +197,8 @@ def stack(device: str, quick: bool, seconds: float) -> Call:
         speakers = [speaker_of(word, turns) for own in times for word in own]
         moments.append(time.perf_counter())
         stages = dict(zip(("vad", "transcribe", "align", "diarize"), np.diff(moments).tolist(), strict=True))
-        texts = [segment.text.strip() for segment in segments]
-        return {"texts": texts, "words": len(speakers), "turns": turns, "stages": stages}
+        text = " ".join(segment.text for segment in segments).split()
+        return {"text": text, "words": len(speakers), "turns": turns, "stages": stages}
 
     return call
 
@@ -227,12 +226,12 @@ def speaker_of(word: tuple[float, float], turns: diarization.Turns) -> str | Non
 def agree(outputs: Mapping[str, Output]) -> str:
     mine, said = outputs[OURS], []
     for name, output in outputs.items():
-        assert output["texts"] == mine["texts"], (name, output["texts"], mine["texts"])
+        assert output["text"] == mine["text"], (name, output["text"], mine["text"])
         share = diarization.same_time(mine["turns"], output["turns"])
         assert share >= 0.98, (name, share)
         stages = ", ".join(f"{stage} {seconds:.2g} s" for stage, seconds in output["stages"].items())
         said.append(f"{name} gave {output['words']} words a time of their own, and first took {stages}")
-    same = f"{len(mine['texts'])} chunks with the same texts, {100 * share:.1f} % of the time the same speakers"
+    same = f"the same {len(mine['text'])} words, {100 * share:.1f} % of the time the same speakers"
     return "; ".join([same, *said])
 
 

@@ -19,6 +19,7 @@ BY_ONE, BATCHED = "mlx_speech, one by one", "mlx-whisper, batched"
 # On a CPU, where those that do no better with a batch are timed; at the others it would be a multiple of that.
 ON_CPU = {("tiny", 1, "mlx-whisper"), ("tiny", 1, "mlx-audio"), ("tiny", 4, BATCHED)}
 ON_CPU |= {("tiny", 8, BY_ONE), ("tiny", 8, "mlx-whisper")}
+FEWER = {("tiny", 16): 3, ("small", 4): 1}  # turns on a CPU
 SAMPLE = np.s_[:, ::100]  # of the encoder's positions, to compare
 
 Files = models.Whisper
@@ -48,6 +49,7 @@ def _encoder(size: str, windows: int, device: str, quick: bool = False) -> Row:
         seconds=30.0 * windows,
         work=checks.encoder_work(checks.sizes(files), windows, 2 if gpu else 4),
         targets={"openai-whisper": 1.0} if gpu else {"mlx-whisper": 1.3},
+        most=5 if gpu else 3,
     )
 
 
@@ -69,6 +71,7 @@ def _decoder(size: str, batch: int, device: str, quick: bool = False) -> Row:
         count=float(checks.TOKENS * batch),
         work=checks.decoder_work(checks.sizes(files), batch, 2 if gpu else 4),
         targets={name: factor for name, factor in targets.get(batch, {}).items() if name in contenders},
+        most=5 if gpu else FEWER.get((size, batch), 5),
     )
 
 
