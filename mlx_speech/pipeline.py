@@ -31,11 +31,20 @@ from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.diarize import diarize
 from mlx_speech.stages.sentences import split_sentences
 from mlx_speech.stages.sequential import transcribe_sequential
-from mlx_speech.stages.vad import cut_chunks, detect_speech, detect_speech_pyannet, fixed_chunks, warn_if_silent
+from mlx_speech.stages.vad import (
+    cut_chunks,
+    detect_speech,
+    detect_speech_pyannet,
+    fixed_chunks,
+    warn_if_silent,
+    widened,
+)
 from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcript, separator
 
 SAMPLE_RATE = 16_000
 ALIGN_BATCH = 8
+CHUNK_PAD = 0.4  # seconds that are heard before and behind the speech of a chunk
+MAX_PAUSE = float("inf")
 MIN_SAMPLES = 1_600  # 0.1 s: nothing shorter is listened to
 
 # stage, seconds of audio done, seconds in all, the recording
@@ -236,11 +245,13 @@ class Pipeline:
             return fixed_chunks(file.duration, size)
         report = progress.of("vad", file.duration, file)
         report(0)
-        regions = self._regions(file.audio, options, size)
+        longest = max(1.0, size - 2 * CHUNK_PAD)
+        regions = self._regions(file.audio, options, longest)
         file.uses("vad", self.models)
         warn_if_silent(file.audio, regions, _name(file.recording))
         report(file.duration)
-        return cut_chunks(regions, duration=file.duration, chunk_size=size)
+        chunks = cut_chunks(regions, duration=file.duration, chunk_size=longest, max_pause=MAX_PAUSE)
+        return widened(chunks, pad=min(CHUNK_PAD, (size - longest) / 2), duration=file.duration)
 
     def _regions(self, audio: np.ndarray, options: Options, longest: float) -> list[Region]:
         model = self.models.vad(options.vad_method)

@@ -38,6 +38,15 @@ def scale(parameter: torch.Tensor, factor: float) -> None:
         parameter.mul_(factor)
 
 
+def window_mel(audio: np.ndarray | torch.Tensor, samples: int = 480_000, n_mels: int = 80) -> torch.Tensor:
+    """The spectrogram of a window of openai/whisper's `transcribe`, (n_mels, frames): zeros behind the recording."""
+    import whisper.audio as whisper_audio
+
+    mel = whisper_audio.log_mel_spectrogram(audio, n_mels, padding=samples)
+    content = mel[:, : len(audio) // 160]
+    return whisper_audio.pad_or_trim(content, samples // 160)
+
+
 def babble(seconds: float) -> torch.Tensor:
     """Noise whose loudness and colour change, (samples,) at 16 kHz: something for outputs to vary over."""
     rng, n = np.random.default_rng(7), int(seconds * 16000)

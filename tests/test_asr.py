@@ -105,7 +105,7 @@ def test_text_and_times_are_those_of_openai(
     original = openai_model(script, monkeypatch)
     found = run(tasks(), ScriptedModel(script), tokenizer, GREEDY, batch_size=batch_size)
     for one in tasks():
-        mel = whisper.audio.log_mel_spectrogram(whisper.audio.pad_or_trim(one.audio))
+        mel = make.window_mel(one.audio)
         (result,) = original.decode(mel[None], whisper.DecodingOptions(language="en", fp16=False, sample_len=30))
         expected = []
         for start, end, tokens in pieces(result.tokens, tokenizer.timestamp_begin):
@@ -126,7 +126,7 @@ def test_without_timestamps_a_chunk_is_a_segment(tokenizer: Tokenizer, monkeypat
     options = DecodingOptions(temperature=(0.0,), without_timestamps=True, **OFF)
     found = run(tasks(), ScriptedModel(script), tokenizer, options)
     for one in tasks():
-        mel = whisper.audio.log_mel_spectrogram(whisper.audio.pad_or_trim(one.audio))
+        mel = make.window_mel(one.audio)
         asked = whisper.DecodingOptions(language="en", fp16=False, without_timestamps=True)
         (result,) = original.decode(mel[None], asked)
         tokens = [token for token in result.tokens if token < tokenizer.eot]
@@ -311,7 +311,7 @@ def test_languages(multilingual: bool, tokenizer: Tokenizer, monkeypatch: pytest
     found = run(given, ScriptedModel(script), tokenizer, GREEDY, multilingual=multilingual, batch_size=3)
     seen = set()
     for one in given:
-        mel = whisper.audio.log_mel_spectrogram(whisper.audio.pad_or_trim(one.audio))
+        mel = make.window_mel(one.audio)
         _, (probabilities,) = whisper.decoding.detect_language(original, original.encoder(mel[None]))
         detected = max(probabilities, key=probabilities.get)
         expected = detected if multilingual or one.language is None else one.language
@@ -351,7 +351,7 @@ def test_language_of_one_chunk_is_that_of_openai(tokenizer: Tokenizer, monkeypat
     script = Script(5)
     original = openai_model(script, monkeypatch)
     found = asr.detect_language(RECORDING, [Chunk(8.5, 38.5)], ScriptedModel(script), tokenizer)
-    mel = whisper.audio.log_mel_spectrogram(RECORDING[8 * 16000 + 8000 :][:480_000])
+    mel = make.window_mel(RECORDING[8 * 16000 + 8000 :][:480_000])
     _, (probabilities,) = whisper.decoding.detect_language(original, original.encoder(mel[None]))
     best = max(probabilities, key=probabilities.get)
     assert found == (best, pytest.approx(probabilities[best], rel=1e-4))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -20,14 +20,16 @@ import numpy as np
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.features import SAMPLE_RATE, log_mel
 from mlx_speech.models.whisper import Model
-from mlx_speech.stages import attention, decode
+from mlx_speech.stages import attention, coverage, decode
 from mlx_speech.stages.decode import DecodingOptions, DecodingResult, Job
 from mlx_speech.stages.rules import SECONDS_PER_TIMESTAMP
 from mlx_speech.tokenizer import Tokenizer
-from mlx_speech.transcript import Chunk, Segment
+from mlx_speech.transcript import Chunk, Region, Segment
 
 HOP_LENGTH = 160  # samples of a mel frame
 INPUT_STRIDE = 2  # mel frames of one of the encoder's positions, and of a timestamp
+MIN_PROGRESS = 0.2  # seconds that a second hearing has to be shorter than the first
+SEEDS_APART = 1 << 32  # between the seeds of the stretches of a chunk
 EDGE = 2.0  # seconds from the start or end of a window, where silence is taken for granted
 
 
@@ -71,6 +73,7 @@ def transcribe(
     batch_size: int = 8,
     multilingual: bool = False,
     hallucination_silence_threshold: float | None = None,
+    on_silence: Callable[[Task, Region], None] | None = None,
 ) -> Iterator[tuple[Task, tuple[Segment, ...]]]:
     """Each task once, in any order, with its segments: in seconds of the recording, inside the chunk, in order.
 
@@ -80,28 +83,34 @@ def transcribe(
     multilingual : detect the language of every chunk, whatever its task says
     hallucination_silence_threshold : seconds; of tasks with words, segments that look made up are left out where a
         longer silence, or the edge of the chunk, is on both sides of them
+    on_silence : called with the speech of a chunk's regions in which nothing was heard on a second hearing either
 
-    A chunk that is silent by `no_speech_threshold` has no segments. Raises `OptionError` for a chunk that is longer
-    than the model's window, and for a batch size below 1.
+    A chunk that is silent by `no_speech_threshold` has no segments. Where the text leaves out more than a second of
+    the chunk's `regions`, that stretch is heard again, as a row of its own. Raises `OptionError` for a chunk that is
+    longer than the model's window, and for a batch size below 1.
     """
     in_range(1, math.inf, batch_size=batch_size)
-    empty: deque[Task] = deque()
-    jobs = _jobs(tasks, model, batch_size, multilingual, empty)
+    hearings = _Hearings(tasks, model, batch_size, multilingual, on_silence)
     waiting: list[tuple[Job, list[Segment]]] = []
-    for job, result in decode.decode_with_fallback(jobs, model, tokenizer, options, batch_size=batch_size):
-        segments = _segments_of_chunk(job.key.chunk, result, tokenizer, options)
-        if job.key.words and segments:
-            waiting.append((job, segments))
-        else:
-            yield job.key, tuple(segments)
-        if len(waiting) == batch_size:
-            yield from _with_words(waiting, model, tokenizer, options, hallucination_silence_threshold)
-            waiting.clear()
-        while empty:
-            yield empty.popleft(), ()
-    yield from ((task, ()) for task in empty)
-    if waiting:
-        yield from _with_words(waiting, model, tokenizer, options, hallucination_silence_threshold)
+    while True:
+        for job, result in decode.decode_with_fallback(hearings, model, tokenizer, options, batch_size=batch_size):
+            stretch: _Stretch = job.key
+            segments = _segments_of_stretch(stretch, result, tokenizer, options)
+            if stretch.task.words and segments:
+                waiting.append((job, segments))
+            else:
+                hearings.heard(stretch, segments)
+            if len(waiting) == batch_size:
+                for done, placed in _with_words(waiting, model, tokenizer, options, hallucination_silence_threshold):
+                    hearings.heard(done, placed)
+                waiting.clear()
+            yield from hearings.finished()
+        for done, placed in _with_words(waiting, model, tokenizer, options, hallucination_silence_threshold):
+            hearings.heard(done, placed)
+        waiting.clear()
+        yield from hearings.finished()
+        if not hearings.again:
+            return
 
 
 def detect_language(
@@ -138,35 +147,150 @@ def detect_language(
 
 
 def encode(audios: Sequence[np.ndarray], model: Model) -> mx.array:
-    """Recordings of at most a window, (samples,) each → (batch, positions, width); each as loud as it is by itself."""
-    padded = np.zeros((len(audios), samples_per_window(model)), np.float32)
-    for row, audio in zip(padded, audios, strict=True):
-        row[: audio.size] = audio[: row.size]
-    return model.encoder(log_mel(mx.array(padded), model.args.n_mels, samples=None))
+    """Recordings of at most a window, (samples,) each → (batch, positions, width); each as loud as it is by itself.
+
+    The spectrogram is zero behind a recording, as in openai/whisper's `transcribe` and in faster-whisper; that of
+    digital silence, which WhisperX puts there, costs words at the end.
+    """
+    window = samples_per_window(model)
+    padded = np.zeros((len(audios), window + 2 * HOP_LENGTH), np.float32)  # so that its end is not mirrored
+    frames = np.zeros((len(audios), 1), np.int32)
+    for row, audio in enumerate(audios):
+        padded[row, : audio.size] = audio[:window]
+        frames[row] = min(audio.size, window) // HOP_LENGTH
+    mel = log_mel(mx.array(padded), model.args.n_mels, samples=None)[:, : window // HOP_LENGTH]
+    sounding = mx.arange(mel.shape[1]) < mx.array(frames)
+    return model.encoder(mx.where(sounding[..., None], mel, 0))
 
 
-def _jobs(
-    tasks: Iterable[Task], model: Model, batch_size: int, multilingual: bool, empty: deque[Task]
-) -> Iterator[Job]:
-    """Tasks, a batch of them encoded at a time, as rows for the decoder; those without sound go to `empty`."""
-    numbered = enumerate(tasks)
-    limit = samples_per_window(model)
-    while group := list(islice(numbered, batch_size)):
-        for _, task in group:
-            if task.audio.size > limit + HOP_LENGTH:  # times in seconds are not that exact
-                said = f"a chunk of {task.audio.size / SAMPLE_RATE:g} s: this model hears {limit / SAMPLE_RATE:g} s"
-                raise OptionError(f"{said} at once; choose a smaller chunk_size")
-        empty.extend(task for _, task in group if task.audio.size < INPUT_STRIDE * HOP_LENGTH)
-        group = [(index, task) for index, task in group if task.audio.size >= INPUT_STRIDE * HOP_LENGTH]
-        if not group:
-            continue
-        new = [task.audio for _, task in group if task.encoded is None]
-        fresh = iter(_rows(encode(new, model)) if new else [])
-        rows = [task.encoded if task.encoded is not None else next(fresh) for _, task in group]
-        for (index, task), row in zip(group, rows, strict=True):
-            language = None if multilingual else task.language  # the decoder detects what is None
-            # the number of the task, not its place in a batch, so that any batch size draws the same samples
-            yield Job(row, language, key=task, seed=index if task.seed is None else task.seed)
+@dataclass(eq=False)
+class _Hearing:
+    """A task under way.
+
+    seed : of what is sampled
+    segments : what was heard so far
+    pending : stretches that the decoder has not given back
+    count : stretches so far
+    """
+
+    task: Task
+    seed: int
+    segments: list[Segment] = field(default_factory=list)
+    pending: int = 0
+    count: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Stretch:
+    """What is heard at once: a task's whole chunk, or a part of it that is heard `again`."""
+
+    hearing: _Hearing
+    chunk: Chunk
+    audio: np.ndarray
+    seed: int
+    again: bool
+
+    @property
+    def task(self) -> Task:
+        return self.hearing.task
+
+
+class _Hearings:
+    """The jobs for the decoder: stretches to be heard again, then the chunks of new tasks, a batch of them encoded at
+    a time. It may be iterated anew when it was at its end, once there is something to hear again."""
+
+    def __init__(
+        self,
+        tasks: Iterable[Task],
+        model: Model,
+        batch_size: int,
+        multilingual: bool,
+        on_silence: Callable[[Task, Region], None] | None,
+    ) -> None:
+        self.again: deque[_Stretch] = deque()
+        self._tasks = enumerate(tasks)
+        self._model = model
+        self._batch_size = batch_size
+        self._multilingual = multilingual
+        self._on_silence = on_silence
+        self._jobs: deque[Job] = deque()
+        self._finished: deque[_Hearing] = deque()
+
+    def __iter__(self) -> Iterator[Job]:
+        return self
+
+    def __next__(self) -> Job:
+        while not self._jobs:
+            stretches = self._next_stretches()
+            if not stretches:
+                raise StopIteration
+            self._jobs.extend(self._encoded(stretches))
+        return self._jobs.popleft()
+
+    def heard(self, stretch: _Stretch, segments: Sequence[Segment]) -> None:
+        """Note what was heard in a stretch, and what of it has to be heard again."""
+        hearing = stretch.hearing
+        hearing.segments += segments
+        hearing.pending -= 1
+        for missing in coverage.uncovered(stretch.chunk, segments):
+            parts = [missing] if segments else coverage.region_by_region(missing)
+            longest = stretch.chunk.duration - MIN_PROGRESS
+            if parts and all(part.duration <= longest for part in parts):
+                for part in parts:
+                    self._hear_again(hearing, part)
+            elif self._on_silence is not None:
+                self._on_silence(hearing.task, Region(missing.regions[0].start, missing.regions[-1].end))
+        if not hearing.pending:
+            self._finished.append(hearing)
+
+    def finished(self) -> Iterator[tuple[Task, tuple[Segment, ...]]]:
+        """The tasks of which nothing is left to be heard, with their segments in order."""
+        while self._finished:
+            hearing = self._finished.popleft()
+            yield hearing.task, tuple(sorted(hearing.segments, key=lambda segment: (segment.start, segment.end)))
+
+    def _hear_again(self, hearing: _Hearing, chunk: Chunk) -> None:
+        audio = hearing.task.audio
+        start = round((chunk.start - hearing.task.chunk.start) * SAMPLE_RATE)
+        stop = round((chunk.end - hearing.task.chunk.start) * SAMPLE_RATE)
+        self.again.append(self._stretch(hearing, chunk, audio[start:stop], again=True))
+
+    def _stretch(self, hearing: _Hearing, chunk: Chunk, audio: np.ndarray, again: bool) -> _Stretch:
+        stretch = _Stretch(hearing, chunk, audio, hearing.seed + hearing.count * SEEDS_APART, again)
+        hearing.pending += 1
+        hearing.count += 1
+        return stretch
+
+    def _next_stretches(self) -> list[_Stretch]:
+        """At most a batch of them, none if there is nothing left to be heard."""
+        stretches: list[_Stretch] = []
+        while self.again and len(stretches) < self._batch_size:
+            stretches.append(self.again.popleft())
+        while len(stretches) < self._batch_size and (numbered := next(self._tasks, None)) is not None:
+            stretch = self._first_stretch(*numbered)
+            if stretch.audio.size >= INPUT_STRIDE * HOP_LENGTH:
+                stretches.append(stretch)
+            else:
+                self.heard(stretch, ())
+        return stretches
+
+    def _first_stretch(self, number: int, task: Task) -> _Stretch:
+        limit = samples_per_window(self._model)
+        if task.audio.size > limit + HOP_LENGTH:  # times in seconds are not that exact
+            seconds = task.audio.size / SAMPLE_RATE
+            reason = f"a chunk of {seconds:g} s: this model hears {limit / SAMPLE_RATE:g} s at once"
+            raise OptionError(f"{reason}; choose a smaller chunk_size")
+        # the number of the task, not its place in a batch, so that any batch size draws the same samples
+        hearing = _Hearing(task, number if task.seed is None else task.seed)
+        return self._stretch(hearing, task.chunk, task.audio, again=False)
+
+    def _encoded(self, stretches: Sequence[_Stretch]) -> Iterator[Job]:
+        known = [None if stretch.again else stretch.task.encoded for stretch in stretches]
+        new = [stretch.audio for stretch, row in zip(stretches, known, strict=True) if row is None]
+        rows = iter(_rows(encode(new, self._model)) if new else [])
+        for stretch, row in zip(stretches, known, strict=True):
+            language = None if self._multilingual else stretch.task.language  # the decoder detects what is None
+            yield Job(next(rows) if row is None else row, language, key=stretch, seed=stretch.seed)
 
 
 def _rows(encoded: mx.array) -> list[mx.array]:
@@ -225,13 +349,13 @@ def _seconds(token: int, timestamp_begin: int) -> float:
     return (token - timestamp_begin) * SECONDS_PER_TIMESTAMP
 
 
-def _segments_of_chunk(
-    chunk: Chunk, result: DecodingResult, tokenizer: Tokenizer, options: DecodingOptions
+def _segments_of_stretch(
+    stretch: _Stretch, result: DecodingResult, tokenizer: Tokenizer, options: DecodingOptions
 ) -> list[Segment]:
     """Unlike in `sequential`, where the next window hears it again, a piece without an end lasts to the chunk's end."""
-    if is_silence(result, options):
+    if is_silence(result, options) or (stretch.again and not _is_sure(result, options)):
         return []
-    begin, tokens = tokenizer.timestamp_begin, result.tokens
+    begin, tokens, chunk = tokenizer.timestamp_begin, result.tokens, stretch.chunk
     if options.without_timestamps:  # no rule keeps the decoder from saying some
         tokens = tuple(token for token in tokens if token < tokenizer.eot)
     pieces, used = split_at_timestamps(tokens, begin, math.inf)
@@ -242,29 +366,49 @@ def _segments_of_chunk(
     return [segment for segment in segments if segment.text and segment.start < segment.end]
 
 
+def _is_sure(result: DecodingResult, options: DecodingOptions) -> bool:
+    """Whether a second hearing may add its text: it is no silence by the decoder's word alone, and has not failed.
+
+    What the first hearing passed over is often no speech, and Whisper makes up text for what is none.
+    """
+    silent, unlikely, repetitive = (
+        options.no_speech_threshold,
+        options.logprob_threshold,
+        options.compression_ratio_threshold,
+    )
+    if silent is not None and result.no_speech_prob > silent:
+        return False
+    if unlikely is not None and result.avg_logprob < unlikely:
+        return False
+    return repetitive is None or result.compression_ratio <= repetitive
+
+
 def _with_words(
     waiting: Sequence[tuple[Job, list[Segment]]],
     model: Model,
     tokenizer: Tokenizer,
     options: DecodingOptions,
     threshold: float | None,
-) -> Iterator[tuple[Task, tuple[Segment, ...]]]:
-    """Give the segments of several chunks their words, in one pass of the decoder."""
+) -> Iterator[tuple[_Stretch, tuple[Segment, ...]]]:
+    """Give the segments of several stretches their words, in one pass of the decoder."""
+    if not waiting:
+        return
     texts = [[t for segment in segments for t in segment.tokens if t < tokenizer.eot] for _, segments in waiting]
     how: dict[str, Any] = {"languages": [segments[0].language for _, segments in waiting], "task": options.task}
     how["num_frames"] = [job.key.audio.size // HOP_LENGTH for job, _ in waiting]
     encoded = mx.stack([job.encoded for job, _ in waiting])
     found = attention.find_alignment(encoded, texts, model, tokenizer, **how)
     for (job, segments), timings in zip(waiting, found, strict=True):
-        low, high = job.key.chunk.start, job.key.chunk.end
+        stretch = job.key
+        low, high = stretch.chunk.start, stretch.chunk.end
         placed = attention.place_words(segments, timings, offset=low, last_speech=low, tokenizer=tokenizer)
-        placed = placed if threshold is None else _believed(placed, job.key.chunk, threshold)
+        placed = placed if threshold is None else _believed(placed, stretch.chunk, threshold)
         result = []
         for segment in placed:  # place_words lets them leave the chunk, and overlap
             start = min(max(low, segment.start), high)
             low = min(max(start, segment.end), high)
             result.append(replace(segment, start=start, end=low, words=attention.tidy(segment.words, start, low)))
-        yield job.key, tuple(result)
+        yield stretch, tuple(result)
 
 
 def _believed(segments: Sequence[Segment], chunk: Chunk, threshold: float) -> list[Segment]:

@@ -220,12 +220,15 @@ def _padded(segments: list[tuple[int, int]], pad: float, num_samples: int) -> li
 # --- regions → chunks -------------------------------------------------------------------------------------------------
 
 
-def cut_chunks(regions: Sequence[Region], *, duration: float, chunk_size: float = 30.0) -> list[Chunk]:
+def cut_chunks(
+    regions: Sequence[Region], *, duration: float, chunk_size: float = 30.0, max_pause: float = math.inf
+) -> list[Chunk]:
     """Slices of the recording for recognition, cut at pauses: in order, apart, and together holding all regions.
 
     regions : of speech; what lies outside the recording, or overlaps the region before, is left out
     duration : of the recording, in seconds
     chunk_size : longest slice, in seconds; a region that is longer is divided evenly
+    max_pause : seconds; a longer pause lies between two slices
 
     As whisperx.vads.vad.Vad.merge_chunks: regions join the chunk, pauses and all, for as long as it stays short enough.
     Raises `OptionError` for a chunk_size below a second.
@@ -236,10 +239,30 @@ def cut_chunks(regions: Sequence[Region], *, duration: float, chunk_size: float 
     for region in sorted(regions, key=lambda region: (region.start, region.end)):
         start, end = max(region.start, end), max(end, min(region.end, duration))
         for piece in _divided(start, end, chunk_size):
-            if not groups or piece.end - groups[-1][0].start > chunk_size:
+            too_long = groups and piece.end - groups[-1][0].start > chunk_size
+            if not groups or too_long or piece.start - groups[-1][-1].end > max_pause:
                 groups.append([])
             groups[-1].append(piece)
     return [Chunk(group[0].start, group[-1].end, tuple(group)) for group in groups]
+
+
+def widened(chunks: Sequence[Chunk], *, pad: float, duration: float) -> list[Chunk]:
+    """Chunks that also hold what is heard before and behind their speech; their regions stay as they are.
+
+    pad : seconds on both sides; where two chunks would meet, each gets half of the pause between them
+    duration : of the recording, in seconds
+
+    Raises `OptionError` for a pad below zero.
+    """
+    in_range(0, math.inf, pad=pad)
+    result = []
+    for k, chunk in enumerate(chunks):
+        before = 0.0 if k == 0 else (chunks[k - 1].end + chunk.start) / 2
+        behind = duration if k + 1 == len(chunks) else (chunk.end + chunks[k + 1].start) / 2
+        start = max(chunk.start - pad, before)
+        end = min(chunk.end + pad, behind)
+        result.append(Chunk(start, end, chunk.regions))
+    return result
 
 
 def fixed_chunks(duration: float, chunk_size: float = 30.0) -> list[Chunk]:

@@ -1,0 +1,319 @@
+"""How many words are wrong with Whisper's real weights on real recordings: ours, openai-whisper, faster-whisper.
+
+    python -m benchmarks.hearing             # measure what is missing; the figures are kept in hearing.json
+    python -m benchmarks.hearing --again     # measure all of it anew
+    python -m benchmarks.hearing --table     # put the table of the figures into README.md
+
+The recordings are those of MLX_SPEECH_TEST_DATA (`manifest.json` has their texts), and longer ones joined from them.
+Errors are counted by jiwer behind Whisper's own text normaliser; in Japanese and Chinese they are characters.
+`tests/test_real_speech.py` holds ours to the figures of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlx_speech import Pipeline, load_audio
+from mlx_speech.errors import MLXSpeechError
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("MLX_SPEECH_TEST_DATA", ROOT.parent / "shared"))
+FIGURES = Path(__file__).with_name("hearing.json")
+README = ROOT / "README.md"
+BEGIN, END = "<!-- hearing: python -m benchmarks.hearing --table -->", "<!-- /hearing -->"
+
+RATE = 16_000
+CHARACTERS = ("ja", "zh")  # languages whose errors are counted in characters
+SET_NAMES = {"recordings": "single recordings", "joined": "three with pauses", "long": "1, 3 and 5 min"}
+LANGUAGES = {"en": "English", "sv": "Swedish", "ja": "Japanese", "zh": "Chinese"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A recording whose words are known.
+
+    audio : (samples,) at 16 kHz
+    """
+
+    name: str
+    language: str
+    audio: np.ndarray
+    text: str
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Word errors against `words` of the truth, as jiwer counts them."""
+
+    words: int = 0
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float:
+        return self.total / self.words if self.words else 0.0
+
+    @property
+    def kept(self) -> float:
+        """The share of the words for which there is some word."""
+        return 1 - self.deletions / self.words if self.words else 1.0
+
+    def __add__(self, other: Errors) -> Errors:
+        return Errors(
+            self.words + other.words,
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+        )
+
+
+# --- recordings -------------------------------------------------------------------------------------------------------
+
+
+@cache
+def recordings() -> tuple[Sample, ...]:
+    """Every recording of the test data whose text is known. Raises `FileNotFoundError` where there is no test data."""
+    samples = []
+    for entry in json.loads((DATA / "manifest.json").read_text()):
+        if not entry.get("text") or not entry["file"].startswith("data/audio/"):
+            continue
+        path = DATA / entry["file"]
+        samples.append(Sample(path.name, path.parent.name, load_audio(path), entry["text"]))
+    return tuple(samples)
+
+
+def joined(count: int = 24, seed: int = 3) -> list[Sample]:
+    """Three English recordings in one, with pauses of 0.5 to 8 s between them: digital silence, or hiss."""
+    english = [sample for sample in recordings() if sample.language == "en" and sample.audio.size < 12 * RATE]
+    dice = np.random.default_rng(seed)
+    samples = []
+    for number in range(count):
+        chosen = [english[k] for k in dice.choice(len(english), 3, replace=False)]
+        loudness = 0.003 if number % 2 else 0.0
+        parts = [chosen[0].audio]
+        for sample, seconds in zip(chosen[1:], dice.uniform(0.5, 8, 2), strict=True):
+            parts += [noise(seconds, loudness, dice), sample.audio]
+        text = " ".join(sample.text for sample in chosen)
+        samples.append(Sample(f"joined {number}", "en", np.concatenate(parts), text))
+    return samples
+
+
+def long(minutes: Iterable[float] = (1, 3, 5), seed: int = 5) -> list[Sample]:
+    """English recordings one after the other, louder and softer, with pauses; every second one in noise."""
+    english = [sample for sample in recordings() if sample.language == "en"]
+    dice = np.random.default_rng(seed)
+    samples = []
+    for number, length in enumerate(minutes):
+        parts: list[np.ndarray] = []
+        texts = []
+        while sum(part.size for part in parts) < length * 60 * RATE:
+            sample = english[dice.integers(len(english))]
+            gain = 10 ** (dice.uniform(-12, 3) / 20)
+            parts += [np.clip(sample.audio * gain, -1, 1), noise(0.2 + dice.exponential(1.5), 0.0, dice)]
+            texts.append(sample.text)
+        audio = np.concatenate(parts)
+        if number % 2:
+            audio = audio + noise(audio.size / RATE, 0.004, dice)[: audio.size]
+        samples.append(Sample(f"{length} min", "en", audio.astype(np.float32), " ".join(texts)))
+    return samples
+
+
+def noise(seconds: float, loudness: float, dice: np.random.Generator) -> np.ndarray:
+    """White noise of a root mean square of `loudness`, (samples,)."""
+    return (dice.standard_normal(round(seconds * RATE)) * loudness).astype(np.float32)
+
+
+SETS: dict[str, Callable[[], Iterable[Sample]]] = {"recordings": recordings, "joined": joined, "long": long}
+
+
+# --- counting ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _normaliser(language: str) -> Callable[[str], str]:
+    from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
+
+    return EnglishTextNormalizer() if language == "en" else BasicTextNormalizer(split_letters=language in CHARACTERS)
+
+
+def count(sample: Sample, text: str) -> Errors:
+    """The errors of `text` as a transcript of the sample."""
+    import jiwer
+
+    normalise = _normaliser(sample.language)
+    truth, heard = normalise(sample.text).strip(), normalise(text).strip()
+    if not heard:
+        words = len(truth.split())
+        return Errors(words, deletions=words)
+    found = jiwer.process_words(truth, heard)
+    words = found.hits + found.substitutions + found.deletions
+    return Errors(words, found.substitutions, found.deletions, found.insertions)
+
+
+def by_language(samples: Iterable[Sample], texts: Iterable[str]) -> dict[str, Errors]:
+    errors: dict[str, Errors] = {}
+    for sample, text in zip(samples, texts, strict=True):
+        errors[sample.language] = errors.get(sample.language, Errors()) + count(sample, text)
+    return errors
+
+
+# --- contenders -------------------------------------------------------------------------------------------------------
+
+Hear = Callable[[Iterable[Sample]], Iterator[str]]
+
+
+def ours(model: Any, **options: Any) -> Hear:
+    """The pipeline; `model` and `dtype`, `q_bits` are its own, the rest are options of the call."""
+    own = {name: options.pop(name) for name in ("dtype", "q_bits") if name in options}
+
+    def hear(samples: Iterable[Sample]) -> Iterator[str]:
+        pipeline = Pipeline(model, batch_size=8, **own)
+        given = [sample.audio for sample in samples]
+        texts: dict[int, str] = {}
+        for audio, result in pipeline.transcribe(given, word_timestamps=None, **options):
+            if isinstance(result, Exception):
+                raise result
+            texts[id(audio)] = result.text.replace("\n", " ")
+        return (texts[id(audio)] for audio in given)
+
+    return hear
+
+
+def openai_whisper(model: Any) -> Hear:
+    """`transcribe` of openai/whisper with its defaults. model : its `Whisper`"""
+    return lambda samples: (model.transcribe(sample.audio, fp16=False, verbose=None)["text"] for sample in samples)
+
+
+def faster_whisper(folder: Path) -> Hear:
+    """faster-whisper's batches with its defaults, but greedy, in float32."""
+    from faster_whisper import BatchedInferencePipeline, WhisperModel
+
+    pipeline = BatchedInferencePipeline(WhisperModel(str(folder), device="cpu", compute_type="float32"))
+
+    def hear(samples: Iterable[Sample]) -> Iterator[str]:
+        for sample in samples:
+            segments, _ = pipeline.transcribe(sample.audio, batch_size=8, beam_size=1)
+            yield " ".join(segment.text for segment in segments)
+
+    return hear
+
+
+def contenders() -> dict[str, Callable[[], Hear]]:
+    """By name; each is made when it is its turn."""
+    from tests import real_weights
+
+    def original() -> Hear:
+        return openai_whisper(real_weights.openai_whisper("base"))
+
+    folder = real_weights.folder("whisper-base")
+    return {
+        "ours": lambda: ours(folder),
+        "ours, beam 5": lambda: ours(folder, beam_size=5),
+        "ours, sequential": lambda: ours(folder, sequential=True),
+        "openai-whisper": original,
+        "faster-whisper, batched": lambda: faster_whisper(folder),
+        "ours, float16": lambda: ours(folder, dtype="float16"),
+        "ours, q8": lambda: ours(folder, q_bits=8),
+        "ours, q4": lambda: ours(folder, q_bits=4),
+    }
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def read_figures() -> dict[str, dict[str, dict[str, Errors]]]:
+    """contender → set → language → errors, as they were measured last."""
+    if not FIGURES.exists():
+        return {}
+    kept = json.loads(FIGURES.read_text())
+    return {
+        name: {kind: {code: Errors(**errors) for code, errors in languages.items()} for kind, languages in sets.items()}
+        for name, sets in kept.items()
+    }
+
+
+def write_figures(figures: dict[str, dict[str, dict[str, Errors]]]) -> None:
+    plain = {
+        name: {kind: {code: asdict(errors) for code, errors in languages.items()} for kind, languages in sets.items()}
+        for name, sets in figures.items()
+    }
+    FIGURES.write_text(json.dumps(plain, indent=1) + "\n")
+
+
+def total(languages: dict[str, Errors]) -> Errors:
+    return sum(languages.values(), Errors())
+
+
+def measure(again: bool) -> None:
+    """Measure what has no figures yet, one set after the other; each is kept as soon as it is there."""
+    figures = {} if again else read_figures()
+    for name, make in contenders().items():
+        missing = [kind for kind in SETS if kind not in figures.get(name, {})]
+        hear = make() if missing else None
+        for kind in missing:
+            samples = list(SETS[kind]())
+            found = by_language(samples, hear(samples))
+            figures.setdefault(name, {})[kind] = found
+            write_figures(figures)
+            said = ", ".join(f"{code} {errors.total} of {errors.words}" for code, errors in found.items())
+            print(f"{name}, {SET_NAMES[kind]}: {said}; {total(found).rate:.1%}", flush=True)
+
+
+def table() -> str:
+    """Word error rates in per cent, a contender a line."""
+    figures = read_figures()
+    heads = [f"{name}, {_words(figures, 'recordings', code)}" for code, name in LANGUAGES.items()]
+    heads += [f"{SET_NAMES[kind]}, {_words(figures, kind, 'en')}" for kind in ("joined", "long")]
+    lines = [f"| | {' | '.join(heads)} | words kept |", "|" + "---|" * (len(heads) + 2)]
+    for name, sets in figures.items():
+        cells = [f"{sets['recordings'][code].rate:.1%}" for code in LANGUAGES]
+        cells += [f"{sets[kind]['en'].rate:.1%}" for kind in ("joined", "long")]
+        kept = (sets["joined"]["en"] + sets["long"]["en"]).kept
+        label = f"**{name}**" if name == "ours" else name
+        lines.append(f"| {label} | {' | '.join(cells)} | {kept:.1%} |")
+    return "\n".join(lines)
+
+
+def _words(figures: dict[str, dict[str, dict[str, Errors]]], kind: str, code: str) -> str:
+    words = figures["ours"][kind][code].words
+    return f"{words} {'characters' if code in CHARACTERS else 'words'}"
+
+
+def put_table_into_readme() -> None:
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, behind = rest.partition(END)
+    README.write_text(f"{before}{BEGIN}\n{table()}\n{END}{behind}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hearing", description=__doc__.split("\n")[0])
+    parser.add_argument("--again", action="store_true", help="measure everything anew")
+    parser.add_argument("--table", action="store_true", help="only put the table into README.md")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if not arguments.table:
+        measure(arguments.again)
+    put_table_into_readme()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (MLXSpeechError, FileNotFoundError) as error:
+        raise SystemExit(f"benchmarks.hearing: {error}") from error
