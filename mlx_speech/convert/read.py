@@ -58,6 +58,11 @@ class Source:
             raise CorruptFile(f"{path}: a link that leads out of its folder: refused; put the file itself there")
         return path
 
+    def matching(self, pattern: str) -> list[Path]:
+        """The files beside the weights that belong to them and whose names match `pattern` (as "*.tiktoken")."""
+        found = [self.beside(path.name) for path in sorted(self.folder.glob(pattern))]
+        return [path for path in found if path is not None]
+
     def json(self, name: str) -> dict[str, Any]:
         """A JSON object that lies beside the weights; {} where there is none."""
         path = self.beside(name)

@@ -21,6 +21,7 @@ TAGS = ["whisper", "automatic-speech-recognition"]
 COMPANIONS = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json", "normalizer.json"),
     *("special_tokens_map.json", "generation_config.json", "preprocessor_config.json"),
+    *("*.tiktoken", "vocabulary.json", "vocabulary.txt"),
 )
 
 OPENAI: Table = {
