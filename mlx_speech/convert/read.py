@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlx_speech.checkpoint import read_json
+from mlx_speech.convert.ctranslate2 import is_ctranslate2, read_ctranslate2
 from mlx_speech.convert.torchfile import read_npz, read_torch, state_dict
 from mlx_speech.errors import CorruptFile, SourceError, SourceNotFound, brief, shorten
 from mlx_speech.hub import WEIGHTS
@@ -104,6 +105,8 @@ def _read(path: Path) -> Contents:
     """Tensors, other contents and files of the weights at `path`."""
     if path.name.endswith(".index.json"):
         return _read_shards(path)
+    if is_ctranslate2(path):
+        return read_ctranslate2(path), {}, [path]
     if path.suffix == ".safetensors":
         return read_safetensors(path), {}, [path]
     if path.name in PLDA:
