@@ -74,8 +74,8 @@ def dequantized(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return dict(tensors)
     result = {name: _widened(tensor) for name, tensor in tensors.items()}
     for name in quantized:
-        values = result.pop(name)
-        scale = result.pop(f"{name}_scale")
+        values = tensors[name]
+        scale = tensors[f"{name}_scale"]
         whole = values.dtype in ("int8", "int16") and len(values.shape) > 0 and scale.dtype == "float32"
         if not whole or scale.shape not in ((), (1,), values.shape[:1]):
             said = f"{values.dtype} {list(values.shape)} with a scale of {scale.dtype} {list(scale.shape)}"
@@ -84,6 +84,7 @@ def dequantized(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if not (np.isfinite(numbers) & (numbers > 0)).all():
             raise CorruptFile(f"{name}_scale: scales that are no positive numbers: fetch it again")
         result[name] = combine([values, scale], _divide, values.shape, "float32")
+        del result[f"{name}_scale"]
     return result
 
 

@@ -177,7 +177,7 @@ SPELLINGS = (OPENAI_SPELLING, TRANSFORMERS_SPELLING, CTRANSLATE2_SPELLING)
 
 
 def recognise(source: Source) -> bool:
-    return _spelling({name.removeprefix("model.") for name in source.tensors}) is not None
+    return _spelling(set(source.tensors)) is not None
 
 
 def _spelling(names: set[str]) -> Spelling | None:
@@ -187,7 +187,7 @@ def _spelling(names: set[str]) -> Spelling | None:
 
 
 def recipe(source: Source, language: str | None = None) -> Recipe:
-    tensors = {name.removeprefix("model."): tensor for name, tensor in source.tensors.items()}
+    tensors = dict(source.tensors)
     spelling = _spelling(set(tensors))
     if spelling is CTRANSLATE2_SPELLING:
         return _ctranslate2(source)
