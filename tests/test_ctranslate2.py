@@ -15,7 +15,8 @@ import originals as make
 import pytest
 import torch
 from conftest import absent
-from test_convert import config, dtypes, same, weights
+from hub_server import HubServer, Repo
+from test_convert import config, contents, dtypes, hub_environment, python, same, weights
 
 import mlx_speech
 from mlx_speech.checkpoint import load_folder
@@ -182,6 +183,28 @@ def test_a_dry_run_accounts_for_every_variable(tmp_path: Path) -> None:
     assert mentioned == set(read_ctranslate2(source / "model.bin"))
     dropped = {line[0].rpartition("/")[2]: line[1] for line in lines if line[1].startswith("dropped: ")}
     assert set(dropped) >= {"num_heads", "activation"} and all(len(reason) > 12 for reason in dropped.values())
+
+
+def test_a_repository_of_faster_whisper(tmp_path: Path) -> None:
+    """By its name on the hub: weights, settings and tokenizer are fetched, and nothing else."""
+    source = ct2.save(tmp_path / "source", of_kind("float16"), alignment_heads=[[0, 1]])
+    for name in ("tokenizer.json", "preprocessor_config.json"):
+        (source / name).write_text(json.dumps({"name": name}))
+    files = contents(source)
+    card = b"---\nlicense: mit\n---\n"
+    repo = Repo({**files, "README.md": card, "assets/plot.png": b"x", "flax_model.msgpack": b"x"})
+    with HubServer({"Systran/faster-whisper-narrow": repo}) as hub:
+        env = hub_environment(hub.url, tmp_path / "home")
+        python(tmp_path, "-m", "mlx_speech.convert", "--model", "Systran/faster-whisper-narrow", env=env)
+        assert hub.downloaded() == {*files, "README.md"}
+    out = tmp_path / "mlx_models" / "faster-whisper-narrow"
+    convert(str(source), tmp_path / "out")
+    assert same(weights(out), weights(tmp_path / "out"))
+    assert config(out)["alignment_heads"] == [[0, 1]]
+    assert (
+        config(out)["source"]["repo"] == "Systran/faster-whisper-narrow" and config(out)["source"]["licence"] == "mit"
+    )
+    assert {"tokenizer.json", "vocabulary.json", "preprocessor_config.json"} <= set(contents(out))
 
 
 # --- as CTranslate2 computes it --------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ SPECIFICATION = re.compile(rb"\w{1,200}Spec\0", re.ASCII)
 
 def is_ctranslate2(path: Path) -> bool:
     """Whether the file begins as CTranslate2's do: a small version, and the name of a specification."""
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         head = file.read(6)
         if len(head) < 6:
             return False
