@@ -237,6 +237,13 @@ def test_ctranslate2_itself(kind: str, tmp_path: Path) -> None:
     assert np.abs(found - expected).max() < 1e-4 * expected.std()
 
 
+@pytest.mark.parametrize("kind", ["float16", "int8_float16"])
+def test_verify(kind: str, tmp_path: Path) -> None:
+    """Beside openai-whisper's model with the same weights."""
+    report = convert(str(ct2.save(tmp_path / "source", of_kind(kind))), tmp_path / "out", verify=True)
+    assert "encoder" in report.tables[""] and config(tmp_path / "out")["source"]["original"] == "openai-whisper"
+
+
 # --- what is no such file --------------------------------------------------------------------------------------------
 
 
