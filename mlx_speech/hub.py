@@ -25,13 +25,14 @@ logger = logging.getLogger(__name__)
 # Weights, best spelling first; one is fetched. Failing these, a single file at the root that ends in one of LOOSE.
 WEIGHTS = (
     *("model.safetensors", "model.safetensors.index.json", "weights.safetensors", "weights.npz"),
-    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin"),
 )
 LOOSE = (".pt", ".pth", ".ckpt", ".jit")
 FILE_SUFFIXES = (*LOOSE, ".bin", ".safetensors", ".npz", ".onnx", ".json", ".yaml")
 DESCRIPTION = re.compile(
     r"(config|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map"
-    r"|added_tokens|normalizer|vocab)\.json|(merges|vocab)\.txt|config\.yaml|README\.md|LICEN[CS]E[^/]*"
+    r"|added_tokens|normalizer|vocab|vocabulary)\.json|(merges|vocab|vocabulary)\.txt|[^/]+\.tiktoken"
+    r"|config\.yaml|README\.md|LICEN[CS]E[^/]*"
 )
 PIPELINE = re.compile(r"(segmentation|embedding|plda)/(pytorch_model\.bin|config\.yaml|README\.md|[^/]+\.npz)")
 ADAPTER = re.compile(r"adapter\.([\w-]+)\.(safetensors|bin)")
@@ -111,21 +112,6 @@ def fetch(repo: str, revision: str | None = None, *, language: str | None = None
                 ref.write_text(sha, encoding="utf-8")
         folder = _store(repo) / "snapshots" / sha
         return Snapshot(folder, repo, sha, readme_licence(folder / "README.md"))
-
-
-def fetch_file(repo: str, name: str) -> Path:
-    """One file of `repo`, in the hub's cache; what is there already is not asked for again.
-
-    Raises `SourceNotFound` (no such repository), `HubError` (refused, unreachable, or no such file), `OutputError`.
-    """
-    with _explained(repo):
-        from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
-
-        cached = try_to_load_from_cache(repo, name)
-        if isinstance(cached, str):
-            return Path(cached)
-        HfApi().model_info(repo)  # says at once that the hub is down, where the download would wait half a minute
-        return Path(hf_hub_download(repo, name))
 
 
 def upload(folder: Path, repo: str) -> str:

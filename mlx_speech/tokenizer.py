@@ -1,26 +1,26 @@
 """Whisper's tokens: text ↔ ids, the special ones, and which tokens make a word.
 
 Source: openai/whisper `tokenizer.py`, whose names are kept. The vocabulary is a byte-level BPE, read from a
-`tokenizer.json`, from the older `vocab.json` and `merges.txt`, or from the ranks that openai-whisper ships; every id is
-taken from it, so that vocabularies of other sizes work. As in all of Whisper, text comes before `<|endoftext|>`, then
-the other special tokens, then the timestamps, 0.02 s apart.
+`tokenizer.json`, from the older `vocab.json` and `merges.txt`, from ranks as openai-whisper has them (`*.tiktoken`), or
+from CTranslate2's `vocabulary.json`; every id is taken from it, so that vocabularies of other sizes work. OpenAI's own
+ranks come with the package. As in all of Whisper, text comes before `<|endoftext|>`, then the other special tokens,
+then the timestamps, 0.02 s apart.
 """
 
 from __future__ import annotations
 
 import base64
 import difflib
-import importlib.util
+import gzip
 import json
 import string
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count, groupby
 from pathlib import Path
 from typing import TypeAlias
 
-from mlx_speech import hub
-from mlx_speech.errors import ConfigError, CorruptFile, OptionError, OutputError, SourceError, brief, shorten
+from mlx_speech.errors import ConfigError, CorruptFile, OptionError, SourceError, brief, shorten
 from mlx_speech.names import table
 
 ENTRIES: dict[str, list[str]] = table("languages")  # code → names, in the order of the tokens
@@ -32,7 +32,14 @@ TIMESTAMPS = [f"<|{k * 0.02:.2f}|>" for k in range(1501)]  # 0.00 to 30.00 s
 TASKS = ("<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>")
 GPT2 = 50256  # text tokens of the English-only models, whose vocabulary lists languages that they do not know
 
-PUBLISHED = {51864: "openai/whisper-tiny.en", 51865: "openai/whisper-tiny", 51866: "openai/whisper-large-v3"}
+ENGLISH_ONLY = 51864  # tokens that an English-only model knows
+
+# The ranks that come with the package, by how many tokens the model knows. The multilingual ones serve 99 languages
+# and, since large-v3, 100.
+RANKS = Path(__file__).parent / "assets" / "whisper_tokenizer"
+PUBLISHED = {ENGLISH_ONLY: "gpt2.tiktoken", 51865: "multilingual.tiktoken", 51866: "multilingual.tiktoken"}
+MAX_TOKEN = 256  # bytes; OpenAI's longest has 128
+MAX_FILE = 1 << 26  # bytes; the largest tokenizers have 10 million
 # What annotates rather than says: speaker names in brackets, notes of music … "-" and "'" do so only before a word.
 SYMBOLS = '" # ( ) * + / : ; < = > @ [ \\ ] ^ _ ` { | } ~ 「 」 『 』 << >> <<< >>> -- --- -( -[ '
 SYMBOLS += "(' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪"
@@ -106,12 +113,11 @@ class Tokenizer:
     def find(cls, folder: Path | None, n_vocab: int) -> Tokenizer:
         """The tokenizer of the model in `folder`, or, where that has none, OpenAI's for its size of vocabulary.
 
-        OpenAI's comes from the hub or its cache, or from an installed openai-whisper or mlx-whisper.
         Raises `SourceError` where there is none, or where it has more tokens than the model.
         """
-        readers = (("tokenizer.json", _tokenizer_json), ("merges.txt", _legacy))
-        files = [(folder / name, read) for name, read in readers if folder is not None and (folder / name).is_file()]
-        found = _built(*files[0]) if files else _published(folder or "this model", n_vocab)
+        found = _beside(folder, n_vocab) if folder is not None else None
+        if found is None:
+            found = _published(folder or "this model", n_vocab)
         if found.n_vocab > n_vocab:
             raise ConfigError(f"{folder}: {found.n_vocab} tokens for a model that knows {n_vocab}: fetch it again")
         return found
@@ -189,23 +195,41 @@ class Tokenizer:
 
 
 def from_ranks(path: Path, n_vocab: int) -> Tokenizer:
-    """From the ranks that openai-whisper and mlx-whisper ship (`*.tiktoken`): a line is base64 of the bytes, rank.
+    """From a file of ranks, as openai-whisper and mlx-whisper have them (`*.tiktoken`, or compressed `*.tiktoken.gz`).
 
-    tiktoken joins the pair whose union ranks lowest, whichever way it is parted, so every way becomes a merge.
+    n_vocab : tokens that the model knows; how many languages there are follows from it
+    Raises `SourceError` naming the file.
     """
-    printable, others = {*range(33, 127), *range(161, 173), *range(174, 256)}, count(256)
-    spell = [chr(byte if byte in printable else next(others)) for byte in range(256)]  # GPT-2's
-    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    vocab = {"".join(spell[byte] for byte in base64.b64decode(token)): int(rank) for token, rank in lines}
-    merges = [(t[:k], t[k:]) for t in vocab for k in range(1, len(t)) if t[:k] in vocab and t[k:] in vocab]
-    codes = list(LANGUAGES)[: n_vocab - len(vocab) - len(TASKS) - len(TIMESTAMPS) - 2]
-    names = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in codes), *TASKS, *TIMESTAMPS]
-    return Tokenizer((vocab, merges, {token: index for index, token in enumerate(names, len(vocab))}, True))
+    return _built(path, partial(_ranks, n_vocab=n_vocab))
+
+
+def _beside(folder: Path, n_vocab: int) -> Tokenizer | None:
+    """The tokenizer whose files lie in `folder`, None where there are none. Raises `SourceError`."""
+    usual = folder / PUBLISHED.get(n_vocab, "multilingual.tiktoken")
+    ranks = [usual, *sorted(path for path in folder.glob("*.tiktoken") if path != usual)]
+    places: list[tuple[Path, Callable[[Path], Parts]]] = [
+        (folder / "tokenizer.json", _tokenizer_json),
+        (folder / "merges.txt", _legacy),
+        *((path, partial(_ranks, n_vocab=n_vocab)) for path in ranks),
+        (folder / "vocabulary.json", _vocabulary),
+        (folder / "vocabulary.txt", _vocabulary),
+    ]
+    for path, read in places:
+        if path.is_file():
+            return _built(path, read)
+    return None
+
+
+def _published(place: str | Path, n_vocab: int) -> Tokenizer:
+    """OpenAI's tokenizer of that size, which comes with the package."""
+    if n_vocab not in PUBLISHED:
+        raise SourceError(f"{place}: no tokenizer, and {n_vocab} tokens are not OpenAI's: put its tokenizer.json there")
+    return from_ranks(RANKS / f"{PUBLISHED[n_vocab]}.gz", n_vocab)
 
 
 def _built(path: Path, read: Callable[[Path], Parts]) -> Tokenizer:
     try:
-        if path.stat().st_size > 1 << 26:  # bytes; the largest tokenizers have 10 million
+        if path.stat().st_size > MAX_FILE:
             raise ValueError(f"{path.stat().st_size} bytes are too many")
         return Tokenizer(read(path))
     except ConfigError as error:
@@ -235,16 +259,67 @@ def _legacy(path: Path) -> Parts:
     return vocab, [(line[0], line[1]) for line in lines if len(line) == 2 and line[0] != "#version:"], added, False
 
 
-def _published(place: str | Path, n_vocab: int) -> Tokenizer:
-    """OpenAI's tokenizer of that size."""
-    if n_vocab not in PUBLISHED:
-        raise SourceError(f"{place}: no tokenizer, and {n_vocab} tokens are not OpenAI's: put its tokenizer.json there")
-    repo, name = PUBLISHED[n_vocab], "gpt2" if n_vocab == 51864 else "multilingual"
-    try:
-        return Tokenizer.from_file(hub.fetch_file(repo, "tokenizer.json"))
-    except (SourceError, OutputError) as error:
-        specs = filter(None, map(importlib.util.find_spec, ("whisper", "mlx_whisper")))  # nothing is imported
-        places = [base for spec in specs for base in spec.submodule_search_locations or ()]
-        for file in filter(Path.is_file, [Path(base, "assets", f"{name}.tiktoken") for base in places]):
-            return from_ranks(file, n_vocab)
-        raise SourceError(f"{place}: no tokenizer there, and {error}; or put {repo}'s tokenizer.json there") from error
+def _ranks(path: Path, n_vocab: int) -> Parts:
+    """A file of ranks: a line is a token's bytes in base64, and its rank, which is its id."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        content = gzip.decompress(content)
+    lines = [line.rpartition(" ") for line in content.decode("ascii").splitlines() if line]
+    # After the text: <|endoftext|>, <|startoftranscript|>, the languages, the tasks, the timestamps.
+    languages = n_vocab - len(lines) - 2 - len(TASKS) - len(TIMESTAMPS)
+    english_only = len(lines) == GPT2
+    if not 0 <= languages <= len(LANGUAGES) or english_only != (n_vocab == ENGLISH_ONLY):
+        raise ConfigError(f"{len(lines)} ranks do not make the vocabulary of a model that knows {n_vocab} tokens")
+    spell = _byte_alphabet()
+    vocab: dict[str, int] = {}
+    for encoded, _, rank in lines:
+        empty = encoded in ("", "=")  # OpenAI's last multilingual token, which it writes as "="
+        token = b"" if empty else base64.b64decode(encoded, validate=True)
+        vocab["".join(spell[byte] for byte in token)] = int(rank)
+    if sorted(vocab.values()) != list(range(len(lines))):
+        raise ValueError("ranks that do not count up, or a token twice")
+    names = ["<|endoftext|>", "<|startoftranscript|>"]
+    names += [f"<|{code}|>" for code in list(LANGUAGES)[:languages]]
+    names += [*TASKS, *TIMESTAMPS]
+    added = {token: index for index, token in enumerate(names, len(vocab))}
+    return vocab, _merges(vocab), added, True
+
+
+def _vocabulary(path: Path) -> Parts:
+    """CTranslate2's list of all tokens, in the order of their ids: an array in JSON, or a line each.
+
+    It has no merges; the ids of text tokens are their ranks, as in every vocabulary that was trained as GPT-2's was.
+    """
+    text = path.read_text(encoding="utf-8")
+    tokens = json.loads(text) if path.suffix == ".json" else text.removesuffix("\n").split("\n")
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise ValueError("no list of tokens")
+    ids = {token: index for index, token in enumerate(tokens)}
+    if len(ids) != len(tokens):
+        raise ValueError("a token twice")
+    if "<|endoftext|>" not in ids:
+        raise ConfigError("not a Whisper's vocabulary: it lacks <|endoftext|>")
+    end = ids["<|endoftext|>"]
+    vocab = {token: index for token, index in ids.items() if index < end}
+    added = {token: index for token, index in ids.items() if index >= end}
+    return vocab, _merges(vocab), added, True
+
+
+def _byte_alphabet() -> list[str]:
+    """GPT-2's letter for each of the 256 bytes: itself where it is printable, else one of those from U+0100."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = count(256)
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
+    """Every way in which a token is two others, by rank: tiktoken joins the pair whose union ranks lowest."""
+    merges = []
+    for token in sorted(vocab, key=vocab.__getitem__):
+        if len(token) > MAX_TOKEN:
+            raise ValueError(f"a token of {len(token)} bytes")
+        for place in range(1, len(token)):
+            left, right = token[:place], token[place:]
+            if left in vocab and right in vocab:
+                merges.append((left, right))
+    return merges

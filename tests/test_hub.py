@@ -105,6 +105,8 @@ def test_fetches_what_a_conversion_needs(client: Client) -> None:
         "vocab.json": b"0",
         "merges.txt": b"3",
         "tokenizer.json": b"4",
+        "multilingual.tiktoken": b"6",
+        "vocabulary.txt": b"7",
         "LICENSE.txt": b"5",
         "README.md": b"---\nlicense: cc-by-4.0\n---\n",
     }
@@ -131,11 +133,19 @@ def test_prefers_one_spelling_of_the_weights(client: Client) -> None:
         "org/d": ["pytorch_model.bin", "best.pt"],
         "org/e": ["best.ckpt", "old/last.ckpt"],
         "org/f": ["silero_vad.jit", "silero_vad.onnx"],
+        "org/g": ["pytorch_model.bin", "model.bin"],
     }
     repos = {name: Repo(dict.fromkeys(["config.json", *sorted(files)], b"x")) for name, files in cases.items()}
     with HubServer(repos) as hub:
         for found, files in zip(client.each(repos, hub.url), cases.values(), strict=True):
             assert set(contents(found["path"])) == {"config.json", files[0]}
+
+
+def test_fetches_a_repository_of_faster_whisper(client: Client) -> None:
+    wanted = ["model.bin", "config.json", "tokenizer.json", "vocabulary.json", "preprocessor_config.json", "README.md"]
+    files = {name: name.encode() for name in [*wanted, ".gitattributes", "best.pt"]}
+    with HubServer({NAME: Repo(files)}) as hub:
+        assert contents(client(hub.url)["path"]) == {name: files[name] for name in wanted}
 
 
 def test_fetches_the_parts_of_a_pipeline(client: Client) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import base64
+import gzip
+import hashlib
 import json
-from collections.abc import Callable
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,25 @@ from typing import Any
 import pytest
 import tokenizers
 import whisper.tokenizer as upstream
-from hub_server import HubServer, Repo, closed_port
+from hub_server import HubServer, Repo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_convert import hub_environment, python
 
 from mlx_speech.errors import ConfigError, CorruptFile, OptionError, SourceError
-from mlx_speech.tokenizer import LANGUAGES, TASKS, TIMESTAMPS, UNSPACED, Tokenizer, from_ranks, to_language_code
+from mlx_speech.tokenizer import (
+    LANGUAGES,
+    RANKS,
+    TASKS,
+    TIMESTAMPS,
+    UNSPACED,
+    Tokenizer,
+    from_ranks,
+    to_language_code,
+)
 
 ASSETS = Path(upstream.__file__).parent / "assets"
+FILES = ("gpt2.tiktoken", "multilingual.tiktoken")
 SIZES = (51864, 51865, 51866)  # English only, 99 languages, 100 languages
 FAST = settings(max_examples=150, deadline=None, derandomize=True)
 TEXTS = [
@@ -64,7 +76,8 @@ SPLIT = {
 
 @cache
 def ours(n_vocab: int) -> Tokenizer:
-    return from_ranks(ASSETS / ("gpt2.tiktoken" if n_vocab == 51864 else "multilingual.tiktoken"), n_vocab)
+    """The one that comes with the package."""
+    return Tokenizer.find(None, n_vocab)
 
 
 @cache
@@ -374,71 +387,176 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         Tokenizer.from_file(path)
 
 
-# --- where it is found -----------------------------------------------------------------------------------------------
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_ranks_that_come_with_the_package_are_openai_whispers(name: str) -> None:
+    original = (ASSETS / name).read_bytes()
+    assert gzip.decompress((RANKS / f"{name}.gz").read_bytes()) == original
+    notice = (RANKS / "NOTICE").read_text(encoding="utf-8")
+    assert f"{hashlib.sha256(original).hexdigest()}  {name}" in notice
+    assert "Copyright (c) 2022 OpenAI" in notice and "version 20250625" in notice
 
 
 @pytest.mark.parametrize("n_vocab", SIZES)
-@pytest.mark.parametrize("package", ["whisper", "mlx_whisper"])
-def test_without_the_hub_an_installed_package_serves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_vocab: int, package: str
-) -> None:
-    find: Callable[..., Any] = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: find(name, *rest) if name == package else None)
+def test_every_token(n_vocab: int) -> None:
+    """Each of them alone: the same text, and the same ids of that text."""
+    mine, other = ours(n_vocab), theirs(n_vocab)
+    texts = mine._backend.decode_batch([[token] for token in range(other.eot)])
+    assert texts == [other.decode([token]) for token in range(other.eot)]
+    found = [encoding.ids for encoding in mine._backend.encode_batch(texts)]
+    assert found == [other.encode(text, disallowed_special=()) for text in texts]
+    special = range(other.eot, n_vocab)
+    assert [mine.decode_with_timestamps([token]) for token in special] == [
+        other.decode_with_timestamps([token]) for token in special
+    ]
+
+
+@pytest.mark.parametrize("n_vocab", SIZES)
+def test_ranks_beside_the_weights(tmp_path: Path, n_vocab: int) -> None:
+    """By their usual names, of which the model's size says the one that is meant, or by any other."""
+    for name in FILES:
+        (tmp_path / name).write_bytes((ASSETS / name).read_bytes())
     same(Tokenizer.find(tmp_path, n_vocab), ours(n_vocab))
+    wanted = FILES[n_vocab != 51864]
+    (tmp_path / wanted).rename(tmp_path / "a.tiktoken")
+    same(Tokenizer.find(tmp_path, n_vocab), ours(n_vocab))
+    (tmp_path / "a.tiktoken").unlink()
+    with pytest.raises(ConfigError, match=rf"ranks do not make the vocabulary of a model that knows {n_vocab} tokens"):
+        Tokenizer.find(tmp_path, n_vocab)
 
 
-def test_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def rank_file(path: Path, tokens: list[bytes], end: str = "\n") -> Path:
+    lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens)]
+    path.write_text(end.join(lines) + end, encoding="utf-8", newline="")
+    return path
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+def test_ranks_of_a_vocabulary_of_its_own(tmp_path: Path, end: str) -> None:
+    """A fine-tuned model's are taken, though OpenAI's come with the package."""
+    tokens = [bytes([byte]) for byte in range(256)] + [b"th", b"the", b" the", "ü".encode(), b""]
+    rank_file(tmp_path / "vocab.tiktoken", tokens, end)
+    size = len(tokens) + 2 + 3 + len(TASKS) + len(TIMESTAMPS)
+    mine = Tokenizer.find(tmp_path, size)
+    assert mine.encode(" theü") == [32, 257, 259] or mine.encode(" theü") == [258, 259]
+    assert mine.decode(mine.encode(" the ü!")) == " the ü!" and list(mine.languages) == ["en", "zh", "de"]
+    assert mine.eot == len(tokens) and mine.n_vocab == size
+
+
+def test_ranks_that_are_none(tmp_path: Path) -> None:
+    letters = [bytes([byte]) for byte in range(256)]
+    size = 256 + 2 + len(TASKS) + len(TIMESTAMPS)
+    assert from_ranks(rank_file(tmp_path / "x.tiktoken", letters), size).n_vocab == size
+    good = (tmp_path / "x.tiktoken").read_text()
+    cases = [
+        ("", ConfigError, "0 ranks do not make"),
+        (good[: len(good) // 2], ConfigError, "ranks do not make"),
+        (good[:-6], CorruptFile, "fetch it again"),
+        (good.replace(" 255", " 254"), CorruptFile, "count up"),
+        (good.replace(" 255", " 300"), CorruptFile, "count up"),
+        (good.replace(" 255", " x"), CorruptFile, "invalid literal"),
+        (good.replace(" 255", ""), CorruptFile, "fetch it again"),
+        (good.replace("/w== 255", "AA== 255"), CorruptFile, "a token twice"),
+        (good.replace("/w== 255", "/*w== 255"), CorruptFile, "fetch it again"),
+        (good.replace("/w== 255", "é 255"), CorruptFile, "fetch it again"),
+        (good.replace("/w== 255", f"{base64.b64encode(bytes(300)).decode()} 255"), CorruptFile, "300 bytes"),
+        (good + "YWE= 256\n", ConfigError, "257 ranks"),
+    ]
+    for text, kind, says in cases:
+        (tmp_path / "x.tiktoken").write_text(text, encoding="utf-8")
+        with pytest.raises(SourceError, match=says) as caught:
+            Tokenizer.find(tmp_path, size)
+        assert type(caught.value) is kind and "x.tiktoken" in str(caught.value) and "\n" not in str(caught.value)
+    for n_vocab, name in ((51865, "gpt2.tiktoken"), (51864, "multilingual.tiktoken")):
+        with pytest.raises(ConfigError, match="ranks do not make the vocabulary"):
+            from_ranks(ASSETS / name, n_vocab)
+
+
+# --- CTranslate2's list of tokens ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["json", "txt"])
+@pytest.mark.parametrize("n_vocab", SIZES)
+def test_a_list_of_tokens(tmp_path: Path, n_vocab: int, suffix: str) -> None:
+    mine = ours(n_vocab)
+    ids = {**json.loads(mine._backend.to_str())["model"]["vocab"]}
+    ids |= {token: index for index, token in mine._special.items()}
+    tokens = sorted(ids, key=ids.__getitem__)
+    write(tmp_path, tokens if suffix == "json" else "\n".join(tokens) + "\n", f"vocabulary.{suffix}")
+    same(Tokenizer.find(tmp_path, n_vocab), mine)
+
+
+def test_a_list_of_tokens_that_is_none(tmp_path: Path) -> None:
+    cases = [
+        (["a", "b"], ConfigError, "lacks <|endoftext|>"),
+        (["a", "a", "<|endoftext|>"], CorruptFile, "a token twice"),
+        (["a" * 300, "<|endoftext|>"], CorruptFile, "300 bytes"),
+        ({"a": 1}, CorruptFile, "no list of tokens"),
+        ([1, 2], CorruptFile, "no list of tokens"),
+        ([[]], CorruptFile, "no list of tokens"),
+        (7, CorruptFile, "no list of tokens"),
+        ("[", CorruptFile, "fetch it again"),
+    ]
+    for content, kind, says in cases:
+        write(tmp_path, content, "vocabulary.json")
+        with pytest.raises(SourceError, match=re.escape(says)) as caught:
+            Tokenizer.find(tmp_path, 51865)
+        assert type(caught.value) is kind and "vocabulary.json" in str(caught.value)
+
+
+# --- where it is found -----------------------------------------------------------------------------------------------
+
+
+def test_there_is_none(tmp_path: Path) -> None:
     for folder in (None, tmp_path):
         with pytest.raises(SourceError, match="50000 tokens are not OpenAI's: put its"):
             Tokenizer.find(folder, 50_000)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
-    with pytest.raises(SourceError, match=r"HF_HUB_OFFLINE.*put openai/whisper-large-v3's"):
-        Tokenizer.find(tmp_path, 51866)
+
+
+def test_a_tokenizer_beside_the_weights_comes_first(tmp_path: Path) -> None:
+    content = small(["en"], ["one"], merges=True)
+    write(tmp_path, content)
+    (tmp_path / "multilingual.tiktoken").write_bytes((ASSETS / "multilingual.tiktoken").read_bytes())
+    assert Tokenizer.find(tmp_path, 51865).eot == len(content["model"]["vocab"])
 
 
 MODEL = {"n_mels": 80, "n_audio_ctx": 16, "n_audio_state": 64, "n_audio_head": 1, "n_audio_layer": 1, "n_vocab": 51865}
 MODEL |= {"n_text_ctx": 8, "n_text_state": 64, "n_text_head": 1, "n_text_layer": 1}
 SCRIPT = """
-import importlib.util, sys
+import sys
 import mlx_speech
 from mlx_speech.tokenizer import Tokenizer
 assert "tokenizers" not in sys.modules
-if sys.argv[1] == "alone":
-    importlib.util.find_spec = lambda *_: None
-try:
-    model = mlx_speech.load("mlx-community/whisper-tiny-mlx")
-    found = Tokenizer.find(model.folder, model.args.n_vocab)
-    print(found.sot_sequence("fr", "transcribe"), found.decode(found.encode(" Bonjour")), model.folder.name)
-except mlx_speech.MLXSpeechError as error:
-    print(error)
+model = mlx_speech.load("mlx-community/whisper-tiny-mlx")
+found = Tokenizer.find(model.folder, model.args.n_vocab)
+print(found.sot_sequence("fr", "transcribe"), found.decode(found.encode(" Bonjour")), model.folder.name)
 assert not {"whisper", "mlx_whisper", "torch", "transformers"} & set(sys.modules)
 """
 
 
 def test_a_repository_that_has_none(tmp_path: Path) -> None:
-    """mlx-community's have no tokenizer: it comes from OpenAI's repository, and later from the hub's cache."""
+    """mlx-community's have no tokenizer: the one that comes with the package serves, and nothing else is asked for."""
     mlx_whisper(tmp_path / "mlx")
     files = {path.name: path.read_bytes() for path in (tmp_path / "mlx").iterdir()}
-    text = json.dumps(definition(ours(51865))).encode()
-    original = Repo({"tokenizer.json": text, "model.safetensors": b"not asked for", "config.json": b"{}"})
-    home = tmp_path / "home"
-
-    def run(url: str, how: str, home: Path = home) -> str:
-        return python(tmp_path, "-c", SCRIPT, how, env=hub_environment(url, home)).stdout.strip()
-
-    with HubServer({"mlx-community/whisper-tiny-mlx": Repo(files), "openai/whisper-tiny": original}) as hub:
-        found = run(hub.url, "alone")
+    with HubServer({"mlx-community/whisper-tiny-mlx": Repo(files)}) as hub:
+        found = python(tmp_path, "-c", SCRIPT, env=hub_environment(hub.url, tmp_path / "home")).stdout.strip()
         assert found.startswith("(50258, 50265, 50359)  Bonjour ")
-        assert {request.path.split("/")[-1] for request in hub.log if "openai" in request.path} == {
-            *("tokenizer.json", "whisper-tiny")  # the file, and the question whether there is such a repository
-        }
-        before = len(hub.downloads("tokenizer.json"))
-        assert run(hub.url, "alone") == found and len(hub.downloads("tokenizer.json")) == before == 1
-        assert run(closed_port(), "alone") == found
-        hub.fail["openai/whisper-tiny"] = 503
-        assert run(hub.url, "packages", tmp_path / "other") == found
-        said = run(hub.url, "alone", tmp_path / "third")
-        assert "503" in said and "put openai/whisper-tiny's tokenizer.json there" in said and "\n" not in said
+        assert hub.downloaded() == set(files)
+        assert not [request.path for request in hub.log if "openai" in request.path or "token" in request.path]
+
+
+def test_a_repository_with_ranks(tmp_path: Path) -> None:
+    """They are fetched with the weights, used, and go along into a converted folder."""
+    mlx_whisper(tmp_path / "mlx")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "mlx").iterdir()}
+    files["multilingual.tiktoken"] = (ASSETS / "multilingual.tiktoken").read_bytes()
+    with HubServer({"mlx-community/whisper-tiny-mlx": Repo(files)}) as hub:
+        env = hub_environment(hub.url, tmp_path / "home")
+        model = ("--model", "mlx-community/whisper-tiny-mlx", "--mlx-path", "out")
+        python(tmp_path, "-m", "mlx_speech.convert", *model, env=env)
+    assert (tmp_path / "out" / "multilingual.tiktoken").read_bytes() == files["multilingual.tiktoken"]
 
 
 def mlx_whisper(folder: Path) -> None:

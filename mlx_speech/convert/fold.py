@@ -32,6 +32,24 @@ def numbered(tensors: Tensors, name: str) -> list[Tensor]:
     return [tensors[name] for name in takewhile(tensors.__contains__, map(name.format, count()))]
 
 
+def split(tensors: Tensors, name: str, *parts: str) -> None:
+    """A tensor that several were stacked into, as `name`/`part` for each of `parts`, which have equally many rows."""
+    (whole,) = take(tensors, name)
+    if not whole.shape or whole.shape[0] % len(parts):
+        raise WeightsMismatch(f"{name}: {list(whole.shape)} is not {len(parts)} of equal size")
+    taken = [f"{name}/{part}" for part in parts if f"{name}/{part}" in tensors]
+    if taken:
+        raise WeightsMismatch(f"tensors that should not be there: {shorten(taken)}")
+    rows = whole.shape[0] // len(parts)
+    for place, part in enumerate(parts):
+        kept = slice(place * rows, (place + 1) * rows)
+        tensors[f"{name}/{part}"] = whole.map(partial(_rows, kept=kept), (rows, *whole.shape[1:]))
+
+
+def _rows(array: np.ndarray, kept: slice) -> np.ndarray:
+    return array[kept]
+
+
 def weight_norm(tensors: Tensors, path: str) -> None:
     """`path`.weight = g · v / ‖v‖, for torch's weight norm over the last axis (dim=2) of a Conv1d; both spellings.
 

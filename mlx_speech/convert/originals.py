@@ -156,7 +156,7 @@ def _whisper_transformers(plan: port.Plan) -> WhisperOriginal:
 def _whisper_openai(plan: port.Plan) -> WhisperOriginal:
     from whisper.model import ModelDimensions, Whisper
 
-    tensors = plan.recipe.tensors
+    tensors = port.rename(plan.recipe.tensors, plan.recipe.table)[0]
     if plan.source.config.get("quantization"):
         tensors = port.dequantized(tensors, plan.source.config)
     dims = {key: value for key, value in plan.config.items() if key in ModelDimensions.__dataclass_fields__}

@@ -47,7 +47,7 @@ class Recipe:
         a number. A tensor that no key covers is an error.
     mlx_layout : the weights have MLX's layout already
     original : who can run the source: "transformers", "openai-whisper", "torchaudio", "pyannote.audio", "silero-vad"
-    companions : files beside the weights that go along unchanged (tokenizer, vocabulary …)
+    companions : names, or patterns of names, of files beside the weights that go along unchanged (tokenizer …)
     documents : JSON files written anew
     """
 

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlx_speech.checkpoint import read_json
+from mlx_speech.convert.ctranslate2 import is_ctranslate2, read_ctranslate2
 from mlx_speech.convert.torchfile import read_npz, read_torch, state_dict
 from mlx_speech.errors import CorruptFile, SourceError, SourceNotFound, brief, shorten
 from mlx_speech.hub import WEIGHTS
@@ -15,6 +16,11 @@ from mlx_speech.tensors import Tensor, read_safetensors, reading
 TORCH = (".pt", ".pth", ".bin", ".ckpt", ".jit")
 
 PLDA = ("plda.npz", "xvec_transform.npz")
+# What training puts around a module, which then stands in the names of its tensors, at any depth: data parallelism
+# (also DeepSpeed's), torch.compile, sharding, recomputed activations, Lightning Fabric.
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+ATTRIBUTE = "model"  # what the model is called in a Lightning module, and in transformers; only in front
+STATES = ("state_dict", "model_state_dict", "model")  # keys of a checkpoint that may hold the tensors
 Contents = tuple[dict[str, Tensor], dict[str, Any], list[Path]]  # tensors, what else there is, the files
 
 
@@ -24,7 +30,7 @@ class Source:
 
     path : the folder or file that was given
     name : a short name for the result
-    tensors : as the files spell them
+    tensors : as the files spell them, without what wrapped the model in training
     config : config.json, where it belongs to the weights
     extra : what a torch checkpoint holds beside weights (dims, hyper_parameters, pyannote.audio …)
     files : the weight files
@@ -58,6 +64,11 @@ class Source:
             raise CorruptFile(f"{path}: a link that leads out of its folder: refused; put the file itself there")
         return path
 
+    def matching(self, pattern: str) -> list[Path]:
+        """The files beside the weights that belong to them and whose names match `pattern` (as "*.tiktoken")."""
+        found = [self.beside(path.name) for path in sorted(self.folder.glob(pattern))]
+        return [path for path in found if path is not None]
+
     def json(self, name: str) -> dict[str, Any]:
         """A JSON object that lies beside the weights; {} where there is none."""
         path = self.beside(name)
@@ -77,9 +88,29 @@ def open_source(path: Path) -> Source:
         weights = _find(path) if path.is_dir() else path
         tensors, extra, files = _read(weights)
     source = Source(path, path.name, tensors, files, extra=extra)
-    if weights.suffix in (".npz", ".json", ".safetensors") or weights.name in WEIGHTS:
+    if path.is_dir() or weights.suffix in (".npz", ".json", ".safetensors") or weights.name in WEIGHTS:
         source.config = source.json("config.json")
+    if source.config.get("format_version") is None:  # ours are spelled as they are meant
+        with reading(path):
+            source.tensors = unwrapped(tensors)
     return source
+
+
+def unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names that they have in the bare model: "module.model._orig_mod.conv1.weight" is conv1's.
+
+    Raises `CorruptFile` where two tensors would then have one name.
+    """
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        parts = [part for part in name.split(".") if part not in WRAPPERS]
+        while parts[:1] == [ATTRIBUTE]:
+            parts = parts[1:]
+        bare = ".".join(parts)
+        if bare in result:
+            raise CorruptFile(f"two tensors are named {bare[:200]}, one of them {name[:200]}: save it without one")
+        result[bare] = tensor
+    return result
 
 
 def _find(folder: Path) -> Path:
@@ -99,6 +130,8 @@ def _read(path: Path) -> Contents:
     """Tensors, other contents and files of the weights at `path`."""
     if path.name.endswith(".index.json"):
         return _read_shards(path)
+    if is_ctranslate2(path):
+        return read_ctranslate2(path), {}, [path]
     if path.suffix == ".safetensors":
         return read_safetensors(path), {}, [path]
     if path.name in PLDA:
@@ -118,14 +151,19 @@ def _read_checkpoint(path: Path) -> Contents:
     """A torch file: the state dict where it says it has one, and the rest."""
     tree = read_torch(path)
     if isinstance(tree, dict):
-        for key in ("state_dict", "model_state_dict"):
-            if isinstance(tree.get(key), dict):
+        for key in STATES:
+            if _is_state(tree.get(key)):
                 rest = {name: value for name, value in tree.items() if name != key and isinstance(name, str)}
                 return state_dict(tree[key]), rest, [path]
     tensors = state_dict(tree)
     if not tensors:
         raise SourceError(f"{path}: no tensors in this file")
     return tensors, {}, [path]
+
+
+def _is_state(value: object) -> bool:
+    """Whether it is a state dict: tensors by their names."""
+    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
 
 
 def _read_shards(index: Path) -> Contents:

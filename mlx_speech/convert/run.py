@@ -200,9 +200,10 @@ def write(part: Plan, folder: Path, title: str, command: str, *, verify: bool = 
     hashes = {path.name: _hash(path, progress) for path in part.source.files}
     write_safetensors(folder / "model.safetensors", part.layout(), _counted(part, progress))
     config: dict[str, Any] = {**part.config, "source": provenance(part, hashes)}
-    for name in set(part.recipe.companions) - part.recipe.documents.keys():
-        if companion := part.source.beside(name):
-            shutil.copyfile(companion, folder / name)
+    for pattern in part.recipe.companions:
+        for companion in part.source.matching(pattern):
+            if companion.name not in part.recipe.documents:
+                shutil.copyfile(companion, folder / companion.name)
     for name, content in {**part.recipe.documents, "config.json": config}.items():
         _write_json(folder / name, content)
     table = ""

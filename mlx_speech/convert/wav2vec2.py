@@ -181,7 +181,6 @@ def _bundle(source: Source, rows: int, language: str | None) -> tuple[str, tuple
 
 
 def _from_torchaudio(name: str) -> str:
-    name = name.removeprefix("model.")
     return next((ours + name.removeprefix(start) for start, ours in TORCHAUDIO if name.startswith(start)), name)
 
 

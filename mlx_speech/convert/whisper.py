@@ -1,19 +1,25 @@
-"""Whisper: OpenAI's `.pt`, transformers' folders (fine-tuned, turbo, distil), and mlx-community's repositories.
+"""Whisper: OpenAI's `.pt`, transformers' folders (fine-tuned, turbo, distil), mlx-community's repositories, and
+CTranslate2's `model.bin`, which faster-whisper runs.
 
-Sizes come from `dims`, transformers' config.json or mlx-whisper's. The encoder's positions are kept as the source has
-them: OpenAI's were rounded to float16, and the formula in full precision gives encodings that differ by 6e-3.
+Sizes come from `dims`, transformers' config.json or mlx-whisper's, or are read off the weights. The encoder's positions
+are kept as the source has them: OpenAI's were rounded to float16, and the formula in full precision gives encodings
+that differ by 6e-3.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from mlx_speech.convert import ctranslate2, fold
 from mlx_speech.convert.port import Drop, Recipe, Table, require, same
 from mlx_speech.convert.read import Source
-from mlx_speech.errors import ConfigError, brief
+from mlx_speech.errors import ConfigError, WeightsMismatch, brief
 from mlx_speech.hub import sha256
 from mlx_speech.models.whisper import sinusoids
-from mlx_speech.tensors import Tensor, combine
+from mlx_speech.tensors import FLOATS, Tensor, combine
 
 PIPELINE_TAG = "automatic-speech-recognition"
 TAGS = ["whisper", "automatic-speech-recognition"]
@@ -21,6 +27,7 @@ TAGS = ["whisper", "automatic-speech-recognition"]
 COMPANIONS = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json", "normalizer.json"),
     *("special_tokens_map.json", "generation_config.json", "preprocessor_config.json"),
+    *("*.tiktoken", "vocabulary.json", "vocabulary.txt"),
 )
 
 OPENAI: Table = {
@@ -54,6 +61,52 @@ for _side in ("encoder", "decoder"):
     for _theirs, _ours in _LAYER.items():
         TRANSFORMERS[f"{_side}.layers.{{}}.{_theirs}"] = f"{_side}.blocks.{{}}.{_ours}"
 
+# CTranslate2's names. Query, key and value of self-attention, key and value of cross-attention are stacked there.
+_UNUSED = Drop("not used by Whisper")
+_SETTING = Drop("a setting, not a weight")
+CTRANSLATE2: Table = {
+    "encoder/position_encodings/encodings": "encoder.positional_embedding",
+    "decoder/position_encodings/encodings": "decoder.positional_embedding",
+    "decoder/embeddings/weight": "decoder.token_embedding.weight",
+    "decoder/projection/weight": Drop("tied to the token embedding"),
+    "encoder/num_heads": _SETTING, "decoder/num_heads": _SETTING, "decoder/activation": _SETTING,
+    "decoder/pre_norm": _SETTING, "decoder/scale_embeddings": _SETTING, "decoder/start_from_zero_embedding": _SETTING,
+    "decoder/alibi": _SETTING, "decoder/alibi_use_positive_positions": _UNUSED, "decoder/scale_alibi": _UNUSED,
+    "decoder/alignment_layer": _UNUSED, "decoder/alignment_heads": _UNUSED,
+}
+_LINEAR = {
+    "encoder/conv1": "encoder.conv1", "encoder/conv2": "encoder.conv2",
+    "decoder/layer_{}/attention/linear_0": "decoder.blocks.{}.cross_attn.query",
+    "decoder/layer_{}/attention/linear_2": "decoder.blocks.{}.cross_attn.out",
+}
+_STACKED = {"decoder/layer_{}/attention/linear_1": "decoder.blocks.{}.cross_attn"}
+_NORM = {
+    "encoder/layer_norm": "encoder.ln_post", "decoder/layer_norm": "decoder.ln",
+    "decoder/layer_{}/attention/layer_norm": "decoder.blocks.{}.cross_attn_ln",
+}
+for _side in ("encoder", "decoder"):
+    _theirs, _ours = f"{_side}/layer_{{}}", f"{_side}.blocks.{{}}"
+    _LINEAR[f"{_theirs}/self_attention/linear_1"] = f"{_ours}.attn.out"
+    _LINEAR[f"{_theirs}/ffn/linear_0"] = f"{_ours}.mlp1"
+    _LINEAR[f"{_theirs}/ffn/linear_1"] = f"{_ours}.mlp2"
+    _STACKED[f"{_theirs}/self_attention/linear_0"] = f"{_ours}.attn"
+    _NORM[f"{_theirs}/self_attention/layer_norm"] = f"{_ours}.attn_ln"
+    _NORM[f"{_theirs}/ffn/layer_norm"] = f"{_ours}.mlp_ln"
+for _theirs, _ours in _LINEAR.items():
+    CTRANSLATE2 |= {f"{_theirs}/weight": f"{_ours}.weight", f"{_theirs}/bias": f"{_ours}.bias"}
+for _theirs, _ours in _NORM.items():
+    CTRANSLATE2 |= {f"{_theirs}/gamma": f"{_ours}.weight", f"{_theirs}/beta": f"{_ours}.bias"}
+for _theirs, _ours in _STACKED.items():
+    for _part in ("query", "key", "value"):
+        CTRANSLATE2[f"{_theirs}/weight/{_part}"] = f"{_ours}.{_part}.weight"
+        CTRANSLATE2[f"{_theirs}/bias/{_part}"] = f"{_ours}.{_part}.bias"
+    CTRANSLATE2[f"{_theirs}/bias/key"] = Drop("zero: Whisper's keys have no bias")
+# the only settings that are Whisper's: 3 is the exact GELU
+SETTINGS = {
+    "decoder/activation": 3, "decoder/pre_norm": 1, "decoder/scale_embeddings": 0, "decoder/alibi": 0,
+    "decoder/start_from_zero_embedding": 0,
+}
+
 # transformers' name of each size → ours
 SIZES = {
     "num_mel_bins": "n_mels", "vocab_size": "n_vocab",
@@ -81,20 +134,67 @@ ALIGNMENT_HEADS = {
     (51866, 1280, 4): "2,4 2,11 3,3 3,6 3,11 3,14",
 }
 # fmt: on
+PUBLISHED_WIDTHS = {width for _, width, _ in ALIGNMENT_HEADS}  # whose heads are 64 wide
 LARGE_V1 = "9,19 11,2 11,4 11,17 22,7 22,11 22,17 23,2 23,15"
 LARGE_V1_SHA256 = "e4b87e7e0bf463eb8e6956e646f1e277e901512310def2c24bf0e11bd3c28e9a"
 
 
+@dataclass(frozen=True)
+class Spelling:
+    """The tensors that a Whisper is recognised by and its sizes are read off, as one kind of source names them."""
+
+    audio_positions: str
+    text_positions: str
+    embedding: str
+    audio_layer: str
+    text_layer: str
+    convolution: str = "encoder.conv1.weight"
+
+
+OPENAI_SPELLING = Spelling(
+    "encoder.positional_embedding",
+    "decoder.positional_embedding",
+    "decoder.token_embedding.weight",
+    "encoder.blocks.{}.attn_ln.weight",
+    "decoder.blocks.{}.attn_ln.weight",
+)
+TRANSFORMERS_SPELLING = Spelling(
+    "encoder.embed_positions.weight",
+    "decoder.embed_positions.weight",
+    "decoder.embed_tokens.weight",
+    "encoder.layers.{}.self_attn_layer_norm.weight",
+    "decoder.layers.{}.self_attn_layer_norm.weight",
+)
+CTRANSLATE2_SPELLING = Spelling(
+    "encoder/position_encodings/encodings",
+    "decoder/position_encodings/encodings",
+    "decoder/embeddings/weight",
+    "encoder/layer_{}/self_attention/layer_norm/gamma",
+    "decoder/layer_{}/self_attention/layer_norm/gamma",
+    "encoder/conv1/weight",
+)
+SPELLINGS = (OPENAI_SPELLING, TRANSFORMERS_SPELLING, CTRANSLATE2_SPELLING)
+
+
 def recognise(source: Source) -> bool:
-    names = {name.removeprefix("model.") for name in source.tensors}
-    positions = {"decoder.positional_embedding", "decoder.embed_positions.weight"} & names
-    return bool(positions) and "encoder.conv1.weight" in names
+    return _spelling(set(source.tensors)) is not None
+
+
+def _spelling(names: set[str]) -> Spelling | None:
+    """How a Whisper spells its tensors; None where they are no Whisper's."""
+    found = [spelling for spelling in SPELLINGS if {spelling.convolution, spelling.text_positions} <= names]
+    return found[0] if found else None
 
 
 def recipe(source: Source, language: str | None = None) -> Recipe:
-    tensors = {name.removeprefix("model."): tensor for name, tensor in source.tensors.items()}
-    ours = "decoder.positional_embedding" in tensors
-    config = _openai_dims(source) if ours else _transformers_dims(source)
+    tensors = dict(source.tensors)
+    spelling = _spelling(set(tensors))
+    if spelling is CTRANSLATE2_SPELLING:
+        return _ctranslate2(source)
+    ours = spelling is OPENAI_SPELLING
+    if not ours and "decoder.embed_tokens.weight" not in tensors and "proj_out.weight" in tensors:
+        tensors["decoder.embed_tokens.weight"] = tensors.pop("proj_out.weight")  # tied: either may have been saved
+    config = _openai_dims(source, tensors) if ours else _transformers_dims(source, tensors)
     if not {"encoder.positional_embedding", "encoder.embed_positions.weight"} & set(tensors):
         name = "encoder.positional_embedding" if ours else "encoder.embed_positions.weight"
         tensors[name] = _positions(config, tensors["encoder.conv1.weight"].dtype)
@@ -105,21 +205,116 @@ def recipe(source: Source, language: str | None = None) -> Recipe:
     return Recipe(config, tensors, OPENAI if ours else TRANSFORMERS, original, mlx_layout, COMPANIONS)
 
 
-def _openai_dims(source: Source) -> dict[str, Any]:
+def _openai_dims(source: Source, tensors: dict[str, Tensor]) -> dict[str, Any]:
     dims = source.extra.get("dims", source.config)
+    if isinstance(dims, dict) and not any(name in dims for name in DIMS):  # a state dict alone, as training saves it
+        return _measured_with_heads(tensors, OPENAI_SPELLING, "dims")
     missing = [name for name in DIMS if not isinstance(dims, dict) or name not in dims]
     if missing:
         raise ConfigError(f"a Whisper without its sizes ({', '.join(missing)}): they stand in dims, or in config.json")
     return {name: dims[name] for name in DIMS}
 
 
-def _transformers_dims(source: Source) -> dict[str, Any]:
+def _transformers_dims(source: Source, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    if not source.config:
+        return _measured_with_heads(tensors, TRANSFORMERS_SPELLING, "config.json")
     missing = [name for name in ("d_model", *SIZES) if name not in source.config]
     if missing:
         raise ConfigError(f"config.json of this Whisper lacks {', '.join(missing)}")
     require(source.config, "a Whisper", activation_function="gelu", scale_embedding=False, tie_word_embeddings=True)
     config = {ours: source.config[theirs] for theirs, ours in SIZES.items()}
     return {**config, "n_audio_state": source.config["d_model"], "n_text_state": source.config["d_model"]}
+
+
+def _measured(tensors: dict[str, Tensor], spelling: Spelling) -> dict[str, Any]:
+    """The sizes that the weights show, which is all but the heads."""
+    ranks = {spelling.convolution: 3, spelling.audio_positions: 2, spelling.text_positions: 2, spelling.embedding: 2}
+    wrong = [name for name, rank in ranks.items() if name not in tensors or len(tensors[name].shape) != rank]
+    if wrong:
+        raise WeightsMismatch(f"sizes of a Whisper cannot be read off it: {', '.join(wrong)} missing or misshapen")
+    width, *kernel = tensors[spelling.convolution].shape
+    n_vocab, n_text_state = tensors[spelling.embedding].shape
+    return {
+        "n_mels": kernel[1] if kernel[0] == 3 else kernel[0],  # a kernel of three; MLX's layout has it first
+        "n_vocab": n_vocab,
+        "n_audio_ctx": tensors[spelling.audio_positions].shape[0],
+        "n_text_ctx": tensors[spelling.text_positions].shape[0],
+        "n_audio_state": width,
+        "n_text_state": n_text_state,
+        "n_audio_layer": len(fold.numbered(tensors, spelling.audio_layer)),
+        "n_text_layer": len(fold.numbered(tensors, spelling.text_layer)),
+    }
+
+
+def _measured_with_heads(tensors: dict[str, Tensor], spelling: Spelling, lacks: str) -> dict[str, Any]:
+    config = _measured(tensors, spelling)
+    heads = {f"n_{side}_head": _heads(config[f"n_{side}_state"], lacks) for side in ("audio", "text")}
+    return {**config, **heads}
+
+
+def _heads(width: int, lacks: str) -> int:
+    """Of a Whisper that does not say it: OpenAI's heads are 64 wide.
+
+    lacks : what should have said it; named where the width is none of OpenAI's
+    """
+    if width not in PUBLISHED_WIDTHS:
+        raise ConfigError(f"a Whisper without its sizes ({lacks}), and of a width of its own: {width}")
+    return width // 64
+
+
+def _ctranslate2(source: Source) -> Recipe:
+    _check_tied(source.tensors)
+    tensors = ctranslate2.dequantized(source.tensors)
+    settings = {name: _setting(name, tensors[name]) for name in tensors if CTRANSLATE2.get(name) is _SETTING}
+    require(settings, "a Whisper", **SETTINGS)
+    config = _measured(tensors, CTRANSLATE2_SPELLING)
+    for side, kind in (("encoder", "audio"), ("decoder", "text")):
+        name = f"{side}/num_heads"
+        stated = settings[name] if name in settings else _heads(config[f"n_{kind}_state"], name)
+        config[f"n_{kind}_head"] = stated
+    stacked = (("self_attention/linear_0", ("query", "key", "value")), ("attention/linear_1", ("key", "value")))
+    for name in list(tensors):
+        path, _, leaf = name.rpartition("/")
+        for ending, parts in stacked:
+            if path.endswith(f"/{ending}") and leaf in ("weight", "bias"):
+                fold.split(tensors, name, *parts)
+                _check_zero(tensors, f"{name}/key")
+    config["alignment_heads"] = _alignment_heads(source, config, tensors)
+    documents = {} if source.beside("generation_config.json") else _generation_config(source, config)
+    return Recipe(config, tensors, CTRANSLATE2, "openai-whisper", companions=COMPANIONS, documents=documents)
+
+
+def _setting(name: str, tensor: Tensor) -> int:
+    if tensor.shape or tensor.dtype in FLOATS:
+        raise WeightsMismatch(f"{name} is {tensor.dtype} {list(tensor.shape)}, where it should be one whole number")
+    return int(tensor.numpy())
+
+
+def _check_tied(tensors: dict[str, Tensor]) -> None:
+    """The output layer, where there is one, is the token embedding: an alias of it, or the same values."""
+    for leaf in ("weight", "weight_scale"):
+        projection = tensors.get(f"decoder/projection/{leaf}")
+        embedding = tensors.get(f"decoder/embeddings/{leaf}")
+        if projection is None or (embedding is not None and projection.raw is embedding.raw):
+            continue
+        if embedding is None or not np.array_equal(projection.raw(), embedding.raw()):
+            raise ConfigError("a Whisper whose output layer is not its token embedding, which is not supported")
+
+
+def _check_zero(tensors: dict[str, Tensor], name: str) -> None:
+    """The keys have a place for a bias there, which none of Whisper's has."""
+    if name.endswith("bias/key") and tensors[name].numpy().any():
+        raise ConfigError(f"a Whisper whose keys have a bias ({name}), which is not supported")
+
+
+def _generation_config(source: Source, config: dict[str, Any]) -> dict[str, Any]:
+    """What CTranslate2's config.json says, in the file and under the names that transformers has for it."""
+    content: dict[str, Any] = {"alignment_heads": config["alignment_heads"]}
+    for theirs, ours in (("suppress_ids", "suppress_tokens"), ("suppress_ids_begin", "begin_suppress_tokens")):
+        ids = source.config.get(theirs)
+        if isinstance(ids, list) and all(type(token) is int and 0 <= token < config["n_vocab"] for token in ids):
+            content[ours] = ids
+    return {"generation_config.json": content}
 
 
 def _positions(config: dict[str, Any], dtype: str) -> Tensor:
@@ -131,8 +326,9 @@ def _positions(config: dict[str, Any], dtype: str) -> Tensor:
 
 
 def _alignment_heads(source: Source, config: dict[str, Any], tensors: dict[str, Tensor]) -> list[list[int]]:
-    """From generation_config.json or the weights where they fit this decoder (distilled models carry their teacher's),
-    else the published ones of this size, else all heads of the upper half of the layers, as openai/whisper does."""
+    """From generation_config.json, CTranslate2's config.json or the weights where they fit this decoder (distilled
+    models carry their teacher's), else the published ones of this size, else all heads of the upper half of the layers,
+    as openai/whisper does."""
     layers, heads = config["n_text_layer"], config["n_text_head"]
     size = (config["n_vocab"], config["n_text_state"], layers)
     if not all(type(n) is int and 0 < n <= 1 << 20 for n in (*size, heads)) or max(layers, heads) > 1024:
@@ -141,7 +337,7 @@ def _alignment_heads(source: Source, config: dict[str, Any], tensors: dict[str, 
     large = size == (51865, 1280, 32) and source.files[0].suffix == ".pt"  # v1 and v2 have the same sizes
     if large and sha256(source.files[0]) == LARGE_V1_SHA256:
         published = LARGE_V1
-    stated = source.json("generation_config.json").get("alignment_heads")
+    stated = source.json("generation_config.json").get("alignment_heads") or source.config.get("alignment_heads")
     kept = tensors["alignment_heads"].numpy().tolist() if "alignment_heads" in tensors else None
     for found in (stated, kept, [[int(n) for n in pair.split(",")] for pair in published.split()]):
         if found and isinstance(found, list) and all(_fits(pair, layers, heads) for pair in found):
