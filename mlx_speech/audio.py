@@ -363,7 +363,8 @@ def _checked(reader: _Reader, shortened: bool) -> np.ndarray:
     name = reader.sink.name
     samples = reader.sink.samples()
     broken = shortened or reader.lost_sound()
-    if not samples.size and (broken or reader.packets or reader.stated_end):
+    promised = (reader.stated_end or 0.0) > media.ROUNDING
+    if not samples.size and (broken or promised or reader.packets):
         raise AudioError(f"{name}: no sound could be decoded: it is damaged")
     if reader.holds_floats() and _peak(samples) > UNSCALED:
         peak = _peak(samples)
@@ -391,12 +392,10 @@ class _Reader:
         self._waiting: AudioFrame | None = None  # its time is believed when the next one is known
         self._failed = 0  # packets
         self._lost = 0.0  # seconds of sound that they held, where that is known
-        self._missed = False  # whether packets before one have been noticed to be missing
 
     def read(self, packet: Packet) -> None:
         """Decode a packet; the last one, which is empty, brings what the decoder holds back."""
         self.packets += packet.size > 0
-        self._missed = self._missed or packet.is_corrupt
         try:
             frames = packet.decode()
         except FFmpegError:
@@ -413,7 +412,7 @@ class _Reader:
 
     def lost_sound(self) -> bool:
         """Whether some of what the file had, or says that it has, could not be decoded. A gap is no loss."""
-        if self.broken or (self._missed and self._clock.gaps):
+        if self.broken:
             return True
         if self.stated_end is None:
             return self._failed > 0

@@ -168,7 +168,6 @@ class Clock:
         self._longest_jump = LONGEST_JUMP if restarts else limit
         self._first = True
         self._end = 0.0  # of what has been placed
-        self.gaps = 0  # within the track
 
     def silence_before(self, frame: AudioFrame, following: AudioFrame | None) -> float:
         """Seconds of silence that belong before `frame`, which is then placed; `following` is the one behind it."""
@@ -205,7 +204,6 @@ class Clock:
         late = start - self._origin - self._end
         if late > JITTER and not _returns(frame, following):
             if late <= self._longest_jump and self._end + late <= self._limit:
-                self.gaps += 1
                 return late
             self._origin = start - self._end  # another clock from here on
         elif late < -RESTART and not _goes_on(following, self._origin + self._end):
@@ -243,7 +241,8 @@ def _start(stream: Any) -> float | None:
 
 def is_tag(data: bytes) -> bool:
     """Whether a packet that does not decode is a tag or padding, so that nothing is lost with it."""
-    return data.startswith(TAGS) or data.count(data[:1]) == len(data)
+    content = data.lstrip(b"\0")
+    return not content or content.startswith(TAGS)
 
 
 def stated_end(container: InputContainer, stream: AudioStream, file: BinaryIO) -> float | None:
@@ -251,7 +250,10 @@ def stated_end(container: InputContainer, stream: AudioStream, file: BinaryIO) -
     kind = _kind(container)
     if kind not in STATES_LENGTH or (kind == "mp3" and not _mp3_states_length(stream, file)):
         return None
-    if stream.duration is not None and stream.time_base is not None:
+    if kind == "mov" and not stream.frames:  # the table of samples is empty
+        return None
+    own = kind != "matroska"  # which states one length for all
+    if own and stream.duration is not None and stream.time_base is not None:
         return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
     if container.duration is not None and len(container.streams) == 1:
         return container.duration / av.time_base
