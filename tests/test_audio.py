@@ -315,9 +315,11 @@ def empty(kind: str, codec: str, picture: bool = False) -> bytes:
 
 
 def emptied(film: bytes) -> bytes:
-    """An mp4 whose sound track has no samples any more: the tables that list them are empty."""
+    """An mp4 whose sound track has no samples any more: the tables that list them are empty, and it lasts 0 s."""
     data = bytearray(film)
     sound = data.index(b"soun")
+    length = data.rindex(b"mdhd", 0, sound) + 20
+    data[length : length + 4] = bytes(4)
     for table, place in ((b"stts", 8), (b"stsc", 8), (b"stsz", 12), (b"stco", 8)):
         count = data.index(table, sound) + place
         data[count : count + 4] = bytes(4)
