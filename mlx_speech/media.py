@@ -250,6 +250,8 @@ def stated_end(container: InputContainer, stream: AudioStream, file: BinaryIO) -
     kind = _kind(container)
     if kind not in STATES_LENGTH or (kind == "mp3" and not _mp3_states_length(stream, file)):
         return None
+    if kind == "mov" and not stream.frames:  # its table of samples is empty; FFmpeg gives it the length of the others
+        return None
     own = kind != "matroska"  # which states one length for all
     if own and stream.duration is not None and stream.time_base is not None:
         return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
