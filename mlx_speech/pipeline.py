@@ -388,11 +388,10 @@ class Pipeline:
         count = len(speaking(regions))
         bounds = speaker_bounds(**options.speakers)
         if bounds.low <= count <= bounds.high and speakers_apart(tracks, regions):
-            warnings.warn(
-                f"{name}: {count} of its sound tracks hold a speaker each: the tracks tell them", stacklevel=2
-            )
+            said = f"{name}: {count} of its sound tracks hold a speaker each"
+            warnings.warn(f"{said}: the tracks tell who speaks", stacklevel=2)
             return turns_of_tracks(tracks, regions)
-        warnings.warn(f"{name}: its sound tracks hold no speaker each: their mix tells the speakers", stacklevel=2)
+        warnings.warn(f"{name}: its sound tracks hold no speaker each: their mix tells who speaks", stacklevel=2)
         return None
 
     def _read(self, recording: Any, audio_track: int | str | None) -> np.ndarray:
