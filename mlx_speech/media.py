@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 # - those that open other files or addresses: concat, hls, dash, webm_dash_manifest, imf, image2, vobsub, mlv, sdp, rtp,
 #   rtsp, sap (QuickTime can name a file, which is off by default);
 # - scripts and devices: lavfi, sbg, ffmetadata, alsa, oss, x11grab and the like;
-# - raw samples that do not say their rate, of which nothing tells the right one: s16le and its kin, alaw, mulaw, g726;
+# - raw samples that do not say their rate, which nothing else tells: s16le and its kin, alaw, mulaw, g726, aptx, dfpwm;
 # - what has no sound: pictures, subtitles, raw video.
 FORMATS = ",".join(
     """
     aac ac3 ac4 aiff amr amrnb amrwb ape asf asf_o au avi caf dts dtshd eac3 flac flv live_flv loas matroska mlp mov mp3
     mpc mpc8 mpeg mpegts nistsphere nut ogg oma rm shn spdif tak truehd tta voc w64 wav wtv wv xwma
     dhav dv gxf ifv ipmovie ivr kux lmlm4 luodat lvf lxf mtv mxf mxg nsv nuv pva r3d s337m swf ty vividas vivo
-    aa act aea apac avr bit bonk codec2 daud dfpwm dsf dss epaf hcom iamf iff ilbc ircam laf lc3 mmf nsp osq pvf qcp qoa
+    aa act aea apac avr bit bonk codec2 daud dsf dss epaf hcom iamf iff ilbc ircam laf lc3 mmf nsp osq pvf qcp qoa
     rka rso sds sdx smjpeg sol sox vqf wady wavarc wsd wve
     3dostr 4xm aax acm adp ads adx afc aix alp apc apm argo_asf argo_brp argo_cvg ast avs bethsoftvid bfi bfstm bink
     binka bmv boa brstm c93 cdxl dcstr derf dfa dsicin dxa ea film_cpk fsb fwse gdv genh hca hnm idcin iss jv kvag mca
     mm mods moflex msf mtaf musx mv mvi paf pmp pp_bnk psxstr redspark rl2 roq rpl rsd scd sdns sga siff simbiosis_imx
     smk smush svag svs thp tiertexseq tmv usm vag vmd vpk wc3movie wsaud wsvqa xa xmd xmv xvag yop
-    aptx aptx_hd g722 g723_1 g728 g729 gsm sbc sln
+    g722 g723_1 g728 g729 gsm sbc sln
     """.split()  # those of the last line have nothing to be known by but the end of the file's name
 )
 RAW_NAMES = frozenset({".al", ".alaw", ".mulaw", ".pcm", ".raw", ".s16le", ".sb", ".sw", ".ub", ".ul", ".ulaw", ".uw"})
