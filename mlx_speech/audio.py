@@ -1,13 +1,12 @@
 """Any recording → mono float32 samples in [-1, 1] at one rate.
 
-Decoding is PyAV's, whose wheels carry the FFmpeg libraries; no program is started. A recording is untrusted: FFmpeg
-picks the format by content, and some formats (playlists, scripts of file names) are instructions to open other files
-or addresses. So media is read through a file object, only from formats that hold their own samples, and FFmpeg may
-open nothing by itself.
+`media` decodes. Sample n of the result is what a player plays n / rate seconds after it begins to show the recording:
+where the sound begins later than the picture, or something of it is missing, there is silence.
 
 Resampling is libswresample's with its defaults (Kaiser window of beta 9 over 32 taps at the lower of the two rates,
 cutoff 0.97 of half that rate), which is what `ffmpeg -ar 16000` does and so what openai/whisper hears: the level is
-kept within 0.5 dB up to 7 kHz, and what lies above 9 kHz is 60 dB down. It adds no delay.
+kept within 0.5 dB up to 7 kHz, and what lies above 9 kHz is 60 dB down. It adds no delay. Several channels become one
+by libswresample's weights too, those of `ffmpeg -ac 1`.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ import io
 import math
 import os
 import shutil
-import struct
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -29,13 +28,15 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from mlx_speech import media
 from mlx_speech.errors import AudioError, OptionError
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
+    from av.audio.layout import AudioLayout
     from av.audio.resampler import AudioResampler
-    from av.audio.stream import AudioStream
     from av.container import InputContainer
+    from av.packet import Packet
 
 SAMPLE_RATE = 16_000  # Hz; what every model here was trained on
 MAX_DURATION = 24 * 3600.0  # seconds; 5.5 GB of samples
@@ -43,52 +44,60 @@ RATES = range(2_000, 768_001)  # Hz; a lower rate would let a small file swell i
 MAX_CHANNELS = 64
 BLOCK = 1 << 16  # samples of an array that are resampled at once
 
-# Names of FFmpeg's demuxers. None of these opens a second file (QuickTime can name one, which is off by default).
-FORMATS = (
-    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,nistsphere,ogg,"
-    "tta,voc,w64,wav,wv"
-)
-# The ones whose header states the length. For others FFmpeg estimates it from the bit rate, or from what is left.
-STATES_LENGTH = ("aiff", "ape", "au", "caf", "flac", "matroska", "mov", "mp3", "tta", "w64", "wav", "wv")
-MISSING_SECONDS = 0.5  # a decoded length this much below the stated one: the file breaks off
-MISSING_BYTES = 1024  # the same for the length in a RIFF header
-RIFF_UNKNOWN = 0x7FF0_0000  # programs that write to a pipe put a length from here on
+MISSING_SECONDS = 0.5  # sound that ends this much before the stated end, or of which this much is damaged, is not whole
+UNSCALED = 8.0  # floats beyond this (18 dB over full scale) are no samples in [-1, 1]
+CANCELLED = 0.1  # of the energy of the louder of two channels; a mix that has less has lost what is in both
+AUDIBLE = 1e-3  # RMS: -60 dBFS; softer stretches do not count
+CANCELLED_SHARE = 0.1  # of the audible stretches
+QUIET = 0.01  # peak: -40 dBFS; speech that is softer is overheard
+RAISED = 0.3  # peak: -10 dBFS; at this level it is heard as if it were loud
+FAINT = 3e-4  # peak: -70 dBFS; what is softer is rounding
 
 
 def load_audio(
-    source: str | os.PathLike[str] | BinaryIO, *, sample_rate: int = SAMPLE_RATE, max_duration: float = MAX_DURATION
+    source: str | os.PathLike[str] | BinaryIO,
+    *,
+    sample_rate: int = SAMPLE_RATE,
+    max_duration: float = MAX_DURATION,
+    audio_track: int | str | None = None,
 ) -> np.ndarray:
     """Decode a recording, or the sound of a video, into mono samples.
 
     source : a path, "-" for standard input, or a binary file object (read from its start where it can be sought)
     sample_rate : of the result, in Hz
     max_duration : the longest recording that is read, in seconds
+    audio_track : which sound track of several, counted from 1; "all" adds them up. By default the one that a player
+        takes, and a warning names them all
 
-    Returns (samples,) float32 in [-1, 1]; channels are averaged. 16-bit samples at `sample_rate` come as exactly
-    n / 32768. Of a file that breaks off, what could be decoded is returned and a warning is given.
+    Returns (samples,) float32 in [-1, 1], with silence where the sound begins late or has gaps; none for a recording
+    without samples. Stereo is averaged, surround weighed as `ffmpeg -ac 1` does, channels of unknown places are
+    averaged. 16-bit samples at `sample_rate` come as exactly n / 32768. Of a file that breaks off, what could be
+    decoded is returned and a warning is given; also where two channels cancel each other, and one is taken instead.
 
-    Raises `AudioError` where there is nothing to decode, and `OptionError` for options out of range.
+    Raises `AudioError` where there is nothing to decode, or no such track, and `OptionError` for options out of range.
     """
-    _check_rate(sample_rate)
-    if not max_duration > 0:
-        raise OptionError(f"--max-duration is {max_duration}: give a number of seconds above 0")
-    name = _name(source)
-    try:
-        with _seekable(source, name) as file:
-            sink = _Sink(name, sample_rate, max_duration)
-            broken = not _decode(file, sink) or _cut_short(file)
-    except OSError as error:
-        raise AudioError(f"{name}: cannot be read: {error.strerror or error}") from error
-    samples = sink.samples()
-    if not samples.size:
-        raise AudioError(f"{name}: no sound could be decoded: it is damaged, or holds no samples")
-    np.clip(samples, -1, 1, out=samples)
-    if math.isnan(samples.sum(dtype=np.float64)):
-        raise AudioError(f"{name}: some of its samples are no numbers (NaN): export it again")
-    if broken:
-        decoded = samples.size / sample_rate
-        warnings.warn(f"{name}: breaks off or is damaged: {decoded:.1f} s of it could be decoded", stacklevel=2)
-    return samples
+    return mix(_load(source, sample_rate, max_duration, audio_track))
+
+
+def load_tracks(
+    source: str | os.PathLike[str] | BinaryIO, *, sample_rate: int = SAMPLE_RATE, max_duration: float = MAX_DURATION
+) -> list[np.ndarray]:
+    """Every sound track of a recording for itself, on one timeline: a list of what `load_audio` gives, which warns and
+    raises so too. They may differ in length. `mix` makes one of them."""
+    return _load(source, sample_rate, max_duration, "all")
+
+
+def mix(tracks: Sequence[np.ndarray]) -> np.ndarray:
+    """Tracks of one timeline added up, and made softer where they would leave [-1, 1]. tracks : (samples,) each"""
+    if len(tracks) == 1:
+        return tracks[0]
+    total = np.zeros(max((track.size for track in tracks), default=0), np.float32)
+    for track in tracks:
+        total[: track.size] += track
+    peak = _peak(total)
+    if peak > 1:
+        total /= peak
+    return total
 
 
 def audio_from_array(samples: Any, rate: int, *, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -99,8 +108,9 @@ def audio_from_array(samples: Any, rate: int, *, sample_rate: int = SAMPLE_RATE)
     rate : of `samples`, in Hz
     sample_rate : of the result, in Hz
 
-    Returns (samples,) float32 in [-1, 1], a copy. Raises `AudioError` for another shape or for NaN, and `OptionError`
-    for a rate out of range.
+    Returns (samples,) float32 in [-1, 1], a copy; channels are averaged. Raises `AudioError` for another shape, for
+    NaN, and for numbers that are on another scale: floats beyond 8, or integers that use less than the lower half of
+    their type's bits, such as 16-bit samples in an int32 array. Raises `OptionError` for a rate out of range.
     """
     _check_rate(sample_rate)
     _check_rate(rate)
@@ -110,8 +120,9 @@ def audio_from_array(samples: Any, rate: int, *, sample_rate: int = SAMPLE_RATE)
         raise AudioError(f"samples of shape {array.shape}: {advice}")
     if array.dtype.kind not in "iuf":
         raise AudioError(f"samples of type {array.dtype}: give floats in [-1, 1] or integers")
+    _check_scale(array)
     array = _as_float(array)
-    mono = array.copy() if array.ndim == 1 else array.mean(axis=0, dtype=np.float32)
+    mono = array.copy() if array.ndim == 1 else _mono_array(array, rate)
     if rate != sample_rate:
         sink = _Sink("samples", sample_rate, math.inf)
         for start in range(0, mono.size, BLOCK):
@@ -120,14 +131,65 @@ def audio_from_array(samples: Any, rate: int, *, sample_rate: int = SAMPLE_RATE)
             sink.add(frame)
         mono = sink.samples()
     np.clip(mono, -1, 1, out=mono)
-    if math.isnan(mono.sum(dtype=np.float64)):
+    if _has_nan(mono):
         raise AudioError("some of the samples are no numbers (NaN): replace them, say by numpy.nan_to_num")
     return mono
+
+
+def louder(samples: np.ndarray, name: str | None = None) -> np.ndarray:
+    """Very quiet samples at the level of ordinary speech, with a warning; others as they are.
+
+    The models were trained on ordinary levels: of speech that peaks at -50 dBFS, voice activity detection finds next to
+    nothing, and the same made louder it finds whole. Noise at that level stays noise.
+
+    samples : (samples,), floats in [-1, 1]
+    name : what the warning calls the recording; None for no warning
+
+    Returns the same array, or a copy that peaks at -10 dBFS where it peaks below -40 dBFS, but not where it is only
+    rounding (below -70).
+    """
+    peak = _peak(samples)
+    if not 0 < peak < QUIET:
+        return samples
+    raised = peak >= FAINT
+    if name is not None:
+        said = "it is made louder to be heard" if raised else "there may be nothing in it"
+        decibels = 20 * math.log10(peak)
+        warnings.warn(f"{name}: is very quiet (its peak is {decibels:.0f} dBFS): {said}", stacklevel=2)
+    return samples * np.float32(RAISED / peak) if raised else samples
+
+
+def check_track(audio_track: Any) -> None:
+    """Raises `OptionError` where it is neither None, "all" nor a number from 1."""
+    if audio_track is None or (isinstance(audio_track, str) and audio_track == "all"):
+        return
+    if not isinstance(audio_track, Integral) or isinstance(audio_track, bool) or audio_track < 1:
+        raise OptionError(f'audio_track is {audio_track!r}: give a number from 1, or "all"')
 
 
 def _check_rate(rate: int) -> None:
     if rate not in RATES:
         raise OptionError(f"a sample rate of {rate} Hz: give a whole number from {RATES[0]} to {RATES[-1]}")
+
+
+def _check_scale(array: np.ndarray) -> None:
+    """Raises `AudioError` for samples that would be clipped to a square wave, or be next to silent."""
+    if not array.size:
+        return
+    if array.dtype.kind == "f":
+        peak = _peak(array)
+        if peak > UNSCALED:
+            advice = "divide 16-bit samples by 32768, or give them as an int16 array"
+            raise AudioError(f"floating-point samples reach {peak:g}, and full scale is 1: {advice}")
+        return
+    bits = 8 * array.dtype.itemsize
+    if bits < 32:
+        return
+    highest = max(int(array.max()), -int(array.min()))
+    signs = 1 if array.dtype.kind == "i" else 0
+    if 0 < highest <= 2 ** (bits // 2 - signs):
+        said = f"{array.dtype} samples reach only {highest}, which is next to silence in {bits} bits"
+        raise AudioError(f"{said}: give 16-bit samples as an int16 array, others as floats in [-1, 1]")
 
 
 def _as_float(array: np.ndarray) -> np.ndarray:
@@ -136,6 +198,33 @@ def _as_float(array: np.ndarray) -> np.ndarray:
     half = 2.0 ** (8 * array.dtype.itemsize - 1)
     # float64 for the steps in between: a 32-bit integer has more digits than float32
     return ((array.astype(np.float64) - (half if array.dtype.kind == "u" else 0.0)) / half).astype(np.float32)
+
+
+def _mono_array(array: np.ndarray, rate: int) -> np.ndarray:
+    """(channels, samples) → (samples,), their mean; the louder channel where two cancel each other."""
+    mono = array.mean(axis=0, dtype=np.float32)
+    if len(array) != 2:
+        return mono
+    phase = _Phase(rate)
+    for start in range(0, mono.size, BLOCK):
+        block = slice(start, start + BLOCK)
+        phase.add(array[:, block].T, mono[block])
+    channel = phase.instead()
+    if channel is None:
+        return mono
+    phase.warn("the samples", channel)
+    return array[channel].copy()
+
+
+def _peak(samples: np.ndarray) -> float:
+    """The largest absolute value; NaN does not count."""
+    if not samples.size:
+        return 0.0
+    return float(np.fmax(np.fmax.reduce(samples, axis=None), -np.fmin.reduce(samples, axis=None)))
+
+
+def _has_nan(samples: np.ndarray) -> bool:
+    return math.isnan(samples.sum(dtype=np.float64))
 
 
 def _name(source: object) -> str:
@@ -191,103 +280,199 @@ def _at_start(file: BinaryIO) -> Iterator[BinaryIO]:
             yield copy
 
 
-def _refuse(url: str, *_: object) -> BinaryIO:
-    raise PermissionError(f"it asks for another file ({url})")
+# --- a file ----------------------------------------------------------------------------------------------------------
 
 
-def _decode(file: BinaryIO, sink: _Sink) -> bool:
-    """Put the sound of `file` into `sink`; whether all of it that the file announces is there."""
-    name = sink.name
-    if not file.read(1):
-        raise AudioError(f"{name}: is empty: record or copy it again")
-    file.seek(0)
-    allowed = {"format_whitelist": FORMATS, "protocol_whitelist": ""}
-    try:  # metadata: tags are often in another encoding than they should be
-        container = av.open(file, mode="r", container_options=allowed, metadata_errors="ignore", io_open=_refuse)
-    except (FFmpegError, ValueError) as error:
-        raise AudioError(f"{name}: is no recording of a known format, or broken: does a player open it?") from error
-    with container:
-        stream = cast("AudioStream | None", container.streams.best("audio"))
-        if stream is None:
-            raise AudioError(f"{name}: has no sound in it: give a recording, or a video with a sound track")
-        if stream.codec_context is None:
-            raise AudioError(f"{name}: its sound is in an encrypted or unknown coding: export it as wav or m4a")
-        damaged = False
-        for frame in _frames(container, stream):
-            if frame is None:
-                damaged = True
-            else:
-                sink.add(frame)
-        stated = _stated_seconds(container, stream)
-    if stated is None:
-        return not damaged
-    # A frame that does not decode (a tag behind an mp3, say) is no loss while the length is right.
-    return sink.samples().size / sink.sample_rate > stated - MISSING_SECONDS
-
-
-def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame | None]:
-    """The decoded frames; None for a piece that could not be decoded."""
+def _load(source: Any, sample_rate: int, max_duration: float, audio_track: int | str | None) -> list[np.ndarray]:
+    """What `load_audio` adds up: one array for every track that is asked for."""
+    _check_rate(sample_rate)
+    check_track(audio_track)
+    if not max_duration > 0:
+        raise OptionError(f"--max-duration is {max_duration}: give a number of seconds above 0")
+    name = _name(source)
     try:
-        for packet in container.demux(stream):
-            try:
-                frames: list[Any] = packet.decode()
-            except FFmpegError:
-                frames = [None]
-            yield from frames
+        with _seekable(source, name) as file:
+            return _decode(file, name, sample_rate, max_duration, audio_track)
+    except OSError as error:
+        raise AudioError(f"{name}: cannot be read: {error.strerror or error}") from error
+
+
+def _decode(
+    file: BinaryIO, name: str, sample_rate: int, max_duration: float, audio_track: int | str | None
+) -> list[np.ndarray]:
+    readers = _read(file, name, sample_rate, max_duration, audio_track)
+    instead = {reader.track.number: reader.sink.phase.instead() for reader in readers}
+    if any(channel is not None for channel in instead.values()):
+        for reader in readers:
+            channel = instead[reader.track.number]
+            if channel is not None:
+                reader.sink.phase.warn(name, channel)
+        readers = _read(file, name, sample_rate, max_duration, audio_track, instead, warn=False)
+    shortened = media.cut_short(file)
+    sounds = []
+    for reader in readers:
+        sounds.append(_checked(reader, shortened))
+    return sounds
+
+
+def _read(
+    file: BinaryIO,
+    name: str,
+    sample_rate: int,
+    max_duration: float,
+    audio_track: int | str | None,
+    channels: dict[int, int | None] | None = None,
+    warn: bool = True,
+) -> list[_Reader]:
+    """The tracks that are asked for, read to their ends in one pass; of some, by their number, one channel only."""
+    file.seek(0)
+    with media.open_media(file, name) as container:
+        tracks = media.tracks_of(container, name)
+        chosen = media.chosen_tracks(container, tracks, audio_track, name)
+        if audio_track is None and len(tracks) > 1 and warn:
+            labels = ", ".join(track.label for track in tracks)
+            said = f"{name}: has {len(tracks)} sound tracks, {labels}: track {chosen[0].number} is read"
+            warnings.warn(f'{said}: choose by --audio-track (audio_track) a number, or "all"', stacklevel=5)
+        readers = []
+        for track in chosen:
+            sink = _Sink(name, sample_rate, max_duration, (channels or {}).get(track.number))
+            readers.append(_Reader(track, media.Clock(container, max_duration), sink))
+        _demux(container, readers)
+        for reader in readers:
+            reader.close()
+            reader.stated_end = media.stated_end(container, reader.track.stream, file)
+    return readers
+
+
+def _demux(container: InputContainer, readers: Sequence[_Reader]) -> None:
+    by_stream = {reader.track.stream.index: reader for reader in readers}
+    try:
+        for packet in container.demux([reader.track.stream for reader in readers]):
+            by_stream[packet.stream.index].read(packet)
     except FFmpegError:
-        yield None
+        for reader in readers:
+            reader.broken = True
     except IndexError:
         # A broadcast may announce another stream (subtitles, say) on its way. PyAV stumbles over it, but only behind
         # the last packet, where it asks the decoders for what they hold back, which is nothing for these codings.
         return
 
 
-def _stated_seconds(container: InputContainer, stream: AudioStream) -> float | None:
-    """The length that the header states, or None where it does not."""
-    kind = container.format.name.split(",")[0]
-    # Only an mp3 whose header states the length tells how many samples precede the sound, which is its start time.
-    if kind not in STATES_LENGTH or (kind == "mp3" and not stream.start_time):
-        return None
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None and len(container.streams) == 1:
-        return container.duration / av.time_base
-    return None
+def _checked(reader: _Reader, shortened: bool) -> np.ndarray:
+    """The samples of a track. Warns where some are lost, and raises `AudioError` where all are, or they are none."""
+    name = reader.sink.name
+    samples = reader.sink.samples()
+    broken = shortened or reader.lost_sound()
+    promised = (reader.stated_end or 0.0) > media.ROUNDING
+    if not samples.size and (broken or promised or reader.packets):
+        raise AudioError(f"{name}: no sound could be decoded: it is damaged")
+    if reader.holds_floats() and _peak(samples) > UNSCALED:
+        peak = _peak(samples)
+        advice = "divide 16-bit samples by 32768 before they are saved as floats"
+        raise AudioError(f"{name}: its samples reach {peak:g}, and full scale is 1: {advice}")
+    np.clip(samples, -1, 1, out=samples)
+    if _has_nan(samples):
+        raise AudioError(f"{name}: some of its samples are no numbers (NaN): export it again")
+    if broken:
+        decoded = reader.decoded
+        warnings.warn(f"{name}: breaks off or is damaged: {decoded:.1f} s of it could be decoded", stacklevel=5)
+    return samples
 
 
-def _cut_short(file: BinaryIO) -> bool:
-    """Whether a RIFF file (wav) is shorter than its header says. FFmpeg tells the length that is left."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    head = file.read(8)
-    if len(head) < 8 or head[:4] != b"RIFF":
-        return False
-    stated = struct.unpack("<I", head[4:])[0]
-    return stated < RIFF_UNKNOWN and stated + 8 - size > MISSING_BYTES
+class _Reader:
+    """Decodes the packets of one track, puts the sound where it belongs, and notes what is lost."""
+
+    def __init__(self, track: media.Track, clock: media.Clock, sink: _Sink) -> None:
+        self.track, self.sink = track, sink
+        self.packets = 0
+        self.broken = False  # the file could not be read to its end
+        self.decoded = 0.0  # seconds
+        self.stated_end: float | None = None  # on the track's own clock
+        self._clock = clock
+        self._waiting: AudioFrame | None = None  # its time is believed when the next one is known
+        self._failed = 0  # packets
+        self._lost = 0.0  # seconds of sound that they held, where that is known
+
+    def read(self, packet: Packet) -> None:
+        """Decode a packet; the last one, which is empty, brings what the decoder holds back."""
+        self.packets += packet.size > 0
+        try:
+            frames = packet.decode()
+        except FFmpegError:
+            if not media.is_tag(bytes(packet)):
+                self._failed += 1
+                self._lost += float((packet.duration or 0) * (packet.time_base or 0))
+            return
+        for frame in frames:
+            self._place(cast("AudioFrame", frame))
+
+    def close(self) -> None:
+        """Behind the last packet."""
+        self._place(None)
+
+    def lost_sound(self) -> bool:
+        """Whether some of what the file had, or says that it has, could not be decoded. A gap is no loss."""
+        if self.broken:
+            return True
+        if self.stated_end is None:
+            return self._failed > 0
+        # A packet or two that do not decode are no loss while the length is right.
+        return self._lost >= MISSING_SECONDS or self._clock.end_time <= self.stated_end - MISSING_SECONDS
+
+    def holds_floats(self) -> bool:
+        """Whether the track is of floating-point samples, which may be on any scale."""
+        return self.track.stream.codec_context.name.startswith("pcm_f")
+
+    def _place(self, frame: AudioFrame | None) -> None:
+        ready, self._waiting = self._waiting, frame
+        if ready is None:
+            return
+        if ready.sample_rate in RATES and self._clock.silence_before(ready, following=frame):
+            self.sink.fill(self._clock.end - ready.samples / ready.sample_rate)
+        self.sink.add(ready)
+        self.decoded += ready.samples / ready.sample_rate
 
 
 class _Sink:
-    """Collects frames as mono samples of one rate, no more of them than `max_duration` allows."""
+    """Collects frames as mono samples of one rate, no more of them than `max_duration` allows.
 
-    def __init__(self, name: str, sample_rate: int, max_duration: float) -> None:
+    channel : the only one that is heard, in place of a mix
+    """
+
+    def __init__(self, name: str, sample_rate: int, max_duration: float, channel: int | None = None) -> None:
         self.name, self.sample_rate, self.max_duration = name, sample_rate, max_duration
+        self.phase = _Phase(sample_rate)
+        self._channel = channel
         self._buffer = bytearray()  # grows by an eighth, in place: an hour needs little more than its samples
         self._resampler: AudioResampler | None = None
         self._input: tuple[str, str, int] | None = None  # what the resampler was made for
+        self._weights: np.ndarray | None = None  # of its channels
 
     def add(self, frame: AudioFrame) -> None:
+        """Samples behind those that are there."""
         given = (frame.format.name, frame.layout.name, frame.sample_rate)
         if given != self._input:  # the first frame, or a broadcast that changes on its way
             channels = frame.layout.nb_channels
             if frame.sample_rate not in RATES or not 1 <= channels <= MAX_CHANNELS:
                 raise AudioError(f"{self.name}: {channels} channels at {frame.sample_rate} Hz: is the file damaged?")
             self._flush()
-            # Channels are averaged after resampling: libswresample's own mix to mono would weigh them. They are asked
-            # for interleaved, since PyAV reads wild memory where there are more than eight planes.
+            # Channels are mixed after resampling, in floats. They are asked for interleaved, since PyAV reads wild
+            # memory where there are more than eight planes.
             self._resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=self.sample_rate)
+            self._weights = _weights(frame.layout)
             self._input = given
         if self._resampler is not None:
             self._append(self._resampler.resample(frame))
+
+    def fill(self, seconds: float) -> None:
+        """Silence up to `seconds` from the start of the recording."""
+        self._flush()
+        missing = round(seconds * self.sample_rate) - len(self._buffer) // 4
+        while missing > 0:
+            count = min(missing, BLOCK)
+            self._buffer += bytes(4 * count)
+            self._check_length()
+            missing -= count
 
     def samples(self) -> np.ndarray:
         """(samples,) float32, a view of what was collected; ends the collecting."""
@@ -302,7 +487,89 @@ class _Sink:
     def _append(self, frames: list[AudioFrame]) -> None:
         for frame in frames:
             channels = frame.to_ndarray().reshape(frame.samples, -1)
-            mono = channels if channels.shape[1] == 1 else channels.mean(axis=1, dtype=np.float32)
-            self._buffer += mono.tobytes()
+            self._buffer += self._mono(channels).tobytes()
+        self._check_length()
+
+    def _mono(self, channels: np.ndarray) -> np.ndarray:
+        """(samples, channels) → (samples,)"""
+        count = channels.shape[1]
+        if count == 1:
+            return channels
+        if self._channel is not None:
+            return channels[:, min(self._channel, count - 1)]
+        if self._weights is not None:
+            return channels @ self._weights
+        mono = channels.mean(axis=1, dtype=np.float32)
+        if count == 2:
+            self.phase.add(channels, mono)
+        return mono
+
+    def _check_length(self) -> None:
         if len(self._buffer) > 4 * self.max_duration * self.sample_rate:
             raise AudioError(f"{self.name}: is longer than {self.max_duration:g} s: raise --max-duration to read it")
+
+
+def _weights(layout: AudioLayout) -> np.ndarray | None:
+    """What each channel counts for in a mix to mono; None where all count the same.
+
+    They are libswresample's (centre 1, left and right 0.707, surround 0.5, deep effects 0), asked of itself with a one
+    in each channel, and divided by their sum, as it does for integers.
+    """
+    count = layout.nb_channels
+    if count < 3 or any(channel.name == "NONE" for channel in layout.channels):  # nobody knows their places
+        return None
+    try:
+        frame = av.AudioFrame.from_ndarray(np.eye(count).reshape(1, -1), format="dbl", layout=layout)
+        frame.sample_rate = SAMPLE_RATE
+        resampler = av.AudioResampler(format="dbl", layout="mono", rate=SAMPLE_RATE)
+        heard = [*resampler.resample(frame), *resampler.resample(None)]
+    except FFmpegError:  # it has no mix of these
+        return None
+    weights = np.concatenate([part.to_ndarray().ravel() for part in heard])
+    total = float(weights.sum())
+    if len(weights) != count or total <= 0:
+        return None
+    return (weights / total).astype(np.float32)
+
+
+class _Phase:
+    """Compares the two channels of a recording with their mix, a second at a time: in opposite phase they cancel."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._count = 0  # samples of the stretch
+        self._energy = np.zeros(3)  # of the stretch: left, right, mix
+        self._audible = 0  # stretches
+        self._cancelled = 0  # of them
+        self._lost = np.zeros(2)  # the channels' energy in those
+
+    def add(self, channels: np.ndarray, mono: np.ndarray) -> None:
+        """channels : (samples, 2); mono : (samples,)"""
+        for place, sound in enumerate((channels[:, 0], channels[:, 1], mono)):
+            self._energy[place] += float(np.dot(sound, sound))
+        self._count += len(mono)
+        if self._count >= self._rate:
+            self._close()
+
+    def instead(self) -> int | None:
+        """The channel to take, where much of the recording is lost in the mix."""
+        self._close()
+        if not self._cancelled or self._cancelled < CANCELLED_SHARE * self._audible:
+            return None
+        return int(self._lost.argmax())
+
+    def warn(self, name: str, channel: int) -> None:
+        """Say that `channel` is taken."""
+        side = ("left", "right")[channel]
+        said = f"{name}: its two channels are in opposite phase and cancel each other"
+        warnings.warn(f"{said}: the {side} one alone is heard", stacklevel=5)
+
+    def _close(self) -> None:
+        louder = float(self._energy[:2].max())
+        if louder > AUDIBLE**2 * max(1, self._count):
+            self._audible += 1
+            if self._energy[2] < CANCELLED * louder:
+                self._cancelled += 1
+                self._lost += self._energy[:2]
+        self._count = 0
+        self._energy[:] = 0

@@ -78,6 +78,17 @@ def _number(kind: type) -> Any:
     return read
 
 
+def _track(text: str) -> int | str:
+    if text == "all":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'{text!r} is no sound track: give a number from 1, or "all"') from error
+
+
+_TRACK_HELP = "which sound track of several, from 1, or all of them (default: the one that a player takes)"
+
 # Flags whose name is a keyword (`options.Options`, `writers.Layout`), with the type of what follows.
 _INT, _FLOAT = _number(int), _number(float)
 _VALUES = {
@@ -153,6 +164,7 @@ def _add_transcribe(group: Any) -> None:
     add("--model", metavar="NAME", help="tiny … large-v3, turbo, with -q4 or -q8, a repository or a folder")
     add("--language", help="code or name (default: detected)")
     add("--multilingual", action="store_true", help="detect the language of every chunk")
+    add("--audio-track", type=_track, metavar="N|all", help=_TRACK_HELP)
     add("--task", choices=["transcribe", "translate"], help="translate: into English")
     add("--diarize", action="store_true", help="find the speakers")
     _add_values(parser, _SPEAKERS)
@@ -203,6 +215,7 @@ def _add_diarize(group: Any) -> None:
     parser = _command(group, commands.diarize, "who speaks when in recordings, as RTTM", text, only_given=True)
     parser.add_argument("audio", nargs="+", help="any audio or video file; - is standard input")
     parser.add_argument("--exclusive", action="store_true", default=False, help="never two speakers at once")
+    parser.add_argument("--audio-track", type=_track, metavar="N|all", help=_TRACK_HELP)
     _add_values(parser, _SPEAKERS)
     _add_machine(parser)
 
@@ -265,6 +278,7 @@ def _add_vad(group: Any) -> None:
     add("--model", help="converted Silero VAD, or its original (default: the one that comes with the package)")
     add("--format", default="text", choices=["text", "json", "rttm"], help="default: text")
     add("--sampling-rate", type=int, default=16000, choices=[8000, 16000], help="that the model works at")
+    add("--audio-track", type=_track, metavar="N|all", help=_TRACK_HELP)
     add("--threshold", type=float, default=0.5, help="speech from this probability on (default 0.5)")
     add("--neg-threshold", type=float, help="silence below this one (default: threshold - 0.15, at least 0.01)")
     add("--min-speech-duration-ms", type=float, default=250, help="shorter speech is dropped (default 250)")

@@ -312,10 +312,18 @@ def _hint() -> None:
         print(f"mlx_speech: {found}", file=sys.stderr)
 
 
-def vad(audio: list[str], model: str | None, format: str, max_duration: float, verbose: bool, **options: Any) -> int:
+def vad(
+    audio: list[str],
+    model: str | None,
+    format: str,
+    max_duration: float,
+    verbose: bool,
+    audio_track: int | str | None = None,
+    **options: Any,
+) -> int:
     """Print the regions of speech in recordings."""
     from mlx_speech import writers
-    from mlx_speech.audio import load_audio
+    from mlx_speech.audio import load_audio, louder
     from mlx_speech.checkpoint import load
     from mlx_speech.models import silero_vad
     from mlx_speech.stages.vad import detect_speech
@@ -326,7 +334,8 @@ def vad(audio: list[str], model: str | None, format: str, max_duration: float, v
     rate, decimals = options.pop("sampling_rate"), options["time_resolution"]
     found = {}
     for source in audio:
-        samples = load_audio(source, sample_rate=rate, max_duration=max_duration)
+        samples = load_audio(source, sample_rate=rate, max_duration=max_duration, audio_track=audio_track)
+        samples = louder(samples, source)
         found[source] = regions = detect_speech(samples, network, sample_rate=rate, **options)
         if format == "rttm":
             print(writers.regions_to_rttm(regions, Path(source).stem if source != "-" else "stdin"), end="")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mlx_speech.audio import check_track
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.stages.cluster import speaker_bounds
 from mlx_speech.stages.decode import DecodingOptions
@@ -40,6 +41,7 @@ class Options(DecodingOptions):
 
     language : code or name; detected where None
     multilingual : detect the language of every chunk, for recordings in several
+    audio_track : which sound track of a file, counted from 1, or "all", mixed; by default the one that a player takes
     vad : cut at silences found by `vad_method`; otherwise every `chunk_size` seconds
     vad_options : of the detector, by its own names (`VAD_OPTIONS`)
     chunk_size : longest chunk in seconds; by default, and at most, the window of the model, which is 30 s in OpenAI's
@@ -60,6 +62,7 @@ class Options(DecodingOptions):
 
     language: str | None = None
     multilingual: bool = False
+    audio_track: int | str | None = None
     vad: bool = True
     vad_method: str = "silero"
     vad_options: Mapping[str, Any] = field(default_factory=dict)
@@ -118,6 +121,7 @@ class Options(DecodingOptions):
         if list(clips) != sorted(clips) or not all(0 <= number < math.inf for number in clips):
             raise OptionError(f"clip_timestamps is {clips}: give seconds in order: start, end, start, end …")
         speaker_bounds(**self.speakers)
+        check_track(self.audio_track)
         self._check_conflicts()
 
     def _check_conflicts(self) -> None:

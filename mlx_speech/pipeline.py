@@ -6,6 +6,7 @@ what follows runs recording by recording, as soon as its last chunk is there.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.audio import MAX_DURATION, audio_from_array, load_audio
+from mlx_speech.audio import MAX_DURATION, audio_from_array, load_audio, load_tracks, louder, mix
 from mlx_speech.checkpoint import DEMO
 from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutOfMemory
 from mlx_speech.loading import Models, Recogniser
@@ -28,9 +29,11 @@ from mlx_speech.options import Options
 from mlx_speech.stages import asr
 from mlx_speech.stages.align import align
 from mlx_speech.stages.assign import assign_speakers
+from mlx_speech.stages.cluster import speaker_bounds
 from mlx_speech.stages.diarize import diarize
 from mlx_speech.stages.sentences import split_sentences
 from mlx_speech.stages.sequential import transcribe_sequential
+from mlx_speech.stages.tracks import speakers_apart, speaking, turns_of_tracks
 from mlx_speech.stages.vad import (
     cut_chunks,
     detect_speech,
@@ -135,16 +138,25 @@ class Pipeline:
         return self._run(recordings, Options.of(**{**self._defaults, **options}), _Report(on_progress))
 
     def diarize(
-        self, audio: Any, *, sample_rate: int | None = None, on_progress: Progress | None = None, **numbers: int | None
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        on_progress: Progress | None = None,
+        audio_track: int | str | None = None,
+        **numbers: int | None,
     ) -> Diarization:
-        """Only the speakers of one recording. numbers : num_speakers, min_speakers, max_speakers. Raises as a call."""
+        """Only the speakers of one recording. audio_track : as of `Options`; numbers : num_speakers, min_speakers,
+        max_speakers. Raises as a call."""
         unknown = numbers.keys() - {"num_speakers", "min_speakers", "max_speakers"}
         if unknown:
             raise OptionError(f"{', '.join(sorted(unknown))}: speakers alone have no such option")
-        options, recording = Options.of(**numbers, diarize=True), _with_rate(audio, sample_rate)
+        options = Options.of(**numbers, audio_track=audio_track, diarize=True)
+        file = _File(_with_rate(audio, sample_rate))
         with self._lock, self._limited(), _explained():
             self.models.diarization()
-            return self._speakers(_File(recording, self._read(recording)), options, _Report(on_progress))
+            self._open(file, options)
+            return self._speakers(file, options, _Report(on_progress))
 
     def _run(self, recordings: Iterable[Any], options: Options, report: _Report) -> Results:
         """`_steps`, of which one at a time runs, whichever thread asks for it."""
@@ -209,7 +221,7 @@ class Pipeline:
 
     def _hear(self, file: _File, recogniser: Recogniser, options: Options, progress: _Report) -> None:
         with file.timed("audio"):
-            file.audio = self._read(file.recording)
+            self._open(file, options)
         with file.timed("vad"):
             file.chunks = self._chunks(file, options, progress)
         file.language = options.language
@@ -248,7 +260,8 @@ class Pipeline:
         longest = max(1.0, size - 2 * CHUNK_PAD)
         regions = self._regions(file.audio, options, longest)
         file.uses("vad", self.models)
-        warn_if_silent(file.audio, regions, _name(file.recording))
+        if not file.raised:
+            warn_if_silent(file.audio, regions, _name(file.recording))
         report(file.duration)
         chunks = cut_chunks(regions, duration=file.duration, chunk_size=longest, max_pause=MAX_PAUSE)
         return widened(chunks, pad=min(CHUNK_PAD, (size - longest) / 2), duration=file.duration)
@@ -357,13 +370,44 @@ class Pipeline:
     def _speakers(self, file: _File, options: Options, progress: _Report) -> Diarization:
         if file.audio.size < MIN_SAMPLES:
             return Diarization()
+        if file.turns is not None:
+            return file.turns
         model = self.models.diarization()
         file.uses("diarization", self.models)
         report = progress.of("diarize", file.duration, file)
         report(0)
         return diarize(file.audio, model, on_progress=lambda part: report(part * file.duration), **options.speakers)
 
-    def _read(self, recording: Any) -> np.ndarray:
+    def _open(self, file: _File, options: Options) -> None:
+        """Read a recording. Where all of its sound tracks are asked for, and the speakers, the tracks may tell them."""
+        recording = file.recording
+        name = _name(recording)
+        if options.audio_track == "all" and options.wants_speakers and _is_file(recording):
+            tracks = load_tracks(recording, max_duration=self._max_duration)
+            samples = mix(tracks)
+            if len(tracks) > 1:
+                file.turns = self._turns_of_tracks(tracks, options, name)
+        else:
+            samples = self._read(recording, options.audio_track)
+        file.audio = louder(samples, name)
+        file.raised = file.audio is not samples
+
+    def _turns_of_tracks(self, tracks: list[np.ndarray], options: Options, name: str) -> Diarization | None:
+        """The speakers where each has a track of its own; says whether that is so."""
+        tracks = [louder(track) for track in tracks]
+        regions = [self._regions(track, options, math.inf) for track in tracks]
+        count = len(speaking(regions))
+        bounds = speaker_bounds(**options.speakers)
+        if bounds.low <= count <= bounds.high and speakers_apart(tracks, regions):
+            said = f"{name}: {count} of its sound tracks hold a speaker each"
+            warnings.warn(f"{said}: the tracks tell who speaks", stacklevel=2)
+            return turns_of_tracks(tracks, regions)
+        warnings.warn(f"{name}: its sound tracks hold no speaker each: their mix tells who speaks", stacklevel=2)
+        return None
+
+    def _read(self, recording: Any, audio_track: int | str | None) -> np.ndarray:
+        if audio_track is not None and not _is_file(recording):
+            raise OptionError("audio_track is for files: samples have no tracks, so leave it out")
         if isinstance(recording, tuple):
             return audio_from_array(*recording)
         if isinstance(recording, mx.array) and mx.issubdtype(recording.dtype, mx.floating):
@@ -372,7 +416,7 @@ class Pipeline:
             return audio_from_array(recording, SAMPLE_RATE)
         if isinstance(recording, (list, set, dict)) or recording is None:
             raise AudioError(f"a {type(recording).__name__} is no recording: give a path, a file or samples")
-        return load_audio(recording, max_duration=self._max_duration)
+        return load_audio(recording, max_duration=self._max_duration, audio_track=audio_track)
 
     def _release(self, *stages: str) -> None:
         """Let go of the models of these stages, with little memory."""
@@ -432,6 +476,8 @@ class _File:
 
     recording: Any
     audio: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    raised: bool = False  # it was so quiet that it was made louder
+    turns: Diarization | None = None  # where its sound tracks tell the speakers
     chunks: list[Chunk] = field(default_factory=list)
     pending: int = 0  # chunks that Whisper has not given back
     language: str | None = None
@@ -489,10 +535,14 @@ def _name(recording: Any) -> str:
     return os.fspath(recording) if isinstance(recording, (str, os.PathLike)) else "the recording"
 
 
+def _is_file(recording: Any) -> bool:
+    return isinstance(recording, (str, os.PathLike)) or hasattr(recording, "read")
+
+
 def _with_rate(audio: Any, sample_rate: int | None) -> Any:
     if sample_rate is None:
         return audio
-    if isinstance(audio, (str, os.PathLike)) or hasattr(audio, "read"):
+    if _is_file(audio):
         raise OptionError("sample_rate is for samples: a file says its own, so leave it out")
     return audio, sample_rate
 

@@ -17,11 +17,12 @@ import av
 import numpy as np
 import pytest
 
-from mlx_speech.audio import audio_from_array, load_audio
+from mlx_speech.audio import audio_from_array, load_audio, louder
 from mlx_speech.errors import AudioError, OptionError
 
 LOSSLESS = [("wav", "pcm_f32le"), ("wav", "pcm_f64le"), ("wav", "pcm_s24le"), ("flac", "flac"), ("aiff", "pcm_s16be")]
 LOSSY = [("mp3", "libmp3lame"), ("ipod", "aac"), ("mov", "aac"), ("ogg", "libopus"), ("webm", "libopus")]
+EMPTY_KINDS = [("wav", "pcm_f32le"), ("flac", "flac"), ("caf", "pcm_s16le"), ("aiff", "pcm_s16be"), ("flv", "aac")]
 MORE = [("matroska", "aac"), ("adts", "aac"), ("mpegts", "aac"), ("caf", "pcm_s16le"), ("au", "pcm_s16be")]
 
 
@@ -140,14 +141,61 @@ def test_kinds_of_files(kind, codec):
     assert np.abs(sound).max() == pytest.approx(0.9, abs=0.05 if (kind, codec) in LOSSLESS + MORE[3:] else 0.2)
 
 
-@pytest.mark.parametrize("layout", ["mono", "stereo", "2.1", "quad", "5.1"])
+@pytest.mark.parametrize("layout", ["mono", "stereo"])
 @pytest.mark.parametrize("rate", [16_000, 44_100])
-def test_channels_are_averaged(layout, rate):
+def test_two_channels_are_averaged(layout, rate):
     channels = av.AudioLayout(layout).nb_channels
     sound = np.stack([tone(300 + 200 * index, rate) for index in range(channels)])
     expected = np.mean([tone(300 + 200 * index, 16_000) for index in range(channels)], axis=0)
     for found in (decode(encode("wav", "pcm_f32le", rate, sound, layout)), audio_from_array(sound, rate)):
         assert np.abs(found - expected)[500:-500].max() < 1e-4
+
+
+@pytest.mark.parametrize("channels", [3, 6, 8])
+def test_channels_of_an_array_are_averaged(channels):
+    sound = np.random.default_rng(7).uniform(-1, 1, (channels, 5000)).astype(np.float32)
+    assert np.abs(audio_from_array(sound, 16_000) - sound.mean(axis=0)).max() < 1e-6
+
+
+SURROUND = [
+    *["2.1", "3.0", "3.0(back)", "4.0", "quad", "quad(side)", "3.1", "5.0", "5.0(side)", "4.1", "5.1", "5.1(side)"],
+    *["6.0", "6.0(front)", "hexagonal", "6.1", "6.1(back)", "6.1(front)", "7.0", "7.0(front)", "7.1", "7.1(wide)"],
+    *["7.1(wide-side)", "octagonal", "5.1.2", "7.1.4"],
+]
+
+
+def surround(sound: np.ndarray, layout: str) -> bytes:
+    """A wav of (channels, samples), of however many channels."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="wav") as container:
+        stream = container.add_stream("pcm_f32le", rate=16_000, layout=layout)
+        interleaved = np.ascontiguousarray(sound.T, np.float32).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(interleaved, format="flt", layout=layout)
+        frame.sample_rate, frame.pts, frame.time_base = 16_000, 0, Fraction(1, 16_000)
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("layout", SURROUND)
+def test_surround_is_mixed_as_ffmpeg_does(layout):
+    """The same as libswresample's mix of the same sound as 32-bit integers, which it keeps within their range."""
+    channels = av.AudioLayout(layout).nb_channels
+    sound = np.random.default_rng(8).uniform(-0.9, 0.9, (channels, 5000)).astype(np.float32)
+    integers = np.ascontiguousarray((sound.T * 2.0**31).astype(np.int32)).reshape(1, -1)
+    frame = av.AudioFrame.from_ndarray(integers, format="s32", layout=layout)
+    frame.sample_rate = 16_000
+    mixer = av.AudioResampler(format="s32", layout="mono", rate=16_000)
+    mixed = [part.to_ndarray().ravel() for part in [*mixer.resample(frame), *mixer.resample(None)]]
+    expected = np.concatenate(mixed) / 2.0**31
+    assert np.abs(decode(surround(sound, layout)) - expected).max() < 1e-6
+
+
+def test_dialogue_in_the_centre_outweighs_the_rest():
+    sound = np.stack([tone(300 + 100 * index, 16_000, level=0.6) for index in range(6)])
+    found = decode(encode("wav", "pcm_s16le", 16_000, sound, "5.1"))
+    levels = np.abs(np.fft.rfft(found))[[2 * (300 + 100 * index) for index in range(6)]]
+    assert levels / levels[2] == pytest.approx([0.7071, 0.7071, 1, 0, 0.5, 0.5], abs=1e-3)
+    assert np.abs(found).max() <= 0.6
 
 
 @pytest.mark.parametrize("channels", [3, 9, 16, 64])
@@ -229,7 +277,8 @@ BROKEN = {
     "text.wav": b"This is not a recording at all.\n" * 100,
     "zeros.mp3": bytes(100_000),
     "riff.wav": b"RIFF\0\0\0\0WAVE",
-    "silent.wav": pcm(np.zeros(0)),
+    "cut.wav": pcm(np.arange(100_000))[:44],
+    "cut.aiff": encode("aiff", "pcm_s16be", 16_000, np.zeros(50_000))[:54],
     "silent.mp4": video(),
     "cut.m4a": encode("ipod", "aac", 48_000, tone(500, 48_000))[:8000],
     "cut.flac": encode("flac", "flac", 16_000, tone(500, 16_000))[:60],
@@ -247,6 +296,51 @@ def test_what_cannot_be_decoded(tmp_path, name):
         load_audio(path)
     message = str(caught.value)
     assert message.startswith(str(path)) and "\n" not in message
+
+
+def empty(kind: str, codec: str, picture: bool = False) -> bytes:
+    """A sound track without a sample, alone or beside a picture."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=kind) as container:
+        container.add_stream(codec, rate=16_000, layout="mono")
+        if picture:
+            screen = container.add_stream("mpeg4", rate=25)
+            screen.width = screen.height = 64
+            screen.pix_fmt = "yuv420p"
+            for _ in range(10):
+                container.mux(screen.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))))
+            container.mux(screen.encode(None))
+        container.start_encoding()
+    return file.getvalue()
+
+
+def emptied(film: bytes) -> bytes:
+    """An mp4 whose sound track has no samples any more: the tables that list them are empty, and it lasts 0 s."""
+    data = bytearray(film)
+    sound = data.index(b"soun")
+    length = data.rindex(b"mdhd", 0, sound) + 20
+    data[length : length + 4] = bytes(4)
+    for table, place in ((b"stts", 8), (b"stsc", 8), (b"stsz", 12), (b"stco", 8)):
+        count = data.index(table, sound) + place
+        data[count : count + 4] = bytes(4)
+    return bytes(data)
+
+
+EMPTY = {kind: empty(kind, codec) for kind, codec in EMPTY_KINDS}
+EMPTY |= {
+    "wave": pcm(np.zeros(0)),
+    "film": empty("matroska", "aac", picture=True),
+    "mp4": emptied(video(tone(500, 48_000))),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_valid_file_without_samples_is_empty(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sound = decode(EMPTY[name])
+        assert decode(EMPTY[name], audio_track="all").shape == (0,)
+    assert sound.shape == (0,) and sound.dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -293,6 +387,9 @@ SCRIPTS = {
     "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{folder}/secret.wav\n#EXT-X-ENDLIST\n",
     "hls relative": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nsecret.wav\n#EXT-X-ENDLIST\n",
     "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
+    "smil": '<smil><body><audio src="secret.wav"/></body></smil>',
+    "sbg": "-SE -m secret.wav\nallon: pink/40\nNOW allon\n",
+    "asf reference": "[Reference]\nRef1=secret.wav\n",
     "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet>'
     "<Representation><BaseURL>secret.wav</BaseURL></Representation></AdaptationSet></Period></MPD>\n",
 }
@@ -390,6 +487,146 @@ def test_memory_stays_near_the_samples(tmp_path):
     assert peak < 1.2 * sound.nbytes
 
 
+# --- two channels that cancel ----------------------------------------------------------------------------------------
+
+
+def stereo(left: np.ndarray, right: np.ndarray) -> bytes:
+    return encode("wav", "pcm_f32le", 16_000, np.stack([left, right]), "stereo")
+
+
+def voice(seconds: float = 6.0, seed: int = 0, level: float = 0.3) -> np.ndarray:
+    """Noise that comes and goes four times a second."""
+    dice = np.random.default_rng(seed)
+    count = round(seconds * 16_000)
+    return (level * dice.uniform(-1, 1, count) * (1 + np.sin(np.arange(count) * 8 * np.pi / 16_000)) / 2).astype("f4")
+
+
+def test_channels_in_opposite_phase():
+    """Exactly, nearly, with noise of their own, and with the right one louder."""
+    sound = voice()
+    hiss = [voice(seed=seed, level=0.05) for seed in (1, 2)]
+    for left, right, side in (
+        (sound, -sound, "left"),
+        (sound, -0.8 * sound, "left"),
+        (0.7 * sound, -sound, "right"),
+        (sound + hiss[0], hiss[1] - sound, None),
+    ):
+        for load in (lambda pair: decode(stereo(*pair)), lambda pair: audio_from_array(np.stack(pair), 16_000)):
+            with pytest.warns(UserWarning, match="opposite phase") as caught:
+                found = load((left, right))
+            assert len(caught) == 1
+            if side is not None:
+                assert f"the {side} one alone" in str(caught[0].message)
+                assert np.array_equal(found, np.float32(left if side == "left" else right))
+
+
+def test_one_of_two_voices_in_opposite_phase():
+    """Two microphones on both channels, one of them with its wires crossed: half of the talk would be lost."""
+    one = voice(8, 1) * (np.arange(128_000) < 64_000)
+    other = voice(8, 2) * (np.arange(128_000) >= 64_000)
+    with pytest.warns(UserWarning, match="opposite phase"):
+        found = decode(stereo(one + other, one - other))
+    assert rms(found[64_000:]) > 0.05 and rms(found[:64_000]) > 0.05
+
+
+@pytest.mark.parametrize("kind", ["same", "apart", "one", "wide", "silent", "hiss", "short burst"])
+def test_channels_that_do_not_cancel_are_averaged(kind):
+    left, right = voice(20, 1), voice(20, 2)
+    if kind == "same":
+        right = left
+    elif kind == "one":
+        right = np.zeros_like(left)
+    elif kind == "wide":  # with much that differs
+        left, right = left + 0.6 * right, left - 0.6 * right
+    elif kind == "silent":
+        left = right = np.zeros_like(left)
+    elif kind == "hiss":
+        left = 0.001 * left
+        right = -left
+    elif kind == "short burst":
+        right = np.where(np.arange(left.size) < 16_000, -left, left)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = decode(stereo(left, right))
+    assert np.abs(found - (left + right) / 2).max() < 1e-6
+
+
+def test_only_the_track_that_cancels_is_changed(tmp_path):
+    """In a file at another rate, whose channels change on their way into the resampler."""
+    sound = voice()
+    data = encode("flac", "flac", 48_000, np.stack([sound, -sound]), "stereo")
+    with pytest.warns(UserWarning, match="opposite phase"):
+        found = decode(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        alone = decode(encode("flac", "flac", 48_000, sound))
+    assert np.abs(found - alone).max() < 1e-4
+
+
+# --- levels and scales -----------------------------------------------------------------------------------------------
+
+
+def test_very_quiet_sound_is_made_louder():
+    sound = voice()
+    sound /= np.abs(sound).max()
+    for level, said in ((0.009, "-41 dBFS"), (0.003, "-50 dBFS"), (0.0004, "-68 dBFS")):
+        with pytest.warns(UserWarning, match=rf"^a.wav: is very quiet \(its peak is {said}\): it is made louder"):
+            found = louder(np.float32(level) * sound, "a.wav")
+        assert np.abs(found - 0.3 * sound).max() < 1e-5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.abs(louder(np.float32(0.003) * sound)).max() == pytest.approx(0.3)
+        for level in (1, 0.0101, 0):
+            same = np.float32(level) * sound
+            assert louder(same, "a.wav") is same
+    faint = np.float32(1e-4) * sound
+    with pytest.warns(UserWarning, match="there may be nothing in it"):
+        assert louder(faint, "a.wav") is faint
+    assert louder(np.zeros(0, np.float32), "a.wav").size == 0
+
+
+@pytest.mark.parametrize(
+    ("samples", "says"),
+    [
+        (np.array([0, 100, -25_000], np.float32), "reach 25000, and full scale is 1: divide 16-bit samples by 32768"),
+        (np.array([0, 100, -25_000], np.float64), "full scale is 1"),
+        (np.array([[0, 9.0], [0, 0]]), "full scale is 1"),
+        (np.array([0, np.inf]), "full scale is 1"),
+        (np.array([0, 100, -32_768], np.int32), "reach only 32768.*int16 array"),
+        (np.array([0, 100, 32_767], np.int64), "reach only 32767.*int16 array"),
+        (np.array([0, 2**31 - 1], np.int64), "next to silence in 64 bits"),
+        (np.array([0, 128, 255], np.uint32), "next to silence in 32 bits"),
+        ([0, 100, -25_000], "int16 array"),
+    ],
+)
+def test_samples_on_another_scale_are_refused(samples, says):
+    with pytest.raises(AudioError, match=says) as caught:
+        audio_from_array(samples, 16_000)
+    assert "\n" not in str(caught.value)
+
+
+def test_integers_are_scaled_by_their_type():
+    for kind in (np.int8, np.int16, np.int32, np.int64):
+        full = 2 ** (8 * np.dtype(kind).itemsize - 1)
+        assert np.array_equal(audio_from_array(np.array([-full, full // 2, 0], kind), 16_000), np.float32([-1, 0.5, 0]))
+        assert not audio_from_array(np.zeros(10, kind), 16_000).any()
+    for kind in (np.uint8, np.uint16, np.uint32):
+        middle = 2 ** (8 * np.dtype(kind).itemsize - 1)
+        values = np.array([0, middle, middle + middle // 2], kind)
+        assert np.array_equal(audio_from_array(values, 16_000), np.float32([-1, 0, 0.5]))
+    deep = np.array([-(2**23), 2**22], np.int32)  # 24 bits of 32: quiet, but there
+    assert audio_from_array(deep, 16_000) == pytest.approx([-1 / 256, 1 / 512])
+
+
+def test_a_float_file_on_another_scale_is_refused(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(encode("wav", "pcm_f32le", 16_000, 20_000 * tone(500, 16_000, level=1)))
+    with pytest.raises(AudioError, match=r"a\.wav: its samples reach 20000, and full scale is 1: divide"):
+        load_audio(path)
+    loud = decode(encode("wav", "pcm_f32le", 16_000, 3 * tone(500, 16_000)))
+    assert np.abs(loud).max() == 1
+
+
 def test_arrays():
     assert np.array_equal(audio_from_array([0.5, -0.5, 2.0], 16_000), np.array([0.5, -0.5, 1], np.float32))
     assert np.array_equal(audio_from_array(np.array([0, 128, 255], np.uint8), 16_000), np.float32([-1, 0, 127 / 128]))
@@ -421,4 +658,5 @@ def test_damaged_files_give_sound_or_one_error(kind, codec):
         except AudioError as error:
             assert "\n" not in str(error)
         else:
-            assert sound.size and np.abs(sound).max() <= 1
+            assert np.abs(sound).max(initial=0) <= 1
+            assert sound.size or kind == "mov"  # one byte may empty its table of samples

@@ -24,6 +24,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # from the ground up; a module imports from lower layers only
 LAYERS = (
     ("transcript", "errors", "version", "blas"),
+    ("media",),
     ("tensors", "audio", "hub", "features", "names", "cues"),
     ("writers",),
     ("models",),

@@ -1,0 +1,301 @@
+"""Media files → their sound tracks, and where on the recording's timeline each piece of a track belongs.
+
+Decoding is PyAV's, whose wheels carry the FFmpeg libraries; no program is started. A recording is untrusted: FFmpeg
+picks the format by content, and some formats (playlists, scripts of file names) are instructions to open other files
+or addresses. So media is read through a file object, only from formats that hold their own samples, and FFmpeg may
+open nothing by itself.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import av
+from av.error import ArgumentError, FFmpegError
+from av.format import Flags
+from av.stream import Disposition
+
+from mlx_speech.errors import AudioError
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+
+# Names of FFmpeg's demuxers that read sound, or pictures with sound, out of the file they are given. Left out:
+# - those that open other files or addresses: concat, hls, dash, webm_dash_manifest, imf, image2, vobsub, mlv, sdp, rtp,
+#   rtsp, sap (QuickTime can name a file, which is off by default);
+# - scripts and devices: lavfi, sbg, ffmetadata, alsa, oss, x11grab and the like;
+# - raw samples that do not say their rate, which nothing else tells: s16le and its kin, alaw, mulaw, g726, aptx, dfpwm;
+# - what has no sound: pictures, subtitles, raw video.
+FORMATS = ",".join(
+    """
+    aac ac3 ac4 aiff amr amrnb amrwb ape asf asf_o au avi caf dts dtshd eac3 flac flv live_flv loas matroska mlp mov mp3
+    mpc mpc8 mpeg mpegts nistsphere nut ogg oma rm shn spdif tak truehd tta voc w64 wav wtv wv xwma
+    dhav dv gxf ifv ipmovie ivr kux lmlm4 luodat lvf lxf mtv mxf mxg nsv nuv pva r3d s337m swf ty vividas vivo
+    aa act aea apac avr bit bonk codec2 daud dsf dss epaf hcom iamf iff ilbc ircam laf lc3 mmf nsp osq pvf qcp qoa
+    rka rso sds sdx smjpeg sol sox vqf wady wavarc wsd wve
+    3dostr 4xm aax acm adp ads adx afc aix alp apc apm argo_asf argo_brp argo_cvg ast avs bethsoftvid bfi bfstm bink
+    binka bmv boa brstm c93 cdxl dcstr derf dfa dsicin dxa ea film_cpk fsb fwse gdv genh hca hnm idcin iss jv kvag mca
+    mm mods moflex msf mtaf musx mv mvi paf pmp pp_bnk psxstr redspark rl2 roq rpl rsd scd sdns sga siff simbiosis_imx
+    smk smush svag svs thp tiertexseq tmv usm vag vmd vpk wc3movie wsaud wsvqa xa xmd xmv xvag yop
+    g722 g723_1 g728 g729 gsm sbc sln
+    """.split()  # those of the last line have nothing to be known by but the end of the file's name
+)
+RAW_NAMES = frozenset({".al", ".alaw", ".mulaw", ".pcm", ".raw", ".s16le", ".sb", ".sw", ".ub", ".ul", ".ulaw", ".uw"})
+# The formats whose header states the length. For others FFmpeg estimates it from the bit rate, or from what is left.
+STATES_LENGTH = ("aiff", "ape", "au", "caf", "flac", "matroska", "mov", "mp3", "tta", "w64", "wav", "wv")
+WRAP = "ffmpeg -f s16le -ar RATE -ac CHANNELS -i FILE out.wav"
+UNTIMED = ("avi",)  # pieces of sound have no times of their own there; FFmpeg guesses them from sizes
+MISSING_BYTES = 1024  # a file this much shorter than a length in its header has been cut
+RIFF_UNKNOWN = 0x7FF0_0000  # programs that write to a pipe put a length from here on
+XING_SLACK = 16  # FFmpeg's: an mp3 that is longer than its header says by a 16th of it has been joined
+TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI")  # what may stand between or behind the frames of an mp3
+
+JITTER = 0.1  # seconds that times may be off, as in FFmpeg's aresample: milliseconds of Matroska, drifting clocks
+ROUNDING = 0.001  # seconds
+RESTART = 1.0  # seconds that a clock may run back before it counts as another one
+LONGEST_JUMP = 10.0  # seconds; in broadcasts, whose clocks may jump, a longer one is no gap (as FFmpeg's programs hold)
+MOST_TRACKS = 64
+LONGEST_TITLE = 40  # characters
+
+
+@dataclass(frozen=True)
+class Track:
+    """One sound track of a file.
+
+    number : counted from 1, in the order of the file
+    label : its number, and title and language where it has them
+    """
+
+    number: int
+    stream: AudioStream
+    label: str
+
+
+def _refuse(url: str, *_: object) -> BinaryIO:
+    raise PermissionError(f"it asks for another file ({url})")
+
+
+def open_media(file: BinaryIO, name: str) -> InputContainer:
+    """`file`, which stands at its start, as a container. Raises `AudioError` where it is none that is read."""
+    if not file.read(1):
+        raise AudioError(f"{name}: is empty: record or copy it again")
+    file.seek(0)
+    allowed = {"format_whitelist": FORMATS, "protocol_whitelist": ""}
+    try:  # metadata: tags are often in another encoding than they should be
+        return av.open(file, mode="r", container_options=allowed, metadata_errors="ignore", io_open=_refuse)
+    except (FFmpegError, ValueError) as error:
+        if PurePath(name).suffix.lower() in RAW_NAMES:
+            said = "raw samples, which do not say their rate, are not read here"
+            raise AudioError(f"{name}: {said}: make a wav of them ({WRAP})") from error
+        if isinstance(error, ArgumentError):  # known, but not among FORMATS
+            said = "is a playlist, script, picture, subtitles or raw samples, which are not read here"
+            raise AudioError(f"{name}: {said}: give the recording itself") from error
+        raise AudioError(f"{name}: is no recording of a known format, or broken: does a player open it?") from error
+
+
+def tracks_of(container: InputContainer, name: str) -> list[Track]:
+    """The sound tracks, at least one. Raises `AudioError` where there is none, or an absurd number."""
+    streams = container.streams.audio
+    if not streams:
+        raise AudioError(f"{name}: has no sound in it: give a recording, or a video with a sound track")
+    if len(streams) > MOST_TRACKS:
+        raise AudioError(f"{name}: has {len(streams)} sound tracks: is the file damaged?")
+    return [Track(number, stream, _label(number, stream)) for number, stream in enumerate(streams, 1)]
+
+
+def _label(number: int, stream: AudioStream) -> str:
+    title = "".join(letter for letter in stream.metadata.get("title", "") if letter.isprintable()).strip()
+    if len(title) > LONGEST_TITLE:
+        title = title[:LONGEST_TITLE] + "…"
+    language = stream.language or ""
+    said = [f'"{title}"'] if title else []
+    if language.isalnum() and language != "und":
+        said.append(language)
+    return f"{number} ({', '.join(said)})" if said else str(number)
+
+
+def chosen_tracks(
+    container: InputContainer, tracks: Sequence[Track], wanted: int | str | None, name: str
+) -> list[Track]:
+    """Those of `tracks` that `wanted` means: a number, "all", or None for the one a player takes.
+
+    Raises `AudioError` where there is no such track, or it is in an unknown coding.
+    """
+    if wanted is None:
+        best = container.streams.best("audio")
+        chosen = [track for track in tracks if best is None or track.stream.index == best.index][:1]
+    elif wanted == "all":
+        chosen = [track for track in tracks if track.stream.codec_context is not None]
+    else:
+        chosen = [track for track in tracks if track.number == wanted]
+        if not chosen:
+            labels = ", ".join(track.label for track in tracks)
+            raise AudioError(f"{name}: has no sound track {wanted}: its tracks are {labels}")
+    if not chosen or chosen[0].stream.codec_context is None:
+        raise AudioError(f"{name}: its sound is in an encrypted or unknown coding: export it as wav or m4a")
+    return chosen
+
+
+# --- the clock -------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Tells where the frames of one track belong, in seconds from where a player begins to show the recording.
+
+    Source: what FFmpeg's `aresample=async=1:first_pts=0` puts in, except that no sound is ever dropped for a clock that
+    runs back, and that a time which the frame behind it does not bear out is taken as broken.
+
+    limit : seconds; no silence reaches over it
+    """
+
+    def __init__(self, container: InputContainer, limit: float) -> None:
+        streams = [stream for stream in container.streams if _runs(stream)]
+        starts = [start for start in map(_start, streams) if start is not None]
+        # What lies before zero is not shown: it is there for the decoder to start on.
+        self._origin = max(0.0, min(starts)) if starts else None
+        # A track that is all there is begins with its first frame, but for what was lost before.
+        self._least = JITTER if len(streams) < 2 else ROUNDING
+        self._limit = limit
+        self._timed = _kind(container) not in UNTIMED
+        restarts = bool(container.format.flags & Flags.ts_discont.value)
+        self._longest_jump = LONGEST_JUMP if restarts else limit
+        self._first = True
+        self._end = 0.0  # of what has been placed
+
+    def silence_before(self, frame: AudioFrame, following: AudioFrame | None) -> float:
+        """Seconds of silence that belong before `frame`, which is then placed; `following` is the one behind it."""
+        duration = frame.samples / frame.sample_rate
+        first, self._first = self._first, False
+        silence = 0.0
+        if frame.time is not None and (first or self._timed):
+            silence = self._late_start(frame, following) if first else self._gap(frame, following)
+        self._end += silence + duration
+        return silence
+
+    @property
+    def end(self) -> float:
+        """Seconds from the start of the recording to the end of what has been placed."""
+        return self._end
+
+    @property
+    def end_time(self) -> float:
+        """The same on the track's own clock."""
+        return self._end + (self._origin or 0.0)
+
+    def _late_start(self, frame: AudioFrame, following: AudioFrame | None) -> float:
+        start = float(frame.time or 0.0)
+        late = 0.0 if self._origin is None else start - self._origin
+        if not self._least < late <= self._limit or _returns(frame, following):
+            late = 0.0
+        self._origin = start - late
+        return late
+
+    def _gap(self, frame: AudioFrame, following: AudioFrame | None) -> float:
+        start = float(frame.time or 0.0)
+        if self._origin is None:
+            self._origin = start - self._end
+        late = start - self._origin - self._end
+        if late > JITTER and not _returns(frame, following):
+            if late <= self._longest_jump and self._end + late <= self._limit:
+                return late
+            self._origin = start - self._end  # another clock from here on
+        elif late < -RESTART and not _goes_on(following, self._origin + self._end):
+            self._origin = start - self._end
+        return 0.0
+
+
+def _returns(frame: AudioFrame, following: AudioFrame | None) -> bool:
+    """Whether the frame behind `frame` is earlier: then the time of `frame` is broken."""
+    if following is None or following.time is None or frame.time is None:
+        return False
+    return following.time < frame.time + frame.samples / frame.sample_rate - JITTER
+
+
+def _goes_on(following: AudioFrame | None, end: float) -> bool:
+    """Whether the next frame is where the old clock has it."""
+    return following is not None and following.time is not None and following.time >= end - JITTER
+
+
+def _runs(stream: Any) -> bool:
+    """Whether it is sound, or pictures that move; the cover of an album has no place in time."""
+    still = stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails)
+    return stream.type in ("audio", "video") and not still
+
+
+def _start(stream: Any) -> float | None:
+    """Seconds on the clock of the file."""
+    if stream.start_time is None or stream.time_base is None:
+        return None
+    return float(stream.start_time * stream.time_base)
+
+
+# --- is it whole? ----------------------------------------------------------------------------------------------------
+
+
+def is_tag(data: bytes) -> bool:
+    """Whether a packet that does not decode is a tag or padding, so that nothing is lost with it."""
+    content = data.lstrip(b"\0")
+    return not content or content.startswith(TAGS)
+
+
+def stated_end(container: InputContainer, stream: AudioStream, file: BinaryIO) -> float | None:
+    """Where the header says that the sound ends, on the stream's own clock; None where it does not say."""
+    kind = _kind(container)
+    if kind not in STATES_LENGTH or (kind == "mp3" and not _mp3_states_length(stream, file)):
+        return None
+    if kind == "mov" and not stream.frames:  # its table of samples is empty; FFmpeg gives it the length of the others
+        return None
+    own = kind != "matroska"  # which states one length for all
+    if own and stream.duration is not None and stream.time_base is not None:
+        return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
+    if container.duration is not None and len(container.streams) == 1:
+        return container.duration / av.time_base
+    return None
+
+
+def _kind(container: InputContainer) -> str:
+    return container.format.name.split(",")[0]
+
+
+def _mp3_states_length(stream: AudioStream, file: BinaryIO) -> bool:
+    """Whether an mp3 states its length, and states it of all of the file. Where files were joined, it is the first
+    one's, and FFmpeg guesses from the bit rate instead."""
+    if not stream.start_time:  # only such a header tells how many samples precede the sound
+        return False
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(10)
+    tag = 0
+    if head[:3] == b"ID3" and len(head) == 10:
+        for byte in head[6:10]:
+            tag = 128 * tag + (byte & 127)
+        tag += 10
+    file.seek(tag)
+    frame = file.read(4096)
+    place = max(frame.find(b"Xing"), frame.find(b"Info"))
+    if place < 0 or len(frame) < place + 16:
+        return False
+    flags, _, stated = struct.unpack(">III", frame[place + 4 : place + 16])
+    if not flags & 1:
+        return False
+    if flags & 3 != 3:  # it says the number of frames only
+        return True
+    return size - tag <= stated + stated // XING_SLACK
+
+
+def cut_short(file: BinaryIO) -> bool:
+    """Whether a RIFF file (wav) is shorter than its header says. FFmpeg tells the length that is left."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(8)
+    if len(head) < 8 or head[:4] != b"RIFF":
+        return False
+    stated = struct.unpack("<I", head[4:])[0]
+    return stated < RIFF_UNKNOWN and stated + 8 - size > MISSING_BYTES

@@ -1,0 +1,565 @@
+"""The sound's own clock, sound tracks, formats, and what counts as damage."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from av.filter import Graph
+from test_audio import SCRIPTS, decode, encode, lag, pcm, rms, tone
+
+from mlx_speech.audio import load_audio, load_tracks
+from mlx_speech.errors import AudioError, OptionError
+from mlx_speech.media import FORMATS, Clock
+
+RATE = 16_000
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-0.3, 0.3, round(seconds * RATE)).astype(np.float32)
+
+
+def film(
+    kind: str,
+    codec: str,
+    *tracks: list[tuple[float, np.ndarray]],
+    picture: float = 0.0,
+    titles: tuple[dict[str, str], ...] = (),
+) -> bytes:
+    """A file of sound tracks, each of them sounds and the seconds at which they begin, beside so many seconds of
+    picture."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=kind) as container:
+        if picture:
+            screen: Any = container.add_stream("flv1" if kind == "flv" else "mpeg2video", rate=25)
+            screen.width = screen.height = 64
+            screen.pix_fmt = "yuv420p"
+        voices: list[Any] = [container.add_stream(codec, rate=RATE, layout="mono") for _ in tracks]
+        for voice, metadata in zip(voices, titles, strict=False):
+            voice.metadata.update(metadata)
+        packets: list[Any] = []
+        if picture:
+            for _ in range(round(25 * picture)):
+                packets += screen.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8)))
+            packets += screen.encode(None)
+        for voice, pieces in zip(voices, tracks, strict=True):
+            voice.codec_context.open()
+            size = voice.codec_context.frame_size or 1024
+            for start, sound in pieces:
+                for place in range(0, sound.size, size):
+                    part = np.zeros(size, np.float32)
+                    part[: sound[place : place + size].size] = sound[place : place + size]
+                    frame = av.AudioFrame.from_ndarray(part[None], format="fltp", layout="mono")
+                    frame.sample_rate = RATE
+                    frame.pts = round(start * RATE) + place
+                    frame.time_base = Fraction(1, RATE)
+                    resampler = av.AudioResampler(voice.codec_context.format, "mono", RATE)
+                    for ready in resampler.resample(frame):
+                        ready.pts = frame.pts
+                        packets += voice.encode(ready)
+            packets += voice.encode(None)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            container.mux(packet)
+    return file.getvalue()
+
+
+def by_aresample(data: bytes) -> np.ndarray:
+    """What FFmpeg's own filter makes of the sound, its clock counted from the start of the file."""
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.audio[0]
+        assert container.start_time is not None and stream.time_base is not None
+        origin = round(container.start_time / 1e6 / stream.time_base)
+        graph = Graph()
+        source = graph.add_abuffer(template=stream)
+        clock = graph.add("aresample", "async=1:first_pts=0")
+        form = graph.add("aformat", "sample_fmts=flt:channel_layouts=mono")
+        sink = graph.add("abuffersink")
+        source.link_to(clock)
+        clock.link_to(form)
+        form.link_to(sink)
+        graph.configure()
+        parts = []
+
+        def drain() -> None:
+            while True:
+                try:
+                    parts.append(graph.pull().to_ndarray().ravel())
+                except (av.error.BlockingIOError, av.error.EOFError):
+                    return
+
+        for frame in container.decode(stream):
+            frame.pts -= origin
+            graph.push(frame)
+            drain()
+        graph.push(None)
+        drain()
+    return np.concatenate(parts)
+
+
+LATE = [("matroska", "pcm_s16le"), ("mov", "pcm_s16le"), ("mp4", "aac"), ("mpegts", "aac"), ("matroska", "flac")]
+
+
+GAPS = [("matroska", "pcm_s16le"), ("mp4", "flac"), *LATE[2:], ("flv", "aac")]  # a mov's PCM has no room for gaps
+
+
+@pytest.mark.parametrize(("kind", "codec"), LATE)
+def test_sound_that_begins_behind_the_picture(kind, codec):
+    sound = noise(2.048)
+    data = film(kind, codec, [(3.2, sound)], picture=6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = decode(data)
+    expected = by_aresample(data)
+    assert abs(found.size - expected.size) <= 1
+    common = min(found.size, expected.size)
+    assert np.abs(found[:common] - expected[:common]).max() < 1e-3
+    assert not found[: round(3.1 * RATE)].any() and rms(found[round(3.3 * RATE) : round(5.1 * RATE)]) > 0.1
+    if codec != "aac":
+        assert abs(lag(found, sound) - round(3.2 * RATE)) <= 16  # Matroska rounds to milliseconds
+
+
+@pytest.mark.parametrize(("kind", "codec"), GAPS)
+@pytest.mark.parametrize("picture", [0, 8])
+def test_a_gap_in_the_sound_is_silence_and_no_damage(kind, codec, picture):
+    first = noise(2.048, 1)
+    second = noise(1.024, 2)
+    data = film(kind, codec, [(0, first), (3.5, second)], picture=picture)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = decode(data)
+    expected = by_aresample(data)
+    assert abs(found.size - expected.size) <= 16
+    assert abs(lag(found[: expected.size], expected)) <= 1
+    assert abs(lag(found, second) - round(3.5 * RATE)) <= (1100 if codec == "aac" else 16)
+    assert not found[round(2.3 * RATE) : round(3.3 * RATE)].any()
+
+
+@pytest.mark.parametrize("rate", [8000, 48_000])
+def test_a_gap_at_another_rate(rate):
+    found = decode(
+        film("matroska", "pcm_s16le", [(0, noise(1.024)), (4, noise(1.024, 2))], picture=6), sample_rate=rate
+    )
+    assert found.size == pytest.approx(5.024 * rate, abs=2)
+    assert not found[round(1.1 * rate) : round(3.9 * rate)].any()
+    assert rms(found[round(4.1 * rate) :]) > 0.1
+
+
+PRIMED = [
+    *[("mp3", "libmp3lame"), ("ogg", "libopus"), ("webm", "libopus"), ("ipod", "aac"), ("adts", "aac")],
+    *[("mpegts", "aac"), ("flac", "flac"), ("wav", "pcm_s16le"), ("avi", "libmp3lame"), ("flv", "aac")],
+]
+
+
+@pytest.mark.parametrize(("kind", "codec"), PRIMED)
+@pytest.mark.parametrize("picture", [False, True])
+def test_what_an_encoder_puts_before_the_sound_is_no_late_start(kind, codec, picture):
+    """Every sample that the decoder gives, and nothing before it."""
+    if picture and kind not in ("mpegts", "avi"):
+        kind = "mp4" if codec == "aac" else "matroska"
+    sound = noise(2.048)
+    data = film(kind, codec, [(0, sound)], picture=3) if picture else encode(kind, codec, RATE, sound)
+    with av.open(io.BytesIO(data)) as container:
+        frames = list(container.decode(audio=0))
+    decoded = sum(frame.samples / frame.sample_rate for frame in frames)
+    assert decode(data).size == pytest.approx(decoded * RATE, abs=1)
+
+
+def test_the_cover_of_an_album_is_no_picture_that_runs():
+    """The cover stands at zero, the sound of an mp3 some milliseconds later."""
+    sound = noise(2)
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp3") as container:
+        voice: Any = container.add_stream("libmp3lame", rate=RATE, layout="mono")
+        cover: Any = container.add_stream("png", rate=1)
+        cover.width = cover.height = 16
+        cover.pix_fmt = "rgb24"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8))))
+        container.mux(cover.encode(None))
+        for place in range(0, sound.size - 575, 576):
+            frame = av.AudioFrame.from_ndarray(sound[None, place : place + 576], format="fltp", layout="mono")
+            frame.sample_rate = RATE
+            frame.pts = place
+            frame.time_base = Fraction(1, RATE)
+            container.mux(voice.encode(frame))
+        container.mux(voice.encode(None))
+    data = file.getvalue()
+    with av.open(io.BytesIO(data)) as container:
+        assert len(container.streams.video) == 1
+        decoded = sum(frame.samples for frame in container.decode(audio=0))
+    assert decode(data).size == decoded
+
+
+# --- the clock by itself ---------------------------------------------------------------------------------------------
+
+
+def placed(
+    times: list[float | None],
+    *,
+    duration: float = 0.02,
+    starts: tuple[float | None, ...] = (0.0, 0.0),
+    limit: float = 3600.0,
+    kind: str = "matroska,webm",
+    restarts: bool = False,
+) -> list[float]:
+    """The silence before each of the frames that bear these times; `starts` are those of the file's streams."""
+    streams = []
+    for start in starts:
+        ticks = None if start is None else round(1000 * start)
+        streams.append(
+            SimpleNamespace(
+                type="audio", start_time=ticks, time_base=Fraction(1, 1000), disposition=av.stream.Disposition(0)
+            )
+        )
+    flags = av.format.Flags.ts_discont.value if restarts else 0
+    container: Any = SimpleNamespace(streams=streams, format=SimpleNamespace(name=kind, flags=flags))
+    clock = Clock(container, limit)
+    count = round(duration * 100_000)
+    frames: list[Any] = [SimpleNamespace(samples=count, sample_rate=100_000, time=time) for time in times]
+    found = [
+        clock.silence_before(frame, following) for frame, following in zip(frames, [*frames[1:], None], strict=True)
+    ]
+    assert clock.end == pytest.approx(sum(found) + duration * len(frames))
+    return [round(seconds, 3) for seconds in found]
+
+
+STEADY = [0.02 * k for k in range(10)]
+
+
+def test_a_steady_clock():
+    assert placed(STEADY) == [0] * 10
+    assert placed([1.4 + time for time in STEADY], starts=(1.4, 1.5)) == [0] * 10
+    assert placed([3 + time for time in STEADY], starts=(0, 3)) == [3] + [0] * 9
+    assert placed([0.03 + time for time in STEADY], starts=(0, 0.03)) == [0.03] + [0] * 9
+    assert placed([None] * 10) == [0] * 10
+    assert placed(STEADY, starts=(None,)) == [0] * 10
+
+
+def test_times_that_are_rounded_or_jitter():
+    dice = np.random.default_rng(0)
+    assert placed([round(time, 3) for time in np.arange(500) * 0.0213], duration=0.0213) == [0] * 500
+    assert placed([0, *(0.02 * k + dice.uniform(-0.04, 0.04) for k in range(1, 500))]) == [0] * 500
+
+
+def test_a_gap_and_many():
+    assert placed([0, 0.02, 2.02, 2.04]) == [0, 0, 1.98, 0]
+    sparse = [0.4 * k for k in range(20)]  # silence is not sent
+    assert placed(sparse) == [0] + [0.38] * 19
+
+
+def test_a_clock_that_drifts_is_followed():
+    """A second in a thousand: silence is put in whenever a tenth of a second has come together."""
+    found = placed([0.02002 * k for k in range(20_000)])
+    assert sum(found) == pytest.approx(0.4, abs=0.11)
+    assert placed([0.01998 * k for k in range(20_000)]) == [0] * 20_000
+
+
+def test_a_time_that_the_next_one_does_not_bear_out_is_broken():
+    for broken in (500.0, -500.0, 3.0):
+        times: list[float | None] = [0.02 * k for k in range(10)]
+        times[5] = broken
+        assert placed(times) == [0] * 10
+    assert placed([500.0, *STEADY[1:]], starts=(0, 0)) == [0] * 10
+
+
+def test_a_clock_that_starts_again_goes_on():
+    assert placed([*STEADY, *STEADY, *STEADY]) == [0] * 30
+    assert placed([*(100 + time for time in STEADY), *STEADY], starts=(100, 100)) == [0] * 20
+    assert placed([*STEADY, *(50 + time for time in STEADY)], restarts=True) == [0] * 20
+    assert sum(placed([*STEADY, *(50 + time for time in STEADY)])) == pytest.approx(49.8)
+    assert sum(placed([*STEADY, *(9 + time for time in STEADY)], restarts=True)) == pytest.approx(8.8)
+
+
+def test_sound_that_overlaps_is_kept_and_made_up_for_in_the_next_gap():
+    times = [0, 0.5, 1.0, 1.2, 1.7, 5.0]  # half a second each; the fourth begins 0.3 s too early
+    assert placed(times, duration=0.5) == [0, 0, 0, 0, 0, 2.5]
+
+
+def test_no_silence_beyond_the_limit():
+    assert placed([0, 0.02, 100, 100.02], limit=60) == [0] * 4
+    assert placed([100, 100.02], starts=(0, 100), limit=60) == [0, 0]
+    assert placed([0, 0.02, 50, 50.02, 100], limit=60) == [0, 0, 49.96, 0, 0]
+
+
+def test_a_format_without_times():
+    assert placed([0.1 * k for k in range(10)], kind="avi") == [0] * 10
+    assert placed([2 + 0.1 * k for k in range(10)], kind="avi", starts=(0, 0)) == [2] + [0] * 9
+
+
+def test_a_broken_time_in_a_file_makes_no_day_of_silence():
+    data = film("matroska", "pcm_s16le", [(0, noise(1.024)), (80_000, noise(1.024, 2))])
+    assert decode(data, max_duration=600).size == pytest.approx(2.048 * RATE, abs=2)
+
+
+# --- tracks ----------------------------------------------------------------------------------------------------------
+
+TITLES = ({"title": "Mic", "language": "eng"}, {"title": "The\nother side"}, {})
+
+
+def three_tracks() -> bytes:
+    tracks = [[(0.0, noise(1.024, 1))], [(1.0, noise(1.024, 2))], [(0.0, noise(0.512, 3))]]
+    return film("matroska", "pcm_s16le", *tracks, titles=TITLES)
+
+
+def test_which_track_is_read_is_said():
+    data = three_tracks()
+    with pytest.warns(UserWarning, match="has 3 sound tracks") as caught:
+        found = decode(data)
+    said = str(caught[0].message)
+    assert len(caught) == 1 and "\n" not in said
+    assert '1 ("Mic", eng), 2 ("Theother side"), 3: track 1 is read' in said and "--audio-track" in said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(decode(data, audio_track=1), found)
+        assert np.abs(found[:16_000] - noise(1.024, 1)[:16_000]).max() < 1e-4
+
+
+def test_a_track_by_its_number():
+    data = three_tracks()
+    assert lag(decode(data, audio_track=2), noise(1.024, 2)) == 16_000
+    assert lag(decode(data, audio_track=np.int64(3)), noise(0.512, 3)) == 0
+    with pytest.raises(AudioError, match=r'has no sound track 4: its tracks are 1 \("Mic", eng\), 2'):
+        decode(data, audio_track=4)
+    with pytest.raises(AudioError, match="has no sound track 2"):
+        decode(pcm(np.zeros(100)), audio_track=2)
+    for wrong in (0, -1, 1.5, "2", "both", True, [1]):
+        with pytest.raises(OptionError, match="audio_track"):
+            decode(data, audio_track=wrong)
+
+
+def test_all_tracks_are_added_up_on_one_timeline():
+    data = three_tracks()
+    expected = np.zeros(round(2.024 * RATE), np.float32)
+    for start, sound in ((0, noise(1.024, 1)), (RATE, noise(1.024, 2)), (0, noise(0.512, 3))):
+        expected[start : start + sound.size] += sound
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = decode(data, audio_track="all")
+        tracks = load_tracks(io.BytesIO(data))
+    assert np.abs(found[: expected.size] - expected).max() < 1e-3
+    assert len(tracks) == 3
+    assert lag(tracks[1], noise(1.024, 2)) == RATE
+    one = decode(pcm(np.arange(1000)), audio_track="all")
+    assert np.array_equal(one, decode(pcm(np.arange(1000))))
+
+
+def test_loud_tracks_together_stay_within_the_range():
+    loud = np.full(16_384, 0.8, np.float32)
+    found = decode(film("matroska", "pcm_s16le", [(0, loud)], [(0, loud)]), audio_track="all")
+    assert found.max() == pytest.approx(1, abs=1e-6)
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+SOUND_ONLY = [
+    *[("nut", "pcm_s16le"), ("sox", "pcm_s32le"), ("tta", "tta"), ("w64", "pcm_s16le"), ("asf", "libmp3lame")],
+    *[("mp2", "mp2"), ("ircam", "pcm_s16le"), ("voc", "pcm_s16le"), ("spdif", "ac3"), ("rso", "pcm_u8")],
+    *[("amr", "libopencore_amrnb"), ("wtv", "mp2"), ("rm", "ac3"), ("latm", "aac"), ("g722", "g722")],
+]
+RATES = {"spdif": 48_000, "rm": 44_100, "amr": 8000}
+
+
+@pytest.mark.parametrize(("kind", "codec"), SOUND_ONLY)
+def test_more_kinds_of_sound(tmp_path, kind, codec):
+    rate = RATES.get(kind, RATE)
+    stereo = kind == "spdif"
+    sound = np.tile(tone(400, rate), (2 if stereo else 1, 1))
+    data = encode(kind, codec, rate, sound, "stereo" if stereo else "mono")
+    path = tmp_path / f"a.{kind}"  # raw g722 is known by its name
+    path.write_bytes(data)
+    found = load_audio(path)
+    assert found.size == pytest.approx(2 * RATE, rel=0.1)
+    spectrum = np.abs(np.fft.rfft(found[4000:20_000]))
+    assert spectrum.argmax() == pytest.approx(400, abs=2)
+
+
+@pytest.mark.parametrize("kind", ["mxf", "dv"])
+def test_tapes_of_cameras_and_broadcasters(kind):
+    file = io.BytesIO()
+    with av.open(file, "w", format=kind) as container:
+        screen: Any = container.add_stream("mpeg2video" if kind == "mxf" else "dvvideo", rate=25)
+        screen.width, screen.height = (720, 576)
+        screen.pix_fmt = "yuv420p"
+        voice: Any = container.add_stream("pcm_s16le", rate=48_000, layout="stereo")
+        sound = (32_767 * np.tile(tone(400, 48_000), (2, 1))).astype(np.int16)
+        for number in range(50):
+            container.mux(screen.encode(av.VideoFrame.from_ndarray(np.zeros((576, 720, 3), np.uint8))))
+            part = sound[:, 1920 * number : 1920 * (number + 1)].T.reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(part), format="s16", layout="stereo")
+            frame.sample_rate = 48_000
+            frame.pts = 1920 * number
+            frame.time_base = Fraction(1, 48_000)
+            container.mux(voice.encode(frame))
+        container.mux(screen.encode(None))
+        container.mux(voice.encode(None))
+    found = decode(file.getvalue())
+    assert found.size == pytest.approx(2 * RATE, rel=0.05)
+    assert np.abs(np.fft.rfft(found[4000:20_000])).argmax() == pytest.approx(400, abs=1)
+
+
+NOT_READ = (
+    *(
+        "concat",
+        "hls",
+        "dash",
+        "webm_dash_manifest",
+        "imf",
+        "image2",
+        "image2pipe",
+        "vobsub",
+        "mlv",
+        "sdp",
+        "rtp",
+        "rtsp",
+    ),
+    *(
+        "sap",
+        "lavfi",
+        "sbg",
+        "ffmetadata",
+        "alsa",
+        "oss",
+        "x11grab",
+        "fbdev",
+        "kmsgrab",
+        "video4linux2",
+        "avfoundation",
+    ),
+    *(
+        "s16le",
+        "s16be",
+        "f32le",
+        "u8",
+        "alaw",
+        "mulaw",
+        "g726",
+        "rawvideo",
+        "data",
+        "libcdio",
+        "avisynth",
+        "vapoursynth",
+    ),
+)
+
+
+def test_formats_that_open_others_are_left_out():
+    assert not set(FORMATS.split(",")) & set(NOT_READ)
+
+
+NAMES = {
+    "list": "file 'secret.wav'\nfile:secret.wav\nsecret.wav\n",
+    "url": "http://127.0.0.1:9/secret.wav\n",
+    "ref": "[Reference]\nRef1=http://127.0.0.1:9/secret.wav\n",
+    "imf": '<?xml version="1.0"?><CompositionPlaylist xmlns="http://www.smpte-ra.org/schemas/2067-3/2016">secret.wav',
+    "smil": '<smil><body><audio src="secret.wav"/></body></smil>',
+    "sbg": "-SE -m secret.wav\nallon: pink/40\nNOW allon\n",
+}
+
+
+@pytest.mark.parametrize("name", FORMATS.split(","))
+def test_no_format_that_is_read_asks_for_another_file(name):
+    """Each is made to read texts that name files, and media files: whatever it makes of them, it opens none."""
+    try:
+        av.format.ContainerFormat(name, "r")
+    except ValueError:
+        pytest.skip(f"this PyAV has no {name}")
+    asked: list[str] = []
+
+    def opened(url: str, *_: object) -> io.BytesIO:
+        asked.append(url)
+        raise PermissionError(url)
+
+    texts = [text.encode() for text in (*SCRIPTS.values(), *NAMES.values())]
+    for data in (*texts, pcm(np.arange(2000)), film("matroska", "pcm_s16le", [(0, noise(0.1))])):
+        file = io.BytesIO(data + bytes(4096))
+        try:
+            with av.open(file, format=name, io_open=opened, container_options={"protocol_whitelist": ""}) as container:
+                for count, _ in enumerate(container.demux()):
+                    if count > 20:
+                        break
+        except (av.error.FFmpegError, ValueError, OSError, IndexError):
+            continue
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(200), "not read here"),
+        ("a.srt", b"1\n00:00:01,000 --> 00:00:02,000\nHello\n\n" * 20, "not read here"),
+        ("a.raw", bytes(range(1, 200)) * 50, "raw samples.*not read here: make a wav"),
+        ("a.s16le", bytes(range(1, 200)) * 50, "raw samples.*not read here: make a wav"),
+        ("a.ul", bytes(range(1, 200)) * 50, "raw samples.*not read here: make a wav"),
+        ("a.ffconcat", b"ffconcat version 1.0\nfile 'secret.wav'\n", "not read here"),
+        ("a.bin", bytes(range(1, 200)) * 50, "does a player open it"),
+    ],
+)
+def test_what_is_known_and_not_read_is_said(tmp_path, name, data, says):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match=says) as caught:
+        load_audio(path)
+    assert "\n" not in str(caught.value)
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+TAG = b"TAG" + b"A title".ljust(125, b"\0")
+ID3 = b"ID3\x03\0\0\0\0\x08\0" + b"TIT2" + bytes(range(250)) * 4 + bytes(20)
+
+
+def quiet_then_loud(**options: str) -> bytes:
+    """An mp3 of changing bit rate, whose first frames say nothing of the rest."""
+    sound = np.concatenate([np.zeros(80_000, np.float32), noise(10)])
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp3", options=options) as container:
+        voice: Any = container.add_stream(
+            "libmp3lame", rate=RATE, layout="mono", options={"flags": "+qscale", "global_quality": "236"}
+        )
+        for place in range(0, sound.size - 575, 576):
+            frame = av.AudioFrame.from_ndarray(sound[None, place : place + 576], format="fltp", layout="mono")
+            frame.sample_rate = RATE
+            frame.pts = place
+            frame.time_base = Fraction(1, RATE)
+            container.mux(voice.encode(frame))
+        container.mux(voice.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("joint", [b"", TAG, ID3, TAG + ID3, bytes(3000)])
+@pytest.mark.parametrize("header", ["0", "1"])
+def test_joined_mp3_files_are_whole(joint, header):
+    one = quiet_then_loud(write_xing=header)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        alone = decode(one).size
+        joined = decode(one + joint + one + TAG).size
+        decode(one + joint + encode("mp3", "libmp3lame", RATE, noise(1)))
+    assert joined == pytest.approx(2 * alone, abs=3500)
+
+
+def test_an_mp3_with_a_hole_is_damaged():
+    whole = encode("mp3", "libmp3lame", RATE, noise(8))
+    with pytest.warns(UserWarning, match="breaks off or is damaged"):
+        decode(whole[:8000] + bytes(range(256)) * 40 + whole[18_240:])
+
+
+def test_a_film_with_a_hole_is_damaged():
+    whole = film("matroska", "aac", [(0, noise(10))], picture=10)
+    third = len(whole) // 3
+    with pytest.warns(UserWarning, match=r"breaks off or is damaged: [67]\.. s of it could be decoded"):
+        found = decode(whole[:third] + bytes(third) + whole[2 * third :])
+    assert found.size == pytest.approx(10 * RATE, abs=3000)  # what is there is in its place
+
+
+def test_joined_broadcasts_are_whole():
+    one = film("mpegts", "aac", [(0, noise(3))], picture=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(one + one).size == pytest.approx(2 * decode(one).size, abs=2)
