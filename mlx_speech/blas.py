@@ -9,6 +9,7 @@ memory that MLX frees: on a CPU each array is allocated anew, and the system cle
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 import warnings
@@ -17,7 +18,14 @@ from typing import Any
 
 from mlx_speech.errors import MissingDependency
 
-NO_BACKEND = "MLX has no back end here: pip install 'mlx-speech[cpu]' or, for an NVIDIA GPU, 'mlx-speech[cuda13]'"
+NO_BACKEND = (
+    "MLX has no back end here: pip install 'mlx-speech-toolkit[cpu]' or, for an NVIDIA GPU, "
+    "'mlx-speech-toolkit[cuda13]'"
+)
+MIXED = (
+    "the distribution mlx-speech, another project of the same import name, is installed in the same folder, and one "
+    "has overwritten files of the other: pip uninstall mlx-speech mlx-speech-toolkit, then install the one you want"
+)
 LATE = "MLX was imported first, so OpenBLAS cannot serve it: import mlx_speech before mlx, it is 20 times faster then"
 HINT = "OpenBLAS makes MLX 20 to 30 times faster on this CPU: apt-get install libopenblas0-pthread (or your system's)"
 
@@ -54,10 +62,23 @@ def hint() -> str | None:
 
 def check_backend() -> None:
     """Import MLX, or raise `MissingDependency` saying which extra brings a back end."""
+    _warn_of_mixed_files()
     try:
         import mlx.core  # noqa: F401
     except ImportError as error:
         raise MissingDependency(NO_BACKEND if "libmlx" in str(error) else f"{NO_BACKEND} ({error})") from error
+
+
+@functools.cache
+def _warn_of_mixed_files() -> None:
+    """Warn, once, where another distribution has written into this package's folder.
+
+    Only the folder that the package stands in is looked at: elsewhere the other one does no harm, and listing one
+    folder takes less time than importing `importlib.metadata`.
+    """
+    site_packages = Path(__file__).parent.parent
+    if any(site_packages.glob("mlx_speech-*.dist-info")):
+        warnings.warn(MIXED, stacklevel=4)
 
 
 def core(library: Any = None) -> str | None:
