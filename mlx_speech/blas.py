@@ -16,15 +16,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from mlx_speech.errors import MissingDependency
+from mlx_speech.errors import InstallationError, MissingDependency
 
 NO_BACKEND = (
     "MLX has no back end here: pip install 'mlx-speech-toolkit[cpu]' or, for an NVIDIA GPU, "
     "'mlx-speech-toolkit[cuda13]'"
 )
 MIXED = (
-    "the distribution mlx-speech, another project of the same import name, is installed in the same folder, and one "
-    "has overwritten files of the other: pip uninstall mlx-speech mlx-speech-toolkit, then install the one you want"
+    "the distribution mlx-speech, another project with the same import name, has files in this package's folder: "
+    "pip uninstall mlx-speech mlx-speech-toolkit, then install the one you want"
 )
 LATE = "MLX was imported first, so OpenBLAS cannot serve it: import mlx_speech before mlx, it is 20 times faster then"
 HINT = "OpenBLAS makes MLX 20 to 30 times faster on this CPU: apt-get install libopenblas0-pthread (or your system's)"
@@ -61,8 +61,12 @@ def hint() -> str | None:
 
 
 def check_backend() -> None:
-    """Import MLX, or raise `MissingDependency` saying which extra brings a back end."""
-    _warn_of_mixed_files()
+    """Import MLX, or raise `MissingDependency` saying which extra brings a back end.
+
+    Raises `InstallationError` where the package has been mixed with another one.
+    """
+    if _mixed():
+        raise InstallationError(MIXED)
     try:
         import mlx.core  # noqa: F401
     except ImportError as error:
@@ -70,15 +74,14 @@ def check_backend() -> None:
 
 
 @functools.cache
-def _warn_of_mixed_files() -> None:
-    """Warn, once, where another distribution has written into this package's folder.
+def _mixed() -> bool:
+    """Whether the distribution mlx-speech has written into this package's folder: some modules here are then its own.
 
     Only the folder that the package stands in is looked at: elsewhere the other one does no harm, and listing one
     folder takes less time than importing `importlib.metadata`.
     """
     site_packages = Path(__file__).parent.parent
-    if any(site_packages.glob("mlx_speech-*.dist-info")):
-        warnings.warn(MIXED, stacklevel=4)
+    return any(site_packages.glob("mlx_speech-*.dist-info"))
 
 
 def core(library: Any = None) -> str | None:
