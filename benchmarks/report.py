@@ -15,10 +15,8 @@ from typing import Any
 from benchmarks import roofline
 from benchmarks.suite import OURS, ratios
 
-PACKAGES = (
-    "mlx mlx-speech numpy scipy torch transformers openai-whisper mlx-whisper mlx-audio faster-whisper ctranslate2"
-)
-PACKAGES += " silero-vad onnxruntime pyannote.audio whisperx safetensors"
+PACKAGES = "mlx mlx-speech-toolkit numpy scipy torch transformers openai-whisper mlx-whisper mlx-audio faster-whisper"
+PACKAGES += " ctranslate2 silero-vad onnxruntime pyannote.audio whisperx safetensors"
 HEAD = (
     "| contender | time, median | range | × real time, rate | peak memory | {ours} is so many times as fast | target |"
 )

@@ -9,15 +9,23 @@ memory that MLX frees: on a CPU each array is allocated anew, and the system cle
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
-from mlx_speech.errors import MissingDependency
+from mlx_speech.errors import InstallationError, MissingDependency
 
-NO_BACKEND = "MLX has no back end here: pip install 'mlx-speech[cpu]' or, for an NVIDIA GPU, 'mlx-speech[cuda13]'"
+NO_BACKEND = (
+    "MLX has no back end here: pip install 'mlx-speech-toolkit[cpu]' or, for an NVIDIA GPU, "
+    "'mlx-speech-toolkit[cuda13]'"
+)
+MIXED = (
+    "the distribution mlx-speech, another project with the same import name, has files in this package's folder: "
+    "pip uninstall mlx-speech mlx-speech-toolkit, then install the one you want"
+)
 LATE = "MLX was imported first, so OpenBLAS cannot serve it: import mlx_speech before mlx, it is 20 times faster then"
 HINT = "OpenBLAS makes MLX 20 to 30 times faster on this CPU: apt-get install libopenblas0-pthread (or your system's)"
 
@@ -53,11 +61,27 @@ def hint() -> str | None:
 
 
 def check_backend() -> None:
-    """Import MLX, or raise `MissingDependency` saying which extra brings a back end."""
+    """Import MLX, or raise `MissingDependency` saying which extra brings a back end.
+
+    Raises `InstallationError` where the package has been mixed with another one.
+    """
+    if _mixed():
+        raise InstallationError(MIXED)
     try:
         import mlx.core  # noqa: F401
     except ImportError as error:
         raise MissingDependency(NO_BACKEND if "libmlx" in str(error) else f"{NO_BACKEND} ({error})") from error
+
+
+@functools.cache
+def _mixed() -> bool:
+    """Whether the distribution mlx-speech has written into this package's folder: some modules here are then its own.
+
+    Only the folder that the package stands in is looked at: elsewhere the other one does no harm, and listing one
+    folder takes less time than importing `importlib.metadata`.
+    """
+    site_packages = Path(__file__).parent.parent
+    return any(site_packages.glob("mlx_speech-*.dist-info"))
 
 
 def core(library: Any = None) -> str | None:

@@ -13,6 +13,7 @@ MLXSpeechError
 ├── AudioError             a recording cannot be decoded
 ├── OutOfMemory            the models do not fit beside the recording
 ├── MissingDependency      something optional has to be installed first
+├── InstallationError      files of another distribution are among the package's own
 └── ParityError            a converted model disagrees with its original
 """
 
@@ -73,6 +74,10 @@ class OutOfMemory(MLXSpeechError, MemoryError):
 
 class MissingDependency(MLXSpeechError, ImportError):
     """Something optional is not installed; the message names the command that installs it."""
+
+
+class InstallationError(MLXSpeechError, ImportError):
+    """Another distribution has written into the package's folder; the message says how to install it anew."""
 
 
 class ParityError(MLXSpeechError):

@@ -78,7 +78,7 @@ def score(pairs: Iterable[tuple[Transcript, Transcript]]) -> Scores:
         from pyannote.core import Segment as Span
         from pyannote.metrics.diarization import DiarizationErrorRate
     except ImportError as error:
-        raise MissingDependency(f"no scores ({error}): pip install 'mlx-speech[demo]'") from error
+        raise MissingDependency(f"no scores ({error}): pip install 'mlx-speech-toolkit[demo]'") from error
 
     def annotation(transcript: Transcript) -> Any:
         turns = transcript.diarization.turns if transcript.diarization is not None else ()

@@ -969,7 +969,7 @@ for source in json.loads(sys.argv[1]):
     said = done.stderr.splitlines()
     assert len(said) == len(sources) and not list(tmp_path.iterdir())
     for line, name in zip(said, USUAL, strict=True):
-        assert "pip install 'mlx-speech[test]'" in line and "torch" in line, name
+        assert "pip install 'mlx-speech-toolkit[test]'" in line and "torch" in line, name
 
 
 def test_verify_of_a_converted_model_says_that_it_needs_the_original(shelf: Shelf, run: Callable) -> None:

@@ -130,7 +130,7 @@ def test_without_what_counts_errors(clip: Path, tmp_path: Path, capsys: pytest.C
     assert cli.main(["demo", str(clip), "-o", str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
     assert "SPEAKER_00: " in said.out and "(WER)" not in said.out
-    assert said.err.count("\n") == 1 and "pip install 'mlx-speech[demo]'" in said.err
+    assert said.err.count("\n") == 1 and "pip install 'mlx-speech-toolkit[demo]'" in said.err
 
 
 def test_the_same_in_python(clip: Path, _shared_cache: Path) -> None:

@@ -81,7 +81,8 @@ def check_installed(original: str) -> None:
     if not NEEDED.get(original):
         raise MissingDependency("--verify needs an original to compare with, and this source is a converted model")
     if missing:
-        raise MissingDependency(f"--verify needs {', '.join(missing)}, missing here: pip install 'mlx-speech[test]'")
+        names = ", ".join(missing)
+        raise MissingDependency(f"--verify needs {names}, missing here: pip install 'mlx-speech-toolkit[test]'")
 
 
 def _installed(name: str) -> bool:
