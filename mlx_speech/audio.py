@@ -71,7 +71,7 @@ def load_audio(
     """
     _check_rate(sample_rate)
     if not max_duration > 0:
-        raise OptionError(f"--max-duration is {max_duration}: give a number of seconds above 0")
+        raise OptionError(f"max_duration is {max_duration}: give a number of seconds above 0")
     name = _name(source)
     try:
         with _seekable(source, name) as file:
@@ -305,4 +305,4 @@ class _Sink:
             mono = channels if channels.shape[1] == 1 else channels.mean(axis=1, dtype=np.float32)
             self._buffer += mono.tobytes()
         if len(self._buffer) > 4 * self.max_duration * self.sample_rate:
-            raise AudioError(f"{self.name}: is longer than {self.max_duration:g} s: raise --max-duration to read it")
+            raise AudioError(f"{self.name}: is longer than {self.max_duration:g} s: raise max_duration to read it")

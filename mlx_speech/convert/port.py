@@ -163,7 +163,7 @@ def plan(source: Source, options: Options, language: str | None = None) -> Plan:
     """Plan the conversion of `source`. Raises `SourceError` or `OptionError`."""
     family = recognise(source)
     if language is not None and family != "wav2vec2":
-        raise OptionError(f"--language {language}: only wav2vec2 models have languages to choose from, not {family}")
+        raise OptionError(f"language={language}: only wav2vec2 models have languages to choose from, not {family}")
     ours = source.config.get("format_version") is not None
     if ours:  # every tensor keeps its name
         checkpoint.check_language(source.config, language)

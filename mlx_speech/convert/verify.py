@@ -79,9 +79,9 @@ def check_installed(original: str) -> None:
     """Raises `MissingDependency` where the original cannot be run."""
     missing = [name for name in NEEDED.get(original, ()) if not _installed(name)]
     if not NEEDED.get(original):
-        raise MissingDependency("--verify needs an original to compare with, and this source is a converted model")
+        raise MissingDependency("verify=True needs an original to compare with, and this source is a converted model")
     if missing:
-        raise MissingDependency(f"--verify needs {', '.join(missing)}, missing here: pip install 'mlx-speech[test]'")
+        raise MissingDependency(f"verify=True needs {', '.join(missing)}, missing here: pip install 'mlx-speech[test]'")
 
 
 def _installed(name: str) -> bool:
