@@ -105,7 +105,8 @@ def in_flags(message: str, flags: Mapping[str, str]) -> str:
     names = "|".join(map(re.escape, flags))
     several = "|".join(re.escape(name) for name in flags if "_" in name and "=" not in name)
     before = r"(?<![\w./\\'\"-])"
-    after = r"(?![\w/\\'\":=-]|\.\w)"
+    after = r"(?![\w/\\'\"=-]|\.\w)"
+    file = rf"(?!\A(?:{several}):)"  # a message that begins with a name and a colon is about a file
 
     def flag(found: re.Match[str]) -> str:
         return flags[found["name"]]
@@ -113,7 +114,7 @@ def in_flags(message: str, flags: Mapping[str, str]) -> str:
     message = re.sub(rf"{before}(?P<name>{names})=True\b", flag, message)
     message = re.sub(rf"{before}(?P<name>\w+=False)\b", lambda found: flags.get(found["name"], found["name"]), message)
     message = re.sub(rf"{before}(?P<name>{names})(?==)", flag, message)
-    message = re.sub(rf"{before}(?P<name>{several}){after}", flag, message)
+    message = re.sub(rf"{before}{file}(?P<name>{several}){after}", flag, message)
     message = re.sub(rf"^(?P<name>{names})(?= (is|and|needs|conflicts) )", flag, message)
     return re.sub(rf"(?<= and )(?P<name>{names})(?= conflict)", flag, message)
 
@@ -278,7 +279,7 @@ def _add_transcribe(group: Any) -> None:
     add("--low-memory", action="store_true", help="one model at a time")
     add("--memory-limit", type=float, metavar="GB", help="that MLX should stay within")
     _add_machine(machine)
-    for name in commands.MEANINGLESS:
+    for name in (*commands.MEANINGLESS, "prepend_punctuations", "append_punctuations"):
         parser.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS)
 
 

@@ -94,6 +94,11 @@ class Models:
             self._loaded[key] = None
         return self._loaded[key]
 
+    @property
+    def align_is_given(self) -> bool:
+        """Whether one model aligns all languages: the caller's."""
+        return self._align is not None
+
     def has_aligner(self, language: str) -> bool:
         """Whether there is a name for one; it may turn out that it cannot be had."""
         return bool(self._align or names.align_source(language))

@@ -209,7 +209,8 @@ def _split(name: str, value: Any, advice: str) -> Any:
 
 
 def _numbers(name: str, values: Any, advice: str) -> tuple[float, ...]:
-    given = list(values) if isinstance(values, Iterable) and not isinstance(values, (str, Mapping)) else [values]
+    several = isinstance(values, Iterable) and not isinstance(values, (str, Mapping))
+    given: list[Any] = list(values) if several else [values]
     if any(isinstance(number, bool) or not isinstance(number, Real) for number in given):
         raise OptionError(f"{name} is {brief(values)}: {advice}")
     return tuple(float(number) for number in given)

@@ -187,6 +187,9 @@ class Pipeline:
         if options.wants_speakers:
             self.models.diarization()
             self._release("diarization")
+        if options.words == "ctc" and self.models.align_is_given:
+            self.models.aligner(options.language or "en")
+            self._release("align")
         tokenizer = self.models.whisper().tokenizer
         known = tokenizer.languages or ["en"]
         if options.language is not None and options.language not in known:
