@@ -73,22 +73,26 @@ def test_arguments_and_their_order_are_those_of_whisperx(file: str, theirs: str,
             assert found[name].default == default, name
 
 
+def defaults(variable: str) -> dict[str, Any]:
+    """What WhisperX assigns to a variable; what it asks the model for ("is it multilingual?") is True."""
+    for node in ast.walk(original("asr.py")):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Dict)
+            and ast.unparse(node.targets[0]) == variable
+        ):
+            entries = zip(node.value.keys, node.value.values, strict=True)
+            return {
+                ast.literal_eval(key): True if isinstance(value, ast.Attribute) else ast.literal_eval(value)
+                for key, value in entries
+                if key is not None
+            }
+    raise LookupError(variable)
+
+
 def test_all_of_its_own_options_pass() -> None:
     """Each as WhisperX sets it when nobody says anything; the text is that of no options."""
-    found = {}
-    for node in ast.walk(original("asr.py")):
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in (
-            "default_asr_options",
-            "default_vad_options",
-        ):
-            if isinstance(node.value, ast.Dict):
-                pairs = zip(node.value.keys, node.value.values, strict=True)
-                found[ast.unparse(node.targets[0])] = {
-                    ast.literal_eval(key): True if isinstance(value, ast.Attribute) else ast.literal_eval(value)
-                    for key, value in pairs
-                    if key is not None
-                }
-    asr, vad = found["default_asr_options"], found["default_vad_options"]
+    asr, vad = defaults("default_asr_options"), defaults("default_vad_options")
     assert asr["multilingual"] is True and len(asr) > 25 and set(vad) == {"chunk_size", "vad_onset", "vad_offset"}
     samples = load_audio(RECORDING)[: 16_000 * 5]
     plain = whisperx.load_model(DEMO / "whisper", "cpu", language="en").transcribe(samples)
