@@ -51,9 +51,11 @@ class Narrow(NamedTuple):
 
 def use_mlx(device: str, ours: bool = True) -> None:
     """What a contender that uses MLX does before it imports it: OpenBLAS, as we load it, or, for others, by hand, told
-    of the same CPU; and the device."""
+    of the same CPU; the device; and of ours, that freed memory is kept, as on the command line."""
     if ours:
-        import mlx_speech  # noqa: F401
+        from mlx_speech import blas
+
+        blas.keep_freed_memory()
     elif sys.platform.startswith("linux"):
         told = {"OPENBLAS_CORETYPE": os.environ[CORE]} if CORE in os.environ else {}
         with contextlib.suppress(OSError), mock.patch.dict(os.environ, told):

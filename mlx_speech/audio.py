@@ -288,7 +288,7 @@ def _load(source: Any, sample_rate: int, max_duration: float, audio_track: int |
     _check_rate(sample_rate)
     check_track(audio_track)
     if not max_duration > 0:
-        raise OptionError(f"--max-duration is {max_duration}: give a number of seconds above 0")
+        raise OptionError(f"max_duration is {max_duration}: give a number of seconds above 0")
     name = _name(source)
     try:
         with _seekable(source, name) as file:
@@ -332,7 +332,7 @@ def _read(
         if audio_track is None and len(tracks) > 1 and warn:
             labels = ", ".join(track.label for track in tracks)
             said = f"{name}: has {len(tracks)} sound tracks, {labels}: track {chosen[0].number} is read"
-            warnings.warn(f'{said}: choose by --audio-track (audio_track) a number, or "all"', stacklevel=5)
+            warnings.warn(f'{said}: choose by audio_track a number, or "all"', stacklevel=5)
         readers = []
         for track in chosen:
             sink = _Sink(name, sample_rate, max_duration, (channels or {}).get(track.number))
@@ -506,7 +506,7 @@ class _Sink:
 
     def _check_length(self) -> None:
         if len(self._buffer) > 4 * self.max_duration * self.sample_rate:
-            raise AudioError(f"{self.name}: is longer than {self.max_duration:g} s: raise --max-duration to read it")
+            raise AudioError(f"{self.name}: is longer than {self.max_duration:g} s: raise max_duration to read it")
 
 
 def _weights(layout: AudioLayout) -> np.ndarray | None:

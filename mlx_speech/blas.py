@@ -1,9 +1,12 @@
-"""What has to happen before MLX is first imported: a fast BLAS on Linux CPUs, a plain word where MLX has no back end.
+"""What has to be right about the process before MLX computes: a fast BLAS on Linux CPUs, a back end, no fork.
 
 MLX's CPU wheel for Linux links the reference BLAS. OpenBLAS, loaded globally before MLX, takes over its `sgemm`:
 float32 products then run 20 to 30 times faster. It cannot be done afterwards. An OpenBLAS older than the CPU takes it
-for one of 2004 and is five times slower than it could be; it is told which to take it for. glibc is told to keep the
-memory that MLX frees: on a CPU each array is allocated anew, and the system clears every page of it.
+for one of 2004 and is five times slower than it could be; it is told which to take it for.
+
+glibc gives large arrays back to the system as soon as MLX frees them, and the system clears every page of the next.
+It can be told to keep them (`keep_freed_memory`). That holds for the whole process and until its end, so importing the
+package does not do it: the command line does, and an application may.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from mlx_speech.errors import InstallationError, MissingDependency
+from mlx_speech.errors import ForkedProcess, InstallationError, MissingDependency
 
 NO_BACKEND = (
     "MLX has no back end here: pip install 'mlx-speech-toolkit[cpu]' or, for an NVIDIA GPU, "
@@ -36,17 +39,39 @@ _NOLOAD = 4  # dlopen's RTLD_NOLOAD: only if it is in the process already
 # glibc's mallopt: M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX (one, or MLX's thread would give its large arrays back)
 _KEEP = {-1: 2**31 - 1, -4: 0, -8: 1}
 
+FORKED = "models were loaded before this process was forked off, and MLX does not outlive a fork: start it with "
+FORKED += 'multiprocessing\'s "spawn", or load the models in the child only'
+_USED_IN: dict[str, int] = {}  # "process": the id of the one that has loaded models
+
 
 def preload() -> None:
     """Load OpenBLAS into the global namespace on Linux; warns where it is there and MLX came first."""
     if not sys.platform.startswith("linux"):
         return
     if "mlx.core" not in sys.modules:
-        if _load() and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-            for option, value in _KEEP.items():
-                libc.mallopt(option, value)
+        _load()
     elif not _open(_NOLOAD) and _open(0) and on_cpu():
         warnings.warn(LATE, stacklevel=3)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep, for MLX's next arrays, what the process frees; on other systems nothing happens.
+
+    It saves a fifth to a third of the time on a CPU (measured in `benchmarks/NOTES.md`). It concerns every allocation
+    of the process and cannot be taken back; `give_back` returns what is kept at a moment. Call it once, at the start.
+    """
+    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for option, value in _KEEP.items():
+            libc.mallopt(option, value)
+
+
+def check_process() -> None:
+    """Raises `ForkedProcess` in a process that was forked off one that had called this; MLX would wait there for ever.
+
+    It is called wherever models are loaded and used.
+    """
+    if _USED_IN.setdefault("process", os.getpid()) != os.getpid():
+        raise ForkedProcess(FORKED)
 
 
 def give_back() -> None:

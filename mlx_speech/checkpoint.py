@@ -23,7 +23,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from mlx_speech import models
+from mlx_speech import blas, models
 from mlx_speech.errors import ConfigError, CorruptFile, OptionError, OutputError, WeightsMismatch, brief, shorten
 from mlx_speech.models.base import BaseModel
 from mlx_speech.tensors import read_safetensors, reading
@@ -56,8 +56,9 @@ def load(
     path_or_repo : "silero_vad" is the converted VAD that comes with the package
     revision : of a hub repository; language : of an MMS model, the adapter to put in (ISO 639-3)
     q_bits : quantize an original to so many bits; what is quantized or converted already must have as many
-    Raises `SourceError` in one line naming the source and what to do.
+    Raises `SourceError` in one line naming the source and what to do, and `ForkedProcess`.
     """
+    blas.check_process()
     if dtype is not None and dtype not in ("float16", "bfloat16", "float32"):
         raise OptionError(f"dtype={dtype!r}: choose from float16, bfloat16, float32")
     path = expand(path_or_repo)
@@ -86,7 +87,7 @@ def check_language(config: dict[str, Any], language: str | None) -> None:
     """Raises `OptionError` where a converted model is not that of `language`."""
     if language is not None and config.get("language") != language:
         found = config.get("language") or "no language of its own"
-        raise OptionError(f"--language {language}: this converted model has {brief(found)}: convert the original again")
+        raise OptionError(f"language={language}: this converted model has {brief(found)}: convert the original again")
 
 
 def quantized_bits(folder: Path) -> int | None:
@@ -220,20 +221,25 @@ def dequantize_layers(model: nn.Module) -> None:
 
 
 def expand(path: str | os.PathLike[str]) -> Path:
-    """`path` with its ~ expanded. Raises `OptionError` where there is no such user."""
+    """`path` with its ~ expanded. Raises `OptionError` where there is no such user, or where the user has no home."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise OptionError(f"{path}: there is no such user: write --model or --mlx-path without ~") from error
+        raise OptionError(f"{path}: there is no such home folder: write it without ~") from error
 
 
 def cache_folder() -> Path:
-    """Where converted originals are kept."""
+    """Where converted originals are kept. Raises `OptionError` where the user has no home folder to keep them in."""
     if "MLX_SPEECH_CACHE" in os.environ:
-        return Path(os.environ["MLX_SPEECH_CACHE"]).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "mlx_speech"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlx_speech"
+        return expand(os.environ["MLX_SPEECH_CACHE"])
+    if sys.platform != "darwin" and os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "mlx_speech"
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        advice = "set HOME, or MLX_SPEECH_CACHE to a folder that can be written"
+        raise OptionError(f"no home folder to keep converted models in: {advice}") from error
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "mlx_speech"
 
 
 @contextlib.contextmanager
@@ -268,7 +274,7 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def writing(target: Path, advice: str = "choose another --mlx-path or make room") -> Iterator[None]:
+def writing(target: Path, advice: str = "choose another mlx_path or make room") -> Iterator[None]:
     """Raises `OutputError` for what the system says inside."""
     try:
         yield
@@ -284,9 +290,9 @@ def check_target(target: Path, overwrite: bool) -> None:
         if not target.exists() and not target.is_symlink():
             return
     if not overwrite:
-        raise OutputError(f"{target}: exists already: choose another --mlx-path, or pass --overwrite")
+        raise OutputError(f"{target}: exists already: choose another mlx_path, or pass overwrite=True")
     if target.is_symlink() or not target.is_dir() or not is_converted(target):
-        raise OutputError(f"{target}: is not a converted model, so it is not overwritten: choose another --mlx-path")
+        raise OutputError(f"{target}: is not a converted model, so it is not overwritten: choose another mlx_path")
 
 
 def _prefix(target: Path) -> str:

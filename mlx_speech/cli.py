@@ -1,54 +1,138 @@
-"""The command line: arguments only. Every flag is a keyword of a function; an error is one line and exit code 2."""
+"""The command line: arguments only. Every flag is a keyword of a function; an error is one line and exit code 2.
+
+The library's messages name keywords (`batch_size`); here, and nowhere else, they become flags (`in_flags`).
+"""
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
+import re
 import signal
 import sys
+import threading
 import traceback
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from mlx_speech import commands
-from mlx_speech.blas import check_backend
+from mlx_speech import blas, commands
 from mlx_speech.errors import MLXSpeechError
 from mlx_speech.version import __version__
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    options = vars(build_parser().parse_args(normal(sys.argv[1:] if arguments is None else arguments)))
+    """Run the command line; returns the exit code.
+
+    arguments : without the program's name; by default the process's own. Only then is the process told to keep the
+        memory that it frees (`blas.keep_freed_memory`), which holds to its end. Everything else that is set for the run
+        (warnings, signals, environment, device) is as before afterwards. It runs in any thread.
+    """
+    if arguments is None:
+        blas.keep_freed_memory()
+    parser = build_parser()
+    options = vars(parser.parse_args(normal(sys.argv[1:] if arguments is None else arguments)))
     run, verbose = options.pop("run"), options.get("verbose", False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a half-written folder is cleared away
-    warnings.showwarning = _show_warning
-    warnings.simplefilter("always", UserWarning)  # the second recording with a fault hears of it too
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show every letter
+    flags = _flags(parser, run.__name__)
+
+    def say(message: str) -> None:
+        print(f"mlx_speech: {in_flags(message, flags)}", file=sys.stderr)
+
+    def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if category is UserWarning:
+            say(f"warning: {message}")
+
+    with _settings():
+        warnings.showwarning = show_warning
+        warnings.simplefilter("always", UserWarning)  # the second recording with a fault hears of it too
+        try:
+            blas.check_backend()
+            return run(**options, say=say)
+        except MLXSpeechError as error:
+            if verbose:
+                traceback.print_exc()
+            say(" ".join(str(error).split()))
+            return error.exit_code
+        except KeyboardInterrupt:
+            say("interrupted; what is written is whole, and of the rest nothing is left behind")
+            return 130
+        except BrokenPipeError:  # the reader of our output has gone
+            sys.stderr.close()
+            return 141
+        except OSError as error:  # what is left: the disk behind standard output
+            say(f"cannot write to standard output ({error.strerror}): make room there")
+            return 2
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """The process as a command needs it, and afterwards as it was."""
+    environment = {name: os.environ.get(name) for name in commands.VARIABLES}
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    handling = [(stream, stream.errors) for stream in streams]
+    terminated: Any = None
+    if threading.current_thread() is threading.main_thread():  # no other may handle signals
+        # so that a half-written folder is cleared away
+        terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in streams:
+        stream.reconfigure(errors="replace")  # a terminal that cannot show every letter
     try:
-        check_backend()
-        return run(**options)
-    except MLXSpeechError as error:
-        if verbose:
-            traceback.print_exc()
-        print(f"mlx_speech: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        said = "interrupted; what is written is whole, and of the rest nothing is left behind"
-        print(f"mlx_speech: {said}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone
-        sys.stderr.close()
-        return 141
-    except OSError as error:  # what is left: the disk behind standard output
-        print(f"mlx_speech: cannot write to standard output ({error.strerror}): make room there", file=sys.stderr)
-        return 2
+        with warnings.catch_warnings():
+            yield
+    finally:
+        if terminated is not None:
+            signal.signal(signal.SIGTERM, terminated)
+        for stream, errors in handling:
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
+        for name, value in environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    if category is UserWarning:
-        print(f"mlx_speech: warning: {message}", file=sys.stderr)
+def in_flags(message: str, flags: Mapping[str, str]) -> str:
+    """A message of the library, which names keywords, as the command line says it.
+
+    flags : keyword → flag, and "keyword=False" → the flag that says so
+
+    A name of several words is a keyword wherever it stands by itself. One that is a word like any other ("model") is
+    so only before "=", where the message begins with it, and where it conflicts. Paths and quotes are left alone.
+    """
+    names = "|".join(map(re.escape, flags))
+    several = "|".join(re.escape(name) for name in flags if "_" in name and "=" not in name)
+    before = r"(?<![\w./\\'\"-])"
+    after = r"(?![\w/\\'\"=-]|\.\w)"
+    file = rf"(?!\A(?:{several}):)"  # a message that begins with a name and a colon is about a file
+
+    def flag(found: re.Match[str]) -> str:
+        return flags[found["name"]]
+
+    message = re.sub(rf"{before}(?P<name>{names})=True\b", flag, message)
+    message = re.sub(rf"{before}(?P<name>\w+=False)\b", lambda found: flags.get(found["name"], found["name"]), message)
+    message = re.sub(rf"{before}(?P<name>{names})(?==)", flag, message)
+    message = re.sub(rf"{before}{file}(?P<name>{several}){after}", flag, message)
+    message = re.sub(rf"^(?P<name>{names})(?= (is|and|needs|conflicts) )", flag, message)
+    return re.sub(rf"(?<= and )(?P<name>{names})(?= conflict)", flag, message)
+
+
+def _flags(parser: argparse.ArgumentParser, command: str) -> dict[str, str]:
+    """The flags of a command, by the keywords that messages name."""
+    flags: dict[str, str] = {}
+    if command == "transcribe":  # a detector's options have other names there
+        for method in commands.DETECTION.values():
+            flags |= {name: f"--{flag.replace('_', '-')}" for flag, name in method.items()}
+    commands_of: Any = next(action for action in parser._actions if action.choices)
+    for action in commands_of.choices[command]._actions:
+        for text in action.option_strings:
+            if text.startswith("--no-"):
+                flags[f"{action.dest}=False"] = text
+            elif text.startswith("--"):
+                flags.setdefault(action.dest, text)
+    return flags
 
 
 class _Parser(argparse.ArgumentParser):
@@ -141,7 +225,8 @@ _SWITCHES = {
 def normal(arguments: list[str]) -> list[str]:
     """Command lines in WhisperX's spelling: `--batch_size 8`, `--highlight_words True`, `--fp16 False`."""
     words: list[str] = []
-    for word in arguments:
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # what follows are names of files
+    for word in arguments[:end]:
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-") if word.startswith("--") else flag
         words += [flag, value] if flag in _SWITCHES and equals else [f"{flag}{equals}{value}"]
@@ -151,7 +236,7 @@ def normal(arguments: list[str]) -> list[str]:
             result[-1:] = [result[-1]] if word == "True" else [f"--no-{result[-1][2:]}"]
         else:
             result.append(word)
-    return [word for word in result if word != "--no-no-align"]
+    return [word for word in result if word != "--no-no-align"] + arguments[end:]
 
 
 def _add_transcribe(group: Any) -> None:
@@ -206,7 +291,7 @@ def _add_transcribe(group: Any) -> None:
     add("--low-memory", action="store_true", help="one model at a time")
     add("--memory-limit", type=float, metavar="GB", help="that MLX should stay within")
     _add_machine(machine)
-    for name in commands.MEANINGLESS:
+    for name in (*commands.MEANINGLESS, "prepend_punctuations", "append_punctuations"):
         parser.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS)
 
 

@@ -1,21 +1,31 @@
-"""What the commands do with their arguments: set up, run, write, report. `cli` reads the arguments."""
+"""What the commands do with their arguments: set up, run, write, report. `cli` reads the arguments.
+
+Every command takes `say`, which tells the user a line: the library's messages become the command line's there.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import stat
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlx_speech.blas import hint
-from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutOfMemory, OutputError, SourceError
+from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutOfMemory, OutputError, SourceError, in_range
 
+Say = Callable[[str], None]
+VARIABLES = ("HF_HUB_CACHE", "MLX_SPEECH_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN")  # of the environment, that flags set
+NAME_MAX = 255  # bytes of a file's name, where the file system does not say
+TAG = 8  # hexadecimal digits that tell shortened names apart
 MEANINGLESS = {  # WhisperX's flags that nothing here answers to
     "device_index": "MLX has one GPU",
     "threads": "set OPENBLAS_NUM_THREADS",
@@ -34,11 +44,12 @@ DETECTION = {  # flag → the detector's own name for it
 }
 
 
-def _set_up(device: str | None, model_dir: str | None, model_cache_only: bool, hf_token: str | None) -> None:
+def _set_up(device: str | None, model_dir: str | None, model_cache_only: bool, hf_token: str | None, say: Say) -> None:
     """What has to be said to the libraries before they are used."""
     if model_dir is not None:
-        os.environ["HF_HUB_CACHE"] = str(Path(model_dir).expanduser() / "hub")
-        os.environ["MLX_SPEECH_CACHE"] = str(Path(model_dir).expanduser() / "converted")
+        folder = _expanded(model_dir)
+        os.environ["HF_HUB_CACHE"] = str(folder / "hub")
+        os.environ["MLX_SPEECH_CACHE"] = str(folder / "converted")
     if model_cache_only:
         os.environ["HF_HUB_OFFLINE"] = "1"
     if hf_token is not None:
@@ -52,16 +63,23 @@ def _set_up(device: str | None, model_dir: str | None, model_cache_only: bool, h
         if kind == mx.gpu and not (mx.metal.is_available() or mx.cuda.is_available()):
             raise OptionError(f"--device {device}: MLX finds no GPU here: leave --device out")
         mx.set_default_device(kind)
-    _hint()
+    _hint(say)
 
 
 def transcribe(
-    audio: list[str], output_dir: str, output_format: str, skip_existing: bool, quiet: bool, verbose: bool, **given: Any
+    audio: list[str],
+    output_dir: str,
+    output_format: str,
+    skip_existing: bool,
+    quiet: bool,
+    verbose: bool,
+    say: Say,
+    **given: Any,
 ) -> int:
     """Transcribe recordings and write each in the formats asked for; 1 where one of them failed."""
     for name, instead in MEANINGLESS.items():
         if given.pop(name, None) is not None:
-            print(f"mlx_speech: --{name.replace('_', '-')} has no meaning here: {instead}", file=sys.stderr)
+            say(f"--{name.replace('_', '-')} has no meaning here: {instead}")
     from mlx_speech import writers
     from mlx_speech.cues import Layout
 
@@ -72,17 +90,23 @@ def transcribe(
             raise OptionError(f"--{flag.replace('_', '-')} and --no-align conflict: leave one of them out")
     if layout.get("max_line_count") and not layout.get("max_line_width"):
         raise OptionError("--max-line-count needs --max-line-width: give both")
-    bars, pipeline, options = _Bars(given.pop("print_progress"), quiet), _pipeline(given), _options(given)
+    bars, pipeline, options = _Bars(given.pop("print_progress"), quiet), _pipeline(given, say), _options(given)
     formats = _formats(output_format, diarized=any(options.get(n) for n in ("diarize", *SPEAKERS)))
     audio = list(dict.fromkeys(audio))
-    stems = dict(zip(audio, writers.unique_stems(audio), strict=True))
-    folder = _writable(Path(output_dir).expanduser())
+    folder = _expanded(output_dir)
+    stems = _stems(audio, folder, formats, say)
     files = {source: {kind: folder / f"{stem}.{kind}" for kind in formats} for source, stem in stems.items()}
-    left = [name for name in files if not (skip_existing and all(path.exists() for path in files[name].values()))]
+    left = [name for name in files if not (skip_existing and all(path.is_file() for path in files[name].values()))]
+    results = pipeline.transcribe(left, on_progress=bars, **options)  # the options are checked, nothing runs yet
+    _writable(folder)
+    _check_paths({name: files[name].values() for name in left})
+    if not left:
+        say(f"nothing to do: what was asked for is in {folder} already")
+        return 0
     failed: list[str] = []
     try:
         with closing(bars) as report:
-            for source, result in pipeline.transcribe(left, on_progress=report, **options):
+            for source, result in results:
                 report.close(source)
                 if isinstance(result, Exception):
                     failed.append(_failure(source, result, verbose))
@@ -100,15 +124,17 @@ def transcribe(
                 if verbose:
                     print(_timing(result), file=sys.stderr)
     finally:
-        print(*failed, sep="\n", end="\n" * bool(failed), file=sys.stderr)
+        for message in failed:
+            say(message)
     return 1 if failed else 0
 
 
-def diarize(audio: list[str], exclusive: bool, verbose: bool, **given: Any) -> int:
+def diarize(audio: list[str], exclusive: bool, verbose: bool, say: Say, **given: Any) -> int:
     """Print the turns of recordings as RTTM; 1 where one of them failed."""
     from mlx_speech import writers
 
-    bars, pipeline = _Bars(given.pop("print_progress")), _pipeline(given)
+    bars, pipeline = _Bars(given.pop("print_progress")), _pipeline(given, say)
+    audio = list(dict.fromkeys(audio))
     stems = dict(zip(audio, writers.unique_stems(audio), strict=True))
     failed: list[str] = []
     with closing(bars) as report:
@@ -121,22 +147,28 @@ def diarize(audio: list[str], exclusive: bool, verbose: bool, **given: Any) -> i
             report.close(source)
             turns = found.exclusive if exclusive else found.turns
             print(writers.regions_to_rttm(turns, stems[source]), end="", flush=True)
-    print(*failed, sep="\n", end="\n" * bool(failed), file=sys.stderr)
+    for message in failed:
+        say(message)
     return 1 if failed else 0
 
 
-def demo(audio: str | None, output_dir: str, q_bits: int | None, verbose: bool) -> int:
+def demo(audio: str | None, output_dir: str, q_bits: int | None, verbose: bool, say: Say) -> int:
     """Transcribe a recording, by default the one that comes with the package, with its small models, and score it."""
     from mlx_speech import scores, writers
     from mlx_speech.checkpoint import DEMO
     from mlx_speech.pipeline import Pipeline
 
-    _hint()
-    source, folder = Path(audio or DEMO / "conversation.flac"), _writable(Path(output_dir).expanduser())
+    _hint(say)
+    source, folder = Path(audio or DEMO / "conversation.flac"), _expanded(output_dir)
+    formats = ("srt", "json", "rttm")
+    stem = _stems([str(source)], folder, formats, say)[str(source)]
+    files = {kind: folder / f"{stem}.{kind}" for kind in formats}
     beside = source.with_suffix(".json")
     truth = scores.read_truth(beside)
     if truth is not None and beside.resolve() == (folder / beside.name).resolve():
         raise OutputError(f"{beside}: says what was spoken, and would be overwritten: choose another --output-dir")
+    _writable(folder)
+    _check_paths({str(source): files.values()})
     print(DEMO_MODELS, flush=True)
     start, pipeline = time.perf_counter(), Pipeline.demo(q_bits=q_bits)
     models = pipeline.models  # converted when they are used for the first time
@@ -147,21 +179,21 @@ def demo(audio: str | None, output_dir: str, q_bits: int | None, verbose: bool) 
     with closing(_Bars(None)) as report:
         result = pipeline(source, diarize=True, on_progress=report)
     print(writers.to_screen(result), end="")
-    for kind in ("srt", "json", "rttm"):
-        _write(folder / f"{source.stem}.{kind}", writers.FORMATS[kind](result, uri=source.stem))
-    print(f"mlx_speech: {folder / source.stem}.{{srt,json,rttm}}")
+    for kind, path in files.items():
+        _write(path, writers.FORMATS[kind](result, uri=source.stem))
+    print(f"mlx_speech: {folder / stem}.{{{','.join(formats)}}}")
     if truth is not None:
         try:
             print(scores.score([(result, truth)]))
         except MLXSpeechError as error:
-            print(f"mlx_speech: {error}", file=sys.stderr)
+            say(str(error))
     print(_timing(replace(result, seconds={**seconds, **result.seconds})))
     return 0
 
 
-def _pipeline(given: dict[str, Any]) -> Any:
+def _pipeline(given: dict[str, Any], say: Say) -> Any:
     """The `Pipeline` of its own keywords, and of those of `_set_up`; all are taken out of `given`."""
-    _set_up(**{name: given.pop(name) for name in ("device", "model_dir", "model_cache_only", "hf_token")})
+    _set_up(**{name: given.pop(name) for name in ("device", "model_dir", "model_cache_only", "hf_token")}, say=say)
     from mlx_speech.pipeline import Pipeline
 
     names = ("model", "align_model", "vad_model", "diarize_model", "dtype", "q_bits", "batch_size", "low_memory")
@@ -186,20 +218,15 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     """What the user gave, as keywords of `Options`."""
     flags = {flag for own in DETECTION.values() for flag in own}
     options = {name: value for name, value in given.items() if name not in flags}
-    words = options.get("word_timestamps")
-    if words in ("none", "False", "True"):
-        options["word_timestamps"] = "ctc" if words == "True" else None
+    if options.get("word_timestamps") in ("False", "True"):  # as openai-whisper's command line has it
+        options["word_timestamps"] = options["word_timestamps"] == "True"
     step = options.pop("temperature_increment_on_fallback", 0.2)
     first = options.pop("temperature", 0.0) or 0.0
     if step is not None and not step >= 0.01:
         raise OptionError(f"--temperature-increment-on-fallback {step}: give a number from 0.01 on, or None")
+    in_range(0, 100, temperature=first)
     tries = 1 if step is None else max(1, int((1.0 - first + 1e-6) / step) + 1)
     options["temperature"] = tuple(round(first + k * (step or 0.0), 6) for k in range(tries))
-    if "clip_timestamps" in options:
-        try:
-            options["clip_timestamps"] = tuple(float(number) for number in options["clip_timestamps"].split(","))
-        except ValueError as error:
-            raise OptionError(f"--clip-timestamps {given['clip_timestamps']}: give start,end,start,end …") from error
     method = options.get("vad_method", "silero")
     options["vad_options"] = {}
     for flag in sorted(flags & given.keys()):
@@ -228,17 +255,71 @@ def _failure(source: str, error: Exception, verbose: bool) -> str:
     said = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, MLXSpeechError):
         said = f"{source}: {type(error).__name__}: {said} (-v shows where; this should not happen: please report it)"
-    return f"mlx_speech: {said}" if source in said or source == "-" else f"mlx_speech: {source}: {said}"
+    return said if source in said or source == "-" else f"{source}: {said}"
 
 
-def _writable(folder: Path) -> Path:
-    """The folder, made if missing; found out before hours of work."""
+def _expanded(folder: str) -> Path:
+    """Its ~ expanded. Raises `OptionError` where there is no such user."""
+    from mlx_speech.checkpoint import expand
+
+    return expand(folder)
+
+
+def _writable(folder: Path) -> None:
+    """Make the folder if it is missing. That it cannot be written is found out before hours of work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return folder
+            return
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}): choose another --output-dir") from error
+
+
+def _check_paths(files: Mapping[str, Iterable[Path]]) -> None:
+    """Raises `OutputError` for results, of each recording, that will not be possible to write."""
+    for source, paths in files.items():
+        for path in paths:
+            try:
+                found = path.stat()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                said = f"{path}: cannot be written ({error.strerror}): choose another --output-dir"
+                raise OutputError(said) from error
+            if stat.S_ISDIR(found.st_mode):
+                raise OutputError(f"{path}: cannot be written (it is a folder): choose another --output-dir")
+            if Path(source).exists() and path.samefile(source):
+                raise OutputError(f"{path}: is the recording itself: choose another --output-dir")
+
+
+def _stems(audio: list[str], folder: Path, formats: Iterable[str], say: Say) -> dict[str, str]:
+    """The names of results without extension, by recording: none is longer than the file system takes.
+
+    Of a longer one as much is left as fits, and a part of its SHA-256 that tells it from others; the user hears of it.
+    """
+    from mlx_speech import writers
+
+    room = _longest_name(folder) - max(len(f".{kind}") for kind in formats)
+    stems = dict(zip(audio, writers.unique_stems(audio), strict=True))
+    for source, stem in stems.items():
+        data = os.fsencode(stem)
+        if len(data) > room:
+            tag = hashlib.sha256(data).hexdigest()[:TAG]
+            # as the name of a file it may hold bytes that are no text; a letter that is cut in two is left out
+            kept = data[: max(room - TAG - 1, 0)].decode("utf-8", "ignore")
+            stems[source] = f"{kept}-{tag}"
+            say(f"{source}: the name is too long for results, which are called {stems[source]}")
+    return stems
+
+
+def _longest_name(folder: Path) -> int:
+    """Bytes that a name may have in a folder, which need not be there yet."""
+    for place in (folder, *folder.parents):
+        try:
+            return os.pathconf(place, "PC_NAME_MAX")
+        except (OSError, ValueError):  # it is not there; or the system has no such word
+            continue
+    return NAME_MAX
 
 
 def _write(path: Path, text: str) -> None:
@@ -292,12 +373,12 @@ class _Bars:
             self._bars.pop(key).close()
 
 
-def convert(verbose: bool, **options: Any) -> int:
+def convert(verbose: bool, say: Say, **options: Any) -> int:
     """Convert a model and print what was done."""
     from mlx_speech.convert import convert
 
     if options["verify"]:  # the only part of a conversion that computes much
-        _hint()
+        _hint(say)
     report = convert(**options, progress=sys.stderr.isatty())
     for line in report.lines:
         print(line)
@@ -307,9 +388,9 @@ def convert(verbose: bool, **options: Any) -> int:
     return 0
 
 
-def _hint() -> None:
+def _hint(say: Say) -> None:
     if found := hint():
-        print(f"mlx_speech: {found}", file=sys.stderr)
+        say(found)
 
 
 def vad(
@@ -318,10 +399,11 @@ def vad(
     format: str,
     max_duration: float,
     verbose: bool,
+    say: Say,
     audio_track: int | str | None = None,
     **options: Any,
 ) -> int:
-    """Print the regions of speech in recordings."""
+    """Print the regions of speech in recordings; 1 where one of them failed."""
     from mlx_speech import writers
     from mlx_speech.audio import load_audio, louder
     from mlx_speech.checkpoint import load
@@ -332,18 +414,31 @@ def vad(
     if not isinstance(network, silero_vad.Model):
         raise SourceError(f"{model}: not a Silero VAD: leave --model out, or name one")
     rate, decimals = options.pop("sampling_rate"), options["time_resolution"]
-    found = {}
+    detect_speech([], network, sample_rate=rate, **options)  # checks them before a recording is read
+    audio = list(dict.fromkeys(audio))
+    stems = dict(zip(audio, writers.unique_stems(audio), strict=True))
+    found: dict[str, Any] = {}
+    failed: list[str] = []
     for source in audio:
-        samples = load_audio(source, sample_rate=rate, max_duration=max_duration, audio_track=audio_track)
+        try:
+            samples = load_audio(source, sample_rate=rate, max_duration=max_duration, audio_track=audio_track)
+        except AudioError as error:
+            failed.append(_failure(source, error, verbose))
+            continue
         samples = louder(samples, source)
         found[source] = regions = detect_speech(samples, network, sample_rate=rate, **options)
         if format == "rttm":
-            print(writers.regions_to_rttm(regions, Path(source).stem if source != "-" else "stdin"), end="")
+            print(writers.regions_to_rttm(regions, stems[source]), end="", flush=True)
         elif format == "text":
             text = writers.regions_to_text(regions, decimals)
             print(f"# {source}\n" * (len(audio) > 1) + text, end="", flush=True)
     if format == "json":  # of several files one object, by file
         lists = {source: writers.regions_to_json(regions, decimals) for source, regions in found.items()}
         entries = [f"{json.dumps(source, ensure_ascii=False)}: {text.strip()}" for source, text in lists.items()]
-        print("{\n" + ",\n".join(entries) + "\n}" if len(audio) > 1 else lists[audio[0]].strip())
-    return 0
+        if len(audio) > 1:
+            print("{\n" + ",\n".join(entries) + "\n}")
+        elif entries:
+            print(lists[audio[0]].strip())
+    for message in failed:
+        say(message)
+    return 1 if failed else 0

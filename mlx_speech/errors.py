@@ -12,6 +12,7 @@ MLXSpeechError
 ├── OutputError            the result cannot be written
 ├── AudioError             a recording cannot be decoded
 ├── OutOfMemory            the models do not fit beside the recording
+├── ForkedProcess          MLX was used before this process was forked
 ├── MissingDependency      something optional has to be installed first
 ├── InstallationError      files of another distribution are among the package's own
 └── ParityError            a converted model disagrees with its original
@@ -20,6 +21,7 @@ MLXSpeechError
 from __future__ import annotations
 
 import reprlib
+from numbers import Real
 
 
 class MLXSpeechError(Exception):
@@ -69,7 +71,11 @@ class AudioError(MLXSpeechError):
 
 
 class OutOfMemory(MLXSpeechError, MemoryError):
-    """MLX could not get the memory it asked for; the message names the flags that help."""
+    """MLX could not get the memory it asked for; the message names the options that help."""
+
+
+class ForkedProcess(MLXSpeechError, RuntimeError):
+    """Models were loaded, and then this process was forked off: MLX's threads did not come along."""
 
 
 class MissingDependency(MLXSpeechError, ImportError):
@@ -87,9 +93,13 @@ class ParityError(MLXSpeechError):
 
 
 def in_range(low: float, high: float, **options: float | None) -> None:
-    """Raises `OptionError`, naming the option, where one is neither in low..high nor None."""
+    """Raises `OptionError`, naming the option, where one is neither a number in low..high nor None."""
     for option, value in options.items():
-        if value is not None and not low <= value <= high:  # NaN too
+        if value is None:
+            continue
+        if not isinstance(value, Real):
+            raise OptionError(f"{option} is {brief(value)}: give a number")
+        if not low <= value <= high:  # NaN too
             raise OptionError(f"{option} is {value}: it has to be from {low:g} to {high:g}")
 
 

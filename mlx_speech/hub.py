@@ -294,9 +294,11 @@ def _is_outage(error: Exception) -> bool:
 @contextmanager
 def _explained(repo: str, revision: str | None = None, writing: bool = False) -> Iterator[None]:
     try:
-        import huggingface_hub.hf_api  # noqa: F401
+        import huggingface_hub.hf_api
     except ValueError as error:  # it splits HF_ENDPOINT on import
         raise HubError(f"{repo} cannot be asked for ({error}): check HF_ENDPOINT") from error
+    if huggingface_hub.constants.HF_HUB_CACHE.startswith("~"):  # it would make a folder of that name, here
+        raise OutputError(f"{repo}: no home folder for the hub's cache: set HOME, or HF_HOME to a folder")
     try:
         yield
     except (OptionError, OutputError):

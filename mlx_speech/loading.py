@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mlx.utils import tree_flatten
 
 from mlx_speech import blas, names
 from mlx_speech.checkpoint import PIPELINE, cache_folder, dequantize_layers, is_converted, load, read_config
-from mlx_speech.errors import HubError, MLXSpeechError, SourceError, SourceNotFound
+from mlx_speech.errors import HubError, MLXSpeechError, OptionError, SourceError, SourceNotFound
 from mlx_speech.models import diarization_pipeline, pyannet, silero_vad, wav2vec2, whisper
 from mlx_speech.models.base import BaseModel
 from mlx_speech.tokenizer import Tokenizer
@@ -37,7 +38,7 @@ class Models:
     """What each stage computes with. A name is a hub repository, a folder, a file, or one of `names`' table; a model
     that is loaded already may stand for it.
 
-    names : of those in use, by stage
+    names : of those in use, by stage: "whisper", "vad", "align", "diarization"
     """
 
     def __init__(
@@ -54,22 +55,25 @@ class Models:
         self._align, self._vad, self._diarize = align_model, vad_model, diarize_model or DIARIZATION
         self._dtype, self._q_bits = dtype or ("float16" if on_gpu else None), q_bits
         self._loaded: dict[str, Any] = {}
+        self._sources: dict[str, str] = {}  # where those came from
         self.names: dict[str, str] = {}
 
     def whisper(self) -> Recogniser:
         """Raises `SourceError` where it cannot be had, or is another kind of model."""
         if "whisper" not in self._loaded:
-            model = self._get("whisper model", self._model, whisper.Model, "--model", find=self._load_whisper)
+            model = self._get("whisper model", self._model, whisper.Model, "model", find=self._load_whisper)
             self._loaded["whisper"] = Recogniser(model, Tokenizer.find(model.folder, model.args.n_vocab))
         return self._loaded["whisper"]
 
     def vad(self, method: str) -> Any:
         """Silero VAD, or a PyanNet: by default the one of the diarization. Raises `SourceError`."""
         if method == "silero":
-            return self._get("vad", self._vad or "silero_vad", silero_vad.Model, "--vad-model")
-        if self._vad is None:
-            return self.diarization().segmentation
-        return self._get("pyannote", self._vad, pyannet.Model, "--vad-model")
+            return self._get("vad silero", self._vad or "silero_vad", silero_vad.Model, "vad_model")
+        if self._vad is not None:
+            return self._get("vad pyannote", self._vad, pyannet.Model, "vad_model")
+        model = self.diarization().segmentation
+        self.names["vad"] = self.names["diarization"]
+        return model
 
     def aligner(self, language: str) -> wav2vec2.Model | None:
         """The wav2vec2 of a language, or None (with a warning) where there is none, or it cannot be had."""
@@ -77,10 +81,10 @@ class Models:
         key = f"align {language if self._align is None else ''}"
         if key not in self._loaded:
             self.release("align")  # one at a time is enough: recordings of one language come together
-            reason = "--align-model names one"
+            reason = "align_model names one"
             try:
                 if source:
-                    return self._get(key, source, wav2vec2.Model, "--align-model")
+                    return self._get(key, source, wav2vec2.Model, "align_model")
             except SourceError as error:
                 if self._align is not None:
                     raise
@@ -90,6 +94,11 @@ class Models:
             self._loaded[key] = None
         return self._loaded[key]
 
+    @property
+    def align_is_given(self) -> bool:
+        """Whether one model aligns all languages: the caller's."""
+        return self._align is not None
+
     def has_aligner(self, language: str) -> bool:
         """Whether there is a name for one; it may turn out that it cannot be had."""
         return bool(self._align or names.align_source(language))
@@ -97,7 +106,7 @@ class Models:
     def diarization(self) -> diarization_pipeline.Model:
         """Raises `SourceError` that says which page to accept and what to run, where a gated model is not here."""
         kind = diarization_pipeline.Model
-        return self._get("diarization", self._diarize, kind, "--diarize-model", find=_load_diarization)
+        return self._get("diarization", self._diarize, kind, "diarize_model", find=_load_diarization)
 
     def release(self, *stages: str) -> None:
         """Let go of the models of these stages; they are loaded again when they are used again."""
@@ -134,16 +143,19 @@ class Models:
                 first = first or error
         raise first or SourceNotFound(f"{model}: no such model")
 
-    def _get(self, key: str, source: Any, kind: type, flag: str, find: Callable[[Any], BaseModel] = load) -> Any:
-        """The model that `source` stands for; of another kind it is refused."""
+    def _get(self, key: str, source: Any, kind: type, keyword: str, find: Callable[[Any], BaseModel] = load) -> Any:
+        """The model that `source` stands for; of another kind it is refused. key : the stage, and what else tells it
+        from others; from now on it is the stage's model
+        """
         if key not in self._loaded:
             given = isinstance(source, BaseModel)
             model = source if given else find(source)
             if not isinstance(model, kind):
                 found, wanted = (name.rpartition(".")[2] for name in (type(model).__module__, kind.__module__))
-                raise SourceError(f"{flag} {source}: is a {found} model, where a {wanted} model is needed")
+                raise SourceError(f"{keyword}={source}: is a {found} model, where a {wanted} model is needed")
             self._loaded[key] = model
-            self.names[key.split()[0]] = type(source).__module__ if given else str(source)
+            self._sources[key] = type(source).__module__ if given else str(source)
+        self.names[key.split()[0]] = self._sources[key]
         return self._loaded[key]
 
 
@@ -174,11 +186,14 @@ def _load_diarization(source: str | os.PathLike[str]) -> BaseModel:
         return load(name)
     except HubError as error:
         short = name.rpartition("/")[2]
-        for folder in (Path("mlx_models") / short, *sorted(cache_folder().glob(f"{short}-*"), reverse=True)):
+        cached: list[Path] = []
+        with suppress(OptionError):  # no home, so no cache
+            cached = sorted(cache_folder().glob(f"{short}-*"), reverse=True)
+        for folder in (Path("mlx_models") / short, *cached):
             config = read_config(folder) if is_converted(folder) else {}
             origin = config.get("source")
             if config.get("model_type") == PIPELINE and isinstance(origin, dict) and origin.get("repo") == name:
                 return load(folder)
-        advice = f"mlx_speech convert --model {name} (or give a converted folder as --diarize-model)"
+        advice = f"mlx_speech convert --model {name} (or give a converted folder as diarize_model)"
         page = f"its conditions are accepted at https://huggingface.co/{name}"
         raise HubError(f"{error}; {page}; then this command again, or once and for all: {advice}") from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+import typing
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from mlx_speech.audio import check_track
-from mlx_speech.errors import OptionError, in_range
+from mlx_speech.errors import OptionError, brief, in_range
+from mlx_speech.stages.attention import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
 from mlx_speech.stages.cluster import speaker_bounds
 from mlx_speech.stages.decode import DecodingOptions
 from mlx_speech.tokenizer import to_language_code
@@ -28,11 +30,10 @@ CHOICES = {
     "vad_method": tuple(VAD_OPTIONS), "word_timestamps": ("ctc", "attention", None),
     "segment_resolution": ("sentence", "chunk"), "interpolate_method": ("nearest", "linear", "ignore"),
 }
-_KINDS: dict[str, tuple[type, ...]] = {
-    "language": (str, type(None)), "chunk_size": (Real, type(None)), "seed": (Integral,),
-    "temperature": (Sequence, np.ndarray, Real), "clip_timestamps": (Sequence, np.ndarray), "vad_options": (Mapping,),
-}
 # fmt: on
+OPTIONAL = ("neg_threshold",)  # of a detector: where it is None it follows from another one
+# of openai-whisper and its kin: which marks belong to a word; here it is always these
+PUNCTUATIONS = {"prepend_punctuations": PREPEND_PUNCTUATIONS, "append_punctuations": APPEND_PUNCTUATIONS}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Options(DecodingOptions):
         first is on by default, as there
     hallucination_silence_threshold : seconds; text that looks made up, between silences longer than that, is left out
     word_timestamps : "ctc" (forced alignment by the language's wav2vec2), "attention" (Whisper's cross-attention) or
-        None (True and False mean "ctc" and None). Translations have no CTC alignment.
+        None (True means "ctc"; False and "none" mean None). Translations have no CTC alignment.
     interpolate_method : time of words that could not be aligned: "nearest", "linear", or "ignore" (left out)
     return_char_alignments : characters with times in every aligned word
     segment_resolution : "sentence" or "chunk"
@@ -83,40 +84,44 @@ class Options(DecodingOptions):
 
     @classmethod
     def of(cls, **given: Any) -> Options:
-        """Options from keywords. `temperature` may be one number, and a language's name stands for its code."""
-        known = [field.name for field in dataclasses.fields(cls)]
+        """Options from keywords, in every spelling that they may have.
+
+        `temperature` may be one number, `clip_timestamps` text ("0,2.5") or None as in openai/whisper and WhisperX, and
+        a language's name stands for its code. NumPy's numbers are numbers; text is none.
+        Raises `OptionError` for unknown names and for values of another type or out of range.
+        """
+        for name, usual in PUNCTUATIONS.items():
+            if given.pop(name, usual) != usual:
+                warnings.warn(f"{name} has no meaning here: words take the usual marks with them", stacklevel=3)
+        hints = typing.get_type_hints(cls)
         for name in given:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                advice = f"did you mean {near[0]}?" if near else "see --help"
+            if name not in hints:
+                near = difflib.get_close_matches(name, hints, 1)
+                advice = f"did you mean {near[0]}?" if near else "mlx_speech.options.Options has all of them"
                 raise OptionError(f"there is no option {name!r}: {advice}")
-        for name, kinds in _KINDS.items():
-            value = given.get(name, False)
-            if value is not False and not isinstance(value, kinds):
-                raise OptionError(f"{name} is {value!r}: it has to be {kinds[0].__name__.lower()}")
-        for name in ("temperature", "clip_timestamps"):
-            if name in given and not isinstance(given[name], Real):
-                given[name] = tuple(float(number) for number in given[name])
-        if isinstance(given.get("word_timestamps"), bool):
-            given["word_timestamps"] = "ctc" if given["word_timestamps"] else None
-        if given.get("language") is not None:
-            given["language"] = to_language_code(given["language"])
-        return cls(**given)
+        values = {name: _read(name, value, hints[name]) for name, value in given.items()}
+        if values.get("word_timestamps") in (True, False, "none"):
+            values["word_timestamps"] = "ctc" if values["word_timestamps"] is True else None
+        if values.get("language") is not None:
+            values["language"] = to_language_code(values["language"])
+        if values.get("clip_timestamps") == (0.0,):  # all of the recording: openai/whisper's default
+            values["clip_timestamps"] = ()
+        return cls(**values)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 said = ", ".join(str(choice) for choice in choices)
-                raise OptionError(f"{name} is {getattr(self, name)!r}: choose from {said}")
+                raise OptionError(f"{name} is {brief(getattr(self, name))}: choose from {said}")
         in_range(1, math.inf, chunk_size=self.chunk_size)
         in_range(0, math.inf, hallucination_silence_threshold=self.hallucination_silence_threshold)
         method, own = self.vad_method, VAD_OPTIONS[self.vad_method]
         for name, value in self.vad_options.items():
             if name not in own:
                 raise OptionError(f"{name} is no option of vad_method {method!r}, whose are {', '.join(own)}")
-            if not isinstance(value, Real):
-                raise OptionError(f"{name} is {value!r}: give a number")
+            if not isinstance(value, Real) and not (value is None and name in OPTIONAL):
+                raise OptionError(f"{name} is {brief(value)}: give a number")
         clips = self.clip_timestamps
         if list(clips) != sorted(clips) or not all(0 <= number < math.inf for number in clips):
             raise OptionError(f"clip_timestamps is {clips}: give seconds in order: start, end, start, end …")
@@ -165,3 +170,51 @@ class Options(DecodingOptions):
     def words(self) -> str | None:
         """How words get their times; a translation's are not in the sound."""
         return None if self.task == "translate" and self.word_timestamps == "ctc" else self.word_timestamps or None  # type: ignore[return-value]
+
+
+def _read(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the field `name` of type `hint` holds it. Raises `OptionError` where it is of another type."""
+    if name == "temperature":
+        numbers = [value] if isinstance(value, Real) else value
+        return _numbers(name, numbers, "give a number, or several to be tried in turn")
+    if name == "clip_timestamps":
+        advice = "give seconds: start, end, start, end …"
+        return () if value is None else _numbers(name, _split(name, value, advice), advice)
+    if name == "suppress_tokens":  # `DecodingOptions` reads it
+        return () if value is None else value
+    if name == "vad_options":
+        if not isinstance(value, Mapping):
+            raise OptionError(f"vad_options is {brief(value)}: give a dict")
+        return value
+    kinds = typing.get_args(hint) or (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    if isinstance(value, (bool, np.bool_)):  # Python takes True for 1
+        if bool in kinds:
+            return bool(value)
+    elif int in kinds and isinstance(value, Integral):
+        return int(value)
+    elif float in kinds and isinstance(value, Real):
+        return float(value)
+    elif str in kinds and isinstance(value, str):
+        return value
+    words = {int: "a whole number", float: "a number", str: "text", bool: "True or False", type(None): "None"}
+    raise OptionError(f"{name} is {brief(value)}: give {' or '.join(words[kind] for kind in kinds)}")
+
+
+def _split(name: str, value: Any, advice: str) -> Any:
+    """Numbers of text with commas between them; what is no text stays."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return [float(part) for part in value.split(",") if part.strip()]
+    except ValueError as error:
+        raise OptionError(f"{name} is {brief(value)}: {advice}") from error
+
+
+def _numbers(name: str, values: Any, advice: str) -> tuple[float, ...]:
+    several = isinstance(values, Iterable) and not isinstance(values, (str, Mapping))
+    given: list[Any] = list(values) if several else [values]
+    if any(isinstance(number, bool) or not isinstance(number, Real) for number in given):
+        raise OptionError(f"{name} is {brief(values)}: {advice}")
+    return tuple(float(number) for number in given)

@@ -16,14 +16,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from numbers import Integral, Real
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_speech.audio import MAX_DURATION, audio_from_array, load_audio, load_tracks, louder, mix
+from mlx_speech.blas import check_process
 from mlx_speech.checkpoint import DEMO
-from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutOfMemory
+from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutOfMemory, brief
 from mlx_speech.loading import Models, Recogniser
 from mlx_speech.options import Options
 from mlx_speech.stages import asr
@@ -69,7 +71,8 @@ class Pipeline:
     memory_limit : gigabytes that MLX should stay within
     max_duration : longest recording that is read, in seconds
 
-    One pipeline may be used from several threads; they take turns. (A thread that ends just before the process does
+    One pipeline may be used from several threads; they take turns. It does not outlive a fork: in a child of a process
+    that has loaded models, its use raises `ForkedProcess`. (A thread that ends just before the process does
     should call `mx.clear_streams()` last: MLX 0.32 may abort the process at exit otherwise.)
     """
 
@@ -87,15 +90,17 @@ class Pipeline:
         memory_limit: float | None = None,
         max_duration: float = MAX_DURATION,
     ) -> None:
-        if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
-            raise OptionError(f'batch_size is {batch_size!r}: give "auto" or a whole number of at least 1')
-        if memory_limit is not None and not memory_limit > 0:
-            raise OptionError(f"memory_limit is {memory_limit}: give gigabytes, above 0")
+        for name, number in (("memory_limit", memory_limit), ("max_duration", max_duration)):
+            if number is not None and not (isinstance(number, Real) and number > 0):
+                unit = "gigabytes" if name == "memory_limit" else "seconds"
+                raise OptionError(f"{name} is {brief(number)}: give {unit}, above 0")
+        if isinstance(q_bits, Integral):
+            q_bits = int(q_bits)  # NumPy's cannot be written into a configuration
         self.models = Models(model, align_model, vad_model, diarize_model, dtype, q_bits)
-        self.batch_size = batch_size
+        self.batch_size: int | str = checked_batch_size(batch_size)
         self._low_memory = low_memory
         self._max_duration = max_duration
-        self._limit = None if memory_limit is None else int(memory_limit * 1e9)
+        self._limit = None if memory_limit in (None, math.inf) else int(memory_limit * 1e9)
         self._lock = threading.RLock()
         self._defaults: dict[str, Any] = {}  # options of every call
 
@@ -119,7 +124,7 @@ class Pipeline:
         on_progress : called with (stage, seconds done, seconds in all, audio)
         options : fields of `Options`
 
-        Raises `AudioError`, `OptionError`, `SourceError`, `OutOfMemory`.
+        Raises `AudioError`, `OptionError`, `SourceError`, `OutOfMemory`, `ForkedProcess`.
         """
         (_, result), *_ = self.transcribe([_with_rate(audio, sample_rate)], on_progress=on_progress, **options)
         if isinstance(result, Exception):
@@ -135,7 +140,10 @@ class Pipeline:
         if isinstance(recordings, (str, os.PathLike)):
             said = repr(os.fspath(recordings))
             raise OptionError(f"recordings is {said}: give a list of recordings, or call the pipeline")
-        return self._run(recordings, Options.of(**{**self._defaults, **options}), _Report(on_progress))
+        defaults = dict(self._defaults)
+        if options.get("multilingual"):  # the language is then a chunk's, unless the caller names one as well
+            defaults.pop("language", None)
+        return self._run(recordings, Options.of(**{**defaults, **options}), _Report(on_progress))
 
     def diarize(
         self,
@@ -153,15 +161,20 @@ class Pipeline:
             raise OptionError(f"{', '.join(sorted(unknown))}: speakers alone have no such option")
         options = Options.of(**numbers, audio_track=audio_track, diarize=True)
         file = _File(_with_rate(audio, sample_rate))
+        check_process()
         with self._lock, self._limited(), _explained():
-            self.models.diarization()
-            self._open(file, options)
-            return self._speakers(file, options, _Report(on_progress))
+            try:
+                self.models.diarization()
+                self._open(file, options)
+                return self._speakers(file, options, _Report(on_progress))
+            finally:
+                self._release("diarization")
 
     def _run(self, recordings: Iterable[Any], options: Options, report: _Report) -> Results:
         """`_steps`, of which one at a time runs, whichever thread asks for it."""
         steps = self._steps(recordings, options, report)
         while True:
+            check_process()  # before the lock, which a thread that did not come along may hold
             with self._lock, self._limited(), _explained():
                 found = next(steps, None)
             if found is None:
@@ -194,6 +207,9 @@ class Pipeline:
         if options.wants_speakers:
             self.models.diarization()
             self._release("diarization")
+        if options.words == "ctc" and self.models.align_is_given:
+            self.models.aligner(options.language or "en")
+            self._release("align")
         tokenizer = self.models.whisper().tokenizer
         known = tokenizer.languages or ["en"]
         if options.language is not None and options.language not in known:
@@ -201,10 +217,10 @@ class Pipeline:
         if options.task == "translate" and not tokenizer.multilingual:
             raise OptionError('task "translate" conflicts with the model, which knows English only: choose another')
         if options.task == "translate" and "turbo" in self.models.names["whisper"]:
-            warnings.warn("turbo was not trained to translate: choose another --model, such as medium", stacklevel=2)
+            warnings.warn("turbo was not trained to translate: choose another model, such as medium", stacklevel=2)
         size = self._chunk_size(options)
         if options.vad and not options.sequential:  # its options are checked where they are used
-            self._regions(np.zeros(SAMPLE_RATE, np.float32), options, size)
+            self._regions(np.zeros(0, np.float32), options, size)
         if options.words == "ctc" and options.language is not None and not self._low_memory:
             self.models.aligner(options.language)
 
@@ -239,7 +255,7 @@ class Pipeline:
             file.ctc = known(file.language) not in (None, False)
         suspicious = options.hallucination_silence_threshold is not None  # words tell where the silences are
         file.attention = suspicious or (options.words is not None and (self._low_memory or not file.ctc))
-        self._release("vad", "pyannote", "diarization")
+        self._release("vad", "diarization")
 
     def _chunk_size(self, options: Options) -> float:
         """Seconds: as asked for, or the model's window. Raises `OptionError` where that is shorter."""
@@ -500,13 +516,22 @@ class _File:
         return sum(chunk.duration for chunk in self.chunks)
 
     def uses(self, stage: str, models: Models) -> None:
-        self.models[stage] = models.names.get(stage, models.names.get("diarization", ""))
+        self.models[stage] = models.names[stage]
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def checked_batch_size(value: Any) -> int | str:
+    """ "auto", or a number of rows. Raises `OptionError` for anything else."""
+    if isinstance(value, str) and value == "auto":
+        return value
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise OptionError(f'batch_size is {brief(value)}: give "auto" or a whole number of at least 1')
+    return int(value)
 
 
 def _by_language(segments: Iterable[Segment], default: str | None) -> list[tuple[str, tuple[Segment, ...]]]:
@@ -556,6 +581,6 @@ def _explained() -> Iterator[None]:
         raise
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or re.search(r"alloc|out of memory|OutOfMemory", str(error)):
-            advice = "lower --batch-size, pass --low-memory, or choose a smaller --model (small-q4)"
+            advice = "lower batch_size, pass low_memory=True, or choose a smaller model (small-q4)"
             raise OutOfMemory(f"out of memory: {advice}") from error
         raise

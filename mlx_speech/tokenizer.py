@@ -13,6 +13,7 @@ import base64
 import difflib
 import gzip
 import json
+import re
 import string
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
@@ -52,7 +53,8 @@ def to_language_code(text: str) -> str:
     """Whisper's code of a language: "English", "en" and "EN" give "en". Raises `OptionError` naming similar ones."""
     found = text.strip().lower()
     if found not in CODES:
-        similar = difflib.get_close_matches(found, CODES, 3)
+        language = re.split("[-_]", found)[0]  # "zh-CN", "pt_BR": a language with a region
+        similar = [CODES[language]] if language in CODES else difflib.get_close_matches(found, CODES, 3)
         advice = f"did you mean {' or '.join(similar)}?" if similar else "give its name or its code (en, de, zh …)"
         raise OptionError(f"language {brief(text)}: not one of Whisper's; {advice}")
     return CODES[found]

@@ -3,14 +3,15 @@
     from mlx_speech import whisperx
     from mlx_speech.whisperx import DiarizationPipeline
 
-Arguments and results are those of m-bain/whisperX 3.8, with two differences: diarization gives a list of dicts where
-WhisperX gives a pandas.DataFrame (`pandas.DataFrame(turns)` makes one), and `device` is not looked at, since MLX has
-its own.
+Arguments, their order and results are those of m-bain/whisperX 3.8, with three differences: diarization gives a list
+of dicts where WhisperX gives a pandas.DataFrame (`pandas.DataFrame(turns)` makes one), `device` is not looked at, since
+MLX has its own, and speech is detected by Silero VAD unless `vad_method` says otherwise.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,21 +20,42 @@ import numpy as np
 
 from mlx_speech import audio as _audio
 from mlx_speech import names, writers
+from mlx_speech.blas import check_process
 from mlx_speech.checkpoint import load
-from mlx_speech.errors import OptionError, SourceError
-from mlx_speech.models import wav2vec2
-from mlx_speech.pipeline import Pipeline
+from mlx_speech.errors import OptionError, SourceError, brief
+from mlx_speech.models import pyannet, silero_vad, wav2vec2
+from mlx_speech.options import Options
+from mlx_speech.pipeline import Pipeline, checked_batch_size
 from mlx_speech.stages import align as _align
 from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.sentences import split_sentences
 from mlx_speech.transcript import Diarization, Segment, Transcript, Turn, Word
 
 Dicts = list[dict[str, Any]]
+Callback = Callable[[float], Any]
 WINDOW = 30  # seconds, of OpenAI's models
 RENAMED = {"temperatures": "temperature", "log_prob_threshold": "logprob_threshold", "max_new_tokens": "sample_len"}
-# of faster-whisper, with the value that means what happens here
+# of faster-whisper, with the value that means what happens here; another one would give another text
 FIXED: dict[str, Any] = {"repetition_penalty": 1, "no_repeat_ngram_size": 0}
 FIXED |= {"condition_on_previous_text": False, "prompt_reset_on_temperature": 0.5}
+# these change nothing in WhisperX either: the language is the recording's, and `align` gives words their times
+WITHOUT_EFFECT = ("multilingual", "word_timestamps")
+VAD_NAMES = {  # of WhisperX's vad_options, beside chunk_size → the detector's own
+    "silero": {"vad_onset": "threshold", "vad_offset": None},  # it ends where its own rule says, there and here
+    "pyannote": {"vad_onset": "onset", "vad_offset": "offset"},
+}
+COMPUTE_TYPES = {  # of CTranslate2, and "int4" → dtype on a GPU, and bits
+    **{"default": (None, None), "auto": (None, None), "int16": (None, None)},
+    **{name: (name, None) for name in ("float16", "bfloat16", "float32")},
+    **{"int8": (None, 8), "int8_float16": ("float16", 8), "int8_bfloat16": ("bfloat16", 8)},
+    **{"int8_float32": ("float32", 8), "int4": (None, 4)},
+}
+
+
+def _without_meaning(name: str, given: bool, instead: str) -> None:
+    """Tell the user of an argument that is not looked at."""
+    if given:
+        warnings.warn(f"{name} has no meaning here: {instead}", stacklevel=3)
 
 
 def load_audio(file: str, sr: int = 16_000) -> np.ndarray:
@@ -48,32 +70,86 @@ def load_model(
     compute_type: str = "default",
     asr_options: Mapping[str, Any] | None = None,
     language: str | None = None,
+    vad_model: Any = None,
     vad_method: str = "silero",
     vad_options: Mapping[str, float] | None = None,
+    model: Any = None,
     task: str = "transcribe",
-    **_: Any,
+    download_root: str | None = None,
+    local_files_only: bool = False,
+    threads: int = 4,
+    use_auth_token: str | bool | None = None,
 ) -> Recogniser:
     """Whisper with speech detection: `load_model(...).transcribe(audio)`.
 
-    whisper_arch : what `Pipeline` takes as its model
+    whisper_arch : what `Pipeline` takes as its model; model : a loaded one, which is taken instead
     compute_type : "float16" and "float32" say how a GPU computes; "int8" and "int4" quantize
-    asr_options : by faster-whisper's names; vad_options : chunk_size, vad_onset, vad_offset
+    asr_options : by faster-whisper's names
+    vad_model : what `Pipeline` takes as its vad_model; it decides about the vad_method
+    vad_options : chunk_size, vad_onset, vad_offset, or the detector's own (`options.VAD_OPTIONS`)
+    use_auth_token : of the hub
+
+    What says where and by how many threads has no meaning here; a warning says so once.
     Raises `SourceError`, `OptionError`.
     """
+    _without_meaning("device_index", bool(device_index), "MLX has one GPU")
+    _without_meaning("download_root", download_root is not None, "set HF_HUB_CACHE")
+    _without_meaning("local_files_only", local_files_only, "set HF_HUB_OFFLINE=1")
+    _without_meaning("threads", threads != 4, "set OPENBLAS_NUM_THREADS")
+    if isinstance(use_auth_token, str):
+        os.environ["HF_TOKEN"] = use_auth_token
+    if compute_type not in COMPUTE_TYPES:
+        raise OptionError(f"compute_type is {compute_type!r}: choose from {', '.join(COMPUTE_TYPES)}")
+    dtype, bits = COMPUTE_TYPES[compute_type]
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
-    bits = int(compute_type[3:]) if compute_type in ("int8", "int4") else None
-    dtype = compute_type if compute_type in ("float16", "float32") and on_gpu else None
-    given = dict(vad_options or {})
-    own = {"vad_onset": "threshold"} if vad_method == "silero" else {"vad_onset": "onset", "vad_offset": "offset"}
+    source = whisper_arch if model is None else model
+    pipeline = Pipeline(source, vad_model=vad_model, dtype=dtype if on_gpu else None, q_bits=bits)
+    if vad_model is not None:
+        vad_method = _method_of(vad_model)
     options: dict[str, Any] = {"beam_size": 5, "language": language, "task": task, "vad_method": vad_method}
-    options["chunk_size"] = given.get("chunk_size")
-    options["vad_options"] = {own[name]: value for name, value in given.items() if name in own}
-    for name, value in (asr_options or {}).items():
+    options |= _asr_options(asr_options or {}) | _vad_options(vad_options or {}, vad_method)
+    Options.of(**options)  # checks them before a recording is read
+    return Recogniser(pipeline, options)
+
+
+def _method_of(vad_model: Any) -> str:
+    """The method that a model of speech detection is of. Raises `SourceError` for other models."""
+    loaded = vad_model
+    if isinstance(vad_model, (str, os.PathLike)):
+        loaded = load(vad_model)
+    if isinstance(loaded, silero_vad.Model):
+        return "silero"
+    if isinstance(loaded, pyannet.Model):
+        return "pyannote"
+    raise SourceError(f"vad_model={brief(vad_model)}: is no Silero VAD and no PyanNet of this package")
+
+
+def _asr_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """WhisperX's options of recognition, by the names of `Options`. Raises `OptionError`."""
+    options: dict[str, Any] = {}
+    _without_meaning("word_timestamps", bool(given.get("word_timestamps")), "whisperx.align gives words their times")
+    for name, value in given.items():
+        if name in WITHOUT_EFFECT:
+            continue
         if name not in FIXED:
             options[RENAMED.get(name, name)] = tuple(value) if isinstance(value, list) else value
         elif value != FIXED[name]:
             raise OptionError(f"{name}={value!r} has no meaning here: leave it out")
-    return Recogniser(Pipeline(whisper_arch, dtype=dtype, q_bits=bits), options)
+    return options
+
+
+def _vad_options(given: Mapping[str, float], method: str) -> dict[str, Any]:
+    """WhisperX's options of speech detection, by the names of `Options`. Raises `OptionError`."""
+    if method not in VAD_NAMES:
+        raise OptionError(f"vad_method is {method!r}: choose from {', '.join(VAD_NAMES)}")
+    options: dict[str, Any] = {"chunk_size": given.get("chunk_size"), "vad_options": {}}
+    for name, value in given.items():
+        if name == "chunk_size":
+            continue
+        own = VAD_NAMES[method].get(name, name)  # `Options` refuses a name that is nobody's
+        if own is not None:
+            options["vad_options"][own] = value
+    return options
 
 
 class Recogniser:
@@ -93,28 +169,39 @@ class Recogniser:
         print_progress: bool = False,
         combined_progress: bool = False,
         verbose: bool = False,
-        progress_callback: Callable[[float], Any] | None = None,
+        progress_callback: Callback | None = None,
     ) -> dict[str, Any]:
         """{"segments": [{"text", "start", "end", "avg_logprob"}], "language"}: one segment a chunk, without words."""
+        _without_meaning("num_workers", bool(num_workers), "nothing is loaded by workers")
         options = {"without_timestamps": True, **self._options, "word_timestamps": None}
         size = min(chunk_size, options["chunk_size"] or WINDOW)
         options["chunk_size"] = None if size == WINDOW else size  # the model's own, which may be shorter
         options |= {key: value for key, value in (("language", language), ("task", task)) if value is not None}
+        report = _percent("transcribe", progress_callback, print_progress, (0, 50) if combined_progress else (0, 100))
         before = self._pipeline.batch_size
-        self._pipeline.batch_size = before if batch_size is None else batch_size
+        self._pipeline.batch_size = checked_batch_size(batch_size) if batch_size else before
         try:
-            result = self._pipeline(audio, on_progress=_percent(progress_callback, "transcribe"), **options)
+            result = self._pipeline(audio, on_progress=report, **options)
         finally:
             self._pipeline.batch_size = before
         keys = ("text", "start", "end", "avg_logprob")
         segments = [{key: segment[key] for key in keys} for segment in writers.as_dict(result)["segments"]]
+        if verbose:
+            for segment in segments:
+                print(f"Transcript: [{segment['start']} --> {segment['end']}] {segment['text']}")
         return {"segments": segments, "language": result.language}
 
 
 def load_align_model(
-    language_code: str, device: str | None = None, model_name: Any = None, **_: Any
+    language_code: str,
+    device: str | None = None,
+    model_name: Any = None,
+    model_dir: str | None = None,
+    model_cache_only: bool = False,
 ) -> tuple[wav2vec2.Model, dict[str, Any]]:
     """The wav2vec2 of a language, and what is known of it. Raises `SourceError`."""
+    _without_meaning("model_dir", model_dir is not None, "set HF_HUB_CACHE")
+    _without_meaning("model_cache_only", model_cache_only, "set HF_HUB_OFFLINE=1")
     source = model_name or names.align_source(language_code)
     if source is None:
         raise SourceError(f"no alignment model is known for {language_code!r}: give one as model_name")
@@ -135,12 +222,14 @@ def align(
     return_char_alignments: bool = False,
     print_progress: bool = False,
     combined_progress: bool = False,
-    progress_callback: Callable[[float], Any] | None = None,
+    progress_callback: Callback | None = None,
 ) -> dict[str, Any]:
     """{"segments": sentences with "words", "word_segments": all words}"""
+    check_process()
     language = align_model_metadata["language"]
     segments = [_segment(entry, language) for entry in transcript]
-    report, total = _percent(progress_callback, "align"), sum(segment.duration for segment in segments)
+    report = _percent("align", progress_callback, print_progress, (50, 100) if combined_progress else (0, 100))
+    total = sum(segment.duration for segment in segments)
     samples = load_audio(audio) if isinstance(audio, str) else np.asarray(audio, np.float32)
     how: dict[str, Any] = {"language": language, "interpolate_method": interpolate_method}
     how |= {"return_char_alignments": return_char_alignments, "on_progress": lambda d: report("align", d, total, None)}
@@ -155,6 +244,7 @@ class DiarizationPipeline:
     def __init__(
         self, model_name: Any = None, token: str | None = None, device: str | None = None, cache_dir: str | None = None
     ) -> None:
+        _without_meaning("cache_dir", cache_dir is not None, "set HF_HUB_CACHE")
         if token is not None:
             os.environ["HF_TOKEN"] = token
         self._pipeline = Pipeline(diarize_model=model_name)
@@ -167,11 +257,11 @@ class DiarizationPipeline:
         min_speakers: int | None = None,
         max_speakers: int | None = None,
         return_embeddings: bool = False,
-        progress_callback: Callable[[float], Any] | None = None,
+        progress_callback: Callback | None = None,
     ) -> Dicts | tuple[Dicts, dict[str, list[float]]]:
         """[{"label", "speaker", "start", "end"}], and with `return_embeddings` one vector per speaker."""
         numbers = {"num_speakers": num_speakers, "min_speakers": min_speakers, "max_speakers": max_speakers}
-        found = self._pipeline.diarize(audio, on_progress=_percent(progress_callback, "diarize"), **numbers)
+        found = self._pipeline.diarize(audio, on_progress=_percent("diarize", progress_callback), **numbers)
         rows = enumerate(found.turns)
         turns = [{"label": chr(65 + k % 26), "speaker": t.speaker, "start": t.start, "end": t.end} for k, t in rows]
         vectors = {name: list(vector) for name, vector in found.embeddings.items()}
@@ -211,9 +301,20 @@ def _segment(entry: Mapping[str, Any], language: str | None = None) -> Segment:
     return Segment(start, end, text, words, language=language, avg_logprob=certainty)
 
 
-def _percent(callback: Callable[[float], Any] | None, stage: str) -> Callable[[str, float, float, Any], None]:
+def _percent(
+    stage: str, callback: Callback | None, shown: bool = False, printed: tuple[float, float] = (0, 100)
+) -> Callable[[str, float, float, Any], None]:
+    """Tells how far a stage is, in per cent, and prints it if it is to be `shown`: from the one to the other number of
+    `printed`, where several functions share the hundred."""
+    first, last = printed
+
     def report(name: str, done: float, total: float, _: Any) -> None:
-        if callback is not None and name == stage:
-            callback(100 * done / total if total else 100.0)
+        if name != stage:
+            return
+        percent = 100 * done / total if total else 100.0
+        if shown:
+            print(f"Progress: {first + percent * (last - first) / 100:.2f}%...")
+        if callback is not None:
+            callback(percent)
 
     return report

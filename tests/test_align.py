@@ -512,7 +512,7 @@ def test_words_without_a_sound_of_their_own(method: str, expected: list[tuple[st
 
 def test_another_script_is_said_once_and_interpolated() -> None:
     segments = segments_of(["Привет, мир", "как дела"])
-    with pytest.warns(UserWarning, match="--align-model") as said:
+    with pytest.warns(UserWarning, match="align_model") as said:
         found = align(segments, make.speech(4), tiny(), language="ru")
     assert len(said) == 1 and "ru" in str(said[0].message) and "\n" not in str(said[0].message)
     for segment in found:

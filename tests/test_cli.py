@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import signal
@@ -21,10 +23,12 @@ from conftest import real
 from test_writers import parse_srt, parse_vtt
 
 from mlx_speech import cli, commands, names, writers
-from mlx_speech.options import VAD_OPTIONS, Options
+from mlx_speech.checkpoint import DEMO
+from mlx_speech.options import PUNCTUATIONS, VAD_OPTIONS, Options
 from mlx_speech.pipeline import Pipeline
 
 COMMAND = (sys.executable, "-m", "mlx_speech", "transcribe", "--no-align", "--language", "en", "--temperature", "0")
+PAUSES = DEMO / "pauses.flac"
 FORMATS = ("txt", "srt", "vtt", "tsv", "json", "rttm", "ctm", "aud")
 
 
@@ -105,11 +109,38 @@ def test_many_files_a_broken_one_and_the_same_stem(
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
-def test_what_cannot_be_written_is_reported_and_the_rest_is_kept(
+def test_what_cannot_be_written_is_found_before_anything_is_transcribed(
     meeting: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "out"
     (out / "meeting.txt").mkdir(parents=True)  # in the way
+    flags = ("-f", "txt", "--language", "en", "--temperature", "0", "--no-align")
+    assert run(str(real("data/audio/en/jfk.flac")), str(meeting), "-o", str(out), *flags) == 2
+    said = capsys.readouterr()
+    assert "meeting.txt: cannot be written (it is a folder)" in said.err and not said.out
+    assert [path.name for path in out.iterdir()] == ["meeting.txt"]
+    recording = meeting.rename(tmp_path / "meeting.txt")
+    assert run(str(recording), "-o", str(tmp_path), *flags) == 2
+    assert "meeting.txt: is the recording itself: choose another --output-dir" in capsys.readouterr().err
+    limit = os.pathconf("/", "PC_PATH_MAX") - 6  # of folders that can be made, and whose files' paths are too long
+    deep = str(tmp_path)
+    while len(deep) < limit:
+        deep += "/" + "d" * min(200, limit - len(deep) - 1)
+    assert run(str(recording), "-o", deep, *flags) == 2
+    assert "meeting.txt: cannot be written (File name too long)" in capsys.readouterr().err
+
+
+def test_what_turns_out_not_to_be_writable_is_reported_and_the_rest_is_kept(
+    meeting: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    check = commands._check_paths
+
+    def then_in_the_way(files: Any) -> None:
+        check(files)
+        (out / "meeting.txt").mkdir()
+
+    monkeypatch.setattr(commands, "_check_paths", then_in_the_way)
     flags = ("-o", str(out), "-f", "txt", "--language", "en", "--temperature", "0", "--no-align")
     assert run(str(meeting), str(meeting), str(real("data/audio/en/jfk.flac")), *flags) == 1
     assert (out / "jfk.txt").is_file() and "meeting.txt: cannot be written" in capsys.readouterr().err
@@ -122,6 +153,76 @@ def test_hallucinations_are_skipped_in_order(meeting: Path, tmp_path: Path) -> N
         assert run(str(meeting), "-o", str(tmp_path / "out"), *flags, *more) == 0
         found = json.loads((tmp_path / "out" / "meeting.json").read_text(encoding="utf-8"))
         assert bool(found["word_segments"]) == bool(found["segments"] and "--no-align" not in more)
+
+
+# a file name of 255 bytes: with the ending of results it is longer, and letters may have several bytes
+LONG = ["x" * 251, "ü" * 125 + "y", "講演" * 41 + "abcde", "e\u0301" * 83 + "zz"]
+
+
+@pytest.mark.parametrize("stem", LONG)
+def test_results_of_a_name_that_is_too_long(
+    stem: str, meeting: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recording = meeting.rename(tmp_path / f"{stem}.wav")
+    out = tmp_path / "out"
+    flags = ("-o", str(out), "--language", "en", "--temperature", "0", "--no-align", "--quiet")
+    assert run(str(recording), *flags) == 0
+    said = capsys.readouterr().err
+    (name,) = {path.stem for path in out.iterdir()}
+    assert {path.suffix for path in out.iterdir()} == {".txt", ".srt", ".vtt", ".tsv", ".json"}
+    assert len(f"{name}.json".encode()) <= 255 and name.startswith(stem[:60]) and f"are called {name}\n" in said
+    assert run(str(recording), *flags, "--skip-existing") == 0 and len(list(out.iterdir())) == 5  # the same name again
+
+
+def test_long_names_that_begin_alike_stay_apart(meeting: Path, tmp_path: Path) -> None:
+    recordings = [str(shutil.copy(meeting, tmp_path / f"{'x' * 250}{end}.wav")) for end in "ab"]
+    out = tmp_path / "out"
+    flags = ("-o", str(out), "-f", "json", "--language", "en", "--temperature", "0", "--no-align", "--quiet")
+    assert run(*recordings, *flags) == 0
+    assert len(list(out.iterdir())) == 2
+    assert run(recordings[1], *flags) == 0 and len(list(out.iterdir())) == 2  # alone it has the name that it had
+
+
+def test_with_nothing_left_to_do_no_model_is_loaded(
+    meeting: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    flags = ("-o", str(out), "-f", "txt,srt", "--language", "en", "--temperature", "0", "--no-align")
+    assert run(str(meeting), *flags) == 0
+    capsys.readouterr()
+
+    def load(*_: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_speech.loading.Models.whisper", load)
+        assert run(str(meeting), *flags, "--skip-existing") == 0
+        said = capsys.readouterr()
+        assert not said.out and said.err == f"mlx_speech: nothing to do: what was asked for is in {out} already\n"
+        with pytest.raises(AssertionError, match="a model was loaded"):
+            run(str(meeting), *flags, "-f", "txt,vtt", "--skip-existing")
+    assert run(str(meeting), *flags, "--skip-existing", "--beam-size", "0") == 2  # a mistake is one still
+
+
+def test_a_wrong_option_leaves_no_folder(meeting: Path, tmp_path: Path) -> None:
+    for flags in (("--beam-size", "0"), ("-f", "docx"), ("--language", "klingon"), ("--max-duration", "0")):
+        assert run(str(meeting), "-o", str(tmp_path / "out" / "new"), *flags) == 2
+        assert not (tmp_path / "out").exists()
+
+
+def test_names_after_two_dashes(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are files, whatever they look like."""
+    monkeypatch.chdir(tmp_path)
+    names = ["--batch_size", "--fp16=True", "my_file.wav", "True"]
+    for name in names:
+        shutil.copy(PAUSES, name)
+    assert cli.main(["vad", "--format", "json", "--", *names]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == names
+    flags = ["-o", "out", "-f", "txt", "--language", "en", "--temperature", "0", "--no_align"]
+    model = str(tiny.folder() / "whisper")
+    assert cli.main(["transcribe", "--model", model, *flags, "--", *names]) == 0
+    stems = {"--batch_size", "--fp16=True", "my_file", "True"}
+    assert {path.stem for path in Path("out").iterdir()} == stems
 
 
 def test_standard_input_has_a_name(tmp_path: Path) -> None:
@@ -178,6 +279,38 @@ def test_speakers_as_rttm(meeting: Path, capsys: pytest.CaptureFixture) -> None:
     assert "none.wav: there is no such file" in said.err
 
 
+# --- vad -------------------------------------------------------------------------------------------------------------
+
+
+def test_one_bad_recording_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    bad = tmp_path / "bad.wav"
+    bad.write_text("no recording")
+    for kind in ("text", "rttm", "json"):
+        assert cli.main(["vad", str(bad), str(PAUSES), "missing.wav", "--format", kind]) == 1
+        said = capsys.readouterr()
+        first, second = said.err.splitlines()
+        assert first.startswith(f"mlx_speech: {bad}: ") and second.startswith("mlx_speech: missing.wav: ")
+        assert "pauses" in said.out and "bad" not in said.out
+        if kind == "json":
+            assert list(json.loads(said.out)) == [str(PAUSES)]
+    assert cli.main(["vad", str(bad), "missing.wav", "--format", "json"]) == 1
+    assert json.loads(capsys.readouterr().out) == {}
+
+
+def test_recordings_of_one_name_have_names_of_their_own_in_rttm(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(PAUSES, tmp_path / folder / "x.flac")
+    shutil.copy(PAUSES, tmp_path / "a" / "x.wav")
+    recordings = [str(tmp_path / name) for name in ("a/x.flac", "b/x.flac", "a/x.wav", "a/x.flac")]
+    for command in (["vad", "--format", "rttm"], ["diarize", "--diarize-model", str(DEMO / "diarization")]):
+        assert cli.main([*command, *recordings]) == 0
+        names = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+        assert list(dict.fromkeys(names)) == ["x-flac", "x-flac-2", "x-wav"] == writers.unique_stems(recordings[:3])
+        counts = {names.count(name) for name in names}
+        assert len(counts) == 1  # the one that is named twice is heard once
+
+
 # --- flags -----------------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +328,7 @@ def test_every_flag_is_a_keyword() -> None:
     detectors = {flag for method in commands.DETECTION.values() for flag in method}
     of_the_terminal = {"help", "audio", "output_dir", "output_format", "skip_existing", "quiet", "verbose", "fp16"}
     of_the_terminal |= {"print_progress", "device", "model_dir", "model_cache_only", "hf_token", "compute_type"}
-    of_the_terminal |= {"temperature_increment_on_fallback", *commands.MEANINGLESS}
+    of_the_terminal |= {"temperature_increment_on_fallback", *commands.MEANINGLESS, *PUNCTUATIONS}
     given = set(flags("transcribe"))
     assert given - of_the_terminal - detectors - set(commands.LAYOUT) - own <= fields
     # and every keyword a flag
@@ -241,6 +374,8 @@ def test_every_flag_of_whisperx_is_known() -> None:
         (["--no_align", "False"], []),
         (["--initial_prompt", "True"], ["--initial-prompt", "True"]),
         (["--hotwords", "a_b"], ["--hotwords", "a_b"]),
+        (["--no_align", "--", "--batch_size", "--fp16=True"], ["--no-align", "--", "--batch_size", "--fp16=True"]),
+        (["--fp16", "--", "True"], ["--fp16", "--", "True"]),
     ],
 )
 def test_spellings(given: list[str], expected: list[str]) -> None:
@@ -251,8 +386,8 @@ def test_spellings(given: list[str], expected: list[str]) -> None:
     "arguments, said",
     [
         (["--language", "klingon"], "klingon"),
-        (["--num-speakers", "2", "--min-speakers", "3"], "num_speakers is 2, but min_speakers is 3"),
-        (["--min-speakers", "3", "--max-speakers", "2"], "min_speakers is 3, but max_speakers is 2"),
+        (["--num-speakers", "2", "--min-speakers", "3"], "--num-speakers is 2, but --min-speakers is 3"),
+        (["--min-speakers", "3", "--max-speakers", "2"], "--min-speakers is 3, but --max-speakers is 2"),
         (["--vad-method", "pyannote", "--speech-pad-ms", "3"], "--speech-pad-ms conflicts with --vad-method pyannote"),
         (["-f", "docx"], "'docx' is not one of"),
         (["-f", "rttm"], "add --diarize"),
@@ -261,8 +396,8 @@ def test_spellings(given: list[str], expected: list[str]) -> None:
         (["--no-align", "--return-char-alignments"], "--return-char-alignments and --no-align conflict"),
         (["--no-align", "--highlight-words"], "--highlight-words and --no-align conflict"),
         (["--max-line-count", "2"], "--max-line-count needs --max-line-width"),
-        (["--max-cue-duration", "0"], "max_cue_duration"),
-        (["--clip-timestamps", "a", "--sequential"], "--clip-timestamps a"),
+        (["--max-cue-duration", "0"], "--max-cue-duration is 0"),
+        (["--clip-timestamps", "a", "--sequential"], "--clip-timestamps is 'a'"),
         (["--temperature-increment-on-fallback", "0"], "--temperature-increment-on-fallback 0"),
         (["--model", "smal"], "did you mean small"),
         (["--device", "tpu"], "--device tpu"),
@@ -270,13 +405,24 @@ def test_spellings(given: list[str], expected: list[str]) -> None:
         (["--beam-size", "two"], "--beam-size"),
         (["-o", "/dev/null/x"], "--output-dir"),
         (["-o", "/proc"], "--output-dir"),
-        (["--vad-onset", "2"], "threshold is 2.0"),
+        (["--vad-onset", "2"], "--vad-onset is 2.0"),
         (["--chunk-size", "None"], "--chunk-size"),
-        (["--hallucination-silence-threshold", "-2"], "hallucination_silence_threshold is -2.0"),
-        (["--sequential", "--clip-timestamps", "5,2"], "clip_timestamps"),
-        (["--sequential", "--carry-initial-prompt"], "carry_initial_prompt needs initial_prompt"),
+        (["--hallucination-silence-threshold", "-2"], "--hallucination-silence-threshold is -2.0"),
+        (["--sequential", "--clip-timestamps", "5,2"], "--clip-timestamps is (5.0, 2.0)"),
+        (["--sequential", "--carry-initial-prompt"], "--carry-initial-prompt needs --initial-prompt"),
         (["--align-model", "/nonexistent/x", "--language", "en"], "/nonexistent/x"),
-        (["--task", "translate", "--return-char-alignments"], "translate and return_char_alignments conflict"),
+        (["--align-model", "/nonexistent/x", "--low-memory"], "/nonexistent/x"),
+        (["--language", "zh-CN"], "did you mean zh?"),
+        (["--language", "pt_BR"], "did you mean pt?"),
+        (["--temperature", "nan"], "--temperature is nan"),
+        (["--memory-limit", "-1"], "--memory-limit is -1.0"),
+        (["--max-duration", "nan"], "--max-duration is nan"),
+        (["--batch-size", "0"], "--batch-size is 0"),
+        (["--multilingual", "--language", "en"], "--multilingual and --language conflict"),
+        (["--no-vad", "--vad-onset", "0.4"], "--no-vad and vad_options conflict"),
+        (["-o", "~no-such-user/x"], "~no-such-user/x: there is no such home folder"),
+        (["--model-dir", "~no-such-user/x"], "~no-such-user/x: there is no such home folder"),
+        (["--task", "translate", "--return-char-alignments"], "translate and --return-char-alignments conflict"),
     ],
 )
 def test_mistakes_take_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
@@ -291,6 +437,50 @@ def test_mistakes_take_one_line(arguments: list[str], said: str, capsys: pytest.
     found = capsys.readouterr().err.strip().splitlines()
     assert code == 2 and len(found) == 1 and said in found[0] and found[0].startswith("mlx_speech: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_messages_name_flags_on_the_command_line_and_keywords_in_python() -> None:
+    parser = cli.build_parser()
+    flags = cli._flags(parser, "transcribe")
+    for message, expected in (
+        ("batch_size is 0: give a number", "--batch-size is 0: give a number"),
+        ("raise max_duration to read it", "raise --max-duration to read it"),
+        ("lower batch_size, pass low_memory=True, or choose", "lower --batch-size, pass --low-memory, or choose"),
+        ("model=/a/model_dir/x: is a wav2vec2 model", "--model=/a/model_dir/x: is a wav2vec2 model"),
+        ("vad=False and vad_options conflict", "--no-vad and vad_options conflict"),
+        ("neg_threshold is 2.0", "--vad-offset is 2.0"),
+        ("onset is 2.0", "--vad-onset is 2.0"),
+        ("multilingual and language conflict", "--multilingual and --language conflict"),
+        # names that are no options
+        ("the model is one, and language counts", "the model is one, and language counts"),
+        ("/tmp/batch_size/model: fetch it again", "/tmp/batch_size/model: fetch it again"),
+        ("batch_size: there is no such file", "batch_size: there is no such file"),
+        ("batch_size.wav: there is no such file", "batch_size.wav: there is no such file"),
+        ("there is no option 'batch_sise'", "there is no option 'batch_sise'"),
+    ):
+        assert cli.in_flags(message, flags) == expected
+    convert = cli._flags(parser, "convert")
+    message = "q_bits, q_group_size, q_mode and quant_predicate need quantize=True"
+    assert cli.in_flags(message, convert) == "--q-bits, --q-group-size, --q-mode and --quant-predicate need --quantize"
+
+
+def test_no_message_of_the_library_names_a_flag() -> None:
+    """Only the command line's own files do."""
+    root = Path(commands.__file__).parent
+    wrong = []
+    for file in root.rglob("*.py"):
+        if file.name in ("cli.py", "commands.py"):
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        raised = [node for node in ast.walk(tree) if isinstance(node, (ast.Raise, ast.Call))]
+        for node in raised:
+            if isinstance(node, ast.Call) and not ast.unparse(node.func).endswith(("warn", "Error")):
+                continue
+            for text in ast.walk(node):
+                said = text.value if isinstance(text, ast.Constant) else ""
+                if isinstance(said, str) and re.search(r"(^|[ (])--?[a-z][a-z-]*", said):
+                    wrong.append(f"{file.name}: {said}")
+    assert not [line for line in wrong if "mlx_speech convert --model" not in line]  # a command in full is one
 
 
 def test_without_a_token_it_stops_before_anything_is_transcribed(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

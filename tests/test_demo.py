@@ -137,8 +137,9 @@ def test_the_same_in_python(clip: Path, _shared_cache: Path) -> None:
     pipeline = Pipeline.demo(batch_size=2)
     result = pipeline(clip)
     assert result.language == "en" and result.words and pipeline.batch_size == 2
+    assert pipeline(clip, multilingual=True).segments[0].language == "en"  # nobody named a language
     with pytest.raises(OptionError, match="multilingual and language conflict"):
-        pipeline(clip, multilingual=True)
+        pipeline(clip, multilingual=True, language="en")
     made = {path.name: path.stat().st_mtime_ns for path in _shared_cache.iterdir()}
     assert Pipeline.demo()(clip).text == result.text  # and nothing is converted again
     assert {path.name: path.stat().st_mtime_ns for path in _shared_cache.iterdir()} == made

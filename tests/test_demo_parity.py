@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import originals as make
 import pytest
 import tiktoken
 import torch

@@ -101,7 +101,7 @@ def test_words_by_attention(pipe: Pipeline) -> None:
 
 
 def test_a_language_without_an_alignment_model_takes_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.warns(UserWarning, match="no alignment model for 'cy'.*--align-model"):
+    with pytest.warns(UserWarning, match="no alignment model for 'cy'.*align_model"):
         result = pipeline(align_model=None)(real("data/audio/en/jfk.flac"), language="Welsh", temperature=0.0)
     check(result)
     assert result.words and result.language == "cy"
@@ -257,7 +257,7 @@ def test_an_unexpected_error_stops_one_recording_only(pipe: Pipeline, monkeypatc
     monkeypatch.setattr(module, "align", fails_once)
     results = [result for _, result in pipe.transcribe(paths, **GREEDY)]
     assert [type(result) for result in results] == [OutOfMemory, Transcript]
-    assert "--low-memory" in str(results[0])
+    assert "low_memory=True" in str(results[0])
 
 
 def test_an_error_in_a_batch_stops_the_recordings_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,9 +398,9 @@ def test_options_of_the_pipeline_itself() -> None:
 
 def test_a_model_of_another_kind_is_named() -> None:
     place = tiny.folder()
-    with pytest.raises(SourceError, match=r"--model .*is a wav2vec2 model, where a whisper model is needed"):
+    with pytest.raises(SourceError, match=r"model=.*is a wav2vec2 model, where a whisper model is needed"):
         Pipeline(place / "wav2vec2")(np.zeros(16_000, np.float32))
-    with pytest.raises(SourceError, match=r"--align-model .*is a whisper model"):
+    with pytest.raises(SourceError, match=r"align_model=.*is a whisper model"):
         pipeline(align_model=place / "whisper")(real("data/audio/en/jfk.flac"), **GREEDY)
 
 
@@ -417,7 +417,7 @@ def test_without_access_to_the_speakers_nothing_is_transcribed(monkeypatch: pyte
     with pytest.raises(SourceError) as caught:
         refused(real("data/audio/en/jfk.flac"), diarize=True, on_progress=lambda stage, *_: asked.append(stage))
     said = str(caught.value)
-    assert "mlx_speech convert --model pyannote/speaker-diarization-community-1" in said and "--diarize-model" in said
+    assert "mlx_speech convert --model pyannote/speaker-diarization-community-1" in said and "as diarize_model" in said
     assert not asked
 
 

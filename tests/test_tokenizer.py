@@ -126,7 +126,12 @@ def test_languages() -> None:
         assert to_language_code(name) == to_language_code(name.title()) == to_language_code(f" {name.upper()} ") == code
     for code in LANGUAGES:
         assert to_language_code(code) == to_language_code(code.upper()) == code
-    for wrong, advice in (("englsh", "did you mean english"), ("xx", "its code"), ("", "its code"), ("en-US", "its")):
+    for wrong, advice in (
+        ("englsh", "did you mean english"),
+        ("xx", "its code"),
+        ("", "its code"),
+        ("en-US", "did you mean en"),
+    ):
         with pytest.raises(OptionError, match=advice) as caught:
             to_language_code(wrong)
         assert "\n" not in str(caught.value)

@@ -163,7 +163,7 @@ def plan(source: Source, options: Options, language: str | None = None) -> Plan:
     """Plan the conversion of `source`. Raises `SourceError` or `OptionError`."""
     family = recognise(source)
     if language is not None and family != "wav2vec2":
-        raise OptionError(f"--language {language}: only wav2vec2 models have languages to choose from, not {family}")
+        raise OptionError(f"language={language}: only wav2vec2 models have languages to choose from, not {family}")
     ours = source.config.get("format_version") is not None
     if ours:  # every tensor keeps its name
         checkpoint.check_language(source.config, language)
@@ -180,7 +180,7 @@ def plan(source: Source, options: Options, language: str | None = None) -> Plan:
     tensors = tensors if recipe.mlx_layout else lay_out(tensors, model)
     check(tensors, model, unknown)
     if earlier and options.quantize:
-        raise OptionError("quantized already: dequantize it first (-d), or leave out -q")
+        raise OptionError("quantized already: dequantize it first (dequantize=True), or leave out quantize=True")
 
     dtypes = {name: _dtype(name, tensor, model, options.dtype) for name, tensor in tensors.items()}
     with mx.stream(mx.cpu):  # the (uncomputed) parameters too, so that quantization shows its own; others lack float64
@@ -255,7 +255,7 @@ def dequantized(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str,
     """Quantized layers back as plain weights. Raises `OptionError` where nothing is quantized."""
     layers = checkpoint.quantized_layers(config, set(tensors))
     if not layers:
-        raise OptionError("nothing here is quantized: leave out -d")
+        raise OptionError("nothing here is quantized: leave out dequantize=True")
     result = dict(tensors)
     for path, parameters in layers.items():
         parts = [result.pop(f"{path}.{leaf}") for leaf in ("weight", "scales", "biases") if f"{path}.{leaf}" in result]

@@ -40,21 +40,21 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.quantize and self.dequantize:
-            raise OptionError("choose either -q (quantize) or -d (dequantize), not both")
-        _check("--q-mode", self.q_mode, MODES)
-        _check("--dtype", self.dtype, DTYPES)
+            raise OptionError("quantize=True and dequantize=True conflict: leave one of them out")
+        _check("q_mode", self.q_mode, MODES)
+        _check("dtype", self.dtype, DTYPES)
         given = (self.q_bits, self.q_group_size, self.quant_predicate)
         if not self.quantize and (any(value is not None for value in given) or self.q_mode != "affine"):
-            raise OptionError("--q-bits, --q-group-size, --q-mode and --quant-predicate need -q")
+            raise OptionError("q_bits, q_group_size, q_mode and quant_predicate need quantize=True")
         group_size, bits = MODES[self.q_mode]
         if self.q_mode == "affine":
-            _check("--q-bits", self.q_bits, BITS)
-            _check("--q-group-size", self.q_group_size, GROUP_SIZES)
+            _check("q_bits", self.q_bits, BITS)
+            _check("q_group_size", self.q_group_size, GROUP_SIZES)
         elif self.q_bits not in (None, bits) or self.q_group_size not in (None, group_size):
-            raise OptionError(f"--q-mode {self.q_mode} is always {bits} bits in groups of {group_size}")
-        _check("--quant-predicate", self.quant_predicate, RECIPES)
+            raise OptionError(f"q_mode={self.q_mode} is always {bits} bits in groups of {group_size}")
+        _check("quant_predicate", self.quant_predicate, RECIPES)
         if self.quant_predicate is not None and (self.q_mode != "affine" or self.q_bits is not None):
-            raise OptionError("--quant-predicate sets the bits itself: leave out --q-bits and --q-mode")
+            raise OptionError("quant_predicate sets the bits itself: leave out q_bits and q_mode")
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def choose(model: BaseModel, options: Options) -> tuple[dict[str, dict[str, Any]
         width = candidates[odd[0]].weight.shape[-1]
         fit = [size for size in GROUP_SIZES if not any(m.weight.shape[-1] % size for m in candidates.values())]
         able = fit and options.q_mode == "affine"
-        advice = f"use --q-group-size {fit[-1]}" if able else "this model cannot be quantized so"
+        advice = f"use q_group_size={fit[-1]}" if able else "this model cannot be quantized so"
         raise OptionError(f"groups of {group_size} do not divide the width {width} of {shorten(odd, 2)}: {advice}")
     if options.quant_predicate is None:
         return dict.fromkeys(candidates, options.defaults), options.defaults

@@ -113,7 +113,7 @@ def convert(
     if target is not None and not dry_run:
         checkpoint.check_target(target, overwrite)
     if upload_repo is not None and not hub.is_repo_id(upload_repo):
-        raise OptionError(f"--upload-repo {upload_repo}: not a repository's name (owner/name)")
+        raise OptionError(f"upload_repo={upload_repo}: not a repository's name (owner/name)")
     if target is None and not dry_run and hub.is_repo_id(model):  # before a download; most often that is its name
         checkpoint.check_target(Path("mlx_models") / f"{model.rpartition('/')[2]}{options.suffix}", overwrite)
     origin = locate(model, revision, language)
@@ -138,7 +138,7 @@ def _write_all(stage: Path, target: Path, config: Config, plans: Plans, command:
     """Write every part into `stage`, which becomes `target`; the parity tables, where verified. how : as for `write`"""
     needed, free = sum(part.nbytes() for part in plans.values()) / 1e6, shutil.disk_usage(stage).free / 1e6
     if free < needed:
-        raise OutputError(f"{target}: needs {needed:.0f} MB and {free:.0f} MB are free: choose another --mlx-path")
+        raise OutputError(f"{target}: needs {needed:.0f} MB and {free:.0f} MB are free: choose another mlx_path")
     tables = {}
     for name, part in plans.items():
         tables[name] = write(part, stage / name, str(Path(target.name, name)), command, **how)
@@ -156,7 +156,7 @@ def locate(model: str, revision: str | None = None, language: str | None = None)
         exists = path.exists()
     if exists:
         if revision is not None:
-            raise OptionError(f"--revision {revision}: {model} is a local path, which has no revisions")
+            raise OptionError(f"revision={revision}: {model} is a local path, which has no revisions")
         return Origin(path)
     if not hub.is_repo_id(model):
         raise SourceNotFound(f"{model}: no such file or folder, nor a hub repository's name (owner/name)")

@@ -79,10 +79,10 @@ def check_installed(original: str) -> None:
     """Raises `MissingDependency` where the original cannot be run."""
     missing = [name for name in NEEDED.get(original, ()) if not _installed(name)]
     if not NEEDED.get(original):
-        raise MissingDependency("--verify needs an original to compare with, and this source is a converted model")
+        raise MissingDependency("verify=True needs an original to compare with, and this source is a converted model")
     if missing:
         names = ", ".join(missing)
-        raise MissingDependency(f"--verify needs {names}, missing here: pip install 'mlx-speech-toolkit[test]'")
+        raise MissingDependency(f"verify=True needs {names}, missing here: pip install 'mlx-speech-toolkit[test]'")
 
 
 def _installed(name: str) -> bool:

@@ -102,14 +102,14 @@ def _outputs(tensors: dict[str, Tensor]) -> int:
 def _adapter(source: Source, language: str) -> dict[str, Tensor]:
     """The tensors of an MMS adapter, under the names that the model itself uses."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", language):
-        raise OptionError(f"--language {language}: not a language code")
+        raise OptionError(f"language={language}: not a language code")
     safe, torch = (source.folder / f"adapter.{language}.{ending}" for ending in ("safetensors", "bin"))
     if safe.is_file():
         return read_safetensors(safe)
     if torch.is_file():
         return state_dict(read_torch(torch))
     found = sorted(path.name.split(".")[1] for path in source.folder.glob("adapter.*"))
-    raise SourceNotFound(f"{safe}: no adapter for --language {language} (there are: {shorten(found) or 'none'})")
+    raise SourceNotFound(f"{safe}: no adapter for language={language} (there are: {shorten(found) or 'none'})")
 
 
 def _labels(source: Source, tokenizer: dict[str, Any], config: dict[str, Any], language: str | None) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _labels(source: Source, tokenizer: dict[str, Any], config: dict[str, Any], l
     if vocab and all(isinstance(entry, dict) for entry in vocab.values()):  # MMS: a vocabulary per language
         chosen = str(language or tokenizer.get("target_lang") or source.config.get("target_lang") or "eng")
         if chosen not in vocab:
-            raise OptionError(f"{path}: no labels for language {chosen}; name one with --language")
+            raise OptionError(f"{path}: no labels for language {chosen}; name one as language=…")
         vocab = vocab[chosen]
     if not all(type(index) is int and 0 <= index < config["vocab_size"] for index in vocab.values()):
         raise ConfigError(f"{path}: labels outside the {config['vocab_size']} outputs of the model")
@@ -169,7 +169,7 @@ def _bundle(source: Source, rows: int, language: str | None) -> tuple[str, tuple
     32 rows are published English, or German without its surplus: the latter only when `language` says so.
     """
     if language is not None and language not in LABELS:
-        raise OptionError(f"--language {language}: a torchaudio file is one of {', '.join(LABELS)}")
+        raise OptionError(f"language={language}: a torchaudio file is one of {', '.join(LABELS)}")
     if rows == 32 and "voxpopuli" in source.name.lower() and language != "de":
         raise ConfigError("VoxPopuli's English head looks like LibriSpeech's: convert facebook/wav2vec2-base-960h")
     for published in (True, False):

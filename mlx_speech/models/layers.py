@@ -48,12 +48,15 @@ class TimeNorm(nn.Module):
 
 
 class Conv2d(nn.Conv2d):
-    """MLX's, but for the fast way of most convolutions of a ResNet: 3×3, of stride 1, padded by 1."""
+    """MLX's, but for the fast way of most convolutions of a ResNet: 3×3, of stride 1, padded by 1, undilated."""
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (batch, height, width, inputs) → (batch, height, width, outputs)"""
-        if self.weight.shape[1:3] != (3, 3) or self.stride != (1, 1) or self.padding != (1, 1):
+        plain = self.stride == (1, 1) and self.padding == (1, 1) and self.dilation in (1, (1, 1)) and self.groups == 1
+        if self.weight.shape[1:3] != (3, 3) or not plain:
             return super().__call__(x)
+        if "bias" not in self:
+            return conv3x3(x, self.weight, mx.zeros((self.weight.shape[0],), self.weight.dtype))
         return conv3x3(x, self.weight, self.bias)
 
 

@@ -225,7 +225,7 @@ def align(
     labels = Labels(model.args, language)
     words = [split_words(segment.text, language) for segment in segments]
     if labels.coverage("".join(segment.text for segment in segments)) < MIN_COVERAGE:
-        advice = "so word times are only interpolated: choose a model for the language with --align-model"
+        advice = "so word times are only interpolated: choose a model for the language as align_model"
         message = f"the alignment model has no labels for the script of this text ({language}), {advice}"
         warnings.warn(message, stacklevel=2)
     jobs = [job for k, segment in enumerate(segments) if (job := _job(k, segment, words[k], samples, labels, model))]

@@ -18,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_speech.blas import check_process
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.features import one_channel
 from mlx_speech.stages import windows
@@ -41,8 +42,10 @@ def detect_speech(
     time_resolution : decimals to which times are rounded, as the original rounds; None leaves them exact
     options : those of `speech_timestamps`
 
-    Raises `OptionError` for options out of range, before the model runs, and `AudioError` for audio of another shape.
+    Raises `OptionError` for options out of range, before the model runs, `AudioError` for audio of another shape, and
+    `ForkedProcess`.
     """
+    check_process()
     if sample_rate <= 0 or (sample_rate % 16_000 and sample_rate != 8_000):
         raise OptionError(f"a sample rate of {sample_rate} Hz: speech is detected at 8000, 16000 or multiples of 16000")
     rate = min(sample_rate, 16_000)

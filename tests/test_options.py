@@ -1,0 +1,165 @@
+"""Options in Python: every spelling that others take, NumPy's numbers, and one clear line for what is none."""
+
+from __future__ import annotations
+
+import math
+import typing
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlx_speech.errors import OptionError, in_range
+from mlx_speech.options import PUNCTUATIONS, Options
+from mlx_speech.pipeline import Pipeline
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    found = Options.of(
+        beam_size=np.int64(5), best_of=np.int16(2), seed=np.uint8(3), num_speakers=np.int64(2), patience=np.float32(2),
+        temperature=np.array([0.0, 0.5]), chunk_size=np.int64(20), vad=np.bool_(True),
+        suppress_tokens=np.array([-1, 5]),
+    )  # fmt: skip
+    assert (found.beam_size, found.best_of, found.seed, found.num_speakers) == (5, 2, 3, 2)
+    assert {type(value) for value in (found.beam_size, found.best_of, found.seed, found.num_speakers)} == {int}
+    assert found.patience == 2.0 and type(found.patience) is float and found.vad is True
+    assert found.temperature == (0.0, 0.5) and found.chunk_size == 20.0 and found.suppressed() == [-1, 5]
+    assert Options.of(temperature=np.float32(0.5)).temperature == (0.5,)
+    pipeline = Pipeline(
+        batch_size=np.int64(4), q_bits=np.int64(8), memory_limit=np.float32(2), max_duration=np.int64(5)
+    )
+    assert pipeline.batch_size == 4 and type(pipeline.batch_size) is int
+
+
+def test_nothing_else_is_a_number() -> None:
+    """Every option that is a number, with everything that is none: the message names the option and what to give."""
+    hints = typing.get_type_hints(Options)
+    for name, hint in hints.items():
+        kinds = set(typing.get_args(hint) or (hint,))
+        if not kinds & {int, float} or name in ("temperature", "clip_timestamps", "suppress_tokens"):
+            continue
+        wrong: list[Any] = ["5", "", b"5", [5], {}, True, 5j, math.nan] + [2.5] * (int in kinds)
+        for value in wrong:
+            if value is True and bool in kinds:
+                continue
+            if value is wrong[7] and float in kinds and name.endswith("threshold"):
+                continue  # nothing is above or below it: as None
+            with pytest.raises(OptionError, match=f"^{name} is ") as caught:
+                Options.of(**{name: value})
+            assert "\n" not in str(caught.value)
+    with pytest.raises(OptionError, match="beam_size is '5': give a whole number or None"):
+        Options.of(beam_size="5")
+    with pytest.raises(OptionError, match=r"beam_size is 2\.5: give a whole number or None"):
+        Options.of(beam_size=2.5)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"temperature": "0.2"}, {"temperature": ["0"]}, {"temperature": None}, {"temperature": {0: 1}}),
+        *({"temperature": [True]}, {"clip_timestamps": "a"}, {"clip_timestamps": 3}, {"clip_timestamps": [None]}),
+        *({"vad": "False"}, {"vad": 0}, {"diarize": "yes"}, {"language": 5}, {"initial_prompt": 5}, {"task": None}),
+        *({"vad_options": []}, {"vad_options": {"threshold": "0.5"}}, {"suppress_tokens": 5}, {"seed": None}),
+        *({"word_timestamps": "all"}, {"word_timestamps": 1.5}, {"vad_method": ["silero"]}, {"language": "en" * 500}),
+    ],
+    ids=str,
+)
+def test_values_of_another_kind_are_named(given: dict[str, Any]) -> None:
+    (name,) = given
+    named = "threshold" if given == {"vad_options": {"threshold": "0.5"}} else name
+    with pytest.raises(OptionError, match=rf"^{named}\b") as caught:
+        Options.of(**given)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"batch_size": "8"}, {"batch_size": 2.5}, {"batch_size": True}, {"batch_size": 0}, {"batch_size": None}),
+        *({"memory_limit": "8"}, {"memory_limit": 0}, {"memory_limit": math.nan}, {"max_duration": "1"}),
+        *({"max_duration": -1}, {"max_duration": math.nan}),
+    ],
+    ids=str,
+)
+def test_a_pipeline_says_so_when_it_is_made(given: dict[str, Any]) -> None:
+    (name,) = given
+    with pytest.raises(OptionError, match=f"^{name} is "):
+        Pipeline(**given)
+    assert Pipeline(memory_limit=math.inf, max_duration=math.inf)
+
+
+def test_ranges_are_of_numbers() -> None:
+    in_range(0, 1, a=None, b=np.float32(0.5), c=1)
+    for value in ("0.5", [0.5], 2, math.nan):
+        with pytest.raises(OptionError, match=r"^a is "):
+            in_range(0, 1, a=value)  # type: ignore[arg-type]
+
+
+# --- as others spell it ----------------------------------------------------------------------------------------------
+
+
+def test_clips_of_mlx_whisper() -> None:
+    for given, expected in (
+        ("0,2", (0.0, 2.0)),
+        ("0, 2.5 ,3,4", (0.0, 2.5, 3.0, 4.0)),
+        ([0, 2], (0.0, 2.0)),
+        (np.array([1, 2.5]), (1.0, 2.5)),
+        (None, ()),
+        ("", ()),
+        ([], ()),
+        ("0", ()),
+    ):
+        assert Options.of(sequential=True, clip_timestamps=given).clip_timestamps == expected
+    for everything in (None, "", "0", [0], [0.0], ()):  # the others' defaults need no `sequential`
+        assert Options.of(clip_timestamps=everything).clip_timestamps == ()
+    with pytest.raises(OptionError, match="clip_timestamps needs sequential"):
+        Options.of(clip_timestamps="0,2")
+
+
+def test_word_times_of_the_command_line() -> None:
+    kinds = {"none": None, None: None, False: None, True: "ctc", "ctc": "ctc", "attention": "attention"}
+    for given, expected in kinds.items():
+        assert Options.of(word_timestamps=given).words == expected
+
+
+def test_marks_of_openai_whisper() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Options.of(**PUNCTUATIONS) == Options()
+        assert Options.of(suppress_tokens=None).suppressed() == []
+    for name in PUNCTUATIONS:
+        with pytest.warns(UserWarning, match=f"{name} has no meaning here"):
+            assert Options.of(**{name: "!"}) == Options()
+
+
+def test_defaults_of_mlx_whisper_pass() -> None:
+    import inspect
+
+    from mlx_whisper.transcribe import transcribe
+
+    theirs = {name: p.default for name, p in inspect.signature(transcribe).parameters.items() if name != "audio"}
+    given = {
+        name: value for name, value in theirs.items() if name not in ("path_or_hf_repo", "verbose", "decode_options")
+    }
+    assert {*PUNCTUATIONS, "clip_timestamps", "word_timestamps", "temperature"} <= set(given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = Options.of(**given, sequential=True)  # it goes window after window
+    assert found == Options(sequential=True, condition_on_previous_text=True, word_timestamps=None)
+
+
+def test_a_language_with_a_region_is_not_guessed_but_hinted_at() -> None:
+    for given, code in (
+        ("zh-CN", "zh"),
+        ("pt_BR", "pt"),
+        ("EN-us", "en"),
+        ("chinese-simplified", "zh"),
+        ("sr-Latn", "sr"),
+    ):
+        with pytest.raises(OptionError, match=rf"{given}.*did you mean {code}\?$"):
+            Options.of(language=given)
+    with pytest.raises(OptionError, match="did you mean"):
+        Options.of(language="englisch")
+    with pytest.raises(OptionError, match="give its name or its code"):
+        Options.of(language="q-q")
