@@ -218,7 +218,8 @@ def as_segment(
     """A piece of what was decoded; `tokens` may hold timestamps."""
     names = ("language", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
     decoded = {name: getattr(result, name) for name in names}
-    return Segment(start, end, tokenizer.decode(tokens).strip(), tokens=tokens, **decoded)
+    text = tokenizer.decode(tokens)
+    return Segment(start, end, text.strip(), tokens=tokens, spaced=text[:1].isspace(), **decoded)
 
 
 def _seconds(token: int, timestamp_begin: int) -> float:
