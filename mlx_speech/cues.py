@@ -31,6 +31,7 @@ _BREAKS = re.compile(r"[ \t-\r\x1c-\x1f\x85\u2028\u2029]+")  # not the spaces th
 _ARROW = re.compile(r"--+>")
 _SENTENCE_END = re.compile(r"[.!?…。！？।؟]['\"”’»)\]」』]*$")
 _CLAUSE_END = re.compile(r"[,;:–—、，；：،؛]['\"”’»)\]」』]*$")
+_ABBREVIATED = re.compile(r"(?:^|[.(])(?:\d{1,2}|[^\W\d_])\.$")  # or an ordinal: "e.g.", "U.S.", "3."
 _ALL_CLOSING = frozenset(CLOSING)
 _ALL_OPENING = frozenset(OPENING)
 # with a digit before the space: the rest of a number, or what it counts
@@ -279,6 +280,8 @@ def _break_cost(before: _Word, after: _Word) -> float:
         return 10.0
     if edge[0].isdecimal() and _COUNTED.match(after.text):  # "12 500 €"
         return 10.0
+    if _ABBREVIATED.search(before.text) or (before.text[-1] == "." and after.text[0].islower()):
+        return 1.5
     if _SENTENCE_END.search(before.text):
         return 0.0
     return 0.3 if _CLAUSE_END.search(before.text) or after.start - before.end >= PAUSE else 1.5

@@ -326,6 +326,8 @@ def test_a_name_or_number_is_cut_only_where_no_line_can_hold_it() -> None:
         ("Le directeur général a dit hier soir : « Non »", "soir :"),
         ("Il nous reste cette année pas moins de 12 500 €", "12 500 €"),
         ("Wir haben in diesem Jahr mehr als immerhin 50 %", "50 %"),
+        ("Sie kamen erst nach der dritten Stunde, d. h. nie", "d. h."),
+        ("Die Konferenz beginnt in diesem Jahr wohl am 3. Mai", "3. Mai"),
     ],
 )
 def test_marks_and_numbers_with_spaces_stay_together(text: str, parted: str) -> None:
