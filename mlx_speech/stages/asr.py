@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
 
@@ -260,12 +260,7 @@ def _with_words(
         low, high = job.key.chunk.start, job.key.chunk.end
         placed = attention.place_words(segments, timings, offset=low, last_speech=low, tokenizer=tokenizer)
         placed = placed if threshold is None else _believed(placed, job.key.chunk, threshold)
-        result = []
-        for segment in placed:  # place_words lets them leave the chunk, and overlap
-            start = min(max(low, segment.start), high)
-            low = min(max(start, segment.end), high)
-            result.append(replace(segment, start=start, end=low, words=attention.tidy(segment.words, start, low)))
-        yield job.key, tuple(result)
+        yield job.key, tuple(attention.tidy_segments(placed, low, high))
 
 
 def _believed(segments: Sequence[Segment], chunk: Chunk, threshold: float) -> list[Segment]:

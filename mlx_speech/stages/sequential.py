@@ -24,7 +24,6 @@ from mlx_speech.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment
 
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
-SHORTEST = INPUT_STRIDE * HOP_LENGTH / SAMPLE_RATE  # seconds that a segment lasts, as one from a timestamp to the next
 PIECE = 6000  # frames that are computed at once when the loudest is looked for
 
 
@@ -96,9 +95,9 @@ def _within(segment: Segment, duration: float) -> Segment:
     start = max(segment.start, 0.0)
     end = min(segment.end, duration)
     if start >= duration:
-        start = max(0.0, duration - SHORTEST)
+        start = max(0.0, duration - attention.SHORTEST)
     if end <= start:
-        end = min(start + SHORTEST, duration)
+        end = min(start + attention.SHORTEST, duration)
     return replace(segment, start=start, end=end, words=attention.tidy(segment.words, start, end))
 
 
