@@ -151,12 +151,12 @@ def _words(segment: Segment, space: str) -> list[_Word]:
         if written:
             own = known[bisect_left(starts, start) : bisect_left(starts, end)]
             begin, finish = min((w.start for w in own), default=0.0), max((w.end for w in own), default=0.0)
-            speaker = next((word.speaker for word in own if word.speaker), segment.speaker)
+            speaker = next((word.speaker for word in own if word.speaker), None)
             words.append(_Word(begin, finish, written, space, speaker))
             timed.append(bool(own))
             space = ""
         space += text[start + len(written) : end]
-    return _complete(words, timed, segment)
+    return _complete(_with_speakers(words, segment.speaker), timed, segment)
 
 
 def _edges(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
@@ -168,6 +168,16 @@ def _edges(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
         if word < 0 or not spans[word][0] < place < spans[word][1]:
             places.append(place)
     return places
+
+
+def _with_speakers(words: list[_Word], default: str | None) -> list[_Word]:
+    """Words of nobody are said by who says the rest of the segment, or else the word before."""
+    speaker = default or next((word.speaker for word in words if word.speaker), None)
+    result: list[_Word] = []
+    for word in words:
+        speaker = word.speaker or default or speaker
+        result.append(replace(word, speaker=speaker))
+    return result
 
 
 def _complete(words: list[_Word], timed: list[bool], segment: Segment) -> list[_Word]:

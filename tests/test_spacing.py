@@ -343,6 +343,12 @@ def test_text_that_no_word_stands_for_is_shown_in_its_place_and_time() -> None:
     assert " ".join(lines_of(shown)) == "One " + "2 " * 30 + "four"
 
 
+def test_text_that_no_word_stands_for_is_said_by_who_speaks_before_it() -> None:
+    known = (Word(1.0, 1.4, "One", speaker="A"), Word(3.0, 3.4, "four", speaker="A"), Word(4, 5, "Yes.", speaker="B"))
+    segment = Segment(1.0, 5.0, "— One 2 – 3 four Yes.", known)
+    assert lines_of(to_srt(Transcript((segment,)))) == ["[A]: — One 2 – 3 four", "[B]: Yes."]
+
+
 def test_right_to_left_text_stays_in_the_order_of_speech() -> None:
     text = SENTENCES["he"]
     first = lines_of(to_srt(Transcript((spoken(text, token_cuts(text), speaker="A"),), "he")))[0]
