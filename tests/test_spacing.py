@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import regex
 from hypothesis import given, settings
@@ -15,9 +16,13 @@ from hypothesis import strategies as st
 
 from mlx_speech import cues, spacing
 from mlx_speech.pipeline import _joined
+from mlx_speech.stages.asr import as_segment
 from mlx_speech.stages.assign import assign_speakers
+from mlx_speech.stages.attention import WordTiming, place_words, tidy
+from mlx_speech.stages.decode import DecodingResult
 from mlx_speech.stages.sentences import split_sentences
 from mlx_speech.stages.spelling import split_words
+from mlx_speech.tokenizer import Tokenizer
 from mlx_speech.transcript import Char, Chunk, Diarization, Segment, Transcript, Turn, Word, space_between
 from mlx_speech.writers import FORMATS, as_dict, to_srt, to_vtt
 
@@ -413,6 +418,36 @@ def test_segments_are_joined_by_what_was_said_between_them(parts: tuple[str, str
     assert [sentence.text for sentence in split_sentences(segments, "zh")] == [text]
     flowing = lines_of(to_srt(Transcript(segments), max_line_width=80, max_line_count=2))
     assert flowing == [text]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_from_whisper_s_tokens_to_subtitles(language: str) -> None:
+    """Words are cut as its tokenizer does, which in some languages is within characters; half of the text in each of
+    two segments, and the language right or wrong."""
+    tokenizer = Tokenizer.find(None, 51865)
+    text = SENTENCES[language]
+    middle = spacing.breaks(text)[len(spacing.breaks(text)) // 2]
+    for code in (language, "ja", "en"):
+        segments = []
+        for k, part in enumerate((" " + text[:middle].rstrip(), " " * (text[middle - 1] == " ") + text[middle:])):
+            tokens = tokenizer.encode(part)
+            result = DecodingResult(tuple(tokens), part, code, -0.1, 0.0, 0.0, 1.0)
+            segment = as_segment(5.0 * k, 5.0 * k + 5.0, result.tokens, result, tokenizer)
+            words, ids = (row[:-1] for row in tokenizer.split_to_word_tokens([*tokens, tokenizer.eot], code))
+            times = np.linspace(0.1, 4.9, len(words) + 1).tolist()
+            rows = zip(words, map(tuple, ids), times, times[1:], strict=False)
+            timings = [WordTiming(*row, 0.9) for row in rows]
+            where: dict[str, Any] = {"offset": 5.0 * k, "last_speech": 5.0 * k, "tokenizer": tokenizer}
+            (placed,) = place_words([segment], timings, **where)
+            segments.append(replace(placed, words=tidy(placed.words, placed.start, placed.end)))
+        (joined,) = _joined(Chunk(0.0, 10.0), tuple(segments))
+        assert joined.text == text and segments[0].spaced
+        for parts in (segments, [joined]):
+            sentences = split_sentences(parts, code)
+            if len(parts) == 1:
+                check_lines([sentence.text for sentence in sentences], text)
+            for found in (parts, sentences):
+                check_lines(lines_of(to_srt(Transcript(tuple(found), code))), text)
 
 
 def test_characters_are_those_of_the_text() -> None:
