@@ -2,7 +2,9 @@
 
 By default a cue holds at most two lines of 42 columns and 7 s, of one segment and one speaker. Cues end at a full stop,
 else at a comma or pause, and are about equally full. A column is a character; wide ones (Chinese, Japanese, Korean,
-emoji) take two. With `max_line_width` or `max_line_count` cues are built as by `SubtitlesWriter` of whisperx (3.8).
+emoji) take two. Every line is a piece of a segment's text as it stands there, with runs of white space as one space; it
+begins where `spacing.breaks` lets it, never within a number, a word or a character that a line can hold. With
+`max_line_width` or `max_line_count` cues are built as by `SubtitlesWriter` of whisperx (3.8).
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 
 from mlx_speech.errors import OptionError, in_range
-from mlx_speech.transcript import Region, Segment, Transcript, separator
+from mlx_speech.spacing import CLOSING, OPENING, breaks, clusters
+from mlx_speech.transcript import Region, Segment, Transcript, space_between
 
 MAX_WIDTH = 42  # columns of a line; two lines a cue
 LONG_PAUSE = 1.5  # seconds; always ends a cue
@@ -27,11 +31,11 @@ _BREAKS = re.compile(r"[ \t-\r\x1c-\x1f\x85\u2028\u2029]+")  # not the spaces th
 _ARROW = re.compile(r"--+>")
 _SENTENCE_END = re.compile(r"[.!?…。！？।؟]['\"”’»)\]」』]*$")
 _CLAUSE_END = re.compile(r"[,;:–—、，；：،؛]['\"”’»)\]」』]*$")
-_CLOSING = "、。，．！？；：…・」』】》〉）”’»)]},.!?;:%ー々"  # begins no line
-_OPENING = "「『【《〈（“‘«([{¿¡"  # ends no line
-# where there are no spaces a line may break around any wide character
-_WIDE = r"\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
-_UNITS = re.compile(f"[{_WIDE}]|[^{_WIDE}]+")
+_ABBREVIATED = re.compile(r"(?:^|[.(])(?:\d{1,2}|[^\W\d_])\.$")  # or an ordinal: "e.g.", "U.S.", "3."
+_ALL_CLOSING = frozenset(CLOSING)
+_ALL_OPENING = frozenset(OPENING)
+# with a digit before the space: the rest of a number, or what it counts
+_COUNTED = re.compile(r"\d{3}(?!\d)|[$€£¥₩%‰°]")
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class _Word(Region):
-    """A word as it stands in a line, or a part of one that no line can hold. space : between it and the one before"""
+    """What a line takes whole: a word as the text writes it, a character of a script without spaces, or a part of
+    either that no line can hold. space : between it and the one before"""
 
     text: str
     space: str
@@ -84,7 +89,11 @@ class _Block:
         def spelled(word: _Word) -> str:
             return f"<u>{escape(word.text)}</u>" if word is marked else escape(word.text)
 
-        lines = ["".join(word.space + spelled(word) for word in line).removeprefix(" ") for line in self.lines]
+        def joined(line: list[_Word]) -> str:
+            gaps = ["", *(word.space for word in line[1:])]
+            return "".join(gap + spelled(word) for gap, word in zip(gaps, line, strict=False))
+
+        lines = [joined(line) for line in self.lines]  # the first has no words where the name fills it
         lines[0] = (escape(_head(self.speaker)) + lines[0]).rstrip(" ")
         return _ARROW.sub("->", "\n".join(lines))
 
@@ -94,7 +103,11 @@ def cues(transcript: Transcript, layout: Layout, escape: Callable[[str], str] = 
 
     escape : applied to text, not to the tags of highlighted words
     """
-    segments = [(segment, _words(segment, transcript.language)) for segment in transcript.segments]
+    segments: list[tuple[Segment, list[_Word]]] = []
+    last_text = ""
+    for segment in transcript.segments:
+        segments.append((segment, _words(segment, space_between(last_text, segment))))
+        last_text = segment.text
     if layout.max_line_width is None and layout.max_line_count is None:
         limit = layout.max_cue_duration
         blocks = [block for _, words in segments for run in _runs(words) for block in _blocks(run, limit)]
@@ -124,17 +137,61 @@ def _head(speaker: str | None) -> str:
     return f"[{name}]: " if name else ""
 
 
-def _words(segment: Segment, language: str | None) -> list[_Word]:
-    """A segment's words, none of them empty; where it has none, its text is spread over its time."""
-    space = separator(segment.language or language)
-    if segment.words:
-        spelled = [(one_line(word.text), word) for word in segment.words]
-        return [_Word(w.start, w.end, text, space, w.speaker or segment.speaker) for text, w in spelled if text]
-    texts = [text for text in one_line(segment.text).split(" ") if text]
-    pieces = [(" ", text) for text in texts]
-    if not space:
-        pieces = [("" if k else " ", unit) for text in texts for k, unit in enumerate(_UNITS.findall(text))]
-    return _spread(segment, [_Word(0, 0, text, gap, segment.speaker) for gap, text in pieces])
+def _words(segment: Segment, space: str) -> list[_Word]:
+    """The text of a segment in words, none of them empty, with the times of those it has; what has none is spread over
+    the time between. space : before the text"""
+    known = [replace(word, text=one_line(word.text)) for word in segment.words]
+    known = [word for word in known if word.text]
+    text, spans = replace(segment, text=one_line(segment.text), words=tuple(known)).placed()
+    starts = [start for start, _ in spans]
+    words: list[_Word] = []
+    timed: list[bool] = []
+    for start, end in pairwise([0, *_edges(text, spans), len(text)]):
+        written = text[start:end].rstrip()
+        if written:
+            own = known[bisect_left(starts, start) : bisect_left(starts, end)]
+            begin, finish = min((w.start for w in own), default=0.0), max((w.end for w in own), default=0.0)
+            speaker = next((word.speaker for word in own if word.speaker), None)
+            words.append(_Word(begin, finish, written, space, speaker))
+            timed.append(bool(own))
+            space = ""
+        space += text[start + len(written) : end]
+    return _complete(_with_speakers(words, segment.speaker), timed, segment)
+
+
+def _edges(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Where the text may be parted, but within none of the words."""
+    starts = [start for start, _ in spans]
+    places = []
+    for place in breaks(text):
+        word = bisect_right(starts, place) - 1
+        if word < 0 or not spans[word][0] < place < spans[word][1]:
+            places.append(place)
+    return places
+
+
+def _with_speakers(words: list[_Word], default: str | None) -> list[_Word]:
+    """Words of nobody are said by who says the rest of the segment, or else the word before."""
+    speaker = default or next((word.speaker for word in words if word.speaker), None)
+    result: list[_Word] = []
+    for word in words:
+        speaker = word.speaker or default or speaker
+        result.append(replace(word, speaker=speaker))
+    return result
+
+
+def _complete(words: list[_Word], timed: list[bool], segment: Segment) -> list[_Word]:
+    """The words, with those that are not timed spread between their neighbours."""
+    result: list[_Word] = []
+    for known, group in groupby(range(len(words)), key=timed.__getitem__):
+        run = list(group)
+        own = words[run[0] : run[-1] + 1]
+        if not known:
+            start = words[run[0] - 1].end if run[0] else segment.start
+            end = words[run[-1] + 1].start if run[-1] + 1 < len(words) else segment.end
+            own = _spread(Region(start, max(start, end)), own)
+        result += own
+    return result
 
 
 def _spread(region: Region, words: Sequence[_Word]) -> list[_Word]:
@@ -145,14 +202,33 @@ def _spread(region: Region, words: Sequence[_Word]) -> list[_Word]:
 
 
 def _parts(word: _Word) -> list[_Word]:
-    """A word in parts that fit a line, cut before no combining mark if that can be helped."""
-    parts, rest = [], word.text
-    while columns(rest) > MAX_WIDTH:
-        fits = next(k for k in range(MAX_WIDTH, 0, -1) if columns(rest[:k]) <= MAX_WIDTH)
-        whole = next((k for k in range(fits, 0, -1) if unicodedata.category(rest[k])[0] != "M"), fits)
-        parts.append(replace(word, text=rest[:whole], space="" if parts else word.space))
-        rest = rest[whole:]
-    return _spread(word, [*parts, replace(word, text=rest, space="" if parts else word.space)])
+    """A word in parts that fit a line; cut where the text may be, else between characters if that can be helped."""
+    if columns(word.text) <= MAX_WIDTH:
+        return [word]
+    parts: list[_Word] = []
+    rest, space = word.text, word.space
+    while rest:
+        size = _fitting(rest)
+        written = rest[:size].rstrip()
+        if written:
+            parts.append(replace(word, text=written, space=space))
+            space = ""
+        space += rest[len(written) : size]
+        rest = rest[size:]
+    return _spread(word, parts)
+
+
+def _fitting(text: str) -> int:
+    """How much of a text, from its start, one line holds."""
+    if columns(text) <= MAX_WIDTH:
+        return len(text)
+    head = text[: 2 * MAX_WIDTH]
+    between_characters = accumulate(map(len, clusters(head)))
+    for places in (breaks(head), between_characters):
+        fitting = [place for place in places if columns(head[:place].rstrip()) <= MAX_WIDTH]
+        if fitting:
+            return fitting[-1]
+    return next(size for size in range(MAX_WIDTH, 0, -1) if columns(text[:size]) <= MAX_WIDTH)
 
 
 def _runs(words: Iterable[_Word]) -> list[list[_Word]]:
@@ -207,9 +283,15 @@ def _blocks(words: list[_Word], max_duration: float) -> Iterator[_Block]:
 def _break_cost(before: _Word, after: _Word) -> float:
     """What it costs to part these words: nothing at the end of a sentence, more within a clause, most within a word."""
     edge = before.text[-1] + after.text[0]
-    torn = edge.isalnum() and columns(edge) == 2
-    if not after.space and (torn or edge[0] in _OPENING or edge[1] in _CLOSING):
+    narrow = columns(edge) == 2
+    if not after.space and (narrow or edge[0] in OPENING or edge[1] in CLOSING):
         return 10.0
+    if _ALL_CLOSING.issuperset(after.text) or _ALL_OPENING.issuperset(before.text):  # "Quoi ?", "« Oui"
+        return 10.0
+    if edge[0].isdecimal() and _COUNTED.match(after.text):  # "12 500 €"
+        return 10.0
+    if _ABBREVIATED.search(before.text) or (before.text[-1] == "." and after.text[0].islower()):
+        return 1.5
     if _SENTENCE_END.search(before.text):
         return 0.0
     return 0.3 if _CLAUSE_END.search(before.text) or after.start - before.end >= PAUSE else 1.5

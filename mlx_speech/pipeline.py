@@ -44,7 +44,7 @@ from mlx_speech.stages.vad import (
     warn_if_silent,
     widened,
 )
-from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcript, separator
+from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcript, space_between
 
 SAMPLE_RATE = 16_000
 ALIGN_BATCH = 8
@@ -545,7 +545,9 @@ def _joined(chunk: Chunk, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
     """The segments of a chunk as one, which lasts as long as the chunk; none stay none."""
     if not segments:
         return ()
-    text = separator(segments[0].language).join(segment.text for segment in segments)
+    text = ""
+    for segment in segments:
+        text += space_between(text, segment) + segment.text
     words = tuple(word for segment in segments for word in segment.words)
     tokens = tuple(token for segment in segments for token in segment.tokens)
     return (replace(segments[0], start=chunk.start, end=chunk.end, text=text, words=words, tokens=tokens),)

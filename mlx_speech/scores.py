@@ -23,11 +23,11 @@ NEAR = 0.05  # seconds by which the start of a word may be off
 class Scores:
     """Of all recordings together.
 
-    wer : word error rate, without case and punctuation
+    wer : word error rate, without case and punctuation; where nothing was said, the number of words found
     der : diarization error rate, without a collar, overlap included
-    attributed : part of the words said that were recognised, with the right speaker
-    starts : part of the recognised words whose start is within 50 ms of the truth
-    boundary : seconds, median distance of their starts and ends from the truth
+    attributed : part of the words said that were recognised, with the right speaker; 1 where nothing was said
+    starts : part of the recognised words whose start is within 50 ms of the truth; 0 where there are none
+    boundary : seconds, median distance of their starts and ends from the truth; infinite where there are none
     """
 
     wer: float
@@ -103,7 +103,9 @@ def score(pairs: Iterable[tuple[Transcript, Transcript]]) -> Scores:
         diarization(annotation(truth), annotation(found), uem=Timeline([Span(0, truth.duration)]))
     distances = np.abs(np.array(off or [(np.inf, np.inf)]))
     near, middle = float(np.mean(distances[:, 0] <= NEAR)), float(np.median(distances))
-    return Scores(errors / total, abs(diarization), right / total, near, middle)
+    wer = errors / max(total, 1)  # as jiwer counts an empty truth
+    attributed = right / total if total else 1.0
+    return Scores(wer, abs(diarization), attributed, near, middle)
 
 
 def _letters(word: Word) -> str:

@@ -7,15 +7,13 @@ the next one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mlx_speech.spacing import is_torn, joint
+
 UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})  # languages written without spaces
-
-
-def separator(language: str | None) -> str:
-    """What stands between the words of a language: a space or nothing."""
-    return "" if language in UNSPACED else " "
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,7 @@ class Segment(Region):
 
     text : as recognised, without surrounding spaces
     tokens : Whisper's, without special ones; empty for a sentence
+    spaced : whether a space was recognised before the text; False also where nobody knows
     temperature, avg_logprob, compression_ratio, no_speech_prob : of the decoding that gave it (openai/whisper's names)
     """
 
@@ -86,15 +85,64 @@ class Segment(Region):
     avg_logprob: float = 0.0
     compression_ratio: float = 0.0
     no_speech_prob: float = 0.0
+    spaced: bool = False
 
-    @property
-    def places(self) -> list[int]:
-        """Where in the text each word begins, one behind the other; with a -1 among them where the text has others."""
-        places, place = [], 0
+    def placed(self) -> tuple[str, list[tuple[int, int]]]:
+        """The text, and where in it each word begins and ends, one behind the other.
+
+        Where the text lacks some of the words, the words joined: by what the text has between those that it knows.
+        """
+        text, spans = "", []
+        place = 0  # in the segment's own text, behind the words so far
+        last_known = True  # whether it has the last word
         for word in self.words:
-            places.append(self.text.find(word.text, place))
-            place = max(place, places[-1] + len(word.text))
-        return places
+            found = _find(word.text, self.text, place)
+            if found is not None and last_known:
+                text += self.text[place:found]
+            else:
+                text += joint(text, word.text)
+            spans.append((len(text), len(text) + len(word.text)))
+            text += word.text
+            last_known = found is not None
+            if found is not None:
+                place = found + len(word.text)
+        if last_known:
+            text += self.text[place:]
+        return text, spans
+
+    def whole_words(self) -> list[list[Word]]:
+        """The words, those together that the text writes as one: "$43" and ",000", or parts of one character."""
+        text, spans = self.placed()
+        groups: list[list[Word]] = []
+        last_end = 0
+        for word, (start, end) in zip(self.words, spans, strict=True):
+            if groups and start == last_end and is_torn(text[:start], text[start:]):
+                groups[-1].append(word)
+            else:
+                groups.append([word])
+            last_end = end
+        return groups
+
+
+def _find(word: str, text: str, start: int) -> int | None:
+    """Where `text` has the word from `start` on. Where it is not the next thing that is said, as a word of its own if
+    it occurs as one: "other" is not looked for in "another"."""
+    found = text.find(word, start)
+    if found < 0:
+        return None
+    if text[start:found].strip():
+        alone = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)").search(text, start)
+        if alone is not None:
+            return alone.start()
+    return found
+
+
+def space_between(before: str, segment: Segment) -> str:
+    """What belongs between a text and the segment that follows it: a space where one was recognised, or where words of
+    the script at the joint are parted by spaces; else nothing."""
+    if segment.spaced and before and segment.text:
+        return " "
+    return joint(before, segment.text)
 
 
 @dataclass(frozen=True)

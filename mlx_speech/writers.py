@@ -10,12 +10,13 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from mlx_speech.cues import Layout, cues, one_line
-from mlx_speech.transcript import Region, Segment, Transcript, Turn, Word, separator
+from mlx_speech.transcript import Region, Segment, Transcript, Turn, Word
 
 
 def regions_to_text(regions: Iterable[Region], decimals: int = 3) -> str:
@@ -103,9 +104,11 @@ def to_screen(transcript: Transcript) -> str:
 def to_ctm(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
     """CTM, a line a word: recording, channel 1, start, duration, word, score. NIST, "sclite", appendix on file formats.
 
-    White space in a field becomes "_". Empty where there are no words.
+    What the text writes as one word, such as the "$43" and ",000" of Whisper's tokens, is one here. White space in a
+    field becomes "_". Empty where there are no words.
     """
-    words = [word for word in transcript.words if one_line(word.text)]
+    words = [_put_together(parts) for segment in transcript.segments for parts in segment.whole_words()]
+    words = [word for word in words if one_line(word.text)]
     return "".join(f"{_field(uri)} 1 {w.start:.3f} {w.duration:.3f} {_field(w.text)} {w.score:.3f}\n" for w in words)
 
 
@@ -165,7 +168,7 @@ def _segment(segment: Segment, language: str | None, has_words: bool) -> dict[st
     if has_words:  # whisperx's readers take the key for a sign that there are some
         content["words"] = [_word(word) for word in segment.words]
     if any(word.chars for word in segment.words):
-        content["chars"] = _chars(segment.words, separator(segment.language or language))
+        content["chars"] = _chars(segment)
     if segment.speaker is not None:
         content["speaker"] = segment.speaker
     if segment.language not in (None, language):
@@ -173,13 +176,25 @@ def _segment(segment: Segment, language: str | None, has_words: bool) -> dict[st
     return {**content, "avg_logprob": round(segment.avg_logprob, 4)}
 
 
-def _chars(words: Sequence[Word], space: str) -> list[dict[str, Any]]:
-    """Those of all words; the spaces between have no time."""
+def _chars(segment: Segment) -> list[dict[str, Any]]:
+    """Those of all words; what the text has between the words, such as spaces, has no time."""
+    text, spans = segment.placed()
     chars: list[dict[str, Any]] = []
-    for k, word in enumerate(words):
-        chars += [{"char": space}] if k and space else []
+    place = 0
+    for word, (start, end) in zip(segment.words, spans, strict=True):
+        chars += [{"char": char} for char in text[place:start]]
         chars += [{"char": char.text, **_times(char), "score": round(char.score, 3)} for char in word.chars]
-    return chars
+        place = end
+    return chars + [{"char": char} for char in text[place:]]
+
+
+def _put_together(parts: Sequence[Word]) -> Word:
+    """One word of several; its score is their mean, each counted by its length."""
+    if len(parts) == 1:
+        return parts[0]
+    text = "".join(part.text for part in parts)
+    score = sum(part.score * len(part.text) for part in parts) / len(text)
+    return replace(parts[0], end=max(part.end for part in parts), text=text, score=score)
 
 
 def _word(word: Word) -> dict[str, Any]:

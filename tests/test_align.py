@@ -324,7 +324,7 @@ def test_lengths_between_the_buckets_do_not_matter() -> None:
 
 
 def check_words(segment: Segment, language: str, method: str = "nearest") -> None:
-    expected = split_words(segment.text, language)
+    expected = split_words(segment.text)
     if method != "ignore":
         assert [word.text for word in segment.words] == expected
     assert "".join(expected) == "".join(segment.text.split())
@@ -398,16 +398,14 @@ def test_scripts(language: str, labels: str, text: str) -> None:
     ],
 )
 def test_words(language: str, words: list[str]) -> None:
-    assert split_words((" " if language == "en" else "").join(words), language) == words
-    assert split_words(" " + " \n".join(words), language) == words
+    assert split_words((" " if language == "en" else "").join(words)) == words
+    assert split_words(" " + " \n".join(words)) == words
 
 
 def labels_of(model: Any, text: str, language: str = "en") -> list[str]:
     vocab = model.args.vocab
     pieces = [
-        piece
-        for k, word in enumerate(split_words(text, language))
-        for piece in Labels(model.args, language).pieces(word, k)
+        piece for k, word in enumerate(split_words(text)) for piece in Labels(model.args, language).pieces(word, k)
     ]
     return ["".join("*" if label < 0 else vocab[label] for label in piece.labels) for piece in pieces]
 

@@ -138,13 +138,36 @@ def test_a_segment_is_split_where_the_speaker_changes() -> None:
     assert [word.speaker for word in whole.words] == ["A", "A", "B", "B"]
 
 
+@pytest.mark.parametrize("language", ["ja", "en", None])
 @pytest.mark.parametrize(
-    ("language", "text"), [("ja", "今日は"), ("en", "今 日は"), (None, "今 日は"), ("th", "今日は")]
+    ("spelled", "texts"),
+    [
+        (("今", "日は", "晴"), ("今日は", "晴")),
+        (("hello", "there", "Ann"), ("hello there", "Ann")),
+        (("wer", ",", "ich"), ("wer,", "ich")),
+    ],
 )
-def test_text_that_its_words_do_not_make_up_is_joined_from_them(language: str | None, text: str) -> None:
-    spoken = words((0.5, 1.0, "今"), (1.0, 1.9, "日は"), (2.1, 2.5, "晴"))
+def test_text_that_its_words_do_not_make_up_is_joined_from_them(
+    language: str | None, spelled: tuple[str, str, str], texts: tuple[str, str]
+) -> None:
+    """Whatever the language: what is spoken in a recording and what is written of it may be two."""
+    spoken = words((0.5, 1.0, spelled[0]), (1.0, 1.9, spelled[1]), (2.1, 2.5, spelled[2]))
     first, second = assign_speakers([Segment(0.5, 2.5, "something else", spoken, language=language)], A_THEN_B)
-    assert (first.text, second.text) == (text, "晴")
+    assert (first.text, second.text) == texts
+
+
+def test_no_word_of_the_text_is_said_by_two() -> None:
+    """Whisper's tokens part "$43,000", and the turns change within it: it is whose it is most."""
+    spoken = words((0.5, 1.0, "It's"), (1.6, 1.9, "$43"), (1.9, 2.3, ",000"), (2.4, 2.6, "?"))
+    segment = Segment(0.5, 3.0, "It's $43,000 ?", spoken)
+    first, second = assign_speakers([segment], A_THEN_B)
+    assert [(s.text, s.speaker) for s in (first, second)] == [("It's $43,000", "A"), ("?", "B")]
+    later = replace(segment, words=words((0.5, 1.0, "It's"), (1.8, 1.9, "$43"), (1.9, 2.5, ",000"), (2.5, 2.6, "?")))
+    first, second = assign_speakers([later], A_THEN_B)
+    assert [(s.text, s.speaker, s.spaced) for s in (first, second)] == [
+        ("It's", "A", False),
+        ("$43,000 ?", "B", True),
+    ]
 
 
 def test_words_off_every_turn() -> None:

@@ -491,6 +491,32 @@ def test_tidy_words_stay_inside_and_in_order(rows: list, start: float, length: f
     assert attention.tidy(found, start, end) == found
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(times, times, st.lists(st.tuples(times, times), max_size=3)), max_size=8), st.floats(0.01, 9))
+def test_tidy_segments_all_last_and_are_in_order(rows: list, length: float) -> None:
+    start, end = 2.0, 2.0 + length
+    segments = [Segment(a, b, f"s{k}", tuple(Word(*w, "w") for w in words)) for k, (a, b, words) in enumerate(rows)]
+    found = attention.tidy_segments(segments, start, end)
+    assert [(s.text, len(s.words)) for s in found] == [(s.text, len(s.words)) for s in segments]
+    edges = [time for segment in found for time in (segment.start, segment.end)]
+    assert edges == sorted(edges) and all(start <= time <= end for time in edges)
+    shortest = min(0.02, length / max(1, len(segments)))
+    assert all(segment.end - segment.start > 0.9 * shortest for segment in found)
+    spoken = [time for segment in found for word in segment.words for time in (word.start, word.end)]
+    assert spoken == sorted(spoken)
+    assert all(s.start <= word.start <= word.end <= s.end for s in found for word in s.words)
+
+
+def test_tidy_segments_leaves_good_ones_alone_and_makes_room_for_others() -> None:
+    good = [Segment(1.0, 2.0, "a", (Word(1.0, 1.5, "a"),)), Segment(2.0, 2.02, "b"), Segment(2.5, 3.0, "c")]
+    assert attention.tidy_segments(good, 1.0, 3.0) == good
+    after = [Segment(1.0, 3.4, "a"), Segment(3.3, 3.2, "b", (Word(3.3, 3.5, "b"),))]
+    assert attention.tidy_segments(after, 1.0, 3.0) == [
+        Segment(1.0, 2.98, "a"),
+        Segment(2.98, 3.0, "b", (Word(3.0, 3.0, "b"),)),
+    ]
+
+
 def test_tidy_leaves_good_words_alone() -> None:
     words = (Word(1.0, 1.2, "a", score=0.3), Word(1.2, 1.2, "b"), Word(1.5, 2.0, "c"))
     assert attention.tidy(words, 1.0, 2.0) == words

@@ -204,6 +204,17 @@ def test_counts() -> None:
     assert len(str(found).splitlines()) == 5
 
 
+def test_where_nothing_was_said_or_nothing_is_compared() -> None:
+    silence = Transcript(duration=10.0)
+    for pairs in ([], [(silence, silence)]):
+        found = score(pairs)
+        assert (found.wer, found.der, found.attributed, found.starts) == (0, 0, 1, 0) and len(str(found)) > 100
+    invented = score([(TRUTH, silence)])
+    assert (invented.wer, invented.der, invented.attributed) == (4, 1, 1)
+    both = score([(TRUTH, silence), (TRUTH, TRUTH)])
+    assert (both.wer, both.attributed, both.starts) == (1, 1, 1)
+
+
 def test_guessed_times_are_not_scored() -> None:
     guessed = transcript(*((w.text, w.start, w.end, str(w.speaker)) for w in TRUTH.words), aligned=False)
     assert score([(TRUTH, guessed)]).starts == 0.0 and score([(TRUTH, guessed)]).wer == 0.0

@@ -313,7 +313,7 @@ def test_which_track_is_read_is_said():
         found = decode(data)
     said = str(caught[0].message)
     assert len(caught) == 1 and "\n" not in said
-    assert '1 ("Mic", eng), 2 ("Theother side"), 3: track 1 is read' in said and "--audio-track" in said
+    assert '1 ("Mic", eng), 2 ("Theother side"), 3: track 1 is read' in said and "audio_track" in said
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.array_equal(decode(data, audio_track=1), found)

@@ -17,7 +17,7 @@ from mlx_speech.transcript import Segment, Word
 def segment(text: str, language: str = "en", start: float = 0.0, pauses: float | dict[str, float] = 0.0) -> Segment:
     """A segment whose words last 0.2 s each. `pauses` : behind each word, or behind those named."""
     words, time = [], start
-    for name in split_words(text, language):
+    for name in split_words(text):
         words.append(Word(round(time, 3), round(time + 0.2, 3), name))
         time += 0.2 + (pauses.get(name, 0.0) if isinstance(pauses, dict) else pauses)
     return Segment(start, round(time, 3), text, words=tuple(words), language=language, tokens=(1, 2))

@@ -109,7 +109,7 @@ def compare(
     )
     assert ours.windows == theirs.windows
     assert ours.windows
-    same(found, [segment for segment in expected["segments"] if segment["tokens"]])
+    same(found, [segment for segment in expected["segments"] if segment["tokens"]], audio.size / 16_000)
     assert all(segment.language == expected["language"] for segment in found)
     return found
 
@@ -118,15 +118,21 @@ def _text(self: whisper.tokenizer.Tokenizer, tokens: list[int]) -> str:
     return self.encoding.decode([token for token in tokens if token < self.eot])
 
 
-def same(found: tuple[Segment, ...], expected: list[dict]) -> None:
+def same(found: tuple[Segment, ...], expected: list[dict], duration: float) -> None:
+    """The same, but that the original's segments may lie beyond the end of the recording, and may last no time."""
+
     def exact(segment: Segment) -> tuple:
         words = [(word.text, word.start, word.end) for word in segment.words]
         return segment.start, segment.end, segment.text, segment.tokens, segment.temperature, words
 
     def theirs(segment: dict) -> tuple:
         words = [(word["word"], word["start"], word["end"]) for word in segment.get("words", [])]
-        named = (segment[name] for name in ("start", "end"))
-        return *named, segment["text"].strip(), tuple(segment["tokens"]), segment["temperature"], words
+        start, end = segment["start"], min(segment["end"], duration)
+        if start >= duration:
+            start = duration - 0.02
+        if end <= start:
+            end = min(start + 0.02, duration)
+        return start, end, segment["text"].strip(), tuple(segment["tokens"]), segment["temperature"], words
 
     assert [exact(segment) for segment in found] == [theirs(segment) for segment in expected]
     for name in ("avg_logprob", "no_speech_prob", "compression_ratio"):
@@ -329,10 +335,40 @@ def test_words_are_given_out_tidily() -> None:
     for seed in range(10):
         found = run(recording(35.0), seed, word_timestamps=True)
         for segment in found:
+            assert 0 <= segment.start < segment.end <= 35.0
             times = [time for word in segment.words for time in (word.start, word.end)]
             assert times == sorted(times)
             assert not times or segment.start <= times[0] <= times[-1] <= segment.end
             assert all(word.text and word.text == word.text.strip() for word in segment.words)
+
+
+@pytest.mark.usefixtures("_words", "_at_once")
+@pytest.mark.parametrize("words", [False, True])
+def test_nothing_lies_beyond_the_end_of_the_recording(words: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last window is filled up with silence; what is said to be there has the recording's last moment."""
+    begin = tokenizer().timestamp_begin
+    text = tokenizer().encode(" hello there you")
+    tokens = [begin, *text, begin + 400, begin + 400, *text, begin + 1450, begin + 1450, *text, begin + 1500]
+    result = {"text": "", "language": "en", "avg_logprob": -0.5, "no_speech_prob": 0.1, "temperature": 0.0}
+
+    def decoded(jobs: list[Job], *_: Any, **__: Any) -> Iterator[tuple[Job, DecodingResult]]:
+        for job in jobs:
+            yield job, DecodingResult(**result, tokens=tuple(tokens), compression_ratio=1.0)
+
+    monkeypatch.setattr(sequential.decode, "decode_with_fallback", decoded)
+    monkeypatch.setattr(sequential, "_LogMel", LogMel)
+    heard: list[Segment] = []
+    for seconds in (0.01, 0.5, 7.995, 8.003, 28.9, 29.0, 30.0):
+        samples = round(seconds * 16_000)
+        found = run(recording(35.0)[:samples], word_timestamps=words)
+        heard += found  # segments whose words all last no time are left out, as in the original
+        assert all(0 <= segment.start < segment.end <= samples / 16_000 for segment in found)
+        if not words:  # the times of words decide where segments are
+            assert [segment.text for segment in found][:3] == ["hello there you"] * 3
+        for segment in found:
+            edges = [segment.start, *(time for w in segment.words for time in (w.start, w.end)), segment.end]
+            assert edges == sorted(edges)
+    assert len(heard) > 8
 
 
 # --- one real model, random but the same -----------------------------------------------------------------------------
@@ -373,7 +409,7 @@ def test_a_real_model_gives_the_same(words: bool, monkeypatch: pytest.MonkeyPatc
             language="en",
             word_timestamps=words,
         )
-        same(found, [segment for segment in expected["segments"] if segment["tokens"]])
+        same(found, [segment for segment in expected["segments"] if segment["tokens"]], audio.size / 16_000)
         tokens.update(token for segment in found for token in segment.tokens)
         assert not words or any(segment.words for segment in found)
     assert len(tokens) > 5

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mlx_speech import cues, writers
 from mlx_speech.cues import Layout, columns
 from mlx_speech.errors import OptionError
-from mlx_speech.transcript import Char, Diarization, Segment, Transcript, Turn, Word, separator
+from mlx_speech.transcript import Char, Diarization, Segment, Transcript, Turn, Word
 from mlx_speech.writers import FORMATS, as_dict, to_srt, to_vtt
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True)
@@ -398,19 +398,18 @@ def test_three_hours_take_seconds() -> None:
 def plain_transcripts(draw: st.DrawFn) -> Transcript:
     """What both write alike: words that follow each other and last, of letters only."""
     now, segments = draw(st.integers(0, 4000)), []
-    marks = draw(st.booleans())
+    marks, language = draw(st.booleans()), draw(st.sampled_from(["en", "ja"]))
+    alphabet, space = {"en": (string.ascii_letters + "äß,.电", " "), "ja": ("电影院はい", "")}[language]
     for _ in range(draw(st.integers(1, 5))):
         words, name = [], draw(st.sampled_from([None, "SPEAKER_00", "SPEAKER_01"]))
-        for text in draw(
-            st.lists(st.text(string.ascii_letters + "äß,.电", min_size=1, max_size=9), min_size=1, max_size=15)
-        ):
+        for text in draw(st.lists(st.text(alphabet, min_size=1, max_size=9), min_size=1, max_size=15)):
             start = now + draw(st.sampled_from([0, 0, 20, 500, 2900, 3100, 6000]))
             now = start + draw(st.integers(10, 900))
             words.append(Word(start / 1000, now / 1000, text, 0.5, name if marks else None))
-        text = " ".join(word.text for word in words)
+        text = space.join(word.text for word in words)
         segments.append(Segment(words[0].start, words[-1].end, text, tuple(words), name))
         now += draw(st.sampled_from([0, 10, 4000]))
-    return Transcript(tuple(segments), draw(st.sampled_from(["en", "ja"])))
+    return Transcript(tuple(segments), language)
 
 
 def upstream(name: str, transcript: Transcript, **options: Any) -> str:
@@ -577,11 +576,6 @@ def test_an_empty_transcript_gives_a_valid_file(name: str) -> None:
     assert json.loads(text)["segments"] == [] if name == "json" else name in ("vtt", "tsv") or text == ""
     silent = Transcript((Segment(1, 2, " \n "),), "en", diarization=Diarization())
     assert name != "srt" or FORMATS[name](silent, uri="x") == ""
-
-
-def test_words_are_joined_as_the_language_does() -> None:
-    assert [separator(code) for code in ("zh", "ja", "yue", "th", "lo", "my", "km")] == [""] * 7
-    assert [separator(code) for code in ("en", "ko", None)] == [" "] * 3
 
 
 def test_spaces_that_do_not_break_are_kept() -> None:

@@ -207,7 +207,7 @@ def align(
 
     audio : (samples,) of the whole recording at 16 kHz
     model : a wav2vec2 with a vocabulary
-    language : a code; says which languages have words without spaces, and how numbers are read
+    language : a code; says whether the model hears spaces between words, and how numbers are read
     batch_size : segments per pass of the model
     return_char_alignments : fill `Word.chars`
     interpolate_method : where words without a time of their own go (`aligned=False`): "nearest" to the nearest word
@@ -223,7 +223,7 @@ def align(
     in_range(1, math.inf, batch_size=batch_size)
     samples = one_channel(audio, "words are aligned")
     labels = Labels(model.args, language)
-    words = [split_words(segment.text, language) for segment in segments]
+    words = [split_words(segment.text) for segment in segments]
     if labels.coverage("".join(segment.text for segment in segments)) < MIN_COVERAGE:
         advice = "so word times are only interpolated: choose a model for the language as align_model"
         message = f"the alignment model has no labels for the script of this text ({language}), {advice}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -342,7 +342,8 @@ def as_segment(
     """A piece of what was decoded; `tokens` may hold timestamps."""
     names = ("language", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
     decoded = {name: getattr(result, name) for name in names}
-    return Segment(start, end, tokenizer.decode(tokens).strip(), tokens=tokens, **decoded)
+    text = tokenizer.decode(tokens)
+    return Segment(start, end, text.strip(), tokens=tokens, spaced=text[:1].isspace(), **decoded)
 
 
 def _seconds(token: int, timestamp_begin: int) -> float:
@@ -403,12 +404,7 @@ def _with_words(
         low, high = stretch.chunk.start, stretch.chunk.end
         placed = attention.place_words(segments, timings, offset=low, last_speech=low, tokenizer=tokenizer)
         placed = placed if threshold is None else _believed(placed, stretch.chunk, threshold)
-        result = []
-        for segment in placed:  # place_words lets them leave the chunk, and overlap
-            start = min(max(low, segment.start), high)
-            low = min(max(start, segment.end), high)
-            result.append(replace(segment, start=start, end=low, words=attention.tidy(segment.words, start, low)))
-        yield stretch, tuple(result)
+        yield stretch, tuple(attention.tidy_segments(placed, low, high))
 
 
 def _believed(segments: Sequence[Segment], chunk: Chunk, threshold: float) -> list[Segment]:

@@ -9,9 +9,9 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
-from mlx_speech.transcript import Diarization, Region, Segment, Turn, Word, separator
+from mlx_speech.transcript import Diarization, Region, Segment, Turn
 
 MAX_GAP = 0.5  # seconds from a word to a turn it may still belong to
 SHORT_WORD = 0.5  # seconds; only a word this short may be given to its neighbours' speaker
@@ -31,8 +31,10 @@ def assign_speakers(
     gap = math.inf if fill_nearest else MAX_GAP
     result: list[Segment] = []
     for segment in segments:
-        found = [turns.speaker(word, gap) for word in segment.words]
-        speakers = _smoothed(segment.words, found) if split else [speaker for speaker, _ in found]
+        if split:
+            speakers = _speakers_of_words(segment, turns, gap)
+        else:
+            speakers = [turns.speaker(word, gap)[0] for word in segment.words]
         words = tuple(replace(word, speaker=name) for word, name in zip(segment.words, speakers, strict=True))
         if split and any(speakers):
             result += _split(replace(segment, words=words))
@@ -69,7 +71,15 @@ class _Turns:
         return (None if closest is None or gaps[closest] > gap else near[closest].speaker), 0.0
 
 
-def _smoothed(words: Sequence[Word], found: Sequence[tuple[str | None, float]]) -> list[str | None]:
+def _speakers_of_words(segment: Segment, turns: _Turns, gap: float) -> list[str | None]:
+    """One for each word; those that the text writes as one ("$43" and ",000") are one person's."""
+    groups = segment.whole_words()
+    spoken = [Region(min(w.start for w in group), max(w.end for w in group)) for group in groups]
+    speakers = _smoothed(spoken, [turns.speaker(region, gap) for region in spoken])
+    return [speaker for speaker, group in zip(speakers, groups, strict=True) for _ in group]
+
+
+def _smoothed(words: Sequence[Region], found: Sequence[tuple[str | None, float]]) -> list[str | None]:
     """Speakers of words without those flips of a single word that the turns hardly support."""
     speakers = [speaker for speaker, _ in found]
     for k in range(1, len(words) - 1):
@@ -89,19 +99,17 @@ def _split(segment: Segment) -> list[Segment]:
             speakers.append(word.speaker)
     if len(cuts) == 1:
         return [replace(segment, speaker=speakers[0])]
-    parts = [words[a:b] for a, b in pairwise([*cuts, len(words)])]
-    starts = [segment.start, *(part[0].start for part in parts[1:])]
-    ends = [*(part[-1].end for part in parts[:-1]), segment.end]
-    rows = zip(starts, ends, _texts(segment, cuts), parts, speakers, strict=True)
+    text, spans = segment.placed()
     bare = replace(segment, tokens=())
-    return [replace(bare, start=a, end=max(a, b), text=text, words=part, speaker=who) for a, b, text, part, who in rows]
-
-
-def _texts(segment: Segment, cuts: list[int]) -> list[str]:
-    """The text cut before these words; where the words do not make up the text, they are joined instead."""
-    places = segment.places
-    if -1 in places:
-        joined = separator(segment.language)
-        return [joined.join(w.text for w in segment.words[a:b]) for a, b in pairwise([*cuts, len(segment.words)])]
-    edges = [0, *(places[cut] for cut in cuts[1:]), len(segment.text)]
-    return [segment.text[a:b].strip() for a, b in pairwise(edges)]
+    result: list[Segment] = []
+    for k, (cut, speaker) in enumerate(zip(cuts, speakers, strict=True)):
+        first, last = k == 0, k + 1 == len(cuts)
+        stop = len(words) if last else cuts[k + 1]
+        low = 0 if first else spans[cut][0]
+        high = len(text) if last else spans[stop][0]
+        start = segment.start if first else words[cut].start
+        end = segment.end if last else words[stop - 1].end
+        part = replace(bare, start=start, end=max(start, end), text=text[low:high].strip(), words=words[cut:stop])
+        spaced = segment.spaced if first else text[:low] != text[:low].rstrip()
+        result.append(replace(part, speaker=speaker, spaced=spaced))
+    return result

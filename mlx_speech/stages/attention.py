@@ -25,6 +25,7 @@ from mlx_speech.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment, Word
 
 TOKENS_PER_SECOND = 50  # positions of the encoder
+SHORTEST = 1 / TOKENS_PER_SECOND  # seconds that a segment lasts, as from one timestamp to the next
 
 PREPEND_PUNCTUATIONS = "\"'“¿([{-"
 APPEND_PUNCTUATIONS = "\"'.。,，!！?？:：”)]}、"
@@ -301,6 +302,33 @@ def tidy(words: Sequence[Word], start: float, end: float) -> tuple[Word, ...]:
             result.append(replace(word, start=start, end=finish, text=word.text.strip()))
             start = finish
     return tuple(result)
+
+
+def tidy_segments(segments: Sequence[Segment], start: float, end: float) -> list[Segment]:
+    """Segments as users get them, with their words: inside start..end, none before the one before it ends, all of some
+    length. `place_words` lets them leave what was heard, and overlap; one that would be left without time takes a
+    little of that of its neighbours.
+
+    start, end : seconds, of which the first is the smaller
+    """
+    shortest = min(SHORTEST, (end - start) / max(1, len(segments)))
+    times: list[tuple[float, float]] = []
+    low = start
+    for segment in segments:
+        begin = min(max(low, segment.start), end)
+        low = max(begin + shortest, min(segment.end, end))
+        times.append((begin, low))
+    high = end
+    for k in range(len(times) - 1, -1, -1):
+        begin, finish = times[k]
+        finish = min(finish, high)
+        begin = max(start, min(begin, finish - shortest))
+        times[k] = begin, finish
+        high = begin
+    result: list[Segment] = []
+    for segment, (begin, finish) in zip(segments, times, strict=True):
+        result.append(replace(segment, start=begin, end=finish, words=tidy(segment.words, begin, finish)))
+    return result
 
 
 # --- hallucinations --------------------------------------------------------------------------------------------------

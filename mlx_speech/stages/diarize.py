@@ -47,19 +47,19 @@ def diarize(
     batch_size : windows that go through the models at once
     on_progress : is told the part that is done, 0..1
 
-    Warns where fewer speakers are found than asked for. Raises `OptionError`, naming the options, where they are
-    wrong, `ConfigError` for a pipeline with settings that are not supported, and `AudioError` for audio of another
-    shape.
+    Warns where another number of speakers has turns than was asked for. Raises `OptionError`, naming the options,
+    where they are wrong, `ConfigError` for a pipeline with settings that are not supported, and `AudioError` for audio
+    of another shape.
     """
     in_range(1, math.inf, batch_size=batch_size)
     speakers = {"num_speakers": num_speakers, "min_speakers": min_speakers, "max_speakers": max_speakers}
-    cluster.speaker_bounds(**speakers)
+    bounds = cluster.speaker_bounds(**speakers)
     settings = checked(model.params)
     cluster.check(model.clustering, settings["clustering"], model.plda)
     samples = one_channel(audio, "speakers are told apart")
     report = on_progress or (lambda done: None)
     if not samples.size:
-        return Diarization()
+        return _without_turns(bounds, num_speakers or min_speakers)
     args = model.segmentation.args
     size = round(args.duration * args.sample_rate)
     starts = windows.starts(samples.size, size, round(model.segmentation_step * args.duration * args.sample_rate))
@@ -68,7 +68,7 @@ def diarize(
     if args.powerset_max_classes is None:
         segmentations = windows.binarize(scores, settings["segmentation"]["threshold"]).astype(np.int8)
     if not segmentations.any():
-        return Diarization()
+        return _without_turns(bounds, num_speakers or min_speakers)
     masks = voice_masks(segmentations, size, exclude_overlap=model.embedding_exclude_overlap)
     spoken = np.flatnonzero(masks.any(axis=(1, 2)))
     # On the CPU a ResNet gains nothing from a batch, and its convolutions need 1 GB for every window in it.
@@ -124,20 +124,14 @@ def from_stages(
     if not 0.8 * duration <= heard <= 1.05 * duration:
         raise OptionError(f"duration is {duration:g} s, but windows have frames for {heard:.2f} s: it is a window's")
     if not len(segmentations):
-        return Diarization()
+        return _without_turns(bounds, num_speakers or min_speakers)
     chunks = Windows(duration, segmentation_step * duration)
     count = segmentations.sum(axis=2, keepdims=True)
     count = np.rint(windows.aggregate(count, len(count), chunks, frames)[:, 0]).astype(int)
     if not count.any():
-        return Diarization()
+        return _without_turns(bounds, num_speakers or min_speakers)
     how: dict[str, Any] = {"clustering": clustering, "params": settings["clustering"], "plda": plda}
     clusters, centroids = cluster.cluster(embeddings, segmentations, bounds, min_active_ratio=min_active_ratio, **how)
-    found = len(np.unique(clusters[clusters != cluster.NONE]))
-    if not bounds.low <= found <= bounds.high:
-        most = f"to {bounds.high}" if math.isfinite(bounds.high) else "or more"
-        asked = f"{bounds.low} were" if bounds.low == bounds.high else f"{bounds.low} {most} were"
-        message = f"{found} speakers are found where {asked} asked for: there is too little speech to tell more apart"
-        warnings.warn(message, stacklevel=2)
     count = np.minimum(count, bounds.high).astype(int)
     activations = windows.aggregate(_by_cluster(scores, clusters), len(scores), chunks, frames, skip_average=True)
     min_off = settings["segmentation"]["min_duration_off"]
@@ -145,10 +139,37 @@ def from_stages(
     exclusive = _turns(strongest(activations, np.minimum(count, 1)), frames, min_off)
     # 10 before 2, as the original sorts
     names = {k: f"SPEAKER_{n:02d}" for n, k in enumerate(sorted({k for _, _, k in turns}, key=str))}
+    if not bounds.low <= len(names) <= bounds.high:
+        _warn_of_number(len(names), bounds)
     silent = np.zeros((max(names, default=-1) + 1, centroids.shape[1]))  # more at once than there are clusters
     silent[: len(centroids)] = centroids[: len(silent)]
     named, alone = (tuple(Turn(start, end, names[k]) for start, end, k in found) for found in (turns, exclusive))
     return Diarization(named, alone, {name: tuple(silent[k].tolist()) for k, name in names.items()})
+
+
+def _without_turns(bounds: cluster.Bounds, least: int | None) -> Diarization:
+    """Nobody speaks. least : how many were asked for, if any number was"""
+    if least is not None:
+        _warn_of_number(0, bounds)
+    return Diarization()
+
+
+def _warn_of_number(found: int, bounds: cluster.Bounds) -> None:
+    """Say that other speakers have turns than were asked for."""
+    if bounds.low == bounds.high:
+        asked = f"{bounds.low} {'was' if bounds.low == 1 else 'were'}"
+    elif math.isfinite(bounds.high):
+        asked = f"{bounds.low} to {bounds.high} were"
+    else:
+        asked = f"{bounds.low} or more were"
+    if found == 0:
+        reason = "nobody is heard to speak"
+    elif found < bounds.low:
+        reason = "there is too little speech to tell more apart"
+    else:
+        reason = "more than that speak at once"
+    count = "1 speaker is" if found == 1 else f"{found} speakers are"
+    warnings.warn(f"{count} found where {asked} asked for: {reason}", stacklevel=3)
 
 
 def checked(params: Mapping[str, Any] | None) -> dict[str, Any]:

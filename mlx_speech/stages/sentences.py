@@ -13,7 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from mlx_speech.transcript import UNSPACED, Segment, Word, separator
+from mlx_speech.spacing import is_torn, unspaced
+from mlx_speech.transcript import Segment, Word, space_between
 
 MAX_GAP = 1.0  # seconds between segments of one sentence
 PAUSE = 0.25  # seconds behind a full stop that may belong to an abbreviation, from which it ends the sentence
@@ -61,10 +62,10 @@ def split_sentences(segments: Sequence[Segment], language: str) -> tuple[Segment
             sentences += run
             continue
         code, start = run[0].language or language, 0
-        pieces = [piece for k, segment in enumerate(run) for piece in _pieces(segment, code, first=k == 0)]
+        pieces = _pieces(run)
         cased = any(piece.word.text[:1].isupper() for piece in pieces)
         for k in range(len(pieces)):
-            if k + 1 == len(pieces) or _ends(pieces[start : k + 1], pieces[k + 1].word, code, cased):
+            if k + 1 == len(pieces) or _ends(pieces[start : k + 1], pieces[k + 1], code, cased):
                 sentences += [_sentence(part) for part in _short(pieces[start : k + 1])]
                 start = k + 1
     return tuple(sentences)
@@ -92,24 +93,30 @@ def _punctuated(run: list[Segment]) -> list[list[Segment]]:
     return [run] if any(set(_TERMINAL) & set(segment.text) for segment in run) else [[segment] for segment in run]
 
 
-def _pieces(segment: Segment, language: str, first: bool) -> Iterator[_Piece]:
-    """The words with the text around them as the segment has it."""
-    between, places = separator(language), segment.places
-    if -1 in places:  # the words are not those of the text
-        gaps = ["", *[between] * (len(places) - 1), ""]
-    else:
-        ends = [0, *(start + len(word.text) for start, word in zip(places, segment.words, strict=True))]
-        gaps = [segment.text[end:start] for end, start in zip(ends, [*places, None], strict=True)]
-    for k, word in enumerate(segment.words):
-        before = gaps[k] if k or first else between + gaps[0].lstrip()
-        yield _Piece(word, before, gaps[-1] if k + 1 == len(places) else "", segment)
+def _pieces(run: list[Segment]) -> list[_Piece]:
+    """The words of segments with the text around them as these have it."""
+    pieces: list[_Piece] = []
+    last_text = ""  # of the segment before
+    for segment in run:
+        text, spans = segment.placed()
+        before = " " if segment.spaced and not pieces else space_between(last_text, segment)
+        place = 0
+        for word, (start, end) in zip(segment.words, spans, strict=True):
+            behind = text[end:] if end == spans[-1][1] and word is segment.words[-1] else ""
+            pieces.append(_Piece(word, before + text[place:start], behind, segment))
+            before, place = "", end
+        last_text = text
+    return pieces
 
 
-def _ends(pieces: list[_Piece], following: Word, language: str, cased: bool) -> bool:
+def _ends(pieces: list[_Piece], next_piece: _Piece, language: str, cased: bool) -> bool:
     """Whether a sentence is over behind these words.
 
     cased : whether words of this text begin with capitals at all
     """
+    following = next_piece.word
+    if not pieces[-1].behind + next_piece.before and is_torn(pieces[-1].word.text, following.text):
+        return False  # the point in "3.5"
     if not following.text.strip(_CLOSING + _TERMINAL):  # « Oui. »
         return False
     *before, core = (piece.word.text.rstrip(_CLOSING) for piece in pieces[-2:])
@@ -119,11 +126,11 @@ def _ends(pieces: list[_Piece], following: Word, language: str, cased: bool) -> 
     start = following.text.lstrip(_OPENING)[:1]
     if cased and start.islower():
         return False
-    if core[-1] != "." or core.endswith("..") or language in UNSPACED:
+    if core[-1] != "." or core.endswith("..") or unspaced(core[-2:-1]):
         return True
     name = core[:-1].lstrip(_OPENING)
     known = name.lower()
-    titles = dict(entry.split(" ", 1) for entry in _TITLES.split("|")).get(language, "dr prof").split()
+    titles = _titles(language)
     if known in titles or (known in _BEFORE_NUMBERS and start.isdecimal()):
         return False
     if name.isdecimal() and len(pieces) == 1:  # the number of a list's item
@@ -132,6 +139,12 @@ def _ends(pieces: list[_Piece], following: Word, language: str, cased: bool) -> 
     if initials or known in _SOMETIMES or (name.isdecimal() and len(name) <= 2 and language in _ORDINALS):
         return following.start - pieces[-1].word.end >= PAUSE
     return True
+
+
+def _titles(language: str) -> list[str]:
+    """Those of English for a language that has none: what is said in it may be translated, or be English."""
+    titles = dict(entry.split(" ", 1) for entry in _TITLES.split("|"))
+    return titles.get(language, titles["en"]).split()
 
 
 def _short(pieces: list[_Piece]) -> list[list[_Piece]]:
@@ -158,4 +171,6 @@ def _sentence(pieces: list[_Piece]) -> Segment:
 
     means = {name: mean(name) for name in ("temperature", "avg_logprob", "compression_ratio", "no_speech_prob")}
     first = pieces[0].segment
-    return replace(first, start=words[0].start, end=words[-1].end, text=text, words=words, tokens=(), **means)
+    spaced = pieces[0].before[:1].isspace()
+    times = {"start": words[0].start, "end": words[-1].end}
+    return replace(first, **times, text=text, words=words, tokens=(), spaced=spaced, **means)

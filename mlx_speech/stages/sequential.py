@@ -53,8 +53,8 @@ def transcribe_sequential(
     clip_timestamps : start, end, start, end, … in seconds of what is transcribed; the last end may be left out
     on_progress : called with the seconds of the recording done so far, after each window
 
-    As in the original, a segment may end after the recording does, and segments with words may overlap; unlike there,
-    segments without text are left out. Raises `OptionError`.
+    As in the original, segments with words may overlap; unlike there, none ends after the recording does, all last,
+    and those without text are left out. Raises `OptionError`.
     """
     if hallucination_silence_threshold is not None and not (word_timestamps and hallucination_silence_threshold >= 0):
         raise OptionError("hallucination_silence_threshold takes seconds from 0, and needs word_timestamps=True")
@@ -85,7 +85,20 @@ def transcribe_sequential(
                 history.add(segments, condition_on_previous_text and result.temperature <= 0.5)
             if on_progress is not None:
                 on_progress(min(seek, mel.frames) / FRAMES_PER_SECOND)
-    return tuple(replace(s, words=attention.tidy(s.words, s.start, s.end)) for s in found)
+    duration = mel.samples / SAMPLE_RATE
+    return tuple(_within(segment, duration) for segment in found)
+
+
+def _within(segment: Segment, duration: float) -> Segment:
+    """The segment and its words inside the recording. The last window is filled up with silence, and Whisper's
+    timestamps may lie there; where a whole segment does, it gets the last moment of the recording."""
+    start = max(segment.start, 0.0)
+    end = min(segment.end, duration)
+    if start >= duration:
+        start = max(0.0, duration - attention.SHORTEST)
+    if end <= start:
+        end = min(start + attention.SHORTEST, duration)
+    return replace(segment, start=start, end=end, words=attention.tidy(segment.words, start, end))
 
 
 def _clips(clip_timestamps: Sequence[float], frames: int) -> list[tuple[int, int]]:
@@ -105,11 +118,12 @@ class _LogMel:
     """The spectrogram of a recording, of which only what is asked for is in memory; the loudest frame of all sets the
     floor, as in openai/whisper, where a recording has one spectrogram.
 
-    frames : of the recording; size : of the model's window
+    samples, frames : of the recording; size : of the model's window, in frames
     """
 
     def __init__(self, audio: np.ndarray, args: ModelArgs) -> None:
         self._audio, self._n_mels = audio, args.n_mels
+        self.samples = audio.size
         self.frames, self.size = audio.size // HOP_LENGTH, args.n_audio_ctx * INPUT_STRIDE
         self._floor = mx.array(-math.inf)
         reach = self.frames + 3  # these hear the recording's last samples

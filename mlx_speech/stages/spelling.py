@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from decimal import Decimal
 
-from mlx_speech.transcript import UNSPACED
+from mlx_speech.spacing import unspaced
 
 # num2words' codes, or those of languages whose numbers sound alike; Japanese numerals are written in Chinese
 _CODES = {"zh": "ja", "yue": "ja", "nn": "no", "kk": "kz", "hr": "sr", "bs": "sr", "ms": "id"}
@@ -34,24 +34,28 @@ _KINDS = dict.fromkeys("เแโใไເແໂໃໄ", "l") | dict.fromkeys("�
 _KINDS |= dict.fromkeys("\u17d2\u1039", "s") | dict.fromkeys(".,:'’-_/@&+", "j")  # stackers; joints within runs
 
 
-def split_words(text: str, language: str) -> list[str]:
-    """Words as they are aligned: between spaces; in a language without spaces its characters, each with its marks and
-    the punctuation that belongs to it, and whole runs of Latin letters and digits."""
-    if language not in UNSPACED:
-        return text.split()
-    kinds = [(word, "".join(map(_kind, word))) for word in text.split()]
-    return [word[found.start() : found.end()] for word, kind in kinds for found in _UNIT.finditer(kind) if found[0]]
+def split_words(text: str) -> list[str]:
+    """Words as they are aligned: between spaces; in a script without spaces its characters, each with its marks and
+    the punctuation that belongs to it, and whole runs of digits and of other letters."""
+    words: list[str] = []
+    for word in text.split():
+        if any(map(unspaced, word)):
+            kinds = "".join(map(_kind, word))
+            words += [word[found.start() : found.end()] for found in _UNIT.finditer(kinds) if found[0]]
+        else:
+            words.append(word)
+    return words
 
 
 def _kind(character: str) -> str:
-    """What it does in a language without spaces, where `_UNIT` is a word: what opens, a run of Latin letters and
-    digits (n) or one character (c) with its marks, then the punctuation behind it."""
+    """What it does beside a script without spaces, where `_UNIT` is a word: what opens, a run of digits and letters of
+    other scripts (n) or one character (c) with its marks, then the punctuation behind it."""
     category = unicodedata.category(character)
     if character in _KINDS or is_mark(character):
         return _KINDS.get(character, "m")
     if category[0] in "PSC":
         return "o" if category in ("Ps", "Pi") else "p"
-    return "n" if character.isdecimal() or ord(character) < 0x250 else "c"
+    return "n" if character.isdecimal() or not unspaced(character) else "c"
 
 
 def is_mark(character: str) -> bool:
