@@ -123,6 +123,8 @@ def transcribe(
                     print(f"mlx_speech: {folder / stems[source]}.{names}", file=sys.stderr)
                 if verbose:
                     print(_timing(result), file=sys.stderr)
+                    for region in result.silences:
+                        say(f"{region.start:.1f} to {region.end:.1f} s: speech to the detector, silence to Whisper")
     finally:
         for message in failed:
             say(message)

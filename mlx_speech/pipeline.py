@@ -48,8 +48,7 @@ from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcrip
 
 SAMPLE_RATE = 16_000
 ALIGN_BATCH = 8
-CHUNK_PAD = 0.4  # seconds that are heard before and behind the speech of a chunk
-MAX_PAUSE = float("inf")
+CHUNK_PAD = 0.3  # seconds that are heard before and behind the speech of a chunk
 MIN_SAMPLES = 1_600  # 0.1 s: nothing shorter is listened to
 
 # stage, seconds of audio done, seconds in all, the recording
@@ -279,7 +278,7 @@ class Pipeline:
         if not file.raised:
             warn_if_silent(file.audio, regions, _name(file.recording))
         report(file.duration)
-        chunks = cut_chunks(regions, duration=file.duration, chunk_size=longest, max_pause=MAX_PAUSE)
+        chunks = cut_chunks(regions, duration=file.duration, chunk_size=longest)
         return widened(chunks, pad=min(CHUNK_PAD, (size - longest) / 2), duration=file.duration)
 
     def _regions(self, audio: np.ndarray, options: Options, longest: float) -> list[Region]:
@@ -307,11 +306,13 @@ class Pipeline:
                     yield asr.Task(file, chunk, samples, file.language, file.attention, encoded, seed=k)
                 start = time.perf_counter()
 
+        def note_silence(task: asr.Task, region: Region) -> None:
+            task.key.silences.append(region)
+
         before = time.perf_counter()
         how = options.only("multilingual", "hallucination_silence_threshold")
-        for task, segments in asr.transcribe(
-            tasks(), recogniser.model, recogniser.tokenizer, options, batch_size=size, **how
-        ):
+        how |= {"batch_size": size, "on_silence": note_silence}
+        for task, segments in asr.transcribe(tasks(), recogniser.model, recogniser.tokenizer, options, **how):
             file = task.key
             if options.segment_resolution == "chunk" or file.ctc:
                 segments = _joined(task.chunk, segments)  # Whisper's own times are too coarse to hold words to
@@ -364,8 +365,16 @@ class Pipeline:
             segments = assign_speakers(segments, diarization)
             self._release("diarization")
         language = file.language or _most_spoken(segments)
-        said = dict(file.models), dict(file.seconds)
-        file.transcript = Transcript(segments, language, file.probability, file.duration, diarization, *said)
+        file.transcript = Transcript(
+            segments,
+            language,
+            file.probability,
+            file.duration,
+            diarization,
+            models=dict(file.models),
+            seconds=dict(file.seconds),
+            silences=tuple(sorted(file.silences, key=lambda region: region.start)),
+        )
 
     def _align(
         self, file: _File, segments: tuple[Segment, ...], options: Options, progress: _Report
@@ -502,6 +511,7 @@ class _File:
     ctc: bool = False  # whether there is a model to align it by
     attention: bool = False  # whether words get their times from Whisper's attention
     segments: list[Segment] = field(default_factory=list)
+    silences: list[Region] = field(default_factory=list)  # speech in which Whisper heard none
     seconds: dict[str, float] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
     transcript: Transcript = field(default_factory=Transcript)

@@ -174,6 +174,7 @@ class Transcript:
     language : the code of the language ("en"); with several, that of most of the speech
     language_probability : as detected; 1 where the language was given
     models : the model of each stage that ran; seconds : how long each took
+    silences : what the detector calls speech and Whisper, on a second hearing as well, does not
     """
 
     segments: tuple[Segment, ...] = ()
@@ -183,6 +184,7 @@ class Transcript:
     diarization: Diarization | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    silences: tuple[Region, ...] = ()
 
     @property
     def text(self) -> str:

@@ -223,15 +223,12 @@ def _padded(segments: list[tuple[int, int]], pad: float, num_samples: int) -> li
 # --- regions → chunks -------------------------------------------------------------------------------------------------
 
 
-def cut_chunks(
-    regions: Sequence[Region], *, duration: float, chunk_size: float = 30.0, max_pause: float = math.inf
-) -> list[Chunk]:
+def cut_chunks(regions: Sequence[Region], *, duration: float, chunk_size: float = 30.0) -> list[Chunk]:
     """Slices of the recording for recognition, cut at pauses: in order, apart, and together holding all regions.
 
     regions : of speech; what lies outside the recording, or overlaps the region before, is left out
     duration : of the recording, in seconds
     chunk_size : longest slice, in seconds; a region that is longer is divided evenly
-    max_pause : seconds; a longer pause lies between two slices
 
     As whisperx.vads.vad.Vad.merge_chunks: regions join the chunk, pauses and all, for as long as it stays short enough.
     Raises `OptionError` for a chunk_size below a second.
@@ -242,8 +239,7 @@ def cut_chunks(
     for region in sorted(regions, key=lambda region: (region.start, region.end)):
         start, end = max(region.start, end), max(end, min(region.end, duration))
         for piece in _divided(start, end, chunk_size):
-            too_long = groups and piece.end - groups[-1][0].start > chunk_size
-            if not groups or too_long or piece.start - groups[-1][-1].end > max_pause:
+            if not groups or piece.end - groups[-1][0].start > chunk_size:
                 groups.append([])
             groups[-1].append(piece)
     return [Chunk(group[0].start, group[-1].end, tuple(group)) for group in groups]

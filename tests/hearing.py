@@ -1,12 +1,12 @@
 """How many words are wrong with Whisper's real weights on real recordings: ours, openai-whisper, faster-whisper.
 
-    python -m benchmarks.hearing             # measure what is missing; the figures are kept in hearing.json
-    python -m benchmarks.hearing --again     # measure all of it anew
-    python -m benchmarks.hearing --table     # put the table of the figures into README.md
+    python tests/hearing.py             # measure what is missing; the figures are kept in hearing.json
+    python tests/hearing.py --again     # measure all of it anew
+    python tests/hearing.py --table     # put the table of the figures into README.md
 
 The recordings are those of MLX_SPEECH_TEST_DATA (`manifest.json` has their texts), and longer ones joined from them.
 Errors are counted by jiwer behind Whisper's own text normaliser; in Japanese and Chinese they are characters.
-`tests/test_real_speech.py` holds ours to the figures of the others.
+`test_real_speech.py` holds ours to the figures of the others.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import originals
+import real_weights
 
 from mlx_speech import Pipeline, load_audio
 from mlx_speech.errors import MLXSpeechError
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("MLX_SPEECH_TEST_DATA", ROOT.parent / "shared"))
-FIGURES = Path(__file__).with_name("hearing.json")
+FIGURES = Path(__file__).parent / "data" / "hearing.json"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- hearing: python -m benchmarks.hearing --table -->", "<!-- /hearing -->"
+BEGIN, END = "<!-- hearing: python tests/hearing.py --table -->", "<!-- /hearing -->"
 
 RATE = 16_000
 CHARACTERS = ("ja", "zh")  # languages whose errors are counted in characters
@@ -194,8 +196,9 @@ def ours(model: Any, **options: Any) -> Hear:
     return hear
 
 
-def openai_whisper(model: Any) -> Hear:
-    """`transcribe` of openai/whisper with its defaults. model : its `Whisper`"""
+def openai_whisper(folder: Path) -> Hear:
+    """`transcribe` of openai/whisper with its defaults, on the same weights."""
+    model = originals.whisper_from_ctranslate2(folder / "model.bin")
     return lambda samples: (model.transcribe(sample.audio, fp16=False, verbose=None)["text"] for sample in samples)
 
 
@@ -215,21 +218,16 @@ def faster_whisper(folder: Path) -> Hear:
 
 def contenders() -> dict[str, Callable[[], Hear]]:
     """By name; each is made when it is its turn."""
-    from tests import real_weights
-
-    def original() -> Hear:
-        return openai_whisper(real_weights.openai_whisper("base"))
-
-    folder = real_weights.folder("whisper-base")
+    folder = real_weights.folder() / "whisper-base"
     return {
         "ours": lambda: ours(folder),
-        "ours, beam 5": lambda: ours(folder, beam_size=5),
-        "ours, sequential": lambda: ours(folder, sequential=True),
-        "openai-whisper": original,
+        "openai-whisper": lambda: openai_whisper(folder),
         "faster-whisper, batched": lambda: faster_whisper(folder),
-        "ours, float16": lambda: ours(folder, dtype="float16"),
+        "ours, beam_size=5": lambda: ours(folder, beam_size=5),
+        "ours, sequential": lambda: ours(folder, sequential=True),
         "ours, q8": lambda: ours(folder, q_bits=8),
         "ours, q4": lambda: ours(folder, q_bits=4),
+        "ours, float16": lambda: ours(folder, dtype="float16"),
     }
 
 
@@ -259,12 +257,13 @@ def total(languages: dict[str, Errors]) -> Errors:
     return sum(languages.values(), Errors())
 
 
-def measure(again: bool) -> None:
+def measure(again: bool, only: list[str]) -> None:
     """Measure what has no figures yet, one set after the other; each is kept as soon as it is there."""
     figures = {} if again else read_figures()
-    for name, make in contenders().items():
+    wanted = contenders()
+    for name in only or wanted:
         missing = [kind for kind in SETS if kind not in figures.get(name, {})]
-        hear = make() if missing else None
+        hear = wanted[name]() if missing else None
         for kind in missing:
             samples = list(SETS[kind]())
             found = by_language(samples, hear(samples))
@@ -302,13 +301,14 @@ def put_table_into_readme() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.hearing", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python tests/hearing.py", description=__doc__.split("\n")[0])
+    parser.add_argument("contender", nargs="*", help="of these only (default: all)")
     parser.add_argument("--again", action="store_true", help="measure everything anew")
     parser.add_argument("--table", action="store_true", help="only put the table into README.md")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if not arguments.table:
-        measure(arguments.again)
+        measure(arguments.again, arguments.contender)
     put_table_into_readme()
 
 
@@ -316,4 +316,4 @@ if __name__ == "__main__":
     try:
         main()
     except (MLXSpeechError, FileNotFoundError) as error:
-        raise SystemExit(f"benchmarks.hearing: {error}") from error
+        raise SystemExit(f"hearing: {error}") from error

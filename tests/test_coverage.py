@@ -1,0 +1,188 @@
+"""Speech without text: which stretches are missing, checked frame by frame, and that they are heard again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted import Script, ScriptedModel
+
+from mlx_speech.stages import asr, decode
+from mlx_speech.stages.asr import Task
+from mlx_speech.stages.coverage import MAX_WORD, MIN_SPEECH, region_by_region, text_regions, uncovered
+from mlx_speech.stages.decode import DecodingOptions, DecodingResult, Job
+from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.transcript import Chunk, Region, Segment, Word
+
+QUICK = settings(max_examples=200, deadline=None, derandomize=True)
+STEP = 0.25  # seconds; all times are multiples, so that counting cells is exact
+
+
+def cells(regions: Iterable[Region]) -> set[int]:
+    return {cell for region in regions for cell in range(round(region.start / STEP), round(region.end / STEP))}
+
+
+@st.composite
+def disjoint(draw: st.DrawFn) -> list[Region]:
+    edges = draw(st.lists(st.integers(0, 120), unique=True, max_size=16).map(sorted))
+    return [Region(a * STEP, b * STEP) for a, b in zip(edges[::2], edges[1::2], strict=False)]
+
+
+@QUICK
+@given(disjoint(), disjoint())
+def test_what_is_missing_is_all_speech_without_text(speech: list[Region], texts: list[Region]) -> None:
+    chunk = Chunk(0.0, 30.0, tuple(speech))
+    segments = [Segment(region.start, region.end, "said") for region in texts]
+    found = uncovered(chunk, segments)
+    silent = cells(speech) - cells(texts)
+    for stretch in found:
+        assert chunk.start <= stretch.start <= stretch.end <= chunk.end
+        assert not cells([stretch]) & cells(texts)
+        assert cells(stretch.regions) == cells([stretch]) & cells(speech)
+        assert len(cells(stretch.regions)) * STEP > MIN_SPEECH
+    left = silent - {cell for stretch in found for cell in cells(stretch.regions)}
+    ends = [0.0, *(region.end for region in texts)]
+    starts = [*(region.start for region in texts), 30.0]
+    for a, b in zip(ends, starts, strict=True):  # what is left out is too little between two pieces of text
+        assert len(left & cells([Region(a, b)])) * STEP <= MIN_SPEECH
+
+
+def test_words_say_where_the_text_stands() -> None:
+    chunk = Chunk(0.0, 10.0, (Region(0.0, 10.0),))
+    words = (Word(0.0, 1.0, "one"), Word(8.0, 10.0, "two"))
+    assert uncovered(chunk, [Segment(0.0, 10.0, "one two")]) == []
+    (found,) = uncovered(chunk, [Segment(0.0, 10.0, "one two", words)])
+    assert (found.start, found.end) == (1.0, 8.0)
+
+
+def test_a_word_that_is_too_long_hides_nothing() -> None:
+    long = Segment(0.0, 9.0, "well", (Word(0.0, 9.0, "well"),))
+    assert text_regions([long]) == [Region(0.0, MAX_WORD / 2), Region(9.0 - MAX_WORD / 2, 9.0)]
+    (found,) = uncovered(Chunk(0.0, 9.0, (Region(0.0, 9.0),)), [long])
+    assert (found.start, found.end) == (1.0, 8.0)
+
+
+def test_regions_alone_reach_halfway_to_their_neighbours() -> None:
+    regions = (Region(1.0, 3.0), Region(4.0, 4.5), Region(6.5, 9.0))
+    found = region_by_region(Chunk(0.5, 10.0, regions))
+    assert [(chunk.start, chunk.end) for chunk in found] == [(0.5, 3.5), (5.5, 10.0)]
+    assert [chunk.regions for chunk in found] == [(regions[0],), (regions[2],)]
+
+
+# --- heard again ------------------------------------------------------------------------------------------------------
+
+
+class Decoder:
+    """Stands for the decoder: says the words of what it hears, but ends its text at the first pause.
+
+    words : (start, end) of each in the recording; it hears the recording's place in the samples, which count up
+    """
+
+    def __init__(self, tokenizer: Tokenizer, words: Sequence[Region], silent: Sequence[Region] = ()) -> None:
+        self.tokenizer, self.words, self.silent = tokenizer, words, silent
+        self.heard: list[tuple[float, float]] = []
+
+    def __call__(self, jobs: Iterable[Job], *_: Any, batch_size: int) -> Iterator[tuple[Job, DecodingResult]]:
+        for job in jobs:
+            audio = job.key.audio
+            start, end = float(audio[0]), float(audio[-1])
+            self.heard.append((start, end))
+            words = [word for word in self.words if start - 0.02 <= word.start and word.end <= end + 0.02]
+            silence = all(any(r.start <= word.start and word.end <= r.end for r in self.silent) for word in words)
+            tokens: list[int] = []
+            for word in words[: self._before_a_pause(words)]:
+                tokens += [self._stamp(word.start - start), 2425, self._stamp(word.end - start)]
+            no_speech, logprob = (0.9, -0.3) if silence else (0.0, -0.3)
+            yield job, DecodingResult(tuple(tokens), "x", "en", logprob, no_speech, 0.0, 1.0)
+
+    def _stamp(self, seconds: float) -> int:
+        return self.tokenizer.timestamp_begin + max(0, round(seconds / 0.02))
+
+    @staticmethod
+    def _before_a_pause(words: Sequence[Region]) -> int:
+        for k in range(1, len(words)):
+            if words[k].start - words[k - 1].end > 1.0:
+                return k
+        return len(words)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.find(None, 51865)
+
+
+def hear(
+    decoder: Decoder, chunks: Sequence[Chunk], monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> tuple[dict[int, tuple[Segment, ...]], list[Region]]:
+    monkeypatch.setattr(decode, "decode_with_fallback", decoder)
+    recording = np.arange(60 * 16_000, dtype=np.float32) / 16_000
+    tasks = [Task(k, chunk, asr.samples_of(recording, chunk), "en") for k, chunk in enumerate(chunks)]
+    silences: list[Region] = []
+    results = asr.transcribe(
+        tasks,
+        ScriptedModel(Script(0)),
+        decoder.tokenizer,
+        DecodingOptions(),
+        batch_size=batch_size,
+        on_silence=lambda _, region: silences.append(region),
+    )
+    found = list(results)
+    assert sorted(task.key for task, _ in found) == list(range(len(chunks)))  # each once
+    return {task.key: segments for task, segments in found}, silences
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_speech_behind_every_pause_is_heard(
+    batch_size: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [Region(start, start + 1.5) for start in (1.0, 5.0, 9.0, 14.0, 20.0, 25.0, 31.0, 38.0, 46.0)]
+    chunks = [Chunk(0.5, 28.0, tuple(words[:6])), Chunk(30.0, 48.0, tuple(words[6:]))]
+    found, silences = hear(Decoder(tokenizer, words), chunks, monkeypatch, batch_size)
+    segments = [segment for key in (0, 1) for segment in found[key]]
+    assert [segment.end for segment in segments] == pytest.approx([word.end for word in words], abs=0.03)
+    assert silences == []
+
+
+def test_what_is_silence_on_a_second_hearing_is_said(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    word, noise = Region(1.0, 3.0), Region(8.0, 12.0)
+    decoder = Decoder(tokenizer, [word], silent=[noise])
+    found, silences = hear(decoder, [Chunk(0.5, 12.5, (word, noise))], monkeypatch, 4)
+    assert len(found[0]) == 1
+    assert silences == [noise]
+    assert len(decoder.heard) == 2  # and not a third time
+
+
+def test_a_second_hearing_adds_no_text_that_is_likely_made_up(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word, noise = Region(1.0, 3.0), Region(8.0, 12.0)
+    decoder = Decoder(tokenizer, [word, Region(9.0, 10.0)], silent=[noise])
+    found, silences = hear(decoder, [Chunk(0.5, 12.5, (word, noise))], monkeypatch, 4)
+    assert len(found[0]) == 1 and silences == [noise]
+
+
+def test_a_chunk_in_which_nothing_was_heard_is_heard_region_by_region(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regions = (Region(2.0, 4.0), Region(15.0, 17.0))
+
+    class Deaf(Decoder):
+        def __call__(self, jobs: Iterable[Job], *_: Any, batch_size: int) -> Iterator[tuple[Job, DecodingResult]]:
+            for job, result in super().__call__(jobs, batch_size=batch_size):
+                long = job.key.chunk.duration > 15
+                yield job, DecodingResult((), "", "en", -2.0, 0.9, 0.0, 1.0) if long else result
+
+    decoder = Deaf(tokenizer, regions)
+    found, silences = hear(decoder, [Chunk(1.0, 18.0, regions)], monkeypatch, 4)
+    assert [segment.end for segment in found[0]] == pytest.approx([4.0, 17.0], abs=0.03)
+    assert silences == [] and len(decoder.heard) == 3
+
+
+def test_without_regions_nothing_is_heard_again(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(tokenizer, [Region(1.0, 2.0), Region(9.0, 11.0)])
+    found, _ = hear(decoder, [Chunk(0.5, 12.0)], monkeypatch, 4)
+    assert len(found[0]) == 1 and len(decoder.heard) == 1
