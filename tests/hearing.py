@@ -91,7 +91,7 @@ class Errors:
 def recordings() -> tuple[Sample, ...]:
     """Every recording of the test data whose text is known. Raises `FileNotFoundError` where there is no test data."""
     samples = []
-    for entry in json.loads((DATA / "manifest.json").read_text()):
+    for entry in json.loads((DATA / "data" / "manifest.json").read_text()):
         if not entry.get("text") or not entry["file"].startswith("data/audio/"):
             continue
         path = DATA / entry["file"]

@@ -60,10 +60,19 @@ def test_words_say_where_the_text_stands() -> None:
 
 
 def test_a_word_that_is_too_long_hides_nothing() -> None:
-    long = Segment(0.0, 9.0, "well", (Word(0.0, 9.0, "well"),))
-    assert text_regions([long]) == [Region(0.0, MAX_WORD / 2), Region(9.0 - MAX_WORD / 2, 9.0)]
-    (found,) = uncovered(Chunk(0.0, 9.0, (Region(0.0, 9.0),)), [long])
-    assert (found.start, found.end) == (1.0, 8.0)
+    half = MAX_WORD / 2
+    short, long = Word(0.0, 1.0, "well"), Word(1.0, 9.0, "then")
+    after = Word(9.0, 9.5, "now")
+    chunk = Chunk(0.0, 9.5, (Region(0.0, 9.5),))
+
+    def missing(*words: Word) -> list[tuple[float, float]]:
+        found = uncovered(chunk, [Segment(0.0, 9.5, " ".join(word.text for word in words), words)])
+        return [(stretch.start, stretch.end) for stretch in found]
+
+    assert missing(short, long) == [(1.0 + half, 9.5)]  # the last word: it is spoken at its beginning
+    assert missing(long, after) == [(0.0, 9.0 - half)]  # the first: at its end
+    assert missing(short, long, after) == [(1.0 + half, 9.0 - half)]
+    assert text_regions([Segment(1.0, 9.0, "then", (long,))]) == [Region(1.0, 1.0 + half)]
 
 
 def test_regions_alone_reach_halfway_to_their_neighbours() -> None:
@@ -119,6 +128,7 @@ def hear(
     decoder: Decoder, chunks: Sequence[Chunk], monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> tuple[dict[int, tuple[Segment, ...]], list[Region]]:
     monkeypatch.setattr(decode, "decode_with_fallback", decoder)
+    monkeypatch.setattr(asr, "_with_words", lambda waiting, *_: [(job.key, segments) for job, segments in waiting])
     recording = np.arange(60 * 16_000, dtype=np.float32) / 16_000
     tasks = [Task(k, chunk, asr.samples_of(recording, chunk), "en") for k, chunk in enumerate(chunks)]
     silences: list[Region] = []

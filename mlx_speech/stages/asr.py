@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -96,7 +96,7 @@ def transcribe(
         for job, result in decode.decode_with_fallback(hearings, model, tokenizer, options, batch_size=batch_size):
             stretch: _Stretch = job.key
             segments = _segments_of_stretch(stretch, result, tokenizer, options)
-            if stretch.task.words and segments:
+            if segments and (stretch.task.words or stretch.chunk.regions):
                 waiting.append((job, segments))
             else:
                 hearings.heard(stretch, segments)
@@ -228,9 +228,12 @@ class _Hearings:
         return self._jobs.popleft()
 
     def heard(self, stretch: _Stretch, segments: Sequence[Segment]) -> None:
-        """Note what was heard in a stretch, and what of it has to be heard again."""
+        """Note what was heard in a stretch, and what of it has to be heard again.
+
+        segments : with words wherever the chunk has regions: Whisper's own stamps may span what it passed over
+        """
         hearing = stretch.hearing
-        hearing.segments += segments
+        hearing.segments += segments if stretch.task.words else [replace(segment, words=()) for segment in segments]
         hearing.pending -= 1
         for missing in coverage.uncovered(stretch.chunk, segments):
             parts = [missing] if segments else coverage.region_by_region(missing)
@@ -403,7 +406,8 @@ def _with_words(
         stretch = job.key
         low, high = stretch.chunk.start, stretch.chunk.end
         placed = attention.place_words(segments, timings, offset=low, last_speech=low, tokenizer=tokenizer)
-        placed = placed if threshold is None else _believed(placed, stretch.chunk, threshold)
+        if stretch.task.words and threshold is not None:
+            placed = _believed(placed, stretch.chunk, threshold)
         yield stretch, tuple(attention.tidy_segments(placed, low, high))
 
 

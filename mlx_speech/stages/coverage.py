@@ -40,17 +40,26 @@ def text_regions(segments: Iterable[Segment]) -> list[Region]:
     for segment in segments:
         if not segment.words:
             regions.append(Region(segment.start, segment.end))
-        for word in segment.words:
-            regions += _parts_of_word(word)
+        for place, word in enumerate(segment.words):
+            is_last = place == len(segment.words) - 1
+            regions += _spoken_parts(word, is_first=place == 0 and not is_last, is_last=is_last)
     return sorted(regions, key=lambda region: region.start)
 
 
-def _parts_of_word(word: Region) -> list[Region]:
-    """A word, or of a word that is too long its two ends: it is spoken at one of them, nobody knows which."""
+def _spoken_parts(word: Region, *, is_first: bool, is_last: bool) -> list[Region]:
+    """A word, or the part of a word that is too long in which it is spoken.
+
+    The alignment gives all frames to some word: those of passed over speech behind a text go to its last word, those
+    before it to its first. In between nobody knows, so both ends count.
+    """
     if word.duration <= MAX_WORD:
         return [Region(word.start, word.end)]
     half = MAX_WORD / 2
-    return [Region(word.start, word.start + half), Region(word.end - half, word.end)]
+    beginning = Region(word.start, word.start + half)
+    end = Region(word.end - half, word.end)
+    if is_last:
+        return [beginning]
+    return [end] if is_first else [beginning, end]
 
 
 def overlap(regions: Iterable[Region], stretch: Region) -> list[Region]:
