@@ -20,7 +20,7 @@ RATE = 16_000
 SENTENCES = {
     "de": "Guten Morgen, heute scheint die Sonne, und wir gehen mit den Kindern in den Garten.",
     "es": "Buenos días, hoy hace mucho sol y vamos con los niños a la playa.",
-    "fr": "Bonjour, aujourd'hui il fait beau et nous allons au marché avec les enfants.",
+    "it": "Buongiorno, oggi fa molto caldo e andiamo al mare con i bambini.",
 }
 
 

@@ -14,7 +14,7 @@ HEAD = """# Parity with the originals
 Written by `make tables`, on one machine's CPU; every test run measures it again and compares. Same input, PyTorch
 original beside MLX. Weights are random unless the case says real; norms and statistics are randomised so that none is
 the identity, and a case whose output is one token, label or class throughout is refused. Real recordings: 20 windows of
-at most 30 s in English, Japanese, Swedish and Chinese; of German, Spanish and French, synthetic ones.
+at most 30 s in English, Japanese, Swedish and Chinese; of German, Spanish and Italian, synthetic ones.
 """
 SHOWN = (  # in the README
     "Whisper base (real)",
