@@ -1,7 +1,8 @@
 # make demo : install, then transcribe a conversation with the small models that come with the package, offline
 # make demo-models : train these models again, from scratch; goes on where it stopped
 # make bench : measure speed and memory beside other packages, at most 40 minutes; goes on where it stopped
-# make test : install the test extra, then lint, types and all tests
+# make test : install the test extra, fetch real weights, then lint, types and all tests
+# make tables : write parity.md and the README's table of parity; make test checks them
 # Nothing is installed twice; pip is asked again only when pyproject.toml has changed.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ EXTRA  := $(if $(filter Darwin,$(shell uname -s)),,cpu)
 WORKERS ?= 2
 COMMA  := ,
 
-.PHONY: demo demo-models test parity-full bench clean
+.PHONY: demo demo-models test tables parity-full bench clean
 
 demo: $(VENV)/.scored
 	$(VENV)/bin/mlx_speech demo
@@ -25,7 +26,12 @@ test: $(VENV)/.tested
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright
+	$(PY) tests/real_weights.py
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+tables: $(VENV)/.tested
+	$(PY) tests/real_weights.py
+	CI=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal --tables tests/test_parity.py tests/test_real_parity.py
 
 parity-full: $(VENV)/.tested
 	$(PY) tests/parity_full.py

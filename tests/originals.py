@@ -103,6 +103,105 @@ def whisper_openai(dims: dict[str, int], seed: int = 0) -> Any:
     return randomise(model, seed)
 
 
+def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
+    """The variables of a model.bin of CTranslate2, version 6, all little-endian: after the version and the name of the
+    specification, a name, a shape, a type and the bytes of each; the aliases behind them are left."""
+    types = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+    content = path.read_bytes()
+    place = 0
+
+    def number(size: int) -> int:
+        nonlocal place
+        place += size
+        return int.from_bytes(content[place - size : place], "little")
+
+    def text() -> str:
+        nonlocal place
+        length = number(2)
+        place += length
+        return content[place - length : place - 1].decode()
+
+    version = number(4)
+    assert version == 6, f"CTranslate2's version {version}"
+    text()
+    number(4)
+    variables = {}
+    for _ in range(number(4)):
+        name = text()
+        shape = [number(4) for _ in range(number(1))]
+        kind = types[number(1)]
+        size = number(4)
+        variables[name] = np.frombuffer(content[place : place + size], kind).reshape(shape)
+        place += size
+    return variables
+
+
+def whisper_from_ctranslate2(path: Path) -> Any:
+    """openai-whisper's model in float32, with the weights of a faster-whisper model.bin.
+
+    CTranslate2 stacks query, key and value of a self-attention, and key and value of a cross-attention.
+    """
+    from whisper.model import ModelDimensions, Whisper
+
+    left = {name: torch.from_numpy(array.astype(np.float32)) for name, array in read_ctranslate2(path).items()}
+    state: dict[str, torch.Tensor] = {}
+
+    def put(ours: str, theirs: str) -> None:
+        leaves = {"gamma": "weight", "beta": "bias", "weight": "weight", "bias": "bias"}
+        for leaf, openai in leaves.items():
+            if f"{theirs}/{leaf}" in left:
+                state[f"{ours}.{openai}"] = left.pop(f"{theirs}/{leaf}")
+
+    def put_stacked(ours: str, theirs: str, names: tuple[str, ...]) -> None:
+        for leaf in ("weight", "bias"):
+            for name, rows in zip(names, left.pop(f"{theirs}/{leaf}").chunk(len(names)), strict=True):
+                if (name, leaf) == ("key", "bias"):
+                    assert not rows.any(), "a key's bias, which Whisper has not"
+                else:
+                    state[f"{ours}.{name}.{leaf}"] = rows
+
+    depth = {"encoder": 0, "decoder": 0}
+    for side in depth:
+        while f"{side}/layer_{depth[side]}/ffn/linear_0/weight" in left:
+            ours, theirs = f"{side}.blocks.{depth[side]}", f"{side}/layer_{depth[side]}"
+            put_stacked(f"{ours}.attn", f"{theirs}/self_attention/linear_0", ("query", "key", "value"))
+            put(f"{ours}.attn.out", f"{theirs}/self_attention/linear_1")
+            put(f"{ours}.attn_ln", f"{theirs}/self_attention/layer_norm")
+            if side == "decoder":
+                put(f"{ours}.cross_attn.query", f"{theirs}/attention/linear_0")
+                put_stacked(f"{ours}.cross_attn", f"{theirs}/attention/linear_1", ("key", "value"))
+                put(f"{ours}.cross_attn.out", f"{theirs}/attention/linear_2")
+                put(f"{ours}.cross_attn_ln", f"{theirs}/attention/layer_norm")
+            put(f"{ours}.mlp.0", f"{theirs}/ffn/linear_0")
+            put(f"{ours}.mlp.2", f"{theirs}/ffn/linear_1")
+            put(f"{ours}.mlp_ln", f"{theirs}/ffn/layer_norm")
+            depth[side] += 1
+        state[f"{side}.positional_embedding"] = left.pop(f"{side}/position_encodings/encodings")
+    put("encoder.conv1", "encoder/conv1")
+    put("encoder.conv2", "encoder/conv2")
+    put("encoder.ln_post", "encoder/layer_norm")
+    put("decoder.ln", "decoder/layer_norm")
+    put("decoder.token_embedding", "decoder/embeddings")
+
+    vocabulary, width = state["decoder.token_embedding.weight"].shape
+    heads = int(left["encoder/num_heads"])
+    dims = ModelDimensions(
+        n_mels=state["encoder.conv1.weight"].shape[1],
+        n_audio_ctx=len(state["encoder.positional_embedding"]),
+        n_audio_state=width,
+        n_audio_head=heads,
+        n_audio_layer=depth["encoder"],
+        n_vocab=vocabulary,
+        n_text_ctx=len(state["decoder.positional_embedding"]),
+        n_text_state=width,
+        n_text_head=heads,
+        n_text_layer=depth["decoder"],
+    )
+    model = Whisper(dims).eval()
+    model.load_state_dict(state)
+    return model
+
+
 def save_openai(model: Any, path: Path) -> Path:
     torch.save({"dims": dict(model.dims.__dict__), "model_state_dict": model.state_dict()}, path)
     return path

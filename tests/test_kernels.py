@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import torch
 
 from mlx_speech import blas
 from mlx_speech.models import kernels
-from mlx_speech.models.layers import LSTM, Conv2d
+from mlx_speech.models.layers import LSTM, Conv2d, FilterBank
 
 LARGE = kernels.LONG * 2 + 7  # numbers: several blocks and a part of one
 
@@ -115,6 +116,57 @@ def test_every_convolution_is_that_of_mlx(how: dict, bias: bool) -> None:
     expected = mx.conv2d(x, layer.weight, **how) + (layer.bias if bias else 0)
     found = layer(x)
     assert found.shape == expected.shape and np.abs(np.array(found - expected)).max() < 3e-6
+
+
+def a_bank() -> tuple[FilterBank, mx.array]:
+    """80 filters of 251 taps, the first of which hear next to nothing of a low tone, and two rows of that."""
+    layer = FilterBank(80, 251, 10)
+    taps = np.arange(-125, 126) / 16000
+    bands = np.linspace(7900, 50, 80)[:, None]
+    layer.weight = mx.array((np.cos(2 * np.pi * bands * taps) * np.hamming(251)).astype(np.float32)[..., None])
+    time = np.arange(2 * 20_000).reshape(2, -1, 1) / 16000
+    return layer, mx.array((3 * np.sin(2 * np.pi * 100 * time)).astype(np.float32))
+
+
+def test_a_filter_bank_is_rounded_once(numpy_runs: list[bool]) -> None:
+    layer, x = a_bank()
+    found = np.array(layer(x))
+    signal, filters = (torch.from_numpy(np.array(a)).double().swapaxes(1, 2) for a in (x, layer.weight))
+    exact = torch.nn.functional.conv1d(signal, filters, stride=10).swapaxes(1, 2).numpy()
+    assert numpy_runs == [True] and found.shape == exact.shape
+    quiet = np.abs(exact).max(axis=(0, 1))
+    assert quiet.min() < 1e-3 * quiet.max()
+    assert (np.abs(found - exact) <= 0.51 * np.spacing(np.abs(exact).astype(np.float32))).mean() > 0.999
+    assert (np.abs(found - exact).max(axis=(0, 1)) < 1e-6 * quiet).all()
+    assert np.array_equal(np.array(layer(x[1:])), found[1:])  # a row alone
+    graph = mx.compile(lambda x: layer(x))(x)
+    assert np.abs(np.array(graph) - found).max() < 1e-3 and numpy_runs == [True] * 2
+
+
+@pytest.mark.skipif(blas.core() is None, reason="no OpenBLAS")
+@pytest.mark.parametrize("core", [*blas._CORES.values(), blas._FALLBACK])
+def test_a_filter_bank_does_not_depend_on_the_blas(core: str, tmp_path: Path) -> None:
+    """Two threads of OpenBLAS's kernels for other CPUs: the same to float32's last digit, however small the sum."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    if core != blas._FALLBACK and not any(blas._CORES.get(flag) == core for flag in flags):
+        pytest.skip(f"no CPU that computes as {core}")
+    layer, x = a_bank()
+    np.savez(tmp_path / "bank.npz", weight=np.array(layer.weight), x=np.array(x))
+    script = """
+import sys
+from mlx_speech import blas
+from mlx_speech.models.kernels import filter_bank
+import mlx.core as mx, numpy as np
+bank = np.load(sys.argv[1])
+np.save(sys.argv[2], np.array(filter_bank(mx.array(bank["x"]), mx.array(bank["weight"]), 10)))
+print(blas.core())
+"""
+    own = {**os.environ, "OPENBLAS_CORETYPE": core, "OPENBLAS_NUM_THREADS": "2"}
+    call = [sys.executable, "-c", script, str(tmp_path / "bank.npz"), str(tmp_path / "found.npy")]
+    done = subprocess.run(call, capture_output=True, text=True, check=True, env=own)
+    assert done.stdout.strip() == core
+    here, there = np.array(layer(x)), np.load(tmp_path / "found.npy")
+    assert (np.abs(here - there).max(axis=(0, 1)) <= 1.2e-7 * np.abs(here).max(axis=(0, 1))).all()
 
 
 def test_derivatives_are_the_graphs(numpy_runs: list[bool]) -> None:
@@ -227,6 +279,7 @@ print(mx.abs(mx.ones((70, 90)) @ mx.ones((90, 50)) - 90).max().item())
 """
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     better = next((core for flag, core in blas._CORES.items() if flag in flags), "Prescott")
+    own = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
     for how, expected in (("wanted", "Prescott Prescott"), ("unknown", f"{better} None")):
-        done = subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, check=True, env=own)
         assert done.stdout.split("\n")[:2] == [expected, "0.0"], how

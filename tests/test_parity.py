@@ -65,13 +65,6 @@ def _silero(folder: Path) -> tuple[Path, Any]:
     return path, torch.jit.load(str(path)).eval()
 
 
-def _pyannet_2022(folder: Path) -> tuple[Path, Any]:
-    from pyannote.audio import Model
-
-    path = package_file("whisperx", "assets/pytorch_model.bin")
-    return path, Model.from_pretrained(path).eval()
-
-
 def _pyannet(folder: Path, **options: Any) -> tuple[Path, Any]:
     model = make.pyannet(**options)
     loss = {"loss_func.weight": torch.zeros(3)}
@@ -234,52 +227,6 @@ def test_the_harness_refuses_degenerate_outputs() -> None:
     converted = type("Converted", (), {"args": type("Args", (), {"do_normalize": False})})()
     with pytest.raises(verify.ParityError, match="degenerate"):
         verify.measure("wav2vec2", lambda rows: model(rows).logits, converted, verify.Inputs(audio()))
-
-
-@pytest.mark.parametrize("recording", ["dev00.wav", "dev01.wav"])
-def test_the_real_pyannet_of_2022(recording: str, tmp_path: Path) -> None:
-    source, original = _pyannet_2022(tmp_path)
-    convert(str(source), tmp_path / "mlx")
-    samples = load_audio(real(f"data/diar/ami_debug/{recording}"))
-    model = checkpoint.load_folder(tmp_path / "mlx")
-    rows = verify.measure("pyannet", original, model, verify.Inputs(samples, varied=True))
-    record(f"PyanNet 2022.07 (real), {recording}", "pyannote.audio", "float32", rows)
-    assert all(row.ok for row in rows), verify.table(rows)
-
-
-def _whisper_tiny_en(folder: Path) -> tuple[Path, Any]:
-    """The real weights, in OpenAI's form; the token embedding, which is not published here, is random."""
-    from safetensors.torch import load_file
-    from whisper.model import ModelDimensions, Whisper
-
-    state = {n: t.float() for n, t in load_file(real("weights/whisper-tiny.en-partial/model.safetensors")).items()}
-    generator = torch.Generator().manual_seed(3)
-    state["decoder.token_embedding.weight"] = 0.05 * torch.randn((51864, 384), generator=generator)
-    model = Whisper(ModelDimensions(**{**make.TINY, "n_vocab": 51864})).eval()
-    state.setdefault("encoder.positional_embedding", model.encoder.positional_embedding)
-    model.load_state_dict(state)
-    return make.save_openai(model, folder / "tiny.en.pt"), model
-
-
-def test_the_real_whisper_tiny_en(tmp_path: Path) -> None:
-    source, original = _whisper_tiny_en(tmp_path)
-    convert(str(source), tmp_path / "mlx")
-    model = checkpoint.load_folder(tmp_path / "mlx")
-    golden = np.load(real("weights/whisper-tiny.en-partial/golden_jfk_encoder.npz"))
-    mel, expected = (golden[name] for name in sorted(golden.files, key=lambda name: golden[name].shape != (80, 3000)))
-    found = np.array(model.encoder(mx.array(mel.T[None])))[0]  # type: ignore[operator]
-    apart = float(np.abs(found - expected).max())
-    rows = [verify.Row("encoder against the golden output, max difference", apart, 1e-3)]
-    inputs = verify.Inputs(audio("en/jfk.flac"), sequences=40, varied=True)
-    rows += verify.measure("whisper", openai_whisper(original), model, inputs)
-    record("Whisper tiny.en (real, random embedding)", "openai-whisper", "float32", rows)
-    assert all(row.ok for row in rows), verify.table(rows)
-    for name, options in PRECISIONS.items():
-        convert(str(source), tmp_path / name, **options)
-        smaller = checkpoint.load_folder(tmp_path / name, dtype="float16" if name == "float16" else None)
-        few = verify.Inputs(inputs.audio, sequences=2)  # float16 is slow on a CPU
-        rows = verify.measure("whisper", openai_whisper(original), smaller, few)
-        record("Whisper tiny.en (real, random embedding)", "openai-whisper", name, rows)
 
 
 def test_features_of_whisper_are_those_of_openai() -> None:

@@ -1,5 +1,5 @@
-"""Layers that several models share: an LSTM whose directions run in one scan, a norm that keeps its digits, and a
-convolution."""
+"""Layers that several models share: an LSTM whose directions run in one scan, a norm that keeps its digits, and two
+convolutions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_speech.blas import on_cpu
 from mlx_speech.features import sum_over_time
-from mlx_speech.models.kernels import conv3x3, in_numpy
+from mlx_speech.models.kernels import conv3x3, filter_bank, in_numpy
 
 Pair = tuple[mx.array, mx.array]
 BLOCK = 256  # steps put into one graph before it is handed to the device
@@ -58,6 +58,17 @@ class Conv2d(nn.Conv2d):
         if "bias" not in self:
             return conv3x3(x, self.weight, mx.zeros((self.weight.shape[0],), self.weight.dtype))
         return conv3x3(x, self.weight, self.bias)
+
+
+class FilterBank(nn.Conv1d):
+    """Filters along a waveform: MLX's convolution without bias and padding, but added up exactly on the CPU."""
+
+    def __init__(self, filters: int, width: int, stride: int):
+        super().__init__(1, filters, width, stride=stride, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (batch, samples, 1) → (batch, steps, filters), a step every `stride` samples"""
+        return filter_bank(x, self.weight, self.stride)
 
 
 class LSTM(nn.Module):

@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from mlx_speech.errors import OptionError, brief
 from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, layers, positive
-from mlx_speech.models.layers import LSTM, TimeNorm
+from mlx_speech.models.layers import LSTM, FilterBank, TimeNorm
 
 SLOPE = 0.01  # of every LeakyReLU
 
@@ -45,7 +45,7 @@ class SincNet(nn.Module):
     def __init__(self, stride: int):
         super().__init__()
         self.wav_norm = TimeNorm(1)
-        self.conv0 = nn.Conv1d(1, 80, 251, stride=stride, bias=False)
+        self.conv0 = FilterBank(80, 251, stride)
         self.conv1, self.conv2 = nn.Conv1d(80, 60, 5), nn.Conv1d(60, 60, 5)
         self.norm0, self.norm1, self.norm2 = TimeNorm(80), TimeNorm(60), TimeNorm(60)
         self.pool = nn.MaxPool1d(3, 3)
