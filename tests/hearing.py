@@ -147,7 +147,8 @@ SETS: dict[str, Callable[[], Iterable[Sample]]] = {"recordings": recordings, "jo
 
 
 @cache
-def _normaliser(language: str) -> Callable[[str], str]:
+def normaliser(language: str) -> Callable[[str], str]:
+    """Whisper's own, of the openai-whisper package; behind it, words that are spelled alike are alike."""
     from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
 
     return EnglishTextNormalizer() if language == "en" else BasicTextNormalizer(split_letters=language in CHARACTERS)
@@ -157,7 +158,7 @@ def count(sample: Sample, text: str) -> Errors:
     """The errors of `text` as a transcript of the sample."""
     import jiwer
 
-    normalise = _normaliser(sample.language)
+    normalise = normaliser(sample.language)
     truth, heard = normalise(sample.text).strip(), normalise(text).strip()
     if not heard:
         words = len(truth.split())
@@ -183,17 +184,18 @@ def ours(model: Any, **options: Any) -> Hear:
     """The pipeline; `model` and `dtype`, `q_bits` are its own, the rest are options of the call."""
     own = {name: options.pop(name) for name in ("dtype", "q_bits") if name in options}
 
-    def hear(samples: Iterable[Sample]) -> Iterator[str]:
-        pipeline = Pipeline(model, batch_size=8, **own)
-        given = [sample.audio for sample in samples]
-        texts: dict[int, str] = {}
-        for audio, result in pipeline.transcribe(given, word_timestamps=None, **options):
-            if isinstance(result, Exception):
-                raise result
-            texts[id(audio)] = result.text.replace("\n", " ")
-        return (texts[id(audio)] for audio in given)
+    return lambda samples: iter(texts(Pipeline(model, batch_size=8, **own), samples, **options))
 
-    return hear
+
+def texts(pipeline: Pipeline, samples: Iterable[Sample], **options: Any) -> list[str]:
+    """What the pipeline hears in each sample."""
+    given = [sample.audio for sample in samples]
+    found: dict[int, str] = {}
+    for audio, result in pipeline.transcribe(given, word_timestamps=None, **options):
+        if isinstance(result, Exception):
+            raise result
+        found[id(audio)] = result.text.replace("\n", " ")
+    return [found[id(audio)] for audio in given]
 
 
 def openai_whisper(folder: Path) -> Hear:
