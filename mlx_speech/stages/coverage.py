@@ -19,7 +19,7 @@ def uncovered(chunk: Chunk, segments: Sequence[Segment], *, min_speech: float = 
 
     chunk : with its `regions` of speech; without any, nothing is missing
     segments : what was recognised in it, in order; where they have words, these say where the text stands
-    min_speech : seconds; stretches with less speech are not worth it
+    min_speech : seconds; stretches with less speech are not worth it, nor are shorter remains of a region
 
     Each stretch is a chunk of its own, with those parts of the regions that lie in it.
     """
@@ -28,7 +28,9 @@ def uncovered(chunk: Chunk, segments: Sequence[Segment], *, min_speech: float = 
     for region in [*text_regions(segments), Region(chunk.end, chunk.end)]:
         stretch = Region(end, region.start)
         regions = tuple(overlap(chunk.regions, stretch))
-        if sum(part.duration for part in regions) > min_speech:
+        # what is left of a region beside its words may only be that their times are not exact
+        clear = [part for part in regions if part in chunk.regions or part.duration > min_speech]
+        if sum(part.duration for part in clear) > min_speech:
             stretches.append(Chunk(stretch.start, stretch.end, regions))
         end = max(end, region.end)
     return stretches
