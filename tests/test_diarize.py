@@ -652,13 +652,27 @@ def scored(both: Both) -> dict[str, SlidingWindowFeature]:
     return {name: model({"waveform": file["waveform"], "sample_rate": 16000}) for name, file in both.files.items()}
 
 
+@pytest.fixture(scope="module")
+def exact_scores(both: Both) -> dict[str, np.ndarray]:
+    """The same in float64, (frames,): what the original's own rounding is measured against."""
+    from whisperx.vads.pyannote import load_vad_model
+
+    model = load_vad_model("cpu", model_fp=str(pyannet_2022()))
+    model._segmentation.model.double()
+    files = {name: {"waveform": file["waveform"].double(), "sample_rate": 16000} for name, file in both.files.items()}
+    return {name: model(file).data[:, 0] for name, file in files.items()}
+
+
 @pytest.mark.parametrize("name", ["dev00", "dev01"])
-def test_regions_of_speech_are_whisperx(name: str, both: Both, scored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_regions_of_speech_are_whisperx(
+    name: str, both: Both, scored: Any, exact_scores: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from whisperx.vads.pyannote import Binarize
 
     samples, model = both.files[name]["waveform"][0].numpy(), both.ours[VBX].segmentation
     scores, expected = speech_scores(samples, model), scored[name].data[:, 0]
-    assert len(scores) == len(expected) and np.abs(scores - expected).max() < 5e-3
+    rounding = np.abs(expected - exact_scores[name]).max()  # as large as 6e-3: parity's bar is three times that
+    assert len(scores) == len(expected) and np.abs(scores - expected).max() < max(5e-3, 3 * rounding)
     monkeypatch.setattr(vad, "speech_scores", lambda *_: scores)
     for options in ({}, {"max_duration": 30.0}, {"max_duration": 5.0}, {"max_duration": 2.0}, {"onset": 0.7}):
         theirs = Binarize(**{"onset": 0.5, "offset": 0.363, **options})(scored[name])
