@@ -2,7 +2,8 @@
 
 One table for float32 with its bars, one for smaller precisions without. The tests measure the same again, wherever they
 run, and compare: cases, measures, bars and verdicts have to be those of the tables. A rounding error differs from CPU
-to CPU and from BLAS to BLAS, so that only its order of magnitude is asked for.
+to CPU and from BLAS to BLAS, so that only its order of magnitude is asked for, and where the port is compared with
+itself only the bar.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ SHOWN = (  # in the README
     "wav2vec2-base",
 )
 MINOR = ("batch", "padded", "step", "filterbank, share")  # measures that the README leaves to parity.md
+TWO_WAYS = ("batch", "padded", "step")  # the port beside itself: nothing at all with one BLAS, rounding with another
 BEGIN, END = "<!-- parity: make tables -->", "<!-- /parity -->"
 
 MAGNITUDE = 10.0  # how many times larger or smaller a rounding error may be than the table's
@@ -157,7 +159,7 @@ def _agree(own: list, table: list, moved_bar: bool) -> bool:
 
     moved_bar : the bar follows from the original's own rounding
     """
-    _, value, bar, at_least = own
+    measure, value, bar, at_least = own
     _, published, published_bar, published_at_least = table
     if at_least != published_at_least:
         return False
@@ -170,8 +172,10 @@ def _agree(own: list, table: list, moved_bar: bool) -> bool:
         return False
     if at_least:
         return value >= bar and published >= published_bar
+    if not (value <= bar and published <= published_bar):
+        return False
     least = NOTHING * bar
-    return value <= bar and published <= published_bar and _near(max(value, least), max(published, least), MAGNITUDE)
+    return measure.startswith(TWO_WAYS) or _near(max(value, least), max(published, least), MAGNITUDE)
 
 
 def _near(one: float, other: float, factor: float) -> bool:

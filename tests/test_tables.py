@@ -68,7 +68,8 @@ def changed(case: dict, row: int, column: int, value: object) -> dict:
         changed(CASE, 1, 1, 0.9995),
         SEGMENTATION,
         changed(changed(SEGMENTATION, 0, 0, ROUNDING.format("5.0e-04")), 0, 2, 1.5e-3),
-        changed(SEGMENTATION, 1, 1, 3e-9),
+        changed(SEGMENTATION, 1, 1, 0.0),
+        changed(SEGMENTATION, 1, 1, 2e-3),
         SMALLER,
         changed(SMALLER, 0, 1, 0.05),
         changed(SMALLER, 1, 1, 0.94),
@@ -100,8 +101,13 @@ def test_another_result_is_told(case: dict, said: str) -> None:
     assert len(found) == 1 and said in found[0]
 
 
+def test_batches_have_to_keep_to_their_bar() -> None:
+    for value in (2.5e-3, float("nan")):
+        assert len(differences(changed(SEGMENTATION, 1, 1, value), read(render([SEGMENTATION])))) == 1
+
+
 def test_a_bar_that_follows_from_another_rounding_is_told() -> None:
-    case = changed(SEGMENTATION, 0, 2, 3e-3)
+    case = changed(SEGMENTATION, 0, 2, 3e-3)  # 1.2e-3 in the table
     assert len(differences(case, read(render([SEGMENTATION])))) == 1
 
 
