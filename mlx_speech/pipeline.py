@@ -269,7 +269,8 @@ class Pipeline:
         if options.sequential or file.audio.size < MIN_SAMPLES:
             return []
         if not options.vad:
-            return fixed_chunks(file.duration, size)
+            # nobody has said where speech is, so none can be missing
+            return [replace(chunk, regions=()) for chunk in fixed_chunks(file.duration, size)]
         report = progress.of("vad", file.duration, file)
         report(0)
         longest = max(1.0, size - 2 * CHUNK_PAD)
