@@ -475,7 +475,7 @@ class _Report:
         def report(done: float) -> None:
             if self._report is not None:
                 self.failed = True
-                self._report(stage, done, total, file.recording)
+                self._report(stage, min(done, total), total, file.recording)  # edges of chunks are rounded
                 self.failed = False
 
         return report
