@@ -4,7 +4,7 @@
     python tests/hearing.py --again     # measure all of it anew
     python tests/hearing.py --table     # put the table of the figures into README.md
 
-The recordings are those of MLX_SPEECH_TEST_DATA (`manifest.json` has their texts), and longer ones joined from them.
+The recordings are those of MLX_SPEECH_TEST_DATA (`manifest.json` has their texts), and three of them joined.
 Errors are counted by jiwer behind Whisper's own text normaliser; in Japanese and Chinese they are characters.
 `test_real_speech.py` holds ours to the figures of the others.
 """
@@ -36,7 +36,7 @@ BEGIN, END = "<!-- hearing: python tests/hearing.py --table -->", "<!-- /hearing
 
 RATE = 16_000
 CHARACTERS = ("ja", "zh")  # languages whose errors are counted in characters
-SET_NAMES = {"recordings": "single recordings", "joined": "three with pauses", "long": "1, 3 and 5 min"}
+SET_NAMES = {"recordings": "single recordings", "joined": "three with pauses"}
 LANGUAGES = {"en": "English", "sv": "Swedish", "ja": "Japanese", "zh": "Chinese"}
 
 
@@ -115,32 +115,12 @@ def joined(count: int = 24, seed: int = 3) -> list[Sample]:
     return samples
 
 
-def long(minutes: Iterable[float] = (1, 3, 5), seed: int = 5) -> list[Sample]:
-    """English recordings one after the other, louder and softer, with pauses; every second one in noise."""
-    english = [sample for sample in recordings() if sample.language == "en"]
-    dice = np.random.default_rng(seed)
-    samples = []
-    for number, length in enumerate(minutes):
-        parts: list[np.ndarray] = []
-        texts = []
-        while sum(part.size for part in parts) < length * 60 * RATE:
-            sample = english[dice.integers(len(english))]
-            gain = 10 ** (dice.uniform(-12, 3) / 20)
-            parts += [np.clip(sample.audio * gain, -1, 1), noise(0.2 + dice.exponential(1.5), 0.0, dice)]
-            texts.append(sample.text)
-        audio = np.concatenate(parts)
-        if number % 2:
-            audio = audio + noise(audio.size / RATE, 0.004, dice)[: audio.size]
-        samples.append(Sample(f"{length} min", "en", audio.astype(np.float32), " ".join(texts)))
-    return samples
-
-
 def noise(seconds: float, loudness: float, dice: np.random.Generator) -> np.ndarray:
     """White noise of a root mean square of `loudness`, (samples,)."""
     return (dice.standard_normal(round(seconds * RATE)) * loudness).astype(np.float32)
 
 
-SETS: dict[str, Callable[[], Iterable[Sample]]] = {"recordings": recordings, "joined": joined, "long": long}
+SETS: dict[str, Callable[[], Iterable[Sample]]] = {"recordings": recordings, "joined": joined}
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -279,12 +259,12 @@ def table() -> str:
     """Word error rates in per cent, a contender a line."""
     figures = read_figures()
     heads = [f"{name}, {_words(figures, 'recordings', code)}" for code, name in LANGUAGES.items()]
-    heads += [f"{SET_NAMES[kind]}, {_words(figures, kind, 'en')}" for kind in ("joined", "long")]
+    heads.append(f"{SET_NAMES['joined']}, {_words(figures, 'joined', 'en')}")
     lines = [f"| | {' | '.join(heads)} | words kept |", "|" + "---|" * (len(heads) + 2)]
     for name, sets in figures.items():
         cells = [f"{sets['recordings'][code].rate:.1%}" for code in LANGUAGES]
-        cells += [f"{sets[kind]['en'].rate:.1%}" for kind in ("joined", "long")]
-        kept = (sets["joined"]["en"] + sets["long"]["en"]).kept
+        cells.append(f"{sets['joined']['en'].rate:.1%}")
+        kept = sets["joined"]["en"].kept
         label = f"**{name}**" if name == "ours" else name
         lines.append(f"| {label} | {' | '.join(cells)} | {kept:.1%} |")
     return "\n".join(lines)

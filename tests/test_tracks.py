@@ -132,7 +132,7 @@ def two_tracks(tmp_path: Path, *tracks: np.ndarray) -> Path:
 def test_speakers_by_their_tracks(tmp_path, pipe, voices):
     path = two_tracks(tmp_path, voices[0][0], voices[1][0])
     with pytest.warns(UserWarning, match="call.mkv: 2 of its sound tracks hold a speaker each") as caught:
-        result = pipe(path, audio_track="all", diarize=True, **GREEDY)
+        result = pipe(path, audio_track="all", diarize=True, vad=False, **GREEDY)  # heard once: it says the same always
     assert len(caught) == 1
     for number, (_, truth) in enumerate(voices):
         turns = [turn for turn in result.diarization.turns if turn.speaker == f"SPEAKER_{number:02d}"]
@@ -246,10 +246,10 @@ def test_commands_take_a_track(tmp_path, voices, capsys):
         assert stopped.value.code == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and "'some' is no sound track: give a number from 1" in said
-    assert run("vad", path, "--audio-track", "3") == 2
+    assert run("vad", path, "--audio-track", "3") == 1
     assert "has no sound track 3: its tracks are 1, 2" in capsys.readouterr().err
     assert run("vad", path, "--audio-track", "0") == 2
-    assert "audio_track is 0" in capsys.readouterr().err
+    assert "track is 0" in capsys.readouterr().err
 
 
 def test_commands_on_a_recording_without_samples(tmp_path, capsys):
@@ -261,7 +261,7 @@ def test_commands_on_a_recording_without_samples(tmp_path, capsys):
     assert (tmp_path / "nothing.srt").read_text() == ""
     assert json.loads((tmp_path / "nothing.json").read_text())["segments"] == []
     (tmp_path / "really.wav").write_bytes(b"")
-    assert run("vad", tmp_path / "really.wav") == 2
+    assert run("vad", tmp_path / "really.wav") == 1
     assert "is empty: record or copy it again" in capsys.readouterr().err
 
 
