@@ -180,7 +180,8 @@ def _both(pair: Pair, audio: np.ndarray, **options: Any) -> tuple[Segment, ...]:
         expected = openai.transcribe(pair.theirs, audio, language="en", fp16=False, **options)
     own = {name: options.pop(name) for name in ("word_timestamps", "condition_on_previous_text") if name in options}
     found = transcribe_sequential(audio, pair.ours, pair.tokenizer, DecodingOptions(**options), language="en", **own)
-    same(found, [segment for segment in expected["segments"] if segment["tokens"] and segment["text"].strip()])
+    spoken = [segment for segment in expected["segments"] if segment["tokens"] and segment["text"].strip()]
+    same(found, spoken, audio.size / 16_000)
     return found
 
 

@@ -113,7 +113,7 @@ def test_windows_are_those_of_openai(words: bool, monkeypatch: pytest.MonkeyPatc
         found = transcribe_sequential(
             audio, ours, tokenizer(), DecodingOptions(**options), condition_on_previous_text=condition, **how
         )
-        same(found, [segment for segment in expected["segments"] if segment["tokens"]])
+        same(found, [segment for segment in expected["segments"] if segment["tokens"]], 33.005)
         assert all(segment.language == expected["language"] for segment in found)
         starts |= {segment.start for segment in found}
     assert len(starts) > 8 and max(starts) > 20
