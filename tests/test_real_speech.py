@@ -100,10 +100,16 @@ def fan(dice: np.random.Generator, seconds: int) -> np.ndarray:
     return 0.05 * rumble / np.abs(rumble).max() + 0.02 * hum
 
 
-@pytest.mark.parametrize("sound", [lambda dice, seconds: np.zeros(seconds * RATE), hiss, music, fan])
+def test_no_text_is_made_up_in_silence(pipeline: Pipeline) -> None:
+    assert pipeline(np.zeros(60 * RATE, np.float32), word_timestamps="attention").text == ""
+
+
+@pytest.mark.parametrize("sound", [hiss, music, fan])
 def test_no_text_is_made_up(sound: Callable[[np.random.Generator, int], np.ndarray], pipeline: Pipeline) -> None:
     audio = sound(np.random.default_rng(0), 60).astype(np.float32)
-    assert pipeline(audio, word_timestamps="attention").text == ""
+    with pytest.warns(UserWarning, match="it is loud, yet only 0.0% counts as speech"):
+        transcript = pipeline(audio, word_timestamps="attention")
+    assert transcript.text == ""
 
 
 def test_ten_minutes_of_near_silence_hold_one_sentence(pipeline: Pipeline) -> None:
@@ -113,4 +119,6 @@ def test_ten_minutes_of_near_silence_hold_one_sentence(pipeline: Pipeline) -> No
     audio[place : place + sentence.size] += sentence
     transcript = pipeline(audio, word_timestamps="attention")
     assert hearing.normaliser("en")(transcript.text).strip() == SENTENCE
-    assert 200 <= transcript.words[0].start < transcript.words[-1].end <= 200 + sentence.size / RATE + 0.5
+    first, last = transcript.words[0], transcript.words[-1]
+    assert abs(first.start - 200) < 0.3  # the chunk begins that much before its speech
+    assert first.start < last.end <= 200 + sentence.size / RATE + 0.3
