@@ -304,6 +304,7 @@ def export(model: Trained, corpus: Corpus, folder=ASSETS / NAME) -> None:
     whisper = model.whisper
     recipe = {"command": "python -m demo.whisper", "seed": SEED, "steps": STEPS, "rate": RATE_OF_LEARNING}
     whisper.config.training = {**recipe, "seconds in a batch": SECONDS, "corpus": corpus.digest}
+    whisper.config.silent_padding = True  # the recordings of the training are padded with digital silence
     whisper.generation_config = GenerationConfig(
         alignment_heads=[[layer, 0] for layer in range(whisper.config.decoder_layers)],
         begin_suppress_tokens=[token["Ġ"], end],

@@ -113,7 +113,7 @@ def pair(name: str, folder: Path) -> Pair:
             windows.append(Recording(load_audio(path), None, path.stem))
     their_audio, our_audio = [], []
     for window in windows:
-        mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(torch.from_numpy(window.samples)), theirs.dims.n_mels)
+        mel = make.window_mel(window.samples, n_mels=theirs.dims.n_mels)
         their_audio.append(theirs.encoder(mel[None])[0])
         our_audio.append(asr.encode([window.samples], ours)[0])
     return Pair(theirs, ours, tokenizer, windows, their_audio, our_audio)

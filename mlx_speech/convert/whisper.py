@@ -199,6 +199,8 @@ def recipe(source: Source, language: str | None = None) -> Recipe:
         name = "encoder.positional_embedding" if ours else "encoder.embed_positions.weight"
         tensors[name] = _positions(config, tensors["encoder.conv1.weight"].dtype)
     config["alignment_heads"] = _alignment_heads(source, config, tensors)
+    if "silent_padding" in source.config:  # no key of transformers': the demo's models say it
+        config["silent_padding"] = source.config["silent_padding"]
     # a kernel of three: in torch's layout the last axis, in MLX's the middle one
     mlx_layout = tensors["encoder.conv1.weight"].shape[1:2] == (3,)
     original = "openai-whisper" if ours else "transformers"

@@ -34,6 +34,7 @@ class ModelArgs(BaseModelArgs):
     n_text_head: int = positive()
     n_text_layer: int = layers()
     alignment_heads: list[list[int]] | None = None  # (layer, head) whose cross-attention follows the audio
+    silent_padding: bool = False  # trained with digital silence behind a recording, not with zeros in its spectrogram
 
     def conflicts(self) -> list[str]:
         said = []

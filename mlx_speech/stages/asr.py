@@ -150,7 +150,7 @@ def encode(audios: Sequence[np.ndarray], model: Model) -> mx.array:
     """Recordings of at most a window, (samples,) each → (batch, positions, width); each as loud as it is by itself.
 
     The spectrogram is zero behind a recording, as in openai/whisper's `transcribe` and in faster-whisper; that of
-    digital silence, which WhisperX puts there, costs words at the end.
+    digital silence, which WhisperX puts there, costs OpenAI's models words. Models trained with it say so.
     """
     window = samples_per_window(model)
     padded = np.zeros((len(audios), window + 2 * HOP_LENGTH), np.float32)  # so that its end is not mirrored
@@ -159,8 +159,10 @@ def encode(audios: Sequence[np.ndarray], model: Model) -> mx.array:
         padded[row, : audio.size] = audio[:window]
         frames[row] = min(audio.size, window) // HOP_LENGTH
     mel = log_mel(mx.array(padded), model.args.n_mels, samples=None)[:, : window // HOP_LENGTH]
-    sounding = mx.arange(mel.shape[1]) < mx.array(frames)
-    return model.encoder(mx.where(sounding[..., None], mel, 0))
+    if not model.args.silent_padding:
+        sounding = mx.arange(mel.shape[1]) < mx.array(frames)
+        mel = mx.where(sounding[..., None], mel, 0)
+    return model.encoder(mel)
 
 
 @dataclass(eq=False)
