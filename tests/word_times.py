@@ -56,7 +56,7 @@ def read_pocketsphinx(path: Path) -> list[Timed]:
 
 def read_textgrid(path: Path) -> list[Timed]:
     """The words of the first tier of a TextGrid in Praat's short form: start, end and text, a line each."""
-    lines = path.read_text().split('"words"')[1].split('"IntervalTier"')[0].strip().splitlines()
+    lines = path.read_text().split('"words"', 1)[1].split('"IntervalTier"')[0].strip().splitlines()
     intervals = lines[3:]  # behind the tier's start, its end and the number of intervals
     words = []
     for start, end, text in zip(intervals[::3], intervals[1::3], intervals[2::3], strict=True):
