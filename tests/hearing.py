@@ -2,7 +2,7 @@
 
     python tests/hearing.py             # measure what is missing; the figures are kept in hearing.json
     python tests/hearing.py --again     # measure all of it anew
-    python tests/hearing.py --table     # put the table of the figures into README.md
+    python tests/hearing.py --table     # put the tables of the figures into README.md
 
 The recordings are those of MLX_SPEECH_TEST_DATA (`manifest.json` has their texts), and three of them joined.
 Errors are counted by jiwer behind Whisper's own text normaliser; in Japanese and Chinese they are characters.
@@ -12,12 +12,15 @@ Errors are counted by jiwer behind Whisper's own text normaliser; in Japanese an
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +29,16 @@ import originals
 import real_weights
 
 from mlx_speech import Pipeline, load_audio
+from mlx_speech.convert import convert
 from mlx_speech.errors import MLXSpeechError
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("MLX_SPEECH_TEST_DATA", ROOT.parent / "shared"))
 FIGURES = Path(__file__).parent / "data" / "hearing.json"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- hearing: python tests/hearing.py --table -->", "<!-- /hearing -->"
 
 RATE = 16_000
+MEGABYTE = 1e6
 CHARACTERS = ("ja", "zh")  # languages whose errors are counted in characters
 SET_NAMES = {"recordings": "single recordings", "joined": "three with pauses"}
 LANGUAGES = {"en": "English", "sv": "Swedish", "ja": "Japanese", "zh": "Chinese"}
@@ -198,41 +202,73 @@ def faster_whisper(folder: Path) -> Hear:
     return hear
 
 
-def contenders() -> dict[str, Callable[[], Hear]]:
-    """By name; each is made when it is its turn."""
-    folder = real_weights.folder() / "whisper-base"
-    return {
-        "ours": lambda: ours(folder),
-        "openai-whisper": lambda: openai_whisper(folder),
-        "faster-whisper, batched": lambda: faster_whisper(folder),
-        "ours, beam_size=5": lambda: ours(folder, beam_size=5),
-        "ours, sequential": lambda: ours(folder, sequential=True),
-        "ours, q8": lambda: ours(folder, q_bits=8),
-        "ours, q4": lambda: ours(folder, q_bits=4),
-        "ours, float16": lambda: ours(folder, dtype="float16"),
-    }
+def converted(folder: Path, **options: Any) -> Path:
+    """Our model of the original in `folder`, as `convert` writes it with these options; kept until the end."""
+    target = Path(tempfile.mkdtemp(prefix="mlx_speech_hearing")) / "mlx"
+    atexit.register(shutil.rmtree, target.parent, ignore_errors=True)
+    convert(str(folder), target, **options)
+    return target
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who hears; `make` is called when it is its turn.
+
+    options : of the conversion, where ours hears with the converted model: its size is kept as well
+    """
+
+    make: Callable[[Path], Hear]
+    options: dict[str, Any] | None = None
+
+
+OURS = "ours"
+BESIDE = {
+    OURS: Contender(ours),
+    "faster-whisper, batched": Contender(faster_whisper),
+    "openai-whisper": Contender(openai_whisper),
+    "ours, `beam_size=5`": Contender(partial(ours, beam_size=5)),
+    "ours, `sequential`": Contender(partial(ours, sequential=True)),
+}
+SMALLER = {
+    "float16, as OpenAI's": Contender(ours, {}),
+    "the same, computed in float16": Contender(partial(ours, dtype="float16"), {}),
+    "8 bits: `-q --q-bits 8`": Contender(ours, {"quantize": True, "q_bits": 8}),
+    "6 bits: `-q --q-bits 6`": Contender(ours, {"quantize": True, "q_bits": 6}),
+    "4 bits: `-q`": Contender(ours, {"quantize": True}),
+}
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def read_figures() -> dict[str, dict[str, dict[str, Errors]]]:
-    """contender → set → language → errors, as they were measured last."""
+@dataclass
+class Figures:
+    """What was measured of a contender.
+
+    errors : set → language → errors
+    bytes : of its weights on the disk, where it was converted for this
+    """
+
+    errors: dict[str, dict[str, Errors]] = field(default_factory=dict)
+    bytes: int | None = None
+
+
+def read_figures() -> dict[str, Figures]:
+    """By contender, as they were measured last."""
     if not FIGURES.exists():
         return {}
-    kept = json.loads(FIGURES.read_text())
-    return {
-        name: {kind: {code: Errors(**errors) for code, errors in languages.items()} for kind, languages in sets.items()}
-        for name, sets in kept.items()
-    }
+    figures = {}
+    for name, kept in json.loads(FIGURES.read_text()).items():
+        errors = {
+            kind: {code: Errors(**found) for code, found in languages.items()}
+            for kind, languages in kept["errors"].items()
+        }
+        figures[name] = Figures(errors, kept["bytes"])
+    return figures
 
 
-def write_figures(figures: dict[str, dict[str, dict[str, Errors]]]) -> None:
-    plain = {
-        name: {kind: {code: asdict(errors) for code, errors in languages.items()} for kind, languages in sets.items()}
-        for name, sets in figures.items()
-    }
-    FIGURES.write_text(json.dumps(plain, indent=1) + "\n")
+def write_figures(figures: dict[str, Figures]) -> None:
+    FIGURES.write_text(json.dumps({name: asdict(kept) for name, kept in figures.items()}, indent=1) + "\n")
 
 
 def total(languages: dict[str, Errors]) -> Errors:
@@ -242,56 +278,86 @@ def total(languages: dict[str, Errors]) -> Errors:
 def measure(again: bool, only: list[str]) -> None:
     """Measure what has no figures yet, one set after the other; each is kept as soon as it is there."""
     figures = {} if again else read_figures()
-    wanted = contenders()
-    for name in only or wanted:
-        missing = [kind for kind in SETS if kind not in figures.get(name, {})]
-        hear = wanted[name]() if missing else None
+    contenders = BESIDE | SMALLER
+    for name in only or contenders:
+        kept = figures.setdefault(name, Figures())
+        missing = [kind for kind in SETS if kind not in kept.errors]
+        if not missing:
+            continue
+        contender = contenders[name]
+        folder = real_weights.folder() / "whisper-base"
+        if contender.options is not None:
+            folder = converted(folder, **contender.options)
+            kept.bytes = (folder / "model.safetensors").stat().st_size
+        hear = contender.make(folder)
         for kind in missing:
             samples = list(SETS[kind]())
             found = by_language(samples, hear(samples))
-            figures.setdefault(name, {})[kind] = found
+            kept.errors[kind] = found
             write_figures(figures)
             said = ", ".join(f"{code} {errors.total} of {errors.words}" for code, errors in found.items())
             print(f"{name}, {SET_NAMES[kind]}: {said}; {total(found).rate:.1%}", flush=True)
 
 
-def table() -> str:
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def table_beside() -> str:
     """Word error rates in per cent, a contender a line."""
-    figures = read_figures()
-    heads = [f"{name}, {_words(figures, 'recordings', code)}" for code, name in LANGUAGES.items()]
-    heads.append(f"{SET_NAMES['joined']}, {_words(figures, 'joined', 'en')}")
+    figures = {name: kept for name, kept in read_figures().items() if name in BESIDE}
+    counted = figures[OURS].errors
+    heads = [f"{name}, {_words(counted['recordings'], code)}" for code, name in LANGUAGES.items()]
+    heads.append(f"{SET_NAMES['joined']}, {_words(counted['joined'], 'en')}")
     lines = [f"| | {' | '.join(heads)} | words kept |", "|" + "---|" * (len(heads) + 2)]
-    for name, sets in figures.items():
-        cells = [f"{sets['recordings'][code].rate:.1%}" for code in LANGUAGES]
-        cells.append(f"{sets['joined']['en'].rate:.1%}")
-        kept = sets["joined"]["en"].kept
-        label = f"**{name}**" if name == "ours" else name
-        lines.append(f"| {label} | {' | '.join(cells)} | {kept:.1%} |")
+    for name in BESIDE:
+        errors = figures[name].errors
+        cells = [f"{errors['recordings'][code].rate:.1%}" for code in LANGUAGES]
+        cells.append(f"{errors['joined']['en'].rate:.1%}")
+        label = f"**{name}**" if name == OURS else name
+        lines.append(f"| {label} | {' | '.join(cells)} | {errors['joined']['en'].kept:.1%} |")
     return "\n".join(lines)
 
 
-def _words(figures: dict[str, dict[str, dict[str, Errors]]], kind: str, code: str) -> str:
-    words = figures["ours"][kind][code].words
-    return f"{words} {'characters' if code in CHARACTERS else 'words'}"
+def table_smaller() -> str:
+    """What smaller weights cost: size and word error rates, English and all."""
+    figures = read_figures()
+    heads = ["size", f"{SET_NAMES['recordings']}, English", "the same, all languages", SET_NAMES["joined"]]
+    lines = [f"| | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
+    for name in SMALLER:
+        kept = figures[name]
+        size = f"{kept.bytes / MEGABYTE:.0f} MB"
+        rates = [kept.errors["recordings"]["en"], total(kept.errors["recordings"]), kept.errors["joined"]["en"]]
+        lines.append(f"| {name} | {size} | {' | '.join(f'{errors.rate:.1%}' for errors in rates)} |")
+    return "\n".join(lines)
 
 
-def put_table_into_readme() -> None:
+TABLES = {"hearing": table_beside, "smaller": table_smaller}
+
+
+def _words(errors: dict[str, Errors], code: str) -> str:
+    return f"{errors[code].words} {'characters' if code in CHARACTERS else 'words'}"
+
+
+def put_tables_into_readme() -> None:
     text = README.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, behind = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n{table()}\n{END}{behind}")
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}: python tests/hearing.py --table -->", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, behind = rest.partition(end)
+        text = f"{before}{begin}\n{table()}\n{end}{behind}"
+    README.write_text(text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python tests/hearing.py", description=__doc__.split("\n")[0])
     parser.add_argument("contender", nargs="*", help="of these only (default: all)")
     parser.add_argument("--again", action="store_true", help="measure everything anew")
-    parser.add_argument("--table", action="store_true", help="only put the table into README.md")
+    parser.add_argument("--table", action="store_true", help="only put the tables into README.md")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if not arguments.table:
         measure(arguments.again, arguments.contender)
-    put_table_into_readme()
+    put_tables_into_readme()
 
 
 if __name__ == "__main__":

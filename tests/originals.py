@@ -236,18 +236,6 @@ def whisper_transformers(dims: dict[str, int], seed: int = 0) -> Any:
     return randomise(model, seed)
 
 
-def whisper_original(model: Any) -> Any:
-    """A transformers model in the form that the measure takes."""
-    from mlx_speech.convert.verify import WhisperOriginal
-
-    return WhisperOriginal(
-        encode=lambda mel: model.model.encoder(mel).last_hidden_state,
-        decode=lambda tokens, encoded: model.proj_out(
-            model.model.decoder(input_ids=tokens, encoder_hidden_states=encoded, use_cache=False).last_hidden_state
-        ),
-    )
-
-
 # --- wav2vec2 --------------------------------------------------------------------------------------------------------
 
 LABELS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]

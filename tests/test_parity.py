@@ -18,7 +18,7 @@ from conftest import real, record
 
 from mlx_speech import checkpoint, load_audio
 from mlx_speech.convert import convert, verify
-from mlx_speech.convert.originals import openai_whisper
+from mlx_speech.convert.originals import openai_whisper, whisper_of_transformers
 
 PAUSES = Path(checkpoint.__file__).parent / "assets" / "demo" / "pauses.flac"
 PRECISIONS: dict[str, dict[str, Any]] = {
@@ -145,7 +145,7 @@ def _transformers(folder: Path, dims: dict[str, int], format: str = "safetensors
             make.save_sharded(state, folder / "model")
         else:
             torch.save(state, folder / "model" / "pytorch_model.bin")
-    return folder / "model", make.whisper_original(model)
+    return folder / "model", whisper_of_transformers(model)
 
 
 def _case(name: str, family: str, original: str, build: Callable[..., tuple[Path, Any]], **rest: Any) -> Case:
@@ -254,3 +254,34 @@ def test_not_a_number_is_no_parity() -> None:
 
     rows = verify.measure("wav2vec2", lambda rows: model(rows).logits, Broken(), verify.Inputs(audio()))
     assert [row.ok for row in rows] == [True, True, False]
+
+
+def encoder_that_rounds(offset: float, dtype: torch.dtype = torch.float32) -> verify.WhisperOriginal:
+    """The identity, but for what is lost of `x` beside an offset."""
+
+    def encode(x: torch.Tensor) -> torch.Tensor:
+        return (x.to(dtype) + offset) - offset
+
+    return verify.WhisperOriginal(encode, lambda *_: None, lambda: encoder_that_rounds(offset, torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("offset", "apart", "ok"), [(0, 9e-4, True), (0, 2e-3, False), (3e4, 2e-3, True), (3e4, 5e-3, False)]
+)
+def test_the_bar_of_an_encoder_is_as_wide_as_the_originals_rounding_asks_for(
+    offset: float, apart: float, ok: bool
+) -> None:
+    x = torch.rand(1, 80, 100, generator=torch.Generator().manual_seed(0))
+    original = encoder_that_rounds(offset)
+    expected = original.encode(x)
+    row = verify.encoder_row(original, x, expected, expected.numpy() + np.float32(apart))
+    assert row.ok is ok
+    assert ("own rounding" in row.measure) == (offset > 0)
+    assert not verify.encoder_row(original, x, expected, expected.numpy() * np.nan).ok
+
+
+def test_an_original_that_only_rounds_proves_nothing() -> None:
+    original = encoder_that_rounds(3e5)
+    x = torch.rand(1, 80, 100)
+    with pytest.raises(verify.ParityError, match="proves nothing"):
+        verify.encoder_row(original, x, original.encode(x), x.numpy() + 1)

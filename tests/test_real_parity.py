@@ -271,6 +271,12 @@ def test_the_real_whisper_in_smaller_precisions(tmp_path: Path) -> None:
     assert np.abs(found - expected).max() < 1e-3  # what openai-whisper gave for OpenAI's own file, on another machine
 
 
+def test_a_real_whisper_is_verified_by_the_command(tmp_path: Path) -> None:
+    """It meets its bars on the recording of the command, where the original itself rounds by 1e-3."""
+    report = convert(str(real_weights("whisper-tiny.en")), tmp_path / "mlx", verify=True)
+    assert "encoder, max difference (the original's own rounding" in report.tables[""]
+
+
 # --- pyannote --------------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@ right as those of the originals, whose figures `hearing.py` keeps."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import hearing
@@ -27,10 +26,10 @@ def pipeline() -> Pipeline:
 
 def test_the_figures_are_of_these_recordings() -> None:
     real("data/manifest.json")
-    figures = json.loads(hearing.FIGURES.read_text(encoding="utf-8"))
+    figures = hearing.read_figures()
     counted = hearing.by_language(hearing.recordings(), [sample.text for sample in hearing.recordings()])
     for name in ("ours", *PEERS):
-        kept = {code: errors["words"] for code, errors in figures[name]["recordings"].items()}
+        kept = {code: errors.words for code, errors in figures[name].errors["recordings"].items()}
         assert kept == {code: errors.words for code, errors in counted.items()}
 
 
@@ -38,7 +37,7 @@ def test_words_of_single_recordings_are_as_right_as_those_of_faster_whisper(pipe
     real("data/manifest.json")
     samples = hearing.recordings()
     found = hearing.by_language(samples, hearing.texts(pipeline, samples))
-    theirs = hearing.read_figures()["faster-whisper, batched"]["recordings"]
+    theirs = hearing.read_figures()["faster-whisper, batched"].errors["recordings"]
     for code, errors in found.items():
         assert errors.total <= theirs[code].total, (code, errors)
 
@@ -49,7 +48,7 @@ def test_words_of_joined_recordings_are_kept(pipeline: Pipeline) -> None:
     found = hearing.total(hearing.by_language(samples, hearing.texts(pipeline, samples)))
     figures = hearing.read_figures()
     assert found.kept >= KEPT
-    assert found.total <= min(hearing.total(figures[name]["joined"]).total for name in PEERS)
+    assert found.total <= min(hearing.total(figures[name].errors["joined"]).total for name in PEERS)
 
 
 def speech_without_words(audio: np.ndarray, transcript: Transcript) -> list[tuple[float, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -144,13 +145,20 @@ def _whisper_transformers(plan: port.Plan) -> WhisperOriginal:
     state = {n if n.startswith(("model.", "proj_out")) else f"model.{n}": value for n, value in state.items()}
     state.setdefault("proj_out.weight", state["model.decoder.embed_tokens.weight"])
     model.load_state_dict(state)
-    encoder, decoder = model.model.encoder, model.model.decoder
+    return whisper_of_transformers(model)
+
+
+def whisper_of_transformers(model: Any) -> WhisperOriginal:
+    """transformers' Whisper in the form that the measure takes."""
+
+    def encode(mel: torch.Tensor) -> torch.Tensor:
+        return model.model.encoder(mel).last_hidden_state
 
     def decode(tokens: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
-        decoded = decoder(input_ids=tokens, encoder_hidden_states=encoded, use_cache=False)
+        decoded = model.model.decoder(input_ids=tokens, encoder_hidden_states=encoded, use_cache=False)
         return model.proj_out(decoded.last_hidden_state)
 
-    return WhisperOriginal(encode=lambda mel: encoder(mel).last_hidden_state, decode=decode)
+    return WhisperOriginal(encode, decode, lambda: whisper_of_transformers(copy.deepcopy(model).double()))
 
 
 def _whisper_openai(plan: port.Plan) -> WhisperOriginal:
@@ -170,4 +178,12 @@ def _whisper_openai(plan: port.Plan) -> WhisperOriginal:
 
 def openai_whisper(model: Any) -> WhisperOriginal:
     """openai-whisper's model in the form that the measure takes."""
-    return WhisperOriginal(encode=model.encoder, decode=lambda tokens, encoded: model.decoder(tokens, encoded))
+
+    def in_float64() -> WhisperOriginal:
+        exact = copy.deepcopy(model).double()
+        for module in exact.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.__class__ = torch.nn.LayerNorm  # openai-whisper's own computes in float32
+        return openai_whisper(exact)
+
+    return WhisperOriginal(model.encoder, model.decoder, in_float64)

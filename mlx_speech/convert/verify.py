@@ -239,10 +239,43 @@ def wav2vec2(original: Any, model: Any, inputs: Inputs) -> list[Row]:
 
 @dataclass(frozen=True)
 class WhisperOriginal:
-    """Either of the two originals: mel (batch, n_mels, frames) → encoded; tokens, encoded → logits."""
+    """Either of the two originals: mel (batch, n_mels, frames) → encoded; tokens, encoded → logits; and the same
+    original that computes in float64."""
 
     encode: Callable[[Any], Any]
     decode: Callable[[Any, Any], Any]
+    in_float64: Callable[[], WhisperOriginal]
+
+
+def encoder_row(original: WhisperOriginal, mel: Any, expected: Any, found: np.ndarray) -> Row:
+    """What the two encoders make of the same mel, (batch, n_mels, frames).
+
+    Trained Whispers have frames in which one channel is a hundred times the others, and the last norm divides by it:
+    there the original's float32 may be further from its float64 than the bar is wide.
+    """
+    name, bar, apart = "encoder, max difference", 1e-3, _apart(expected.numpy(), found)
+    if apart <= bar:
+        return Row(name, apart, bar)
+    own = _own_rounding(original.encode, original.in_float64().encode, mel)
+    if own <= bar / 3:
+        return Row(name, apart, bar)
+    if own > MOST_ROUNDING:
+        raise ParityError(f"the original in float32 is {own:.1e} from itself in float64: this input proves nothing")
+    return Row(f"{name} (the original's own rounding: {own:.1e})", apart, 3 * own)
+
+
+def _own_rounding(run: Callable[[Any], Any], exact: Callable[[Any], Any], x: Any, times: int = 4) -> float:
+    """How far float32 may be from float64 on `x`: the most over inputs that float32 can hardly tell from each other. A
+    single one may, by chance, be a third of that."""
+    import torch
+
+    expected = exact(x.double())
+    dice = torch.Generator().manual_seed(0)
+    inputs = [x]
+    for _ in range(times - 1):
+        ulps = torch.rand(x.shape, generator=dice) - 0.5
+        inputs.append(x * (1 + ulps * torch.finfo(torch.float32).eps))
+    return max(_apart(run(moved).numpy(), expected.numpy()) for moved in inputs)
 
 
 def whisper(original: WhisperOriginal, model: Any, inputs: Inputs) -> list[Row]:
@@ -253,9 +286,9 @@ def whisper(original: WhisperOriginal, model: Any, inputs: Inputs) -> list[Row]:
     samples = args.n_audio_ctx * 320
     pieces = (inputs.audio, inputs.audio[len(inputs.audio) // 2 :])
     mel = mx.stack([features.log_mel(mx.array(piece), args.n_mels, samples) for piece in pieces])
-    expected = original.encode(torch.from_numpy(np.array(mel)).transpose(1, 2).contiguous())
+    their_mel = torch.from_numpy(np.array(mel)).transpose(1, 2).contiguous()
+    expected = original.encode(their_mel)
     encoded = model.encoder(mel)
-    apart = _apart(expected.numpy(), _numpy(encoded))
     # the decoders get the same (the original's) audio, so that each half is measured alone
     shared = mx.array(expected.numpy()).astype(encoded.dtype)
     # a few lengths from the shortest to the longest, each with many rows
@@ -280,7 +313,7 @@ def whisper(original: WhisperOriginal, model: Any, inputs: Inputs) -> list[Row]:
     stepwise = np.array(mx.concatenate(steps, axis=1))
     single = np.concatenate([np.array(model.decoder(tokens[k : k + 1], shared[k : k + 1])) for k in range(2)])
     return [
-        Row("encoder, max difference", apart, 1e-3),
+        encoder_row(original, their_mel, expected, _numpy(encoded)),
         Row(f"decoder, {inputs.sequences} sequences: logits, max difference / deviation", worst / scale, 1e-3),
         Row("same next token, share", float(np.concatenate(same).mean()), 0.999, at_least=True),
         Row("step by step, max difference / deviation", _apart(stepwise, whole) / scale, 1e-3),
