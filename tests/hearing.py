@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ README = ROOT / "README.md"
 RATE = 16_000
 MEGABYTE = 1e6
 CHARACTERS = ("ja", "zh")  # languages whose errors are counted in characters
-SET_NAMES = {"recordings": "single recordings", "joined": "three with pauses"}
+SET_NAMES = {"recordings": "single recordings", "joined": "three with pauses", "long": "1, 3 and 10 min in noise"}
+LONG = {1: 0.0, 3: 0.002, 10: 0.005}  # minutes → root mean square of the noise
 LANGUAGES = {"en": "English", "sv": "Swedish", "ja": "Japanese", "zh": "Chinese"}
 
 
@@ -119,12 +121,34 @@ def joined(count: int = 24, seed: int = 3) -> list[Sample]:
     return samples
 
 
+def long(seed: int = 4) -> list[Sample]:
+    """1, 3 and 10 minutes in noise."""
+    return [in_turn(60 * minutes, loudness, seed) for minutes, loudness in LONG.items()]
+
+
+def in_turn(seconds: float, loudness: float, seed: int) -> Sample:
+    """English recordings one after the other, with pauses of 0.2 to 6 s, until it lasts so long; white noise of a root
+    mean square of `loudness` over all of it."""
+    english = [sample for sample in recordings() if sample.language == "en"]
+    dice = np.random.default_rng((seed, round(seconds)))
+    turns = (english[index] for _ in count() for index in dice.permutation(len(english)))
+    parts: list[np.ndarray] = []
+    said: list[str] = []
+    while sum(part.size for part in parts) < seconds * RATE:
+        sample = next(turns)
+        parts += [sample.audio, noise(dice.uniform(0.2, 6), 0.0, dice)]
+        said.append(sample.text)
+    audio = np.concatenate(parts)
+    audio += noise(audio.size / RATE, loudness, dice)[: audio.size]
+    return Sample(f"{seconds:g} s in noise of {loudness:g}", "en", audio, " ".join(said))
+
+
 def noise(seconds: float, loudness: float, dice: np.random.Generator) -> np.ndarray:
     """White noise of a root mean square of `loudness`, (samples,)."""
     return (dice.standard_normal(round(seconds * RATE)) * loudness).astype(np.float32)
 
 
-SETS: dict[str, Callable[[], Iterable[Sample]]] = {"recordings": recordings, "joined": joined}
+SETS: dict[str, Callable[[], Iterable[Sample]]] = {"recordings": recordings, "joined": joined, "long": long}
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -138,7 +162,7 @@ def normaliser(language: str) -> Callable[[str], str]:
     return EnglishTextNormalizer() if language == "en" else BasicTextNormalizer(split_letters=language in CHARACTERS)
 
 
-def count(sample: Sample, text: str) -> Errors:
+def errors_of(sample: Sample, text: str) -> Errors:
     """The errors of `text` as a transcript of the sample."""
     import jiwer
 
@@ -155,7 +179,7 @@ def count(sample: Sample, text: str) -> Errors:
 def by_language(samples: Iterable[Sample], texts: Iterable[str]) -> dict[str, Errors]:
     errors: dict[str, Errors] = {}
     for sample, text in zip(samples, texts, strict=True):
-        errors[sample.language] = errors.get(sample.language, Errors()) + count(sample, text)
+        errors[sample.language] = errors.get(sample.language, Errors()) + errors_of(sample, text)
     return errors
 
 
@@ -215,10 +239,12 @@ class Contender:
     """Who hears; `make` is called when it is its turn.
 
     options : of the conversion, where ours hears with the converted model: its size is kept as well
+    sets : which it hears
     """
 
     make: Callable[[Path], Hear]
     options: dict[str, Any] | None = None
+    sets: tuple[str, ...] = tuple(SETS)
 
 
 OURS = "ours"
@@ -229,12 +255,15 @@ BESIDE = {
     "ours, `beam_size=5`": Contender(partial(ours, beam_size=5)),
     "ours, `sequential`": Contender(partial(ours, sequential=True)),
 }
+SHORT = ("recordings", "joined")
+MIXED = {"quantize": True, "quant_predicate": "mixed_4_8"}
 SMALLER = {
-    "float16, as OpenAI's": Contender(ours, {}),
-    "the same, computed in float16": Contender(partial(ours, dtype="float16"), {}),
-    "8 bits: `-q --q-bits 8`": Contender(ours, {"quantize": True, "q_bits": 8}),
-    "6 bits: `-q --q-bits 6`": Contender(ours, {"quantize": True, "q_bits": 6}),
-    "4 bits: `-q`": Contender(ours, {"quantize": True}),
+    "float16, as OpenAI's": Contender(ours, {}, SHORT),
+    "the same, computed in float16": Contender(partial(ours, dtype="float16"), {}, ("recordings",)),  # slow on a CPU
+    "8 bits: `-q --q-bits 8`": Contender(ours, {"quantize": True, "q_bits": 8}, SHORT),
+    "6 bits: `-q --q-bits 6`": Contender(ours, {"quantize": True, "q_bits": 6}, SHORT),
+    "mixed: `-q --quant-predicate mixed_4_8`": Contender(ours, MIXED, SHORT),
+    "4 bits: `-q`": Contender(ours, {"quantize": True}, SHORT),
 }
 
 
@@ -281,10 +310,10 @@ def measure(again: bool, only: list[str]) -> None:
     contenders = BESIDE | SMALLER
     for name in only or contenders:
         kept = figures.setdefault(name, Figures())
-        missing = [kind for kind in SETS if kind not in kept.errors]
+        contender = contenders[name]
+        missing = [kind for kind in contender.sets if kind not in kept.errors]
         if not missing:
             continue
-        contender = contenders[name]
         folder = real_weights.folder() / "whisper-base"
         if contender.options is not None:
             folder = converted(folder, **contender.options)
@@ -304,30 +333,31 @@ def measure(again: bool, only: list[str]) -> None:
 
 def table_beside() -> str:
     """Word error rates in per cent, a contender a line."""
-    figures = {name: kept for name, kept in read_figures().items() if name in BESIDE}
+    figures = read_figures()
     counted = figures[OURS].errors
     heads = [f"{name}, {_words(counted['recordings'], code)}" for code, name in LANGUAGES.items()]
-    heads.append(f"{SET_NAMES['joined']}, {_words(counted['joined'], 'en')}")
+    heads += [f"{SET_NAMES[kind]}, {_words(counted[kind], 'en')}" for kind in ("joined", "long")]
     lines = [f"| | {' | '.join(heads)} | words kept |", "|" + "---|" * (len(heads) + 2)]
     for name in BESIDE:
         errors = figures[name].errors
-        cells = [f"{errors['recordings'][code].rate:.1%}" for code in LANGUAGES]
-        cells.append(f"{errors['joined']['en'].rate:.1%}")
+        cells = [errors["recordings"][code].rate for code in LANGUAGES]
+        cells += [errors[kind]["en"].rate for kind in ("joined", "long")]
+        cells.append((errors["joined"]["en"] + errors["long"]["en"]).kept)
         label = f"**{name}**" if name == OURS else name
-        lines.append(f"| {label} | {' | '.join(cells)} | {errors['joined']['en'].kept:.1%} |")
+        lines.append(f"| {label} | {' | '.join(f'{cell:.1%}' for cell in cells)} |")
     return "\n".join(lines)
 
 
 def table_smaller() -> str:
-    """What smaller weights cost: size and word error rates, English and all."""
+    """What smaller weights cost: size and word error rates in per cent."""
     figures = read_figures()
     heads = ["size", f"{SET_NAMES['recordings']}, English", "the same, all languages", SET_NAMES["joined"]]
     lines = [f"| | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
     for name in SMALLER:
         kept = figures[name]
-        size = f"{kept.bytes / MEGABYTE:.0f} MB"
-        rates = [kept.errors["recordings"]["en"], total(kept.errors["recordings"]), kept.errors["joined"]["en"]]
-        lines.append(f"| {name} | {size} | {' | '.join(f'{errors.rate:.1%}' for errors in rates)} |")
+        rates = [f"{kept.errors['recordings']['en'].rate:.1%}", f"{total(kept.errors['recordings']).rate:.1%}"]
+        rates.append(f"{kept.errors['joined']['en'].rate:.1%}" if "joined" in kept.errors else "not measured")
+        lines.append(f"| {name} | {(kept.bytes or 0) / MEGABYTE:.0f} MB | {' | '.join(rates)} |")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """Whether `sequential` gives what openai-whisper's `transcribe` gives, with real weights, on every real recording.
 
     python tests/long_form.py            # Whisper base, every recording of the test data and three of 2 min
-    python tests/long_form.py jfk joined # those whose name begins so
+    python tests/long_form.py jfk 120    # those whose name begins so
 
 Compared are the text, start and end of every segment and of every word, to a hundredth of a second: at temperature 0
 with the thresholds of `transcribe` and without any. With temperatures in turn, as is the default, both sides draw other
@@ -33,8 +33,8 @@ from mlx_speech.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment
 
 RATE = hearing.RATE
-LONG = 120  # seconds, at least, of what is joined
-NOISES = (0.0, 0.003, 0.01)  # root mean square of the pauses
+LONG = 120  # seconds of what is joined
+NOISES = (0.0, 0.001, 0.005)  # of what is joined, root mean square
 SOUNDS = (".wav", ".flac", ".mp3")
 THRESHOLDS = ("no_speech_threshold", "logprob_threshold", "compression_ratio_threshold")
 MODES: dict[str, dict[str, Any]] = {
@@ -87,22 +87,11 @@ def load_pair(name: str = "base") -> Pair:
 
 @cache
 def recordings() -> dict[str, np.ndarray]:
-    """Every recording of the test data, (samples,), and three joined ones of `LONG` or more."""
+    """Every recording of the test data, (samples,), and three that last `LONG`."""
     files = [path for path in sorted((hearing.DATA / "data").rglob("*")) if path.suffix in SOUNDS]
     found = {path.name: load_audio(path) for path in files}
-    return found | {f"joined {number}": joined(number) for number in range(len(NOISES))}
-
-
-def joined(number: int) -> np.ndarray:
-    """English recordings one after the other, with pauses of 0.5 to 4 s; each `number` in another order, over another
-    noise."""
-    english = [sample.audio for sample in hearing.recordings() if sample.language == "en"]
-    dice = np.random.default_rng(number)
-    parts: list[np.ndarray] = []
-    while sum(part.size for part in parts) < LONG * RATE:
-        for index in dice.permutation(len(english)):
-            parts += [english[index], hearing.noise(dice.uniform(0.5, 4), NOISES[number], dice)]
-    return np.concatenate(parts)
+    joined = [hearing.in_turn(LONG, loudness, seed) for seed, loudness in enumerate(NOISES)]
+    return found | {sample.name: sample.audio for sample in joined}
 
 
 # --- both sides -------------------------------------------------------------------------------------------------------

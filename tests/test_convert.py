@@ -669,7 +669,7 @@ STATED = {
 
 def low(family: str, path: str) -> bool:
     """Whether a mixed recipe gives the layer its fewer bits."""
-    return path.startswith("decoder.blocks.") if family == "whisper" else ".feed_forward." in path
+    return (".mlp" if family == "whisper" else ".feed_forward.") in path
 
 
 def expected_bits(family: str, how: str) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ HEARD = {
     "common_voice_ja_24511055.mp3": ("thresholds", "no thresholds"),
     "silero_test.wav": ("thresholds",),
     "dev01.wav": ("thresholds",),
-    "joined 2": ("thresholds",),
+    "120 s in noise of 0.005": ("thresholds",),
 }
 
 

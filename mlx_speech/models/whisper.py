@@ -313,7 +313,8 @@ class Model(BaseModel):
         return ".blocks." in path or path == "decoder.token_embedding"
 
     def quant_recipe(self, path: str) -> str:
-        return "low" if path.startswith("decoder.blocks") else "high"
+        """Feed-forward layers bear fewer bits best; the embedding, weight for weight, bears them worst."""
+        return "low" if ".mlp" in path else "high"
 
     def __call__(self, mel: mx.array, tokens: mx.array) -> mx.array:
         """mel (batch, 3000, n_mels), tokens (batch, n) → logits (batch, n, vocabulary)"""
