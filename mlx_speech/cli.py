@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.simplefilter("always", UserWarning)  # the second recording with a fault hears of it too
         try:
             blas.check_backend()
-            return run(**options, say=say)
+            with _same_device():
+                return run(**options, say=say)
         except MLXSpeechError as error:
             if verbose:
                 traceback.print_exc()
@@ -61,8 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
         except BrokenPipeError:  # the reader of our output has gone
             sys.stderr.close()
             return 141
-        except OSError as error:  # what is left: the disk behind standard output
-            say(f"cannot write to standard output ({error.strerror}): make room there")
+        except OSError as error:  # what is left, without a name: the disk behind standard output
+            if error.filename is None:
+                say(f"cannot write to standard output ({error.strerror}): make room there")
+            else:
+                say(f"{os.fspath(error.filename)}: {error.strerror}: is it there, and may you use it?")
             return 2
 
 
@@ -94,6 +98,17 @@ def _settings() -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def _same_device() -> Iterator[None]:
+    import mlx.core as mx
+
+    device = mx.default_device()
+    try:
+        yield
+    finally:
+        mx.set_default_device(device)
+
+
 def in_flags(message: str, flags: Mapping[str, str]) -> str:
     """A message of the library, which names keywords, as the command line says it.
 
@@ -116,6 +131,7 @@ def in_flags(message: str, flags: Mapping[str, str]) -> str:
     message = re.sub(rf"{before}(?P<name>{names})(?==)", flag, message)
     message = re.sub(rf"{before}{file}(?P<name>{several}){after}", flag, message)
     message = re.sub(rf"^(?P<name>{names})(?= (is|and|needs|conflicts) )", flag, message)
+    message = re.sub(rf"(?<= needs )(?P<name>{names})(?=:)", flag, message)
     return re.sub(rf"(?<= and )(?P<name>{names})(?= conflict)", flag, message)
 
 

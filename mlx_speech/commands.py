@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -85,13 +85,14 @@ def transcribe(
 
     layout = {name: given.pop(name) for name in LAYOUT if name in given}
     Layout(**layout)  # checked before anything runs
-    for flag in ("return_char_alignments", "highlight_words", "max_line_width", "max_line_count"):
-        if given.get("word_timestamps") == "none" and (given.get(flag) or layout.get(flag)):
-            raise OptionError(f"--{flag.replace('_', '-')} and --no-align conflict: leave one of them out")
     if layout.get("max_line_count") and not layout.get("max_line_width"):
         raise OptionError("--max-line-count needs --max-line-width: give both")
+    _check_words(given, layout)
+    diarized = any(given.get(name) for name in ("diarize", *SPEAKERS))
+    for flag, needed in _unheeded(given, layout, diarized):
+        say(f"{_flag(flag)} has no meaning without {needed}")
     bars, pipeline, options = _Bars(given.pop("print_progress"), quiet), _pipeline(given, say), _options(given)
-    formats = _formats(output_format, diarized=any(options.get(n) for n in ("diarize", *SPEAKERS)))
+    formats = _formats(output_format, diarized)
     audio = list(dict.fromkeys(audio))
     folder = _expanded(output_dir)
     stems = _stems(audio, folder, formats, say)
@@ -193,6 +194,49 @@ def demo(audio: str | None, output_dir: str, q_bits: int | None, verbose: bool, 
     return 0
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _words(given: Mapping[str, Any]) -> str | None:
+    """How words get their times, of what the user gave: "ctc", "attention" or None."""
+    kind = given.get("word_timestamps", "ctc")
+    if kind in ("none", "False"):
+        return None
+    if given.get("task") == "translate" and kind != "attention":
+        return None
+    return "attention" if kind == "attention" else "ctc"
+
+
+def _check_words(given: Mapping[str, Any], layout: Mapping[str, Any]) -> None:
+    """Raises `OptionError` for flags that need words with times where there are none."""
+    if _words(given) is not None:
+        return
+    wanted = [name for name in ("return_char_alignments", "highlight_words") if given.get(name) or layout.get(name)]
+    if given.get("word_timestamps") in ("none", "False"):
+        wanted += [name for name in ("max_line_width", "max_line_count") if layout.get(name)]
+        for name in wanted:
+            raise OptionError(f"{_flag(name)} and --no-align conflict: leave one of them out")
+    if "highlight_words" in wanted:
+        raise OptionError("--highlight-words and --task translate conflict: add --word-timestamps attention")
+
+
+def _unheeded(given: Mapping[str, Any], layout: Mapping[str, Any], diarized: bool) -> Iterator[tuple[str, str]]:
+    """Flags that the user gave and nothing answers to, each with what it would need."""
+    words = _words(given)
+    detected = given.get("vad", True) and not given.get("sequential")
+    if layout.get("speaker_embeddings") and not diarized:
+        yield "speaker_embeddings", "--diarize"
+    if "segment_resolution" in given and words is None:
+        yield "segment_resolution", "times of words"
+    for name in ("align_model", "interpolate_method"):
+        if name in given and words != "ctc":
+            yield name, "--word-timestamps ctc"
+    for name in ("vad_method", "vad_model"):
+        if name in given and not detected:
+            yield name, "speech detection"
+
+
 def _pipeline(given: dict[str, Any], say: Say) -> Any:
     """The `Pipeline` of its own keywords, and of those of `_set_up`; all are taken out of `given`."""
     _set_up(**{name: given.pop(name) for name in ("device", "model_dir", "model_cache_only", "hf_token")}, say=say)
@@ -232,8 +276,11 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     method = options.get("vad_method", "silero")
     options["vad_options"] = {}
     for flag in sorted(flags & given.keys()):
+        for other, off in (("--sequential", given.get("sequential")), ("--no-vad", not given.get("vad", True))):
+            if off:
+                raise OptionError(f"{other} and {_flag(flag)} conflict: leave one of them out")
         if flag not in DETECTION[method]:
-            raise OptionError(f"--{flag.replace('_', '-')} conflicts with --vad-method {method}: leave one of them out")
+            raise OptionError(f"{_flag(flag)} conflicts with --vad-method {method}: leave one of them out")
         if given[flag] is not None:
             options["vad_options"][DETECTION[method][flag]] = given[flag]
     return options
@@ -290,8 +337,16 @@ def _check_paths(files: Mapping[str, Iterable[Path]]) -> None:
                 raise OutputError(said) from error
             if stat.S_ISDIR(found.st_mode):
                 raise OutputError(f"{path}: cannot be written (it is a folder): choose another --output-dir")
-            if Path(source).exists() and path.samefile(source):
+            if _is_file(path, source):
                 raise OutputError(f"{path}: is the recording itself: choose another --output-dir")
+
+
+def _is_file(path: Path, source: str) -> bool:
+    """Whether a result that is there already is the recording; one that cannot be looked at is found out later."""
+    try:
+        return path.samefile(source)
+    except OSError:
+        return False
 
 
 def _stems(audio: list[str], folder: Path, formats: Iterable[str], say: Say) -> dict[str, str]:

@@ -16,8 +16,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
+from numbers import Integral, Real
 
-from mlx_speech.errors import OptionError, in_range
+from mlx_speech.errors import OptionError, brief, in_range
 from mlx_speech.spacing import CLOSING, OPENING, breaks, clusters
 from mlx_speech.transcript import Region, Segment, Transcript, space_between
 
@@ -49,7 +50,7 @@ class Layout:
     max_cue_duration : seconds
     speaker_embeddings : write them too (JSON)
 
-    Raises `OptionError` for values below 1, or for a duration of 0.
+    Raises `OptionError` for values of another type, values below 1, or a duration of 0.
     """
 
     max_line_width: int | None = None
@@ -60,8 +61,14 @@ class Layout:
 
     def __post_init__(self) -> None:
         in_range(1, math.inf, max_line_width=self.max_line_width, max_line_count=self.max_line_count)
-        if not self.max_cue_duration > 0:
-            raise OptionError(f"max_cue_duration is {self.max_cue_duration}: give seconds, above 0")
+        for name in ("max_line_width", "max_line_count"):
+            if not isinstance(getattr(self, name), (Integral, type(None))):
+                raise OptionError(f"{name} is {brief(getattr(self, name))}: give a whole number")
+        for name in ("highlight_words", "speaker_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name} is {brief(getattr(self, name))}: give True or False")
+        if not (isinstance(self.max_cue_duration, Real) and self.max_cue_duration > 0):
+            raise OptionError(f"max_cue_duration is {brief(self.max_cue_duration)}: give seconds, above 0")
 
 
 @dataclass(frozen=True)
@@ -245,10 +252,10 @@ def _runs(words: Iterable[_Word]) -> list[list[_Word]]:
 def _blocks(words: list[_Word], max_duration: float) -> Iterator[_Block]:
     """The cheapest division of a run into blocks that fit: few, equally full, and cut at good places."""
     head, total = columns(_head(words[0].speaker)), len(words)
-    ends = list(accumulate((len(word.space) + columns(word.text) for word in words), initial=0))
+    ends = list(accumulate((columns(word.space + word.text) for word in words), initial=0))
 
     def width(start: int, end: int) -> int:
-        return ends[end] - ends[start] - len(words[start].space) if end > start else 0
+        return ends[end] - ends[start] - columns(words[start].space) if end > start else 0
 
     def first_line(start: int) -> int:
         end = start

@@ -174,6 +174,8 @@ class Options(DecodingOptions):
 
 def _read(name: str, value: Any, hint: Any) -> Any:
     """`value` as the field `name` of type `hint` holds it. Raises `OptionError` where it is of another type."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
     if name == "temperature":
         numbers = [value] if isinstance(value, Real) else value
         return _numbers(name, numbers, "give a number, or several to be tried in turn")

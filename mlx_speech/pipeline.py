@@ -28,7 +28,7 @@ from mlx_speech.checkpoint import DEMO
 from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutOfMemory, brief
 from mlx_speech.loading import Models, Recogniser
 from mlx_speech.options import Options
-from mlx_speech.stages import asr
+from mlx_speech.stages import asr, decode
 from mlx_speech.stages.align import align
 from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.cluster import speaker_bounds
@@ -209,7 +209,8 @@ class Pipeline:
         if options.words == "ctc" and self.models.align_is_given:
             self.models.aligner(options.language or "en")
             self._release("align")
-        tokenizer = self.models.whisper().tokenizer
+        recogniser = self.models.whisper()
+        tokenizer = recogniser.tokenizer
         known = tokenizer.languages or ["en"]
         if options.language is not None and options.language not in known:
             raise OptionError(f"language {options.language!r} conflicts with the model, which knows {', '.join(known)}")
@@ -217,6 +218,7 @@ class Pipeline:
             raise OptionError('task "translate" conflicts with the model, which knows English only: choose another')
         if options.task == "translate" and "turbo" in self.models.names["whisper"]:
             warnings.warn("turbo was not trained to translate: choose another model, such as medium", stacklevel=2)
+        decode.check_tokens(options, tokenizer, recogniser.model.args.n_text_ctx)
         size = self._chunk_size(options)
         if options.vad and not options.sequential:  # its options are checked where they are used
             self._regions(np.zeros(0, np.float32), options, size)

@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mlx_speech.spacing import is_torn, joint
+from mlx_speech.spacing import is_torn, joint, unspaced
 
+_LETTER = re.compile(r"\w")
 UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})  # languages written without spaces
 
 
@@ -127,14 +128,23 @@ class Segment(Region):
 def _find(word: str, text: str, start: int) -> int | None:
     """Where `text` has the word from `start` on. Where it is not the next thing that is said, as a word of its own if
     it occurs as one: "other" is not looked for in "another"."""
-    found = text.find(word, start)
-    if found < 0:
+    first = text.find(word, start)
+    if first < 0:
         return None
-    if text[start:found].strip():
-        alone = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)").search(text, start)
-        if alone is not None:
-            return alone.start()
-    return found
+    if not text[start:first].strip():
+        return first
+    found = first
+    while found >= 0:
+        if not _is_inside_word(text, found, found + len(word)):
+            return found
+        found = text.find(word, found + 1)
+    return first
+
+
+def _is_inside_word(text: str, start: int, end: int) -> bool:
+    """Whether letters touch this piece of a text, in scripts that part words by spaces."""
+    edges = ((text[:start][-1:], text[start]), (text[end : end + 1], text[end - 1]))
+    return any(_LETTER.match(beside) and not unspaced(beside) and not unspaced(own) for beside, own in edges)
 
 
 def space_between(before: str, segment: Segment) -> str:

@@ -234,7 +234,7 @@ def align(
     how: dict[str, Any] = {"language": language, "interpolate_method": interpolate_method}
     how |= {"return_char_alignments": return_char_alignments, "on_progress": lambda d: report("align", d, total, None)}
     words = _align.align(segments, samples, model, **how)
-    result = writers.as_dict(Transcript(split_sentences(words, language)))
+    result = writers.as_dict(Transcript(split_sentences(words, language), language=language))
     return {"segments": result["segments"], "word_segments": result["word_segments"]}
 
 

@@ -445,7 +445,7 @@ def test_ranks_of_a_vocabulary_of_its_own(tmp_path: Path, end: str) -> None:
     rank_file(tmp_path / "vocab.tiktoken", tokens, end)
     size = len(tokens) + 2 + 3 + len(TASKS) + len(TIMESTAMPS)
     mine = Tokenizer.find(tmp_path, size)
-    assert mine.encode(" theü") == [32, 257, 259] or mine.encode(" theü") == [258, 259]
+    assert mine.encode(" theü") == [258, 259]
     assert mine.decode(mine.encode(" the ü!")) == " the ü!" and list(mine.languages) == ["en", "zh", "de"]
     assert mine.eot == len(tokens) and mine.n_vocab == size
 

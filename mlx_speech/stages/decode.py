@@ -256,8 +256,21 @@ def _initial_tokens(
     tokens += tokenizer.sot_sequence(language, options.task)
     tokens += [tokenizer.no_timestamps] if options.without_timestamps else []
     if len(tokens) + len(prefix) > context:
-        raise OptionError(f"prefix has {len(prefix)} tokens: {context - len(tokens)} fit behind the prompt")
+        fitting = context - len(tokens)
+        raise OptionError(f"prefix has {len(prefix)} tokens: {fitting} fit behind the prompt, so shorten it")
     return tokens + prefix
+
+
+def check_tokens(options: DecodingOptions, tokenizer: Any, context: int) -> None:
+    """Raises `OptionError` for a prefix that is too long, and for suppressed tokens that there are not.
+
+    context : tokens that the decoder takes
+    """
+    language = next(iter(tokenizer.languages)) if tokenizer.multilingual else None
+    _initial_tokens(Job(mx.zeros((0, 0)), language), language, tokenizer, options, context)
+    for token in options.suppressed():
+        if token >= tokenizer.n_vocab:
+            raise OptionError(f"suppress_tokens has {token}: the model's go up to {tokenizer.n_vocab - 1}")
 
 
 # --- the running batch ------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def split_sentences(segments: Sequence[Segment], language: str) -> tuple[Segment
             continue
         code, start = run[0].language or language, 0
         pieces = _pieces(run)
-        cased = any(piece.word.text[:1].isupper() for piece in pieces)
+        cased = any(piece.word.text.lstrip(_OPENING)[:1].isupper() for piece in pieces)
         for k in range(len(pieces)):
             if k + 1 == len(pieces) or _ends(pieces[start : k + 1], pieces[k + 1], code, cased):
                 sentences += [_sentence(part) for part in _short(pieces[start : k + 1])]
