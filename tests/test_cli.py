@@ -198,7 +198,8 @@ def test_with_nothing_left_to_do_no_model_is_loaded(
         patch.setattr("mlx_speech.loading.Models.whisper", load)
         assert run(str(meeting), *flags, "--skip-existing") == 0
         said = capsys.readouterr()
-        assert not said.out and said.err == f"mlx_speech: nothing to do: what was asked for is in {out} already\n"
+        last = said.err.splitlines()[-1]
+        assert not said.out and last == f"mlx_speech: nothing to do: what was asked for is in {out} already"
         with pytest.raises(AssertionError, match="a model was loaded"):
             run(str(meeting), *flags, "-f", "txt,vtt", "--skip-existing")
     assert run(str(meeting), *flags, "--skip-existing", "--beam-size", "0") == 2  # a mistake is one still
@@ -419,7 +420,13 @@ def test_spellings(given: list[str], expected: list[str]) -> None:
         (["--max-duration", "nan"], "--max-duration is nan"),
         (["--batch-size", "0"], "--batch-size is 0"),
         (["--multilingual", "--language", "en"], "--multilingual and --language conflict"),
-        (["--no-vad", "--vad-onset", "0.4"], "--no-vad and vad_options conflict"),
+        (["--no-vad", "--vad-onset", "0.4"], "--no-vad and --vad-onset conflict"),
+        (["--sequential", "--speech-pad-ms", "9"], "--sequential and --speech-pad-ms conflict"),
+        (["--clip-timestamps", "0,2"], "--clip-timestamps needs --sequential"),
+        (["--word-timestamps", "False", "--highlight-words"], "--highlight-words and --no-align conflict"),
+        (["--task", "translate", "--highlight-words"], "--highlight-words and --task translate conflict"),
+        (["--prefix", "and so " * 400], "--prefix is 800 tokens long"),
+        (["--suppress-tokens", "999999"], "--suppress-tokens has 999999"),
         (["-o", "~no-such-user/x"], "~no-such-user/x: there is no such home folder"),
         (["--model-dir", "~no-such-user/x"], "~no-such-user/x: there is no such home folder"),
         (["--task", "translate", "--return-char-alignments"], "translate and --return-char-alignments conflict"),
@@ -437,6 +444,41 @@ def test_mistakes_take_one_line(arguments: list[str], said: str, capsys: pytest.
     found = capsys.readouterr().err.strip().splitlines()
     assert code == 2 and len(found) == 1 and said in found[0] and found[0].startswith("mlx_speech: ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--speaker-embeddings"], "--speaker-embeddings has no meaning without --diarize"),
+        (["--no-align", "--segment-resolution", "sentence"], "--segment-resolution has no meaning without times"),
+        (["--word-timestamps", "attention", "--interpolate-method", "linear"], "without --word-timestamps ctc"),
+        (["--sequential", "--vad-method", "pyannote"], "--vad-method has no meaning without speech detection"),
+        (["--no-vad", "--vad-model", "silero_vad"], "--vad-model has no meaning without speech detection"),
+    ],
+)
+def test_what_nothing_answers_to_is_said(arguments: list[str], said: str, tmp_path: Path, capsys: Any) -> None:
+    missing = str(tmp_path / "missing.wav")
+    assert run(missing, "-o", str(tmp_path), "--language", "en", "--temperature", "0", *arguments) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_result_beside_a_recording_that_may_not_be_looked_at_stops_nothing(
+    tmp_path: Path, meeting: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def samefile(self: Path, other: Any) -> bool:
+        if "locked" in str(other):
+            raise PermissionError(13, "Permission denied", str(other))
+        return self == Path(other)
+
+    monkeypatch.setattr(Path, "samefile", samefile)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.txt").write_text("old")
+    locked = str(tmp_path / "locked" / "a.wav")
+    flags = ("-o", str(out), "-f", "txt", "--language", "en", "--temperature", "0", "--no-align", "--quiet")
+    assert run(locked, str(meeting), *flags) == 1
+    assert (out / "meeting.txt").exists()
+    assert locked in capsys.readouterr().err
 
 
 def test_messages_name_flags_on_the_command_line_and_keywords_in_python() -> None:

@@ -186,7 +186,7 @@ def test_hotwords_come_before_the_prompt() -> None:
 
 def test_a_prefix_has_to_fit() -> None:
     job = Job(mx.zeros((1, 1)), "en", prefix=tuple(range(600)))
-    with pytest.raises(OptionError, match="prefix has 600 tokens: 445 fit"):
+    with pytest.raises(OptionError, match="prefix is 600 tokens long: 445 fit"):
         decode._initial_tokens(job, "en", tokenizer(), DecodingOptions(), 448)
 
 

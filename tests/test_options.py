@@ -30,6 +30,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
         batch_size=np.int64(4), q_bits=np.int64(8), memory_limit=np.float32(2), max_duration=np.int64(5)
     )
     assert pipeline.batch_size == 4 and type(pipeline.batch_size) is int
+    assert Options.of(temperature=np.array(0.5), beam_size=np.array(3)).temperature == (0.5,)
 
 
 def test_nothing_else_is_a_number() -> None:

@@ -174,12 +174,16 @@ def test_the_command_line_leaves_the_process_as_it_was(
         return filters, signal.getsignal(signal.SIGTERM), dict(os.environ), mx.default_device(), streams
 
     handler = signal.signal(signal.SIGTERM, own)
+    device = mx.default_device()
+    mx.set_default_device(mx.Device(mx.cpu, 1))  # not the one that a flag chooses
     try:
         before = settings()
         flags = ["--model-dir", str(tmp_path / "models"), "--model-cache-only", "--hf-token", "none", "--device", "cpu"]
         models = ["--diarize-model", str(DEMO / "diarization")]
         assert cli.main(["diarize", str(DEMO / "pauses.flac"), *flags, *models]) == 0
         assert settings() == before
+        mx.set_default_device(device)
+        before = settings()
         assert cli.main(["vad", "missing.wav"]) == 1
         assert cli.main(["diarize", "missing.wav", "--device", "tpu"]) == 2
         with pytest.raises(SystemExit):
@@ -187,6 +191,7 @@ def test_the_command_line_leaves_the_process_as_it_was(
         assert settings() == before
     finally:
         signal.signal(signal.SIGTERM, handler)
+        mx.set_default_device(device)
 
 
 def test_the_command_line_runs_in_any_thread(capsys: pytest.CaptureFixture) -> None:

@@ -36,6 +36,7 @@ def texts(*segments: Segment) -> list[str]:
         ("en", ["Well... maybe not.", "I think… so.", "Wait...", "What?"]),
         ("en", ['He said "Stop."', "Then he left.", "(It was late.)", "So."]),
         ("en", ['"Really?" he asked.', "Yahoo! is a name."]),
+        ("en", ['"Where are you?" she asked.']),
         ("en", ["In 2020.", "The end.", "Is it?!", "Yes."]),
         ("de", ["Das ist z.B. Berlin.", "Hr. Müller wohnt dort.", "Am 3. Oktober auch."]),
         ("fr", ["Vraiment ?", "Oui.", "« Bonjour. »", "Et M. Dupont ?"]),
@@ -94,6 +95,16 @@ def test_spaces_and_unknown_words_of_the_text_are_kept() -> None:
     assert texts(without) == ["One  two\u00a0three.", "Four – five!"]
     other = replace(found, text="something else")
     assert texts(other) == ["One two three.", "Four – five!"]
+
+
+@pytest.mark.parametrize("left_out", [["―"], ["♪"], ["♪", "人"]])
+def test_words_that_are_left_out_change_no_text(left_out: list[str]) -> None:
+    """Of a script without spaces, too, where no word stands alone."""
+    for text in ("― 人が来た、人。", "♪ 人が来た、その人。 ♪", "♪ one other, another other. ♪"):
+        found = segment(text, language="ja")
+        some = replace(found, words=tuple(word for word in found.words if word.text not in left_out))
+        said = " ".join(sentence.text for sentence in split_sentences([some], "ja"))
+        assert said.split() == text.split()
 
 
 # --- over the borders of segments ------------------------------------------------------------------------------------

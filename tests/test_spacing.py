@@ -3,6 +3,7 @@ make of words that are parts of words."""
 
 from __future__ import annotations
 
+import random
 import unicodedata
 from dataclasses import replace
 from itertools import pairwise
@@ -289,6 +290,16 @@ def cut_sentences(draw: st.DrawFn) -> Segment:
     return spoken(text, cuts, language=draw(st.sampled_from([None, "en", "ja", "th"])))
 
 
+def test_wide_spaces_count_as_wide() -> None:
+    phrases = ["とても", "少し", "今日は", "行って", "公園", "それから"]
+    dice = random.Random(0)
+    for _ in range(100):
+        text = "\u3000".join(dice.choices(phrases, k=12))
+        lines = lines_of(to_srt(Transcript((Segment(0.0, 9.0, text, words=words(*split_words(text))),), "ja")))
+        check_lines(lines, text)
+        assert all(cues.columns(line) <= cues.MAX_WIDTH for line in lines)
+
+
 @QUICK
 @given(cut_sentences(), st.sampled_from(LAYOUTS))
 def test_lines_are_pieces_of_the_text_wherever_words_are_parted(segment: Segment, layout: dict[str, Any]) -> None:
@@ -296,6 +307,8 @@ def test_lines_are_pieces_of_the_text_wherever_words_are_parted(segment: Segment
     long = {word for word in segment.text.split() if cues.columns(word) > cues.MAX_WIDTH}
     if not long:
         check_lines(lines, segment.text)
+    if not layout:
+        assert all(cues.columns(line) <= cues.MAX_WIDTH for line in lines)
     assert "".join("".join(lines).split()) == "".join(segment.text.split())
 
 

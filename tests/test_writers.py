@@ -364,6 +364,15 @@ def test_layout_is_checked() -> None:
             to_srt(Transcript(), **layout)
     with pytest.raises(OptionError, match="max_cue_duration"):
         Layout(max_cue_duration=float("nan"))
+    for wrong in (
+        {"max_cue_duration": "7"},
+        {"max_cue_duration": None},
+        {"max_line_width": 2.5},
+        {"max_line_width": "42"},
+        {"highlight_words": "False"},
+    ):
+        with pytest.raises(OptionError, match=next(iter(wrong))):
+            Layout(**wrong)
     parsed = parse_srt(to_srt(Transcript((spoken(TEXT),), "en"), uri="x", **vars(Layout(max_cue_duration=2.0))))
     assert max(cue.end - cue.start for cue in parsed) <= 2000
 

@@ -257,7 +257,7 @@ def _initial_tokens(
     tokens += [tokenizer.no_timestamps] if options.without_timestamps else []
     if len(tokens) + len(prefix) > context:
         fitting = context - len(tokens)
-        raise OptionError(f"prefix has {len(prefix)} tokens: {fitting} fit behind the prompt, so shorten it")
+        raise OptionError(f"prefix is {len(prefix)} tokens long: {fitting} fit behind the prompt, so shorten it")
     return tokens + prefix
 
 
