@@ -70,9 +70,9 @@ class Pipeline:
     memory_limit : gigabytes that MLX should stay within
     max_duration : longest recording that is read, in seconds
 
-    One pipeline may be used from several threads; they take turns. It does not outlive a fork: in a child of a process
-    that has loaded models, its use raises `ForkedProcess`. (A thread that ends just before the process does
-    should call `mx.clear_streams()` last: MLX 0.32 may abort the process at exit otherwise.)
+    One pipeline may be used from several threads; they take turns. In a child forked after models were loaded, its use
+    raises `ForkedProcess`. (A thread that ends just before the process does should call `mx.clear_streams()` last: MLX
+    0.32 may abort the process at exit otherwise.)
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Pipeline:
                 self._open(file, options)
                 return self._speakers(file, options, _Report(on_progress))
             finally:
-                self._release("diarization")
+                self._release("vad", "diarization")
 
     def _run(self, recordings: Iterable[Any], options: Options, report: _Report) -> Results:
         """`_steps`, of which one at a time runs, whichever thread asks for it."""
@@ -209,8 +209,7 @@ class Pipeline:
         if options.words == "ctc" and self.models.align_is_given:
             self.models.aligner(options.language or "en")
             self._release("align")
-        recogniser = self.models.whisper()
-        tokenizer = recogniser.tokenizer
+        tokenizer = self.models.whisper().tokenizer
         known = tokenizer.languages or ["en"]
         if options.language is not None and options.language not in known:
             raise OptionError(f"language {options.language!r} conflicts with the model, which knows {', '.join(known)}")
@@ -218,7 +217,7 @@ class Pipeline:
             raise OptionError('task "translate" conflicts with the model, which knows English only: choose another')
         if options.task == "translate" and "turbo" in self.models.names["whisper"]:
             warnings.warn("turbo was not trained to translate: choose another model, such as medium", stacklevel=2)
-        decode.check_tokens(options, tokenizer, recogniser.model.args.n_text_ctx)
+        decode.check_tokens(options, tokenizer, self.models.whisper().model.args.n_text_ctx)
         size = self._chunk_size(options)
         if options.vad and not options.sequential:  # its options are checked where they are used
             self._regions(np.zeros(0, np.float32), options, size)

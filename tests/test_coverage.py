@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from scripted import Script, ScriptedModel
 
 from mlx_speech.stages import asr, decode
 from mlx_speech.stages.asr import Task
-from mlx_speech.stages.coverage import MAX_WORD, MIN_SPEECH, region_by_region, text_regions, uncovered
+from mlx_speech.stages.coverage import MAX_WORD, MIN_SPEECH, make_room, region_by_region, text_regions, uncovered
 from mlx_speech.stages.decode import DecodingOptions, DecodingResult, Job
 from mlx_speech.tokenizer import Tokenizer
 from mlx_speech.transcript import Chunk, Region, Segment, Word
@@ -78,10 +80,57 @@ def test_a_word_that_is_too_long_hides_nothing() -> None:
 
 
 def test_regions_alone_reach_halfway_to_their_neighbours() -> None:
-    regions = (Region(1.0, 3.0), Region(4.0, 4.5), Region(6.5, 9.0))
+    regions = (Region(1.0, 3.0), Region(4.0, 6.0), Region(6.5, 9.0))
     found = region_by_region(Chunk(0.5, 10.0, regions))
-    assert [(chunk.start, chunk.end) for chunk in found] == [(0.5, 3.5), (5.5, 10.0)]
-    assert [chunk.regions for chunk in found] == [(regions[0],), (regions[2],)]
+    assert [(chunk.start, chunk.end) for chunk in found] == [(0.5, 3.5), (3.5, 6.25), (6.25, 10.0)]
+    assert [chunk.regions for chunk in found] == [(region,) for region in regions]
+
+
+@QUICK
+@given(disjoint())
+def test_no_region_is_left_out_for_being_short(speech: list[Region]) -> None:
+    found = region_by_region(Chunk(0.0, 30.0, tuple(speech)))
+    assert [region for chunk in found for region in chunk.regions] == speech
+    assert all(cells(chunk.regions) <= cells([Region(0.0, 30.0)]) for chunk in found)
+    assert all(one.end == other.start for one, other in pairwise(found))
+    if sum(region.duration for region in speech) > MIN_SPEECH:
+        assert all(sum(region.duration for region in chunk.regions) > MIN_SPEECH for chunk in found)
+
+
+# --- room for what was heard again ------------------------------------------------------------------------------------
+
+
+@st.composite
+def spoken(draw: st.DrawFn) -> list[Segment]:
+    """Segments of words one behind the other."""
+    names = iter(range(100))
+    time, segments = 0.0, []
+    for count in draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)):
+        words = []
+        for _ in range(count):
+            start = time + STEP * draw(st.integers(0, 12))
+            time = start + STEP * draw(st.integers(1, 16))
+            words.append(Word(start, time, f"word{next(names)}"))
+        text = " ".join(word.text for word in words)
+        segments.append(Segment(words[0].start, words[-1].end, text, tuple(words), tokens=tuple(text.encode())))
+    return segments
+
+
+@QUICK
+@given(spoken())
+def test_what_is_heard_again_has_its_place_between_the_words(segments: list[Segment]) -> None:
+    last = segments[-1].end
+    chunk = Chunk(0.0, last + 5.0, (Region(0.0, last + 5.0),))
+    texts = [segment.text for segment in segments]
+    for stretch in uncovered(chunk, segments):
+        segments = make_room(segments, stretch, lambda tokens: bytes(tokens).decode())
+        for segment in segments:
+            assert segment.end <= stretch.start or stretch.end <= segment.start
+            assert [word.text for word in segment.words] == segment.text.split()
+            assert bytes(segment.tokens).decode().strip() == segment.text
+            assert all(segment.start <= word.start <= word.end <= segment.end for word in segment.words)
+    assert " ".join(segment.text for segment in segments) == " ".join(texts)
+    assert all(one.end <= other.start for one, other in pairwise(segments))
 
 
 # --- heard again ------------------------------------------------------------------------------------------------------
@@ -192,6 +241,119 @@ def test_a_chunk_in_which_nothing_was_heard_is_heard_region_by_region(
     found, silences = hear(decoder, [Chunk(1.0, 18.0, regions)], monkeypatch, 4)
     assert [segment.end for segment in found[0]] == pytest.approx([4.0, 17.0], abs=0.03)
     assert silences == [] and len(decoder.heard) == 3
+
+
+class Placed:
+    """Stands for the decoder and for the times of its words: of each hearing, by number, what is said and when."""
+
+    def __init__(self, tokenizer: Tokenizer, *hearings: dict[str, tuple[float, float]]) -> None:
+        self.tokenizer, self.hearings = tokenizer, hearings
+        self.heard: list[tuple[float, float]] = []
+        self.languages: list[str | None] = []
+
+    def __call__(self, jobs: Iterable[Job], *_: Any, batch_size: int) -> Iterator[tuple[Job, DecodingResult]]:
+        for job in jobs:
+            words = self.hearings[min(len(self.heard), len(self.hearings) - 1)]
+            self.heard.append((job.key.chunk.start, job.key.chunk.end))
+            self.languages.append(job.language)
+            text = "".join(f" {word}" for word in words)
+            yield job, DecodingResult(tuple(self.tokenizer.encode(text)), text, "sv", -0.3, 0.0, 0.0, 1.0)
+
+    def placed(self, waiting: Sequence[tuple[Job, list[Segment]]], *_: Any) -> Iterator[tuple[Any, list[Segment]]]:
+        for job, segments in waiting:
+            times = self.hearings[
+                min(self.heard.index((job.key.chunk.start, job.key.chunk.end)), len(self.hearings) - 1)
+            ]
+            words = [Word(*times[text], text) for text in segments[0].text.split()]
+            yield job.key, [replace(segments[0], start=words[0].start, end=words[-1].end, words=tuple(words))]
+
+
+def hear_placed(
+    decoder: Placed, chunk: Chunk, monkeypatch: pytest.MonkeyPatch, *, words: bool = True, language: str | None = "sv"
+) -> tuple[tuple[Segment, ...], list[Region]]:
+    monkeypatch.setattr(decode, "decode_with_fallback", decoder)
+    monkeypatch.setattr(asr, "_with_words", decoder.placed)
+    silences: list[Region] = []
+    ((_, segments),) = asr.transcribe(
+        [Task(0, chunk, np.zeros(round(chunk.duration * 16_000), np.float32), language, words)],
+        ScriptedModel(Script(0)),
+        decoder.tokenizer,
+        DecodingOptions(without_timestamps=True),
+        batch_size=4,
+        on_silence=lambda _, region: silences.append(region),
+    )
+    return segments, silences
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_text_heard_again_stands_where_it_was_said(
+    words: bool, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {"one": (0.0, 1.0), "four": (5.0, 6.0)}
+    again = {"two": (1.0, 3.0), "three": (3.0, 5.0)}
+    decoder = Placed(tokenizer, first, again)
+    segments, _ = hear_placed(decoder, Chunk(0.0, 6.0, (Region(0.0, 6.0),)), monkeypatch, words=words)
+    assert [segment.text for segment in segments] == ["one", "two three", "four"]
+    assert all(before.end <= after.start for before, after in pairwise(segments))
+    assert [tokenizer.decode(segment.tokens).strip() for segment in segments] == [segment.text for segment in segments]
+    assert all(bool(segment.words) is words for segment in segments)
+
+
+def test_words_that_were_put_into_a_pause_are_not_said_twice(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose sentence is found in the region that seemed to have none."""
+    regions = (Region(0.0, 2.0), Region(5.0, 7.0), Region(9.0, 11.0))
+    chunk = Chunk(0.0, 11.0, regions)
+    said = {"one": (0.0, 2.0), "in": (7.5, 8.0), "1813...": (8.0, 8.5), "three": (9.0, 11.0)}
+    again = {"In": (5.0, 6.0), "1813,": (6.0, 7.0)}
+    segments, _ = hear_placed(Placed(tokenizer, said, again), chunk, monkeypatch)
+    assert [segment.text for segment in segments] == ["one", "In 1813,", "three"]
+    assert [tokenizer.decode(segment.tokens).strip() for segment in segments] == [segment.text for segment in segments]
+    behind = {"one": (0.0, 2.0), "in": (2.5, 3.0), "1813...": (3.0, 3.5), "three": (9.0, 11.0)}
+    segments, _ = hear_placed(Placed(tokenizer, behind, again), chunk, monkeypatch)
+    assert [segment.text for segment in segments] == ["one", "In 1813,", "three"]
+    spoken_twice = {"one": (0.0, 2.0), "in": (9.0, 10.0), "1813": (10.0, 11.0)}
+    segments, _ = hear_placed(Placed(tokenizer, spoken_twice, again), chunk, monkeypatch)
+    assert [segment.text for segment in segments] == ["one", "In 1813,", "in 1813"]
+
+
+def test_a_word_ends_where_what_it_swallowed_begins(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = {"well": (0.0, 1.0), "then": (1.0, 10.0)}
+    again = {"good": (3.0, 4.0), "luck": (4.0, 5.0), "with": (5.0, 7.0), "that": (8.0, 9.9)}
+    decoder = Placed(tokenizer, first, again)
+    segments, silences = hear_placed(decoder, Chunk(0.0, 10.0, (Region(0.0, 10.0),)), monkeypatch)
+    assert [segment.text for segment in segments] == ["well then", "good luck with that"]
+    assert segments[0].words[-1].end == segments[0].end == 1.0 + MAX_WORD / 2
+    assert silences == []
+
+
+def test_a_short_first_hearing_does_not_forbid_a_second(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Placed(tokenizer, {"Oh": (0.0, 0.15)}, {"yes": (0.5, 2.0), "indeed": (2.0, 4.0)})
+    segments, silences = hear_placed(decoder, Chunk(0.0, 4.5, (Region(0.0, 4.4),)), monkeypatch)
+    assert [segment.text for segment in segments] == ["Oh", "yes indeed"] and silences == []
+
+
+def test_a_chunk_is_not_heard_for_ever(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stutter(Placed):
+        def placed(self, waiting: Sequence[tuple[Job, list[Segment]]], *_: Any) -> Iterator[tuple[Any, list[Segment]]]:
+            for job, (segment,) in waiting:
+                chunk = job.key.chunk
+                word = Word(chunk.start, chunk.end, "Yeah")
+                yield job.key, [replace(segment, start=chunk.start, end=chunk.end, words=(word,))]
+
+    decoder = Stutter(tokenizer, {"Yeah": (0.0, 30.0)})
+    _, silences = hear_placed(decoder, Chunk(0.0, 29.9, (Region(0.3, 29.6),)), monkeypatch)
+    assert len(decoder.heard) == asr.MAX_HEARINGS
+    assert len(silences) == 1 and silences[0].end == 29.6
+
+
+def test_a_second_hearing_is_in_the_language_of_the_first(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Placed(tokenizer, {"one": (0.0, 1.0)}, {"two": (3.0, 6.0)})
+    hear_placed(decoder, Chunk(0.0, 6.0, (Region(0.0, 6.0),)), monkeypatch, language=None)
+    assert decoder.languages[:2] == [None, "sv"]
 
 
 def test_without_regions_nothing_is_heard_again(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

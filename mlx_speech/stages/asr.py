@@ -28,7 +28,8 @@ from mlx_speech.transcript import Chunk, Region, Segment
 
 HOP_LENGTH = 160  # samples of a mel frame
 INPUT_STRIDE = 2  # mel frames of one of the encoder's positions, and of a timestamp
-MIN_PROGRESS = 0.2  # seconds that a second hearing has to be shorter than the first
+MIN_PROGRESS = 0.2  # seconds that a hearing has to be shorter than the one before that it came from
+MAX_HEARINGS = 12  # of a chunk
 SEEDS_APART = 1 << 32  # between the seeds of the stretches of a chunk
 EDGE = 2.0  # seconds from the start or end of a window, where silence is taken for granted
 
@@ -90,7 +91,7 @@ def transcribe(
     longer than the model's window, and for a batch size below 1.
     """
     in_range(1, math.inf, batch_size=batch_size)
-    hearings = _Hearings(tasks, model, batch_size, multilingual, on_silence)
+    hearings = _Hearings(tasks, model, tokenizer, batch_size, multilingual, on_silence)
     waiting: list[tuple[Job, list[Segment]]] = []
     while True:
         for job, result in decode.decode_with_fallback(hearings, model, tokenizer, options, batch_size=batch_size):
@@ -170,7 +171,8 @@ class _Hearing:
     """A task under way.
 
     seed : of what is sampled
-    segments : what was heard so far
+    segments : what was heard so far, in order
+    language : that was heard
     pending : stretches that the decoder has not given back
     count : stretches so far
     """
@@ -178,6 +180,7 @@ class _Hearing:
     task: Task
     seed: int
     segments: list[Segment] = field(default_factory=list)
+    language: str | None = None
     pending: int = 0
     count: int = 0
 
@@ -205,6 +208,7 @@ class _Hearings:
         self,
         tasks: Iterable[Task],
         model: Model,
+        tokenizer: Tokenizer,
         batch_size: int,
         multilingual: bool,
         on_silence: Callable[[Task, Region], None] | None,
@@ -212,6 +216,7 @@ class _Hearings:
         self.again: deque[_Stretch] = deque()
         self._tasks = enumerate(tasks)
         self._model = model
+        self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._multilingual = multilingual
         self._on_silence = on_silence
@@ -235,12 +240,20 @@ class _Hearings:
         segments : with words wherever the chunk has regions: Whisper's own stamps may span what it passed over
         """
         hearing = stretch.hearing
-        hearing.segments += segments if stretch.task.words else [replace(segment, words=()) for segment in segments]
+        if segments:
+            if stretch.again:
+                decode_text = self._tokenizer.decode
+                room = coverage.make_room(hearing.segments, stretch.chunk, decode_text)
+                regions = stretch.task.chunk.regions
+                hearing.segments = coverage.without_misplaced(room, segments, regions, decode_text)
+            hearing.segments = sorted([*hearing.segments, *segments], key=lambda segment: (segment.start, segment.end))
+            hearing.language = segments[0].language
         hearing.pending -= 1
         for missing in coverage.uncovered(stretch.chunk, segments):
             parts = [missing] if segments else coverage.region_by_region(missing)
-            longest = stretch.chunk.duration - MIN_PROGRESS
-            if parts and all(part.duration <= longest for part in parts):
+            # of a first hearing something was heard, so a second one begins or ends elsewhere
+            longest = math.inf if segments and not stretch.again else stretch.chunk.duration - MIN_PROGRESS
+            if all(part.duration <= longest for part in parts) and hearing.count + len(parts) <= MAX_HEARINGS:
                 for part in parts:
                     self._hear_again(hearing, part)
             elif self._on_silence is not None:
@@ -252,7 +265,8 @@ class _Hearings:
         """The tasks of which nothing is left to be heard, with their segments in order."""
         while self._finished:
             hearing = self._finished.popleft()
-            yield hearing.task, tuple(sorted(hearing.segments, key=lambda segment: (segment.start, segment.end)))
+            kept = hearing.segments if hearing.task.words else [replace(one, words=()) for one in hearing.segments]
+            yield hearing.task, tuple(kept)
 
     def _hear_again(self, hearing: _Hearing, chunk: Chunk) -> None:
         audio = hearing.task.audio
@@ -294,7 +308,8 @@ class _Hearings:
         new = [stretch.audio for stretch, row in zip(stretches, known, strict=True) if row is None]
         rows = iter(_rows(encode(new, self._model)) if new else [])
         for stretch, row in zip(stretches, known, strict=True):
-            language = None if self._multilingual else stretch.task.language  # the decoder detects what is None
+            given = None if self._multilingual else stretch.task.language
+            language = given or stretch.hearing.language  # the decoder detects what is None
             yield Job(next(rows) if row is None else row, language, key=stretch, seed=stretch.seed)
 
 

@@ -1,14 +1,16 @@
 """Speech × text → the speech that has no text.
 
 The detector says where somebody speaks, the recogniser where its text stands. Whisper may end a text early, at a
-pause or behind a timestamp that opens a segment; what is left without text is heard again (`asr`).
+pause or behind a timestamp that opens a segment; what is left without text is heard again (`asr`), and put where it was
+said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
-from mlx_speech.transcript import Chunk, Region, Segment
+from mlx_speech.transcript import Chunk, Region, Segment, Word
 
 MIN_SPEECH = 1.0  # seconds of speech without text that are worth a second hearing
 MAX_WORD = 2.0  # seconds; a word that seems to last longer has swallowed what stands beside it
@@ -75,13 +77,126 @@ def overlap(regions: Iterable[Region], stretch: Region) -> list[Region]:
 
 
 def region_by_region(chunk: Chunk, *, min_speech: float = MIN_SPEECH) -> list[Chunk]:
-    """Every region of a chunk that is long enough, as a chunk that reaches halfway to its neighbours: where nothing was
-    heard in all of it, a window with less silence may help."""
+    """The regions of a chunk as chunks that reach halfway to their neighbours, short ones together with those behind
+    them: where nothing was heard in all of it, a window with less silence may help."""
+    groups: list[list[Region]] = []
+    for region in chunk.regions:
+        if groups and _speech(groups[-1]) <= min_speech:
+            groups[-1].append(region)
+        else:
+            groups.append([region])
+    if len(groups) > 1 and _speech(groups[-1]) <= min_speech:
+        rest = groups.pop()
+        groups[-1] += rest
     chunks = []
-    for k, region in enumerate(chunk.regions):
-        if region.duration <= min_speech:
-            continue
-        start = (chunk.regions[k - 1].end + region.start) / 2 if k else chunk.start
-        end = (region.end + chunk.regions[k + 1].start) / 2 if k + 1 < len(chunk.regions) else chunk.end
-        chunks.append(Chunk(start, end, (region,)))
+    for k, group in enumerate(groups):
+        start = (groups[k - 1][-1].end + group[0].start) / 2 if k else chunk.start
+        end = (group[-1].end + groups[k + 1][0].start) / 2 if k + 1 < len(groups) else chunk.end
+        chunks.append(Chunk(start, end, tuple(group)))
     return chunks
+
+
+def _speech(regions: Iterable[Region]) -> float:
+    return sum(region.duration for region in regions)
+
+
+def make_room(segments: Iterable[Segment], stretch: Region, decode: Callable[[Sequence[int]], str]) -> list[Segment]:
+    """The segments of which none reaches into a stretch that was heard again.
+
+    A segment with words before and behind it becomes two; words that seemed to last into it end or begin there.
+
+    stretch : of those that `uncovered` found
+    decode : tokens → text
+    """
+    result = []
+    for segment in segments:
+        if not segment.words or segment.end <= stretch.start or stretch.end <= segment.start:
+            result.append(segment)
+            continue
+        count = sum(_is_before(word, stretch, segment) for word in segment.words)
+        before, behind = _parted(segment, count, decode)
+        if before is not None:
+            words = tuple(_until(word, stretch.start) for word in before.words)
+            result.append(replace(before, end=min(before.end, stretch.start), words=words))
+        if behind is not None:
+            words = tuple(_from(word, stretch.end) for word in behind.words)
+            result.append(replace(behind, start=max(behind.start, stretch.end), words=words))
+    return result
+
+
+def without_misplaced(
+    segments: Sequence[Segment],
+    heard: Sequence[Segment],
+    regions: Sequence[Region],
+    decode: Callable[[Sequence[int]], str],
+) -> list[Segment]:
+    """The segments less the words that were heard again, for the alignment had put them into a pause beside them.
+
+    segments : with room for what was heard
+    heard : in a stretch between them; where its words are those before or behind it, and nobody speaks in the places
+        that these have, they were said once, in the stretch
+    regions : of speech; decode : tokens → text
+    """
+    again = [_plain(word.text) for segment in heard for word in segment.words]
+    start = heard[0].start
+    before = [word for segment in segments if segment.end <= start for word in segment.words]
+    behind = [word for segment in segments if segment.end > start for word in segment.words]
+    for words in (before[-len(again) :], behind[: len(again)]):
+        in_pause = not any(overlap(regions, word) for word in words)
+        if again and in_pause and [_plain(word.text) for word in words] == again:
+            segments = _without(segments, words, decode)
+    return list(segments)
+
+
+def _without(
+    segments: Iterable[Segment], words: Sequence[Word], decode: Callable[[Sequence[int]], str]
+) -> list[Segment]:
+    """The segments less some of the words, which are the first or the last of theirs."""
+    result: list[Segment] = []
+    for segment in segments:
+        gone = [word for word in segment.words if any(word is other for other in words)]
+        left: Segment | None = segment
+        if gone and gone[0] is segment.words[0]:
+            left = _parted(segment, len(gone), decode)[1]
+        elif gone:
+            left = _parted(segment, len(segment.words) - len(gone), decode)[0]
+        if left is not None:
+            result.append(left)
+    return result
+
+
+def _plain(word: str) -> str:
+    """Without marks, in small letters."""
+    return "".join(character for character in word.casefold() if character.isalnum())
+
+
+def _is_before(word: Word, stretch: Region, segment: Segment) -> bool:
+    """Whether a word is spoken before the stretch, as `_spoken_parts` has it."""
+    is_first = word is segment.words[0] and len(segment.words) > 1
+    if word.start < stretch.start and stretch.end < word.end:
+        return not is_first
+    return word.start + word.end < stretch.start + stretch.end
+
+
+def _until(word: Word, end: float) -> Word:
+    return replace(word, start=min(word.start, end), end=min(word.end, end))
+
+
+def _from(word: Word, start: float) -> Word:
+    return replace(word, start=max(word.start, start), end=max(word.end, start))
+
+
+def _parted(
+    segment: Segment, count: int, decode: Callable[[Sequence[int]], str]
+) -> tuple[Segment | None, Segment | None]:
+    """A segment up to its first `count` words, and from there on; None where that has no words."""
+    if count in (0, len(segment.words)):
+        return (segment, None) if count else (None, segment)
+    text, spans = segment.placed()
+    place = spans[count][0]
+    tokens = segment.tokens
+    cut = next((k for k in range(len(tokens)) if len(decode(tokens[:k]).strip()) >= len(text[:place].strip())), 0)
+    before = replace(segment, text=text[:place].rstrip(), words=segment.words[:count], tokens=tokens[:cut])
+    spaced = text[:place] != before.text
+    behind = replace(segment, text=text[place:], words=segment.words[count:], tokens=tokens[cut:], spaced=spaced)
+    return before, behind
