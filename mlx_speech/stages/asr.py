@@ -373,7 +373,8 @@ def _seconds(token: int, timestamp_begin: int) -> float:
 def _segments_of_stretch(
     stretch: _Stretch, result: DecodingResult, tokenizer: Tokenizer, options: DecodingOptions
 ) -> list[Segment]:
-    """Unlike in `sequential`, where the next window hears it again, a piece without an end lasts to the chunk's end."""
+    """Unlike in `sequential`, where the next window hears it again, a piece without an end lasts to the chunk's end.
+    What is stamped behind the sound was not said in it, and is left out."""
     if is_silence(result, options) or (stretch.again and not _is_sure(result, options)):
         return []
     begin, tokens, chunk = tokenizer.timestamp_begin, result.tokens, stretch.chunk
