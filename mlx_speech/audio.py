@@ -336,7 +336,7 @@ def _read(
         readers = []
         for track in chosen:
             sink = _Sink(name, sample_rate, max_duration, (channels or {}).get(track.number))
-            readers.append(_Reader(track, media.Clock(container, max_duration), sink))
+            readers.append(_Reader(container, track, sink))
         _demux(container, readers)
         for reader in readers:
             reader.close()
@@ -345,10 +345,10 @@ def _read(
 
 
 def _demux(container: InputContainer, readers: Sequence[_Reader]) -> None:
-    by_stream = {reader.track.stream.index: reader for reader in readers}
     try:
-        for packet in container.demux([reader.track.stream for reader in readers]):
-            by_stream[packet.stream.index].read(packet)
+        for packet in container.demux():  # other streams tell whether time runs on, and which bytes are theirs
+            for reader in readers:
+                reader.read(packet)
     except FFmpegError:
         for reader in readers:
             reader.broken = True
@@ -373,6 +373,10 @@ def _checked(reader: _Reader, shortened: bool) -> np.ndarray:
     np.clip(samples, -1, 1, out=samples)
     if _has_nan(samples):
         raise AudioError(f"{name}: some of its samples are no numbers (NaN): export it again")
+    if reader.clock.dropped is not None:
+        place, jump = reader.clock.dropped
+        said = f"{name}: the clock of its sound jumps by {jump:.0f} s at {place:.1f} s"
+        warnings.warn(f"{said}, which is taken for another clock: no silence is put in", stacklevel=5)
     if broken:
         decoded = reader.decoded
         warnings.warn(f"{name}: breaks off or is damaged: {decoded:.1f} s of it could be decoded", stacklevel=5)
@@ -382,26 +386,34 @@ def _checked(reader: _Reader, shortened: bool) -> np.ndarray:
 class _Reader:
     """Decodes the packets of one track, puts the sound where it belongs, and notes what is lost."""
 
-    def __init__(self, track: media.Track, clock: media.Clock, sink: _Sink) -> None:
+    def __init__(self, container: InputContainer, track: media.Track, sink: _Sink) -> None:
         self.track, self.sink = track, sink
+        self.clock = media.Clock(container, sink.max_duration)
         self.packets = 0
         self.broken = False  # the file could not be read to its end
         self.decoded = 0.0  # seconds
         self.stated_end: float | None = None  # on the track's own clock
-        self._clock = clock
-        self._waiting: AudioFrame | None = None  # its time is believed when the next one is known
-        self._failed = 0  # packets
-        self._lost = 0.0  # seconds of sound that they held, where that is known
+        self._container = container
+        self._losses = media.Losses(container)
+        self._waiting: tuple[AudioFrame, media.Hole] | None = None  # its time is believed when the next one is known
 
     def read(self, packet: Packet) -> None:
-        """Decode a packet; the last one, which is empty, brings what the decoder holds back."""
+        """Note a packet of the file and decode it, if it is the track's; the last one, which is empty, brings what the
+        decoder holds back."""
+        own = packet.stream.index == self.track.stream.index
+        self.clock.see(packet, own)
+        self._losses.see(packet, own)
+        if not own:
+            return
         self.packets += packet.size > 0
+        if media.is_hole(packet):
+            self._losses.fail(packet)
+            return
         try:
             frames = packet.decode()
         except FFmpegError:
-            if not media.is_tag(bytes(packet)):
-                self._failed += 1
-                self._lost += float((packet.duration or 0) * (packet.time_base or 0))
+            if not media.is_tag(self._container, packet):
+                self._losses.fail(packet)
             return
         for frame in frames:
             self._place(cast("AudioFrame", frame))
@@ -412,23 +424,27 @@ class _Reader:
 
     def lost_sound(self) -> bool:
         """Whether some of what the file had, or says that it has, could not be decoded. A gap is no loss."""
-        if self.broken:
+        if self.broken or self._losses.seconds >= MISSING_SECONDS:
             return True
         if self.stated_end is None:
-            return self._failed > 0
+            return self._losses.failed > 0
         # A packet or two that do not decode are no loss while the length is right.
-        return self._lost >= MISSING_SECONDS or self._clock.end_time <= self.stated_end - MISSING_SECONDS
+        return self.clock.end_time <= self.stated_end - MISSING_SECONDS
 
     def holds_floats(self) -> bool:
         """Whether the track is of floating-point samples, which may be on any scale."""
         return self.track.stream.codec_context.name.startswith("pcm_f")
 
     def _place(self, frame: AudioFrame | None) -> None:
-        ready, self._waiting = self._waiting, frame
-        if ready is None:
+        waiting = self._waiting
+        self._waiting = None if frame is None else (frame, self._losses.before_frame())
+        if waiting is None:
             return
-        if ready.sample_rate in RATES and self._clock.silence_before(ready, following=frame):
-            self.sink.fill(self._clock.end - ready.samples / ready.sample_rate)
+        ready, hole = waiting
+        silence = self.clock.silence_before(ready, following=frame) if ready.sample_rate in RATES else 0.0
+        if silence:
+            self._losses.silence(silence, hole, self.decoded)
+            self.sink.fill(self.clock.end - ready.samples / ready.sample_rate)
         self.sink.add(ready)
         self.decoded += ready.samples / ready.sample_rate
 
