@@ -431,6 +431,33 @@ def test_all_tracks_are_added_up_on_one_timeline():
     assert np.array_equal(one, decode(pcm(np.arange(1000))))
 
 
+@pytest.mark.parametrize("unknown", [1, 2, 3])
+def test_a_track_in_an_unknown_coding_is_left_out_with_a_word(unknown):
+    parts = three_tracks().split(b"A_PCM/INT/LIT")
+    names = [b"A_PCX/INT/LIT" if number == unknown else b"A_PCM/INT/LIT" for number in (1, 2, 3)]
+    data = b"".join(part + name for part, name in zip(parts, [*names, b""], strict=True))
+    labels = ['1 ("Mic", eng)', '2 ("Theother side")', "3"]
+    for load in (lambda: load_tracks(io.BytesIO(data)), lambda: [decode(data, audio_track="all")] * 2):
+        with pytest.warns(UserWarning, match="unknown coding") as caught:
+            assert len(load()) == 2
+        assert [str(warning.message) for warning in caught] == [
+            f"the given file: leaves out what is in an encrypted or unknown coding: sound track {labels[unknown - 1]}"
+        ]
+    with pytest.raises(AudioError, match="encrypted or unknown coding"):
+        decode(data, audio_track=unknown)
+
+
+def test_two_channels_with_a_pause():
+    """Silence that is put in is counted into the seconds by which channels are chosen."""
+    sound = tone(300, 48_000, 12)
+    data = encode("flac", "flac", 48_000, np.stack([sound, -sound]), "stereo")
+    third = len(data) // 3
+    with pytest.warns(UserWarning) as caught:
+        found = decode(data[:third] + bytes(third) + data[2 * third :])
+    assert any("opposite phase" in str(warning.message) for warning in caught)
+    assert found.size == pytest.approx(12 * RATE, abs=RATE / 2) and rms(found[:RATE]) > 0.2 < rms(found[-RATE:])
+
+
 def test_loud_tracks_together_stay_within_the_range():
     loud = np.full(16_384, 0.8, np.float32)
     found = decode(film("matroska", "pcm_s16le", [(0, loud)], [(0, loud)]), audio_track="all")
