@@ -62,13 +62,14 @@ def load_audio(
     source : a path, "-" for standard input, or a binary file object (read from its start where it can be sought)
     sample_rate : of the result, in Hz
     max_duration : the longest recording that is read, in seconds
-    audio_track : which sound track of several, counted from 1; "all" adds them up. By default the one that a player
-        takes, and a warning names them all
+    audio_track : which sound track of several, counted from 1; "all" adds them up, and a warning names those in
+        an unknown coding. By default the one that a player takes, and a warning names them all
 
     Returns (samples,) float32 in [-1, 1], with silence where the sound begins late or has gaps; none for a recording
     without samples. Stereo is averaged, surround weighed as `ffmpeg -ac 1` does, channels of unknown places are
-    averaged. 16-bit samples at `sample_rate` come as exactly n / 32768. Of a file that breaks off, what could be
-    decoded is returned and a warning is given; also where two channels cancel each other, and one is taken instead.
+    averaged. 16-bit samples at `sample_rate` come as exactly n / 32768. Of a file that breaks off or has holes, what
+    could be decoded is returned and a warning is given. So it is where two channels cancel each other, and one is taken
+    instead, and where the file's clock jumps further than is believed to be a gap.
 
     Raises `AudioError` where there is nothing to decode, or no such track, and `OptionError` for options out of range.
     """
