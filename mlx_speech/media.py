@@ -8,6 +8,7 @@ open nothing by itself.
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import av
-from av.error import ArgumentError, FFmpegError
+from av.error import FFmpegError
 from av.format import Flags
 from av.stream import Disposition
 
@@ -103,7 +104,7 @@ def open_media(file: BinaryIO, name: str) -> InputContainer:
         if PurePath(name).suffix.lower() in RAW_NAMES:
             said = "raw samples, which do not say their rate, are not read here"
             raise AudioError(f"{name}: {said}: make a wav of them ({WRAP})") from error
-        if isinstance(error, ArgumentError):  # known, but not among FORMATS
+        if isinstance(error, FFmpegError) and error.errno == errno.EINVAL:  # known, but not among FORMATS
             said = "is a playlist, script, picture, subtitles or raw samples, which are not read here"
             raise AudioError(f"{name}: {said}: give the recording itself") from error
         raise AudioError(f"{name}: is no recording of a known format, or broken: does a player open it?") from error
