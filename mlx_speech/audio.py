@@ -5,8 +5,8 @@ where the sound begins later than the picture, or something of it is missing, th
 
 Resampling is libswresample's with its defaults (Kaiser window of beta 9 over 32 taps at the lower of the two rates,
 cutoff 0.97 of half that rate), which is what `ffmpeg -ar 16000` does and so what openai/whisper hears: the level is
-kept within 0.5 dB up to 7 kHz, and what lies above 9 kHz is 60 dB down. It adds no delay. Several channels become one
-by libswresample's weights too, those of `ffmpeg -ac 1`.
+kept within 0.5 dB up to 7 kHz, and what lies above 9 kHz is 60 dB down. It adds no delay. `channels` makes
+one of several by libswresample's weights too, those of `ffmpeg -ac 1`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from mlx_speech import media
+from mlx_speech import channels, media
 from mlx_speech.errors import AudioError, OptionError
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
-    from av.audio.layout import AudioLayout
     from av.audio.resampler import AudioResampler
     from av.container import InputContainer
     from av.packet import Packet
@@ -46,9 +45,6 @@ BLOCK = 1 << 16  # samples of an array that are resampled at once
 
 MISSING_SECONDS = 0.5  # sound that ends this much before the stated end, or of which this much is damaged, is not whole
 UNSCALED = 8.0  # floats beyond this (18 dB over full scale) are no samples in [-1, 1]
-CANCELLED = 0.1  # of the energy of the louder of two channels; a mix that has less has lost what is in both
-AUDIBLE = 1e-3  # RMS: -60 dBFS; softer stretches do not count
-CANCELLED_SHARE = 0.1  # of the audible stretches
 QUIET = 0.01  # peak: -40 dBFS; speech that is softer is overheard
 RAISED = 0.3  # peak: -10 dBFS; at this level it is heard as if it were loud
 FAINT = 3e-4  # peak: -70 dBFS; what is softer is rounding
@@ -66,13 +62,14 @@ def load_audio(
     source : a path, "-" for standard input, or a binary file object (read from its start where it can be sought)
     sample_rate : of the result, in Hz
     max_duration : the longest recording that is read, in seconds
-    audio_track : which sound track of several, counted from 1; "all" adds them up. By default the one that a player
-        takes, and a warning names them all
+    audio_track : which sound track of several, counted from 1; "all" adds them up, and a warning names those in
+        an unknown coding. By default the one that a player takes, and a warning names them all
 
     Returns (samples,) float32 in [-1, 1], with silence where the sound begins late or has gaps; none for a recording
     without samples. Stereo is averaged, surround weighed as `ffmpeg -ac 1` does, channels of unknown places are
-    averaged. 16-bit samples at `sample_rate` come as exactly n / 32768. Of a file that breaks off, what could be
-    decoded is returned and a warning is given; also where two channels cancel each other, and one is taken instead.
+    averaged. 16-bit samples at `sample_rate` come as exactly n / 32768. Of a file that breaks off or has holes, what
+    could be decoded is returned and a warning is given. So it is where two channels cancel each other, and one is taken
+    instead, and where the file's clock jumps further than is believed to be a gap.
 
     Raises `AudioError` where there is nothing to decode, or no such track, and `OptionError` for options out of range.
     """
@@ -201,19 +198,15 @@ def _as_float(array: np.ndarray) -> np.ndarray:
 
 
 def _mono_array(array: np.ndarray, rate: int) -> np.ndarray:
-    """(channels, samples) → (samples,), their mean; the louder channel where two cancel each other."""
-    mono = array.mean(axis=0, dtype=np.float32)
+    """(channels, samples) → (samples,), their mean; one of two where they cancel each other."""
     if len(array) != 2:
-        return mono
-    phase = _Phase(rate)
-    for start in range(0, mono.size, BLOCK):
-        block = slice(start, start + BLOCK)
-        phase.add(array[:, block].T, mono[block])
-    channel = phase.instead()
-    if channel is None:
-        return mono
-    phase.warn("the samples", channel)
-    return array[channel].copy()
+        return array.mean(axis=0, dtype=np.float32)
+    pair = channels.Pair(rate)
+    parts = [part for start in range(0, array.shape[1], BLOCK) for part in pair.add(array[:, start : start + BLOCK].T)]
+    mono = np.concatenate([*parts, pair.end()])
+    if pair.said() is not None:
+        warnings.warn(f"the samples: {pair.said()}", stacklevel=3)
+    return mono
 
 
 def _peak(samples: np.ndarray) -> float:
@@ -300,14 +293,23 @@ def _load(source: Any, sample_rate: int, max_duration: float, audio_track: int |
 def _decode(
     file: BinaryIO, name: str, sample_rate: int, max_duration: float, audio_track: int | str | None
 ) -> list[np.ndarray]:
-    readers = _read(file, name, sample_rate, max_duration, audio_track)
-    instead = {reader.track.number: reader.sink.phase.instead() for reader in readers}
-    if any(channel is not None for channel in instead.values()):
+    file.seek(0)
+    with media.open_media(file, name) as container:
+        tracks = media.tracks_of(container, name)
+        chosen = media.chosen_tracks(container, tracks, audio_track, name)
+        if audio_track is None and len(tracks) > 1:
+            labels = ", ".join(track.label for track in tracks)
+            said = f"{name}: has {len(tracks)} sound tracks, {labels}: track {chosen[0].number} is read"
+            warnings.warn(f'{said}: choose by audio_track a number, or "all"', stacklevel=4)
+        if audio_track == "all" and len(chosen) < len(tracks):
+            labels = ", ".join(track.label for track in tracks if track not in chosen)
+            said = f"{name}: leaves out what is in an encrypted or unknown coding"
+            warnings.warn(f"{said}: sound track {labels}", stacklevel=4)
+        readers = [_Reader(container, track, _Sink(name, sample_rate, max_duration)) for track in chosen]
+        _demux(container, readers)
         for reader in readers:
-            channel = instead[reader.track.number]
-            if channel is not None:
-                reader.sink.phase.warn(name, channel)
-        readers = _read(file, name, sample_rate, max_duration, audio_track, instead, warn=False)
+            reader.close()
+            reader.stated_end = media.stated_end(container, reader.track.stream, file)
     shortened = media.cut_short(file)
     sounds = []
     for reader in readers:
@@ -315,40 +317,11 @@ def _decode(
     return sounds
 
 
-def _read(
-    file: BinaryIO,
-    name: str,
-    sample_rate: int,
-    max_duration: float,
-    audio_track: int | str | None,
-    channels: dict[int, int | None] | None = None,
-    warn: bool = True,
-) -> list[_Reader]:
-    """The tracks that are asked for, read to their ends in one pass; of some, by their number, one channel only."""
-    file.seek(0)
-    with media.open_media(file, name) as container:
-        tracks = media.tracks_of(container, name)
-        chosen = media.chosen_tracks(container, tracks, audio_track, name)
-        if audio_track is None and len(tracks) > 1 and warn:
-            labels = ", ".join(track.label for track in tracks)
-            said = f"{name}: has {len(tracks)} sound tracks, {labels}: track {chosen[0].number} is read"
-            warnings.warn(f'{said}: choose by audio_track a number, or "all"', stacklevel=5)
-        readers = []
-        for track in chosen:
-            sink = _Sink(name, sample_rate, max_duration, (channels or {}).get(track.number))
-            readers.append(_Reader(track, media.Clock(container, max_duration), sink))
-        _demux(container, readers)
-        for reader in readers:
-            reader.close()
-            reader.stated_end = media.stated_end(container, reader.track.stream, file)
-    return readers
-
-
 def _demux(container: InputContainer, readers: Sequence[_Reader]) -> None:
-    by_stream = {reader.track.stream.index: reader for reader in readers}
     try:
-        for packet in container.demux([reader.track.stream for reader in readers]):
-            by_stream[packet.stream.index].read(packet)
+        for packet in container.demux():  # other streams tell whether time runs on, and which bytes are theirs
+            for reader in readers:
+                reader.read(packet)
     except FFmpegError:
         for reader in readers:
             reader.broken = True
@@ -373,6 +346,13 @@ def _checked(reader: _Reader, shortened: bool) -> np.ndarray:
     np.clip(samples, -1, 1, out=samples)
     if _has_nan(samples):
         raise AudioError(f"{name}: some of its samples are no numbers (NaN): export it again")
+    cancelled = reader.sink.pair.said()
+    if cancelled is not None:
+        warnings.warn(f"{name}: {cancelled}", stacklevel=5)
+    if reader.clock.dropped is not None:
+        place, jump = reader.clock.dropped
+        said = f"{name}: the clock of its sound jumps by {jump:.0f} s at {place:.1f} s"
+        warnings.warn(f"{said}, which is taken for another clock: no silence is put in", stacklevel=5)
     if broken:
         decoded = reader.decoded
         warnings.warn(f"{name}: breaks off or is damaged: {decoded:.1f} s of it could be decoded", stacklevel=5)
@@ -382,26 +362,34 @@ def _checked(reader: _Reader, shortened: bool) -> np.ndarray:
 class _Reader:
     """Decodes the packets of one track, puts the sound where it belongs, and notes what is lost."""
 
-    def __init__(self, track: media.Track, clock: media.Clock, sink: _Sink) -> None:
+    def __init__(self, container: InputContainer, track: media.Track, sink: _Sink) -> None:
         self.track, self.sink = track, sink
+        self.clock = media.Clock(container, sink.max_duration)
         self.packets = 0
         self.broken = False  # the file could not be read to its end
         self.decoded = 0.0  # seconds
         self.stated_end: float | None = None  # on the track's own clock
-        self._clock = clock
-        self._waiting: AudioFrame | None = None  # its time is believed when the next one is known
-        self._failed = 0  # packets
-        self._lost = 0.0  # seconds of sound that they held, where that is known
+        self._container = container
+        self._losses = media.Losses(container)
+        self._waiting: tuple[AudioFrame, media.Hole] | None = None  # its time is believed when the next one is known
 
     def read(self, packet: Packet) -> None:
-        """Decode a packet; the last one, which is empty, brings what the decoder holds back."""
+        """Note a packet of the file and decode it, if it is the track's; the last one, which is empty, brings what the
+        decoder holds back."""
+        own = packet.stream.index == self.track.stream.index
+        self.clock.see(packet, own)
+        self._losses.see(packet, own)
+        if not own:
+            return
         self.packets += packet.size > 0
+        if media.is_hole(packet):
+            self._losses.fail(packet)
+            return
         try:
             frames = packet.decode()
         except FFmpegError:
-            if not media.is_tag(bytes(packet)):
-                self._failed += 1
-                self._lost += float((packet.duration or 0) * (packet.time_base or 0))
+            if not media.is_tag(self._container, packet):
+                self._losses.fail(packet)
             return
         for frame in frames:
             self._place(cast("AudioFrame", frame))
@@ -412,37 +400,37 @@ class _Reader:
 
     def lost_sound(self) -> bool:
         """Whether some of what the file had, or says that it has, could not be decoded. A gap is no loss."""
-        if self.broken:
+        if self.broken or self._losses.seconds >= MISSING_SECONDS:
             return True
         if self.stated_end is None:
-            return self._failed > 0
+            return self._losses.failed > 0
         # A packet or two that do not decode are no loss while the length is right.
-        return self._lost >= MISSING_SECONDS or self._clock.end_time <= self.stated_end - MISSING_SECONDS
+        return self.clock.end_time <= self.stated_end - MISSING_SECONDS
 
     def holds_floats(self) -> bool:
         """Whether the track is of floating-point samples, which may be on any scale."""
         return self.track.stream.codec_context.name.startswith("pcm_f")
 
     def _place(self, frame: AudioFrame | None) -> None:
-        ready, self._waiting = self._waiting, frame
-        if ready is None:
+        waiting = self._waiting
+        self._waiting = None if frame is None else (frame, self._losses.before_frame())
+        if waiting is None:
             return
-        if ready.sample_rate in RATES and self._clock.silence_before(ready, following=frame):
-            self.sink.fill(self._clock.end - ready.samples / ready.sample_rate)
+        ready, hole = waiting
+        silence = self.clock.silence_before(ready, following=frame) if ready.sample_rate in RATES else 0.0
+        if silence:
+            self._losses.silence(silence, hole, self.decoded)
+            self.sink.fill(self.clock.end - ready.samples / ready.sample_rate)
         self.sink.add(ready)
         self.decoded += ready.samples / ready.sample_rate
 
 
 class _Sink:
-    """Collects frames as mono samples of one rate, no more of them than `max_duration` allows.
+    """Collects frames as mono samples of one rate, no more of them than `max_duration` allows."""
 
-    channel : the only one that is heard, in place of a mix
-    """
-
-    def __init__(self, name: str, sample_rate: int, max_duration: float, channel: int | None = None) -> None:
+    def __init__(self, name: str, sample_rate: int, max_duration: float) -> None:
         self.name, self.sample_rate, self.max_duration = name, sample_rate, max_duration
-        self.phase = _Phase(sample_rate)
-        self._channel = channel
+        self.pair = channels.Pair(sample_rate)
         self._buffer = bytearray()  # grows by an eighth, in place: an hour needs little more than its samples
         self._resampler: AudioResampler | None = None
         self._input: tuple[str, str, int] | None = None  # what the resampler was made for
@@ -452,14 +440,14 @@ class _Sink:
         """Samples behind those that are there."""
         given = (frame.format.name, frame.layout.name, frame.sample_rate)
         if given != self._input:  # the first frame, or a broadcast that changes on its way
-            channels = frame.layout.nb_channels
-            if frame.sample_rate not in RATES or not 1 <= channels <= MAX_CHANNELS:
-                raise AudioError(f"{self.name}: {channels} channels at {frame.sample_rate} Hz: is the file damaged?")
+            count = frame.layout.nb_channels
+            if frame.sample_rate not in RATES or not 1 <= count <= MAX_CHANNELS:
+                raise AudioError(f"{self.name}: {count} channels at {frame.sample_rate} Hz: is the file damaged?")
             self._flush()
             # Channels are mixed after resampling, in floats. They are asked for interleaved, since PyAV reads wild
             # memory where there are more than eight planes.
             self._resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=self.sample_rate)
-            self._weights = _weights(frame.layout)
+            self._weights = channels.weights(frame.layout)
             self._input = given
         if self._resampler is not None:
             self._append(self._resampler.resample(frame))
@@ -467,16 +455,17 @@ class _Sink:
     def fill(self, seconds: float) -> None:
         """Silence up to `seconds` from the start of the recording."""
         self._flush()
-        missing = round(seconds * self.sample_rate) - len(self._buffer) // 4
+        missing = round(seconds * self.sample_rate) - self._count()
         while missing > 0:
             count = min(missing, BLOCK)
-            self._buffer += bytes(4 * count)
+            self._add_mono(np.zeros(count, np.float32))
             self._check_length()
             missing -= count
 
     def samples(self) -> np.ndarray:
         """(samples,) float32, a view of what was collected; ends the collecting."""
         self._flush()
+        self._buffer += self.pair.end().tobytes()
         return np.frombuffer(self._buffer, np.float32)
 
     def _flush(self) -> None:
@@ -486,90 +475,28 @@ class _Sink:
 
     def _append(self, frames: list[AudioFrame]) -> None:
         for frame in frames:
-            channels = frame.to_ndarray().reshape(frame.samples, -1)
-            self._buffer += self._mono(channels).tobytes()
+            sound = frame.to_ndarray().reshape(frame.samples, -1)
+            if sound.shape[1] == 2:
+                for part in self.pair.add(sound):
+                    self._buffer += part.tobytes()
+            elif self._weights is not None:
+                self._add_mono(sound @ self._weights)
+            else:
+                self._add_mono(sound.mean(axis=1, dtype=np.float32) if sound.shape[1] > 1 else sound[:, 0])
         self._check_length()
 
-    def _mono(self, channels: np.ndarray) -> np.ndarray:
-        """(samples, channels) → (samples,)"""
-        count = channels.shape[1]
-        if count == 1:
-            return channels
-        if self._channel is not None:
-            return channels[:, min(self._channel, count - 1)]
-        if self._weights is not None:
-            return channels @ self._weights
-        mono = channels.mean(axis=1, dtype=np.float32)
-        if count == 2:
-            self.phase.add(channels, mono)
-        return mono
+    def _add_mono(self, sound: np.ndarray) -> None:
+        """sound : (samples,). Within a second of two channels it is the same in both."""
+        if self.pair.waiting:
+            for part in self.pair.add(np.stack([sound, sound], axis=1)):
+                self._buffer += part.tobytes()
+        else:
+            self._buffer += sound.tobytes()
+
+    def _count(self) -> int:
+        """Samples that are there."""
+        return len(self._buffer) // 4 + self.pair.waiting
 
     def _check_length(self) -> None:
-        if len(self._buffer) > 4 * self.max_duration * self.sample_rate:
+        if self._count() > self.max_duration * self.sample_rate:
             raise AudioError(f"{self.name}: is longer than {self.max_duration:g} s: raise max_duration to read it")
-
-
-def _weights(layout: AudioLayout) -> np.ndarray | None:
-    """What each channel counts for in a mix to mono; None where all count the same.
-
-    They are libswresample's (centre 1, left and right 0.707, surround 0.5, deep effects 0), asked of itself with a one
-    in each channel, and divided by their sum, as it does for integers.
-    """
-    count = layout.nb_channels
-    if count < 3 or any(channel.name == "NONE" for channel in layout.channels):  # nobody knows their places
-        return None
-    try:
-        frame = av.AudioFrame.from_ndarray(np.eye(count).reshape(1, -1), format="dbl", layout=layout)
-        frame.sample_rate = SAMPLE_RATE
-        resampler = av.AudioResampler(format="dbl", layout="mono", rate=SAMPLE_RATE)
-        heard = [*resampler.resample(frame), *resampler.resample(None)]
-    except FFmpegError:  # it has no mix of these
-        return None
-    weights = np.concatenate([part.to_ndarray().ravel() for part in heard])
-    total = float(weights.sum())
-    if len(weights) != count or total <= 0:
-        return None
-    return (weights / total).astype(np.float32)
-
-
-class _Phase:
-    """Compares the two channels of a recording with their mix, a second at a time: in opposite phase they cancel."""
-
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
-        self._count = 0  # samples of the stretch
-        self._energy = np.zeros(3)  # of the stretch: left, right, mix
-        self._audible = 0  # stretches
-        self._cancelled = 0  # of them
-        self._lost = np.zeros(2)  # the channels' energy in those
-
-    def add(self, channels: np.ndarray, mono: np.ndarray) -> None:
-        """channels : (samples, 2); mono : (samples,)"""
-        for place, sound in enumerate((channels[:, 0], channels[:, 1], mono)):
-            self._energy[place] += float(np.dot(sound, sound))
-        self._count += len(mono)
-        if self._count >= self._rate:
-            self._close()
-
-    def instead(self) -> int | None:
-        """The channel to take, where much of the recording is lost in the mix."""
-        self._close()
-        if not self._cancelled or self._cancelled < CANCELLED_SHARE * self._audible:
-            return None
-        return int(self._lost.argmax())
-
-    def warn(self, name: str, channel: int) -> None:
-        """Say that `channel` is taken."""
-        side = ("left", "right")[channel]
-        said = f"{name}: its two channels are in opposite phase and cancel each other"
-        warnings.warn(f"{said}: the {side} one alone is heard", stacklevel=5)
-
-    def _close(self) -> None:
-        louder = float(self._energy[:2].max())
-        if louder > AUDIBLE**2 * max(1, self._count):
-            self._audible += 1
-            if self._energy[2] < CANCELLED * louder:
-                self._cancelled += 1
-                self._lost += self._energy[:2]
-        self._count = 0
-        self._energy[:] = 0

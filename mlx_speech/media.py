@@ -8,6 +8,7 @@ open nothing by itself.
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import av
-from av.error import ArgumentError, FFmpegError
+from av.error import FFmpegError
 from av.format import Flags
 from av.stream import Disposition
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
     from av.audio.stream import AudioStream
     from av.container import InputContainer
+    from av.packet import Packet
 
 # Names of FFmpeg's demuxers that read sound, or pictures with sound, out of the file they are given. Left out:
 # - those that open other files or addresses: concat, hls, dash, webm_dash_manifest, imf, image2, vobsub, mlv, sdp, rtp,
@@ -51,16 +53,24 @@ RAW_NAMES = frozenset({".al", ".alaw", ".mulaw", ".pcm", ".raw", ".s16le", ".sb"
 # The formats whose header states the length. For others FFmpeg estimates it from the bit rate, or from what is left.
 STATES_LENGTH = ("aiff", "ape", "au", "caf", "flac", "matroska", "mov", "mp3", "tta", "w64", "wav", "wv")
 WRAP = "ffmpeg -f s16le -ar RATE -ac CHANNELS -i FILE out.wav"
-UNTIMED = ("avi",)  # pieces of sound have no times of their own there; FFmpeg guesses them from sizes
+# Frames one behind the other and no times. FFmpeg counts them, all at the rate of the first.
+RAW = "aac ac3 ac4 amr amrnb amrwb dts dtshd eac3 loas mlp mp3 s337m sbc spdif truehd".split()
+UNTIMED = (*RAW, "avi")  # where pieces of sound have no times of their own; an avi's are guessed from sizes
+GAPLESS = ("aiff", "ape", "au", "caf", "flac", "tta", "w64", "wav", "wv")  # their sound cannot pause
+IN_ORDER = ("asf", "flv", "matroska", "nut", "ogg")  # packets fill the file, one behind the other
+NEVER_ZEROS = ("opus", "tta", "vorbis")  # codings that make sound of a packet of zeros, though no encoder writes one
+SKIPPED_SHARE = 0.25  # of the bytes that a pause would hold if it were sound
 MISSING_BYTES = 1024  # a file this much shorter than a length in its header has been cut
 RIFF_UNKNOWN = 0x7FF0_0000  # programs that write to a pipe put a length from here on
 XING_SLACK = 16  # FFmpeg's: an mp3 that is longer than its header says by a 16th of it has been joined
+PADDING = 4096  # bytes; more zeros than this are a hole
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI")  # what may stand between or behind the frames of an mp3
 
 JITTER = 0.1  # seconds that times may be off, as in FFmpeg's aresample: milliseconds of Matroska, drifting clocks
 ROUNDING = 0.001  # seconds
 RESTART = 1.0  # seconds that a clock may run back before it counts as another one
-LONGEST_JUMP = 10.0  # seconds; in broadcasts, whose clocks may jump, a longer one is no gap (as FFmpeg's programs hold)
+LONGEST_JUMP = 10.0  # seconds; where clocks may jump, a longer one needs a witness (without, FFmpeg's programs drop it)
+INTERLEAVED = 5.0  # seconds that one stream's packets may stand before or behind another's of the same time
 MOST_TRACKS = 64
 LONGEST_TITLE = 40  # characters
 
@@ -94,7 +104,7 @@ def open_media(file: BinaryIO, name: str) -> InputContainer:
         if PurePath(name).suffix.lower() in RAW_NAMES:
             said = "raw samples, which do not say their rate, are not read here"
             raise AudioError(f"{name}: {said}: make a wav of them ({WRAP})") from error
-        if isinstance(error, ArgumentError):  # known, but not among FORMATS
+        if isinstance(error, FFmpegError) and error.errno == errno.EINVAL:  # known, but not among FORMATS
             said = "is a playlist, script, picture, subtitles or raw samples, which are not read here"
             raise AudioError(f"{name}: {said}: give the recording itself") from error
         raise AudioError(f"{name}: is no recording of a known format, or broken: does a player open it?") from error
@@ -152,6 +162,9 @@ class Clock:
     Source: what FFmpeg's `aresample=async=1:first_pts=0` puts in, except that no sound is ever dropped for a clock that
     runs back, and that a time which the frame behind it does not bear out is taken as broken.
 
+    Formats for broadcasts (and ogg, by its chains) let a clock start again anywhere. There a long jump is a gap if
+    another stream ran on meanwhile, or if nothing of an ogg has started again; else it is another clock.
+
     limit : seconds; no silence reaches over it
     """
 
@@ -164,10 +177,26 @@ class Clock:
         self._least = JITTER if len(streams) < 2 else ROUNDING
         self._limit = limit
         self._timed = _kind(container) not in UNTIMED
-        restarts = bool(container.format.flags & Flags.ts_discont.value)
+        # An ogg may be a chain of recordings, or all of it one link; an older PyAV does not say.
+        self._chained = _kind(container) == "ogg" and hasattr(av.Packet, "has_sidedata")
+        restarts = bool(container.format.flags & Flags.ts_discont.value) and not self._chained
         self._longest_jump = LONGEST_JUMP if restarts else limit
+        self._indices = {stream.index for stream in streams}
+        self._runs: dict[int, tuple[float, float]] = {}  # since when each has run without a break, and until when
         self._first = True
         self._end = 0.0  # of what has been placed
+        self.dropped: tuple[float, float] | None = None  # the first jump that is no gap: where it is, and its length
+
+    def see(self, packet: Packet, own: bool) -> None:
+        """Every packet of the file before its frames are placed; `own` are those of this track."""
+        if own:
+            if self._chained and packet.has_sidedata("strings_metadata"):  # the head of another link
+                self._longest_jump = min(self._longest_jump, LONGEST_JUMP)
+        elif packet.dts is not None and packet.stream.index in self._indices:
+            time = float(packet.dts * packet.time_base)
+            start, end = self._runs.get(packet.stream.index, (time, time))
+            unbroken = abs(time - end) <= LONGEST_JUMP
+            self._runs[packet.stream.index] = (start, max(end, time)) if unbroken else (time, time)
 
     def silence_before(self, frame: AudioFrame, following: AudioFrame | None) -> float:
         """Seconds of silence that belong before `frame`, which is then placed; `following` is the one behind it."""
@@ -192,6 +221,8 @@ class Clock:
     def _late_start(self, frame: AudioFrame, following: AudioFrame | None) -> float:
         start = float(frame.time or 0.0)
         late = 0.0 if self._origin is None else start - self._origin
+        if late > self._limit and not _returns(frame, following):
+            self._drop(late)
         if not self._least < late <= self._limit or _returns(frame, following):
             late = 0.0
         self._origin = start - late
@@ -203,12 +234,22 @@ class Clock:
             self._origin = start - self._end
         late = start - self._origin - self._end
         if late > JITTER and not _returns(frame, following):
-            if late <= self._longest_jump and self._end + late <= self._limit:
+            borne_out = late <= self._longest_jump or self._ran_on(start - late, start)
+            if borne_out and self._end + late <= self._limit:
                 return late
+            self._drop(late)
             self._origin = start - self._end  # another clock from here on
         elif late < -RESTART and not _goes_on(following, self._origin + self._end):
             self._origin = start - self._end
         return 0.0
+
+    def _ran_on(self, start: float, end: float) -> bool:
+        """Whether another stream has run from `start` to `end`."""
+        return any(first - INTERLEAVED <= start and end <= last + INTERLEAVED for first, last in self._runs.values())
+
+    def _drop(self, late: float) -> None:
+        if self.dropped is None:
+            self.dropped = (self._end, late)
 
 
 def _returns(frame: AudioFrame, following: AudioFrame | None) -> bool:
@@ -239,10 +280,90 @@ def _start(stream: Any) -> float | None:
 # --- is it whole? ----------------------------------------------------------------------------------------------------
 
 
-def is_tag(data: bytes) -> bool:
-    """Whether a packet that does not decode is a tag or padding, so that nothing is lost with it."""
+def is_tag(container: InputContainer, packet: Packet) -> bool:
+    """Whether a packet that does not decode is a tag or padding, so that nothing is lost with it. Only raw streams have
+    such packets: a container's tags have their own places, and what it calls sound is sound."""
+    if _kind(container) not in RAW:
+        return False
+    data = bytes(packet)
     content = data.lstrip(b"\0")
-    return not content or content.startswith(TAGS)
+    return content.startswith(TAGS) if content else len(data) <= PADDING
+
+
+def is_hole(packet: Packet) -> bool:
+    """Whether a packet was never written: preallocated and broken downloads hold zeros."""
+    coding = packet.stream.codec_context.codec.canonical_name
+    return coding in NEVER_ZEROS and packet.size > 0 and not any(bytes(packet))
+
+
+class Losses:
+    """What is lost of a track: packets that do not decode, and the silence that stands for packets that are not there.
+
+    Silence is no loss by itself, since sound may pause. It is one where a packet before it did not decode, where the
+    file has bytes in its place that are no packet's, and in formats whose sound cannot pause.
+    """
+
+    def __init__(self, container: InputContainer) -> None:
+        self.failed = 0  # packets
+        self._gapless = _kind(container) in GAPLESS
+        self._in_order = _kind(container) in IN_ORDER
+        self._in_packets = 0.0  # seconds that the failed packets say they hold
+        self._silence = 0.0  # seconds of silence for what is lost
+        self._failed_since = False  # the last frame
+        self._passed: int | None = None  # bytes of the file up to the last packet that were in no packet
+        self._skipped = [0, 0]  # of those, before the last frame and since
+        self._read = 0  # bytes in packets
+        self._own = 0  # of these, bytes of the track
+
+    @property
+    def seconds(self) -> float:
+        """Of lost sound, as far as is known."""
+        return max(self._in_packets, self._silence)
+
+    def see(self, packet: Packet, own: bool) -> None:
+        """Every packet of the file; `own` are those of this track."""
+        if self._in_order and packet.pos is not None and packet.pos >= 0:
+            # An ogg has many packets at one place, so that only a new highest number tells of bytes in between.
+            passed = packet.pos - self._read
+            if self._passed is None:
+                self._passed = passed
+            self._skipped[1] += max(0, passed - self._passed)
+            self._passed = max(self._passed, passed)
+            self._read += packet.size
+        self._own += packet.size if own else 0
+
+    def fail(self, packet: Packet) -> None:
+        """A packet of the track did not decode, and is no tag."""
+        self.failed += 1
+        self._failed_since = True
+        self._in_packets += float((packet.duration or 0) * (packet.time_base or 0))
+
+    def before_frame(self) -> Hole:
+        """What was noticed since the last frame."""
+        # In an ogg the packet before a hole already bears the place of the page behind it.
+        found = Hole(self._gapless or self._failed_since, sum(self._skipped))
+        self._failed_since = False
+        self._skipped = [self._skipped[1], 0]
+        return found
+
+    def silence(self, seconds: float, hole: Hole, decoded: float) -> None:
+        """So much was put in before a frame; `decoded` seconds are there before it."""
+        expected = seconds * self._own / decoded if decoded else 0.0
+        bytes_there = hole.skipped > max(MISSING_BYTES, SKIPPED_SHARE * expected)
+        if hole.certain or bytes_there:
+            self._silence += seconds
+
+
+@dataclass(frozen=True)
+class Hole:
+    """What speaks for a hole before a frame.
+
+    certain : silence there is lost sound
+    skipped : bytes that belong to no packet
+    """
+
+    certain: bool = False
+    skipped: int = 0
 
 
 def stated_end(container: InputContainer, stream: AudioStream, file: BinaryIO) -> float | None:

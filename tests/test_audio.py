@@ -10,6 +10,7 @@ import threading
 import tracemalloc
 import warnings
 import wave
+from collections.abc import Callable
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -529,7 +530,64 @@ def test_one_of_two_voices_in_opposite_phase():
     assert rms(found[64_000:]) > 0.05 and rms(found[:64_000]) > 0.05
 
 
-@pytest.mark.parametrize("kind", ["same", "apart", "one", "wide", "silent", "hiss", "short burst"])
+def loads(rate: int) -> list[Callable[[np.ndarray], np.ndarray]]:
+    """Ways from two channels to the sound: as an array, a wav and, resampled, a flac."""
+    return [
+        lambda pair: audio_from_array(pair, rate),
+        lambda pair: decode(encode("wav", "pcm_f32le", rate, pair, "stereo")),
+        lambda pair: decode(encode("flac", "flac", rate, pair, "stereo")),
+    ]
+
+
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+@pytest.mark.parametrize("load", range(3))
+def test_a_jingle_that_cancels_before_two_people_on_a_side_each(load, rate):
+    """What is chosen for the jingle takes nobody's voice away."""
+    dice = np.random.default_rng(0)
+    pair = np.zeros((2, 60 * rate), np.float32)
+    pair[0, : 12 * rate] = dice.uniform(-0.2, 0.2, 12 * rate)
+    pair[1, : 12 * rate] = -1.02 * pair[0, : 12 * rate]
+    for k in range(12, 60, 4):
+        pair[k // 4 % 2, k * rate : (k + 3) * rate] = dice.uniform(-0.2, 0.2, 3 * rate)
+    pair[1, 59 * rate :] = -pair[0, 58 * rate : 59 * rate]
+    pair[0, 59 * rate :] = -pair[1, 59 * rate :]
+    with pytest.warns(UserWarning, match=r"opposite phase and cancel each other for 13 of 49 s: .* is heard there"):
+        found = loads(rate)[load](pair)
+    whole = rms(found[: 11 * 16_000])
+    for k in range(12, 60, 4):
+        assert rms(found[k * 16_000 : (k + 3) * 16_000]) == pytest.approx(whole / 2, rel=0.1)
+    assert rms(found[60 * 16_000 - 15_000 :]) == pytest.approx(whole, rel=0.1)
+
+
+def test_a_change_of_channels_is_no_click_and_like_ones_do_not_alternate():
+    sound = tone(200, 16_000, 9)
+    level = 1 + 0.1 * (-1) ** (np.arange(sound.size) // 16_000)
+    pair = np.stack([level * sound, -sound]).astype(np.float32)
+    pair[:, : 3 * 16_000] = sound[: 3 * 16_000]
+    with pytest.warns(UserWarning, match="for 6 of 9 s: the (left|right) one alone is heard there"):
+        found = audio_from_array(pair, 16_000)
+    assert np.abs(np.diff(found)).max() < 1.2 * np.abs(np.diff(pair[0])).max()
+    assert any(np.array_equal(found[50_000:], channel[50_000:]) for channel in pair)
+
+
+@pytest.mark.parametrize("count", [1, 15, 16_000, 16_001, 40_000])
+def test_of_every_length(count):
+    pair = np.random.default_rng(1).uniform(-0.5, 0.5, (2, count)).astype(np.float32)
+    for load in loads(16_000)[:2]:
+        assert np.abs(load(pair) - pair.mean(axis=0)).max() < 1e-6
+
+
+def test_a_short_burst_that_cancels_is_heard_without_a_word():
+    left = voice(20, 1)
+    right = np.where(np.arange(left.size) < 16_000, -left, left)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = decode(stereo(left, right))
+    assert rms(found[:16_000]) > 0.05
+    assert np.abs(found - left)[16_200:].max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["same", "apart", "one", "wide", "silent", "hiss", "tail"])
 def test_channels_that_do_not_cancel_are_averaged(kind):
     left, right = voice(20, 1), voice(20, 2)
     if kind == "same":
@@ -543,8 +601,10 @@ def test_channels_that_do_not_cancel_are_averaged(kind):
     elif kind == "hiss":
         left = 0.001 * left
         right = -left
-    elif kind == "short burst":
-        right = np.where(np.arange(left.size) < 16_000, -left, left)
+    elif kind == "tail":  # too short to tell
+        left, right = left[: 5 * 16_000], np.where(np.arange(5 * 16_000) < 79_000, left[: 5 * 16_000], 0)
+        left = np.concatenate([left, left[:100]])
+        right = np.concatenate([right, -left[-100:]]).astype("f4")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = decode(stereo(left, right))

@@ -24,7 +24,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # from the ground up; a module imports from lower layers only
 LAYERS = (
     ("transcript", "spacing", "errors", "version", "blas"),
-    ("media",),
+    ("media", "channels"),
     ("tensors", "audio", "hub", "features", "names", "cues"),
     ("writers",),
     ("models",),
