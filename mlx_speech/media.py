@@ -71,6 +71,7 @@ ROUNDING = 0.001  # seconds
 RESTART = 1.0  # seconds that a clock may run back before it counts as another one
 LONGEST_JUMP = 10.0  # seconds; where clocks may jump, a longer one needs a witness (without, FFmpeg's programs drop it)
 INTERLEAVED = 5.0  # seconds that one stream's packets may stand before or behind another's of the same time
+SEES_CHAINS = int(av.__version__.split(".")[0]) >= 18  # whether PyAV tells where another link of an ogg begins
 MOST_TRACKS = 64
 LONGEST_TITLE = 40  # characters
 
@@ -177,8 +178,8 @@ class Clock:
         self._least = JITTER if len(streams) < 2 else ROUNDING
         self._limit = limit
         self._timed = _kind(container) not in UNTIMED
-        # An ogg may be a chain of recordings, or all of it one link; an older PyAV does not say.
-        self._chained = _kind(container) == "ogg" and hasattr(av.Packet, "has_sidedata")
+        # An ogg may be a chain of recordings, or all of it one link.
+        self._chained = _kind(container) == "ogg" and SEES_CHAINS
         restarts = bool(container.format.flags & Flags.ts_discont.value) and not self._chained
         self._longest_jump = LONGEST_JUMP if restarts else limit
         self._indices = {stream.index for stream in streams}

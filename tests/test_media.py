@@ -17,7 +17,7 @@ from test_audio import SCRIPTS, decode, encode, lag, pcm, rms, tone
 
 from mlx_speech.audio import load_audio, load_tracks
 from mlx_speech.errors import AudioError, OptionError
-from mlx_speech.media import FORMATS, Clock
+from mlx_speech.media import FORMATS, SEES_CHAINS, Clock
 
 RATE = 16_000
 
@@ -322,7 +322,6 @@ def test_a_broken_time_in_a_file_makes_no_day_of_silence():
     assert len(caught) == 1
 
 
-SEES_CHAINS = hasattr(av.Packet, "has_sidedata")
 LONG = [(0, noise(2.048, 1)), (20, noise(2.048, 2))]
 
 
