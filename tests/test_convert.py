@@ -162,7 +162,7 @@ def _ctranslate2(folder: Path, kind: str) -> Path:
 
 
 @cache
-def wav2vec2_hf(kind: str = "group") -> Any:
+def wav2vec2_hf(kind: str) -> Any:
     return make.wav2vec2_transformers(kind, **make.W2V_NARROW)
 
 
@@ -183,7 +183,7 @@ def _hf_wav2vec2(folder: Path, format: str = "safetensors", kind: str = "group")
 def _torchaudio(folder: Path) -> Path:
     """transformers' names → torchaudio's; the head has the 32 rows of its English bundles."""
     state = {}
-    for name, tensor in old_spelling(dict(wav2vec2_hf().state_dict())).items():
+    for name, tensor in old_spelling(dict(wav2vec2_hf("group").state_dict())).items():
         name = name.removeprefix("wav2vec2.")
         name = "mask_generator.mask_embedding" if name == "masked_spec_embed" else name.replace("lm_head.", "aux.")
         name = re.sub(r"^encoder\.", "encoder.transformer.", name)
