@@ -79,6 +79,22 @@ def test_a_word_that_is_too_long_hides_nothing() -> None:
     assert text_regions([Segment(1.0, 9.0, "then", (long,))]) == [Region(1.0, 1.0 + half)]
 
 
+def test_words_without_a_time_are_somewhere_in_the_speech_beside_them() -> None:
+    """Where the alignment loses its way, it puts all words that are left into one moment."""
+    chunk = Chunk(0.0, 9.0, (Region(0.0, 9.0),))
+
+    def missing(*times: tuple[float, float]) -> list[tuple[float, float]]:
+        words = tuple(Word(start, end, "word") for start, end in times)
+        segment = Segment(words[0].start, words[-1].end, "word " * len(words), words)
+        return [(stretch.start, stretch.end) for stretch in uncovered(chunk, [segment])]
+
+    lost = [(6.0, 6.0)] * 3
+    assert missing((0.0, 2.0), (2.0, 4.0), (4.0, 6.0)) == [(6.0, 9.0)]
+    assert missing((0.0, 2.0), (2.0, 4.0), (4.0, 6.0), *lost) == []
+    assert missing((0.0, 2.0), *[(2.0, 2.0)] * 2) == [(2.0, 9.0)]  # two words are not said for so long
+    assert missing(*[(3.0, 3.0)] * 3, (3.0, 5.0), (5.0, 7.0), (7.0, 9.0)) == []
+
+
 def test_regions_alone_reach_halfway_to_their_neighbours() -> None:
     regions = (Region(1.0, 3.0), Region(4.0, 6.0), Region(6.5, 9.0))
     found = region_by_region(Chunk(0.5, 10.0, regions))
@@ -312,6 +328,9 @@ def test_words_that_were_put_into_a_pause_are_not_said_twice(
     assert [tokenizer.decode(segment.tokens).strip() for segment in segments] == [segment.text for segment in segments]
     behind = {"one": (0.0, 2.0), "in": (2.5, 3.0), "1813...": (3.0, 3.5), "three": (9.0, 11.0)}
     segments, _ = hear_placed(Placed(tokenizer, behind, again), chunk, monkeypatch)
+    assert [segment.text for segment in segments] == ["one", "In 1813,", "three"]
+    at_once = {"one": (0.0, 2.0), "in": (2.0, 2.0), "1813": (2.0, 2.08), "three": (9.0, 11.0)}
+    segments, _ = hear_placed(Placed(tokenizer, at_once, again), chunk, monkeypatch)
     assert [segment.text for segment in segments] == ["one", "In 1813,", "three"]
     spoken_twice = {"one": (0.0, 2.0), "in": (9.0, 10.0), "1813": (10.0, 11.0)}
     segments, _ = hear_placed(Placed(tokenizer, spoken_twice, again), chunk, monkeypatch)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from mlx_speech.transcript import Chunk, Region, Segment, Word
 
 MIN_SPEECH = 1.0  # seconds of speech without text that are worth a second hearing
+LEAST_WORD = 0.05  # seconds of speech that a word takes, on the average of some
 MAX_WORD = 2.0  # seconds; a word that seems to last longer has swallowed what stands beside it
 
 
@@ -26,13 +27,16 @@ def uncovered(chunk: Chunk, segments: Sequence[Segment], *, min_speech: float = 
     Each stretch is a chunk of its own, with those parts of the regions that lie in it.
     """
     stretches = []
+    words = [word for segment in segments for word in segment.words]
     end = chunk.start
     for region in [*text_regions(segments), Region(chunk.end, chunk.end)]:
         stretch = Region(end, region.start)
         regions = tuple(overlap(chunk.regions, stretch))
         # what is left of a region beside its words may only be that their times are not exact
         clear = [part for part in regions if part in chunk.regions or part.duration > min_speech]
-        if sum(part.duration for part in clear) > min_speech:
+        # words without any time stand where the alignment lost its way, and were said in what follows or comes before
+        lost = sum(word.duration == 0 and word.start in (stretch.start, stretch.end) for word in words)
+        if _speech(clear) - lost * MAX_WORD / 2 > min_speech:
             stretches.append(Chunk(stretch.start, stretch.end, regions))
         end = max(end, region.end)
     return stretches
@@ -130,11 +134,12 @@ def without_misplaced(
     regions: Sequence[Region],
     decode: Callable[[Sequence[int]], str],
 ) -> list[Segment]:
-    """The segments less the words that were heard again, for the alignment had put them into a pause beside them.
+    """The segments less the words that were heard again, for the alignment had put them where there is no room for
+    them: into a pause, or all into one moment.
 
     segments : with room for what was heard
-    heard : in a stretch between them; where its words are those before or behind it, and nobody speaks in the places
-        that these have, they were said once, in the stretch
+    heard : in a stretch between them; where its words are those before or behind it, and too little is spoken in the
+        places that these have, they were said once, in the stretch
     regions : of speech; decode : tokens → text
     """
     again = [_plain(word.text) for segment in heard for word in segment.words]
@@ -142,8 +147,9 @@ def without_misplaced(
     before = [word for segment in segments if segment.end <= start for word in segment.words]
     behind = [word for segment in segments if segment.end > start for word in segment.words]
     for words in (before[-len(again) :], behind[: len(again)]):
-        in_pause = not any(overlap(regions, word) for word in words)
-        if again and in_pause and [_plain(word.text) for word in words] == again:
+        speech = sum(_speech(overlap(regions, word)) for word in words)
+        misplaced = speech <= LEAST_WORD * len(words)
+        if again and misplaced and [_plain(word.text) for word in words] == again:
             segments = _without(segments, words, decode)
     return list(segments)
 
