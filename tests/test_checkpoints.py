@@ -106,10 +106,10 @@ def test_whisper_of_transformers(wrapped: str, reference: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("wrapped", WRAPPED)
 def test_wav2vec2(wrapped: str, tmp_path: Path) -> None:
-    make.save_wav2vec2(wav2vec2_hf(), tmp_path)
+    make.save_wav2vec2(wav2vec2_hf("group"), tmp_path)
     convert(str(tmp_path), tmp_path / "expected")
     (tmp_path / "model.safetensors").unlink()
-    torch.save(renamed(dict(wav2vec2_hf().state_dict()), wrapped), tmp_path / "pytorch_model.bin")
+    torch.save(renamed(dict(wav2vec2_hf("group").state_dict()), wrapped), tmp_path / "pytorch_model.bin")
     convert(str(tmp_path), tmp_path / "a")
     assert same(weights(tmp_path / "a"), weights(tmp_path / "expected"))
     (tmp_path / "pytorch_model.bin").unlink()
