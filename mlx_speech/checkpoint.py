@@ -170,9 +170,12 @@ def finish(model: BaseModel, dtype: str | None) -> BaseModel:
         dequantize_layers(model)
         dtype = "float32"
     if dtype is not None:
-        floats = [pair for pair in model.arrays().items() if pair[1].dtype in (mx.float16, mx.bfloat16, mx.float32)]
-        cast = [pair for pair in floats if dtype == "float32" or model.cast_predicate(pair[0])]
-        model.load_weights([(name, array.astype(getattr(mx, dtype))) for name, array in cast], strict=False)
+        arrays = model.arrays()
+        for name, array in arrays.items():
+            is_float = array.dtype in (mx.float16, mx.bfloat16, mx.float32)
+            if is_float and (dtype == "float32" or model.cast_predicate(name)):
+                arrays[name] = array.astype(getattr(mx, dtype))
+        model.load_weights(list(arrays.items()))
     model.eval()
     return model.materialise()
 

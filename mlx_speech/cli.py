@@ -100,6 +100,7 @@ def _settings() -> Iterator[None]:
 
 @contextmanager
 def _same_device() -> Iterator[None]:
+    """MLX's default device is afterwards as it was."""
     import mlx.core as mx
 
     device = mx.default_device()

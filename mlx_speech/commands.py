@@ -17,10 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_speech.blas import hint
 from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutOfMemory, OutputError, SourceError, in_range
+
+if TYPE_CHECKING:
+    from mlx_speech.options import Options
 
 Say = Callable[[str], None]
 VARIABLES = ("HF_HUB_CACHE", "MLX_SPEECH_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN")  # of the environment, that flags set
@@ -33,7 +36,6 @@ MEANINGLESS = {  # WhisperX's flags that nothing here answers to
 }
 FORMATS = ("txt", "srt", "vtt", "tsv", "json", "rttm", "ctm", "aud")
 ALL = 6  # of them are written by default, rttm only where there are speakers
-SPEAKERS = ("num_speakers", "min_speakers", "max_speakers")
 LAYOUT = ("max_line_width", "max_line_count", "max_cue_duration", "highlight_words", "speaker_embeddings")
 DEMO_MODELS = "These models know synthetic voices and some 300 English words: for a first look and tests, not for work."
 _SILERO = ("min_speech_duration_ms", "min_silence_duration_ms", "speech_pad_ms", "min_silence_at_max_speech")
@@ -82,17 +84,21 @@ def transcribe(
             say(f"--{name.replace('_', '-')} has no meaning here: {instead}")
     from mlx_speech import writers
     from mlx_speech.cues import Layout
+    from mlx_speech.options import Options
 
+    named = [name for name, value in given.items() if value]
     layout = {name: given.pop(name) for name in LAYOUT if name in given}
     Layout(**layout)  # checked before anything runs
     if layout.get("max_line_count") and not layout.get("max_line_width"):
         raise OptionError("--max-line-count needs --max-line-width: give both")
-    _check_words(given, layout)
-    diarized = any(given.get(name) for name in ("diarize", *SPEAKERS))
-    for flag, needed in _unheeded(given, layout, diarized):
-        say(f"{_flag(flag)} has no meaning without {needed}")
     bars, pipeline, options = _Bars(given.pop("print_progress"), quiet), _pipeline(given, say), _options(given)
-    formats = _formats(output_format, diarized)
+    _check_no_align(options, layout)
+    read = Options.of(**options)
+    if layout.get("highlight_words") and read.words is None:
+        raise OptionError("--highlight-words and --task translate conflict: add --word-timestamps attention")
+    for flag, needed in _unheeded(named, read):
+        say(f"{_flag(flag)} has no meaning without {needed}")
+    formats = _formats(output_format, diarized=read.wants_speakers)
     audio = list(dict.fromkeys(audio))
     folder = _expanded(output_dir)
     stems = _stems(audio, folder, formats, say)
@@ -198,34 +204,20 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _words(given: Mapping[str, Any]) -> str | None:
-    """How words get their times, of what the user gave: "ctc", "attention" or None."""
-    kind = given.get("word_timestamps", "ctc")
-    if kind in ("none", "False"):
-        return None
-    if given.get("task") == "translate" and kind != "attention":
-        return None
-    return "attention" if kind == "attention" else "ctc"
-
-
-def _check_words(given: Mapping[str, Any], layout: Mapping[str, Any]) -> None:
-    """Raises `OptionError` for flags that need words with times where there are none."""
-    if _words(given) is not None:
+def _check_no_align(options: Mapping[str, Any], layout: Mapping[str, Any]) -> None:
+    """Raises `OptionError` for flags that need words with times where none are wanted."""
+    if options.get("word_timestamps") not in ("none", False):
         return
-    wanted = [name for name in ("return_char_alignments", "highlight_words") if given.get(name) or layout.get(name)]
-    if given.get("word_timestamps") in ("none", "False"):
-        wanted += [name for name in ("max_line_width", "max_line_count") if layout.get(name)]
-        for name in wanted:
+    for name in ("return_char_alignments", "highlight_words", "max_line_width", "max_line_count"):
+        if options.get(name) or layout.get(name):
             raise OptionError(f"{_flag(name)} and --no-align conflict: leave one of them out")
-    if "highlight_words" in wanted:
-        raise OptionError("--highlight-words and --task translate conflict: add --word-timestamps attention")
 
 
-def _unheeded(given: Mapping[str, Any], layout: Mapping[str, Any], diarized: bool) -> Iterator[tuple[str, str]]:
+def _unheeded(given: Iterable[str], options: Options) -> Iterator[tuple[str, str]]:
     """Flags that the user gave and nothing answers to, each with what it would need."""
-    words = _words(given)
-    detected = given.get("vad", True) and not given.get("sequential")
-    if layout.get("speaker_embeddings") and not diarized:
+    words = options.words
+    detected = options.vad and not options.sequential
+    if "speaker_embeddings" in given and not options.wants_speakers:
         yield "speaker_embeddings", "--diarize"
     if "segment_resolution" in given and words is None:
         yield "segment_resolution", "times of words"

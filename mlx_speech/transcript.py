@@ -143,7 +143,7 @@ def _find(word: str, text: str, start: int) -> int | None:
 
 def _is_inside_word(text: str, start: int, end: int) -> bool:
     """Whether letters touch this piece of a text, in scripts that part words by spaces."""
-    edges = ((text[:start][-1:], text[start]), (text[end : end + 1], text[end - 1]))
+    edges = ((text[max(0, start - 1) : start], text[start]), (text[end : end + 1], text[end - 1]))
     return any(_LETTER.match(beside) and not unspaced(beside) and not unspaced(own) for beside, own in edges)
 
 

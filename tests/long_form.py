@@ -43,13 +43,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Timed:
-    """A segment or a word: its text without space around it, and seconds of the recording."""
-
-    text: str
-    start: float
-    end: float
+Timed = tuple[str, float, float]  # a segment or a word: its text without space around it, start and end in seconds
 
 
 @dataclass(frozen=True)
@@ -130,7 +124,7 @@ def heard(segments: list[tuple], words: list[list[tuple]], temperatures: list[fl
 
 
 def timed(text: str, start: float, end: float, duration: float) -> Timed:
-    return Timed(text.strip(), *(round(float(min(second, duration)), 2) for second in (start, end)))
+    return text.strip(), round(float(min(start, duration)), 2), round(float(min(end, duration)), 2)
 
 
 def differences(theirs: Heard, ours: Heard) -> list[str]:

@@ -149,6 +149,17 @@ def test_what_is_heard_again_has_its_place_between_the_words(segments: list[Segm
     assert all(one.end <= other.start for one, other in pairwise(segments))
 
 
+def test_tokens_are_not_parted_within_a_character(tokenizer: Tokenizer) -> None:
+    """A rare character is several tokens."""
+    text = "鷽鷽鷽、鱚鱚"
+    tokens = tuple(tokenizer.encode(text))
+    assert len(tokens) > len(text)
+    words = (Word(0.0, 1.0, "鷽鷽鷽、"), Word(5.0, 6.0, "鱚鱚"))
+    before, behind = make_room([Segment(0.0, 6.0, text, words, tokens=tokens)], Region(1.0, 5.0), tokenizer.decode)
+    assert (before.text, behind.text) == ("鷽鷽鷽、", "鱚鱚")
+    assert (tokenizer.decode(before.tokens), tokenizer.decode(behind.tokens)) == (before.text, behind.text)
+
+
 # --- heard again ------------------------------------------------------------------------------------------------------
 
 

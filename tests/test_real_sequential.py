@@ -34,8 +34,8 @@ def test_segments_and_words_are_those_of_openai(name: str, mode: str, pair: long
 
 
 def test_what_differs_is_found() -> None:
-    word = long_form.Timed("one", 0.0, 0.5)
-    later = long_form.Timed("one", 0.02, 0.5)
+    word = ("one", 0.0, 0.5)
+    later = ("one", 0.02, 0.5)
     heard = long_form.Heard([word], [word], [0.0])
     assert long_form.differences(heard, heard) == []
     assert len(long_form.differences(heard, long_form.Heard([word], [later], [0.0]))) == 1

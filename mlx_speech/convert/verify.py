@@ -120,6 +120,14 @@ def _numpy(array: mx.array) -> np.ndarray:
     return np.array(array.astype(mx.float32))
 
 
+def _beside_rounding(name: str, own: float) -> tuple[str, float]:
+    """The name and bar of a row whose original differs by `own` from itself in float64. Raises `ParityError` where that
+    is so much that nothing is proven."""
+    if own > MOST_ROUNDING:
+        raise ParityError(f"the original in float32 is {own:.1e} from itself in float64: this input proves nothing")
+    return f"{name} (the original's own rounding: {own:.1e})", 3 * own
+
+
 def _apart(one: np.ndarray, other: np.ndarray) -> float:
     """The largest difference."""
     return float(np.abs(one - other).max())
@@ -166,10 +174,8 @@ def pyannet(original: Any, model: Any, inputs: Inputs) -> list[Row]:
     # float32 is further from itself in float64 than the bar is wide. Nothing can be nearer to it than that.
     exact = copy.deepcopy(original).double()(torch.from_numpy(chunks).double()[:, None]).numpy()
     own, name, bar, between = _apart(expected, exact), "output, max difference", 1e-4, 1e-4
-    if own > MOST_ROUNDING:
-        raise ParityError(f"the original in float32 is {own:.1e} from itself in float64: this input proves nothing")
     if own > bar:
-        name, bar = f"{name} (the original's own rounding: {own:.1e})", 3 * own
+        name, bar = _beside_rounding(name, own)
         between = 2 * bar  # products of another size are rounded another way, and either may be `bar` from the original
     return [
         Row(name, _apart(expected, found), bar),
@@ -259,9 +265,8 @@ def encoder_row(original: WhisperOriginal, mel: Any, expected: Any, found: np.nd
     own = _own_rounding(original.encode, original.in_float64().encode, mel)
     if own <= bar / 3:
         return Row(name, apart, bar)
-    if own > MOST_ROUNDING:
-        raise ParityError(f"the original in float32 is {own:.1e} from itself in float64: this input proves nothing")
-    return Row(f"{name} (the original's own rounding: {own:.1e})", apart, 3 * own)
+    name, bar = _beside_rounding(name, own)
+    return Row(name, apart, bar)
 
 
 def _own_rounding(run: Callable[[Any], Any], exact: Callable[[Any], Any], x: Any, times: int = 4) -> float:

@@ -7,6 +7,7 @@ said.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -27,16 +28,16 @@ def uncovered(chunk: Chunk, segments: Sequence[Segment], *, min_speech: float = 
     Each stretch is a chunk of its own, with those parts of the regions that lie in it.
     """
     stretches = []
-    words = [word for segment in segments for word in segment.words]
+    # words without any time stand where the alignment lost its way, and were said in what follows or comes before
+    lost = Counter(word.start for segment in segments for word in segment.words if word.duration == 0)
     end = chunk.start
     for region in [*text_regions(segments), Region(chunk.end, chunk.end)]:
         stretch = Region(end, region.start)
         regions = tuple(overlap(chunk.regions, stretch))
         # what is left of a region beside its words may only be that their times are not exact
         clear = [part for part in regions if part in chunk.regions or part.duration > min_speech]
-        # words without any time stand where the alignment lost its way, and were said in what follows or comes before
-        lost = sum(word.duration == 0 and word.start in (stretch.start, stretch.end) for word in words)
-        if _speech(clear) - lost * MAX_WORD / 2 > min_speech:
+        beside = lost[stretch.start] + lost[stretch.end]
+        if _speech(clear) - beside * MAX_WORD / 2 > min_speech:
             stretches.append(Chunk(stretch.start, stretch.end, regions))
         end = max(end, region.end)
     return stretches
@@ -201,7 +202,9 @@ def _parted(
     text, spans = segment.placed()
     place = spans[count][0]
     tokens = segment.tokens
-    cut = next((k for k in range(len(tokens)) if len(decode(tokens[:k]).strip()) >= len(text[:place].strip())), 0)
+    said = text[:place].strip()
+    # a character may be several tokens, and has its own letter only with the last
+    cut = next((k for k in range(len(tokens)) if decode(tokens[:k]).strip().startswith(said)), len(tokens))
     before = replace(segment, text=text[:place].rstrip(), words=segment.words[:count], tokens=tokens[:cut])
     spaced = text[:place] != before.text
     behind = replace(segment, text=text[place:], words=segment.words[count:], tokens=tokens[cut:], spaced=spaced)
