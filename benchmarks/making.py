@@ -70,7 +70,7 @@ def _save_transformers(state: dict[str, torch.Tensor], dims: dict[str, int], fol
     import whisper as openai
     from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
 
-    from mlx_speech.tokenizer import from_ranks
+    from mlx_speech.stages.whisper.tokenizer import from_ranks
 
     renamed = {}
     for name, tensor in state.items():

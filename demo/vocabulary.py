@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from demo.grammar import WORDS
-from mlx_speech.tokenizer import LANGUAGES, TASKS, TIMESTAMPS
+from mlx_speech.languages import LANGUAGES
+from mlx_speech.stages.whisper.tokenizer import TASKS, TIMESTAMPS
 
 SPECIAL = (
     *("<|endoftext|>", "<|startoftranscript|>"),

@@ -16,7 +16,7 @@ from mlx_speech.version import __version__
 
 if TYPE_CHECKING:
     from mlx_speech.audio import load_audio as load_audio
-    from mlx_speech.checkpoint import load as load
+    from mlx_speech.loading import load as load
     from mlx_speech.pipeline import Pipeline as Pipeline
     from mlx_speech.stages.vad import detect_speech as detect_speech
     from mlx_speech.transcript import Diarization as Diarization
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # public name → the module that has it
 _LAZY = {
-    "load": "mlx_speech.checkpoint",
+    "load": "mlx_speech.loading",
     "load_audio": "mlx_speech.audio",
     "detect_speech": "mlx_speech.stages.vad",
     "Pipeline": "mlx_speech.pipeline",

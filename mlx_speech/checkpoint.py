@@ -1,4 +1,4 @@
-"""The folder of a converted model: `config.json` and `model.safetensors`, strictly loaded, and `load`, which finds it.
+"""The folder of a converted model: `config.json` and `model.safetensors`, strictly loaded.
 
 Quantized layers are stated as mlx_lm states them: `quantization` (and `quantization_config`) with group_size, bits
 and mode, and an entry per layer where layers differ.
@@ -6,16 +6,8 @@ and mode, and an entry per layer where layers differ.
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import json
 import os
-import platform
-import re
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +15,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from mlx_speech import blas, models
-from mlx_speech.errors import ConfigError, CorruptFile, OptionError, OutputError, WeightsMismatch, brief, shorten
+from mlx_speech import models
+from mlx_speech.errors import ConfigError, CorruptFile, OptionError, WeightsMismatch, brief, shorten
 from mlx_speech.models.base import BaseModel
 from mlx_speech.tensors import read_safetensors, reading
 
@@ -32,50 +24,6 @@ FORMAT_VERSION = 1
 PIPELINE = "diarization_pipeline"  # model_type of a folder that holds several models
 MAX_JSON = 64 * 1024 * 1024  # bytes; the largest tokenizers have 10
 PARTS = ("segmentation", "embedding", "plda")
-_HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32]
-ASSETS = Path(__file__).parent / "assets"
-BUNDLED = {"silero_vad": ASSETS / "silero_vad"}  # converted models that come with the package
-DEMO = ASSETS / "demo"  # small originals, and recordings
-
-
-def load(
-    path_or_repo: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    language: str | None = None,
-    dtype: str | None = None,
-    q_bits: int | None = None,
-) -> BaseModel:
-    """A model, ready to call, from a converted folder, an original (file or folder), or a hub repository of either.
-
-    An original is converted once into the cache (`$MLX_SPEECH_CACHE`, or mlx_speech in the user's cache folder);
-    repositories in MLX's own layout (mlx-community) are converted in memory. On the CPU, where MLX's half-precision
-    and quantized products are 20 to 80 times slower, half precision and quantized layers are brought to float32;
-    `dtype` ("float16", "bfloat16", "float32") says otherwise. The model works from any thread.
-
-    path_or_repo : "silero_vad" is the converted VAD that comes with the package
-    revision : of a hub repository; language : of an MMS model, the adapter to put in (ISO 639-3)
-    q_bits : quantize an original to so many bits; what is quantized or converted already must have as many
-    Raises `SourceError` in one line naming the source and what to do, and `ForkedProcess`.
-    """
-    blas.check_process()
-    if dtype is not None and dtype not in ("float16", "bfloat16", "float32"):
-        raise OptionError(f"dtype={dtype!r}: choose from float16, bfloat16, float32")
-    path = expand(path_or_repo)
-    path = BUNDLED.get(str(path_or_repo), path) if not is_converted(path) else path
-    if not is_converted(path):
-        from mlx_speech import convert  # lazily: the only thing at run time that may need it
-
-        source = convert.locate(str(path_or_repo), revision, language)
-        path = source.path
-        if not is_converted(path):
-            found = convert.resolve(source, language, q_bits)
-            return load_folder(found, dtype) if isinstance(found, Path) else finish(found, dtype)
-    check_language(read_config(path), language)
-    if q_bits is not None and quantized_bits(path) != q_bits:
-        bits = f"to {quantized_bits(path)} bits" if quantized_bits(path) else "unquantized"
-        raise OptionError(f"q_bits={q_bits}: {path} is converted already, {bits}: convert the original again")
-    return load_folder(path, dtype)
 
 
 def is_converted(folder: Path) -> bool:
@@ -221,101 +169,3 @@ def dequantize_layers(model: nn.Module) -> None:
                 new.update({"bias": layer.bias})
             plain.append((path, new))
     model.update_modules(tree_unflatten(plain))
-
-
-def expand(path: str | os.PathLike[str]) -> Path:
-    """`path` with its ~ expanded. Raises `OptionError` where there is no such user, or where the user has no home."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise OptionError(f"{path}: there is no such home folder: write it without ~") from error
-
-
-def cache_folder() -> Path:
-    """Where converted originals are kept. Raises `OptionError` where the user has no home folder to keep them in."""
-    if "MLX_SPEECH_CACHE" in os.environ:
-        return expand(os.environ["MLX_SPEECH_CACHE"])
-    if sys.platform != "darwin" and os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"]) / "mlx_speech"
-    try:
-        home = Path.home()
-    except RuntimeError as error:
-        advice = "set HOME, or MLX_SPEECH_CACHE to a folder that can be written"
-        raise OptionError(f"no home folder to keep converted models in: {advice}") from error
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "mlx_speech"
-
-
-@contextlib.contextmanager
-def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A new folder beside `target` that becomes `target` when the block ends well, and vanishes when it does not.
-
-    Raises `OutputError` where `target` exists and is not to be overwritten, or is no converted model, or where the
-    place cannot be written.
-    """
-    check_target(target, overwrite)
-    made = [folder for folder in target.parents if not folder.exists()]  # innermost first
-    stage = old = None
-    try:
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(target)
-            stage = Path(tempfile.mkdtemp(prefix=f"{_prefix(target)}{os.getpid()}-", dir=target.parent))
-            yield stage
-            stage.chmod(0o755)
-            check_target(target, overwrite)
-            if target.exists():
-                old = target.rename(stage.with_name(stage.name + ".old"))
-            stage.rename(target)
-    finally:
-        if old is not None and not target.exists():
-            old.rename(target)
-        for leftover in filter(None, (stage, old)):
-            shutil.rmtree(leftover, ignore_errors=True)
-        for folder in made if not target.exists() else ():
-            with contextlib.suppress(OSError):  # not made after all, or another process has put something in
-                folder.rmdir()
-
-
-@contextlib.contextmanager
-def writing(target: Path, advice: str = "choose another mlx_path or make room") -> Iterator[None]:
-    """Raises `OutputError` for what the system says inside."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, OutputError) or not error.strerror:
-            raise
-        raise OutputError(f"{target}: cannot be written ({error.strerror}): {advice}") from error
-
-
-def check_target(target: Path, overwrite: bool) -> None:
-    """Raises `OutputError` where `target` must not be replaced."""
-    with writing(target):  # a name that is too long, a folder that may not be looked into
-        if not target.exists() and not target.is_symlink():
-            return
-    if not overwrite:
-        raise OutputError(f"{target}: exists already: choose another mlx_path, or pass overwrite=True")
-    if target.is_symlink() or not target.is_dir() or not is_converted(target):
-        raise OutputError(f"{target}: is not a converted model, so it is not overwritten: choose another mlx_path")
-
-
-def _prefix(target: Path) -> str:
-    return f".{target.name}.partial-{_HOST}-"  # another host's processes cannot be asked
-
-
-def _sweep(target: Path) -> None:
-    """Clear away what processes that were killed left beside `target`; a model they had moved aside comes back."""
-    for leftover in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
-        pid = leftover.name.removeprefix(_prefix(target)).split("-")[0]
-        if pid.isdecimal() and len(pid) < 10 and not _alive(int(pid)):
-            if leftover.suffix == ".old" and not target.exists():
-                leftover.rename(target)
-            else:
-                shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)  # another user's
-    return True

@@ -15,15 +15,66 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_speech import blas, names
-from mlx_speech.checkpoint import PIPELINE, cache_folder, dequantize_layers, is_converted, load, read_config
+from mlx_speech.checkpoint import (
+    PIPELINE,
+    check_language,
+    dequantize_layers,
+    finish,
+    is_converted,
+    load_folder,
+    quantized_bits,
+    read_config,
+)
 from mlx_speech.errors import HubError, MLXSpeechError, OptionError, SourceError, SourceNotFound
+from mlx_speech.folders import cache_folder, expand
 from mlx_speech.models import diarization_pipeline, pyannet, silero_vad, wav2vec2, whisper
 from mlx_speech.models.base import BaseModel
-from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.package_data import BUNDLED
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
 DIARIZATION = "pyannote/speaker-diarization-community-1"
 BATCHES = (1, 2, 4, 8, 16, 24)  # beyond these, a larger batch gains little and costs memory
 MAX_CPU_BATCH = 8
+
+
+def load(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    language: str | None = None,
+    dtype: str | None = None,
+    q_bits: int | None = None,
+) -> BaseModel:
+    """A model, ready to call, from a converted folder, an original (file or folder), or a hub repository of either.
+
+    An original is converted once into the cache (`$MLX_SPEECH_CACHE`, or mlx_speech in the user's cache folder);
+    repositories in MLX's own layout (mlx-community) are converted in memory. On the CPU, where MLX's half-precision
+    and quantized products are 20 to 80 times slower, half precision and quantized layers are brought to float32;
+    `dtype` ("float16", "bfloat16", "float32") says otherwise. The model works from any thread.
+
+    path_or_repo : "silero_vad" is the converted VAD that comes with the package
+    revision : of a hub repository; language : of an MMS model, the adapter to put in (ISO 639-3)
+    q_bits : quantize an original to so many bits; what is quantized or converted already must have as many
+    Raises `SourceError` in one line naming the source and what to do, and `ForkedProcess`.
+    """
+    blas.check_process()
+    if dtype is not None and dtype not in ("float16", "bfloat16", "float32"):
+        raise OptionError(f"dtype={dtype!r}: choose from float16, bfloat16, float32")
+    path = expand(path_or_repo)
+    path = BUNDLED.get(str(path_or_repo), path) if not is_converted(path) else path
+    if not is_converted(path):
+        from mlx_speech import convert  # lazily: nothing else at run time may need it
+
+        source = convert.locate(str(path_or_repo), revision, language)
+        path = source.path
+        if not is_converted(path):
+            found = convert.resolve(source, language, q_bits)
+            return load_folder(found, dtype) if isinstance(found, Path) else finish(found, dtype)
+    check_language(read_config(path), language)
+    if q_bits is not None and quantized_bits(path) != q_bits:
+        bits = f"to {quantized_bits(path)} bits" if quantized_bits(path) else "unquantized"
+        raise OptionError(f"q_bits={q_bits}: {path} is converted already, {bits}: convert the original again")
+    return load_folder(path, dtype)
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,16 @@ bundles, which are not on the hub.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mlx_speech.errors import OptionError, brief
+from mlx_speech.package_data import table
 
 DEFAULT_GPU = "large-v3-turbo"
 DEFAULT_CPU = "small"
-TABLES = Path(__file__).parent / "assets" / "tables"
 SUFFIX = re.compile(r"-(?:q(\d)|(\d)bit)$")
-
-
-def table(name: str) -> dict[str, Any]:
-    """A table that comes with the package: "align", "credits" or "languages"."""
-    return json.loads((TABLES / f"{name}.json").read_text(encoding="utf-8"))
 
 
 ALIGN: dict[str, str] = table("align")  # language → repository

@@ -15,10 +15,10 @@ import numpy as np
 
 from mlx_speech.audio import check_track
 from mlx_speech.errors import OptionError, brief, in_range
-from mlx_speech.stages.attention import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
+from mlx_speech.languages import to_language_code
 from mlx_speech.stages.cluster import speaker_bounds
-from mlx_speech.stages.decode import DecodingOptions
-from mlx_speech.tokenizer import to_language_code
+from mlx_speech.stages.whisper.decode import DecodingOptions
+from mlx_speech.stages.whisper.word_times import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
 
 # fmt: off
 VAD_OPTIONS = {  # per detector, what its function takes (`stages.vad`)

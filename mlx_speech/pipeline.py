@@ -24,17 +24,15 @@ import numpy as np
 
 from mlx_speech.audio import MAX_DURATION, audio_from_array, load_audio, load_tracks, louder, mix
 from mlx_speech.blas import check_process
-from mlx_speech.checkpoint import DEMO
 from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutOfMemory, brief
 from mlx_speech.loading import Models, Recogniser
 from mlx_speech.options import Options
-from mlx_speech.stages import asr, decode
+from mlx_speech.package_data import DEMO
 from mlx_speech.stages.align import align
 from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.cluster import speaker_bounds
 from mlx_speech.stages.diarize import diarize
 from mlx_speech.stages.sentences import split_sentences
-from mlx_speech.stages.sequential import transcribe_sequential
 from mlx_speech.stages.tracks import speakers_apart, speaking, turns_of_tracks
 from mlx_speech.stages.vad import (
     cut_chunks,
@@ -44,6 +42,8 @@ from mlx_speech.stages.vad import (
     warn_if_silent,
     widened,
 )
+from mlx_speech.stages.whisper import batched, decode
+from mlx_speech.stages.whisper.longform import transcribe_sequential
 from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcript, space_between
 
 SAMPLE_RATE = 16_000
@@ -247,7 +247,7 @@ class Pipeline:
         if options.language is None and not options.multilingual and heard:
             with file.timed("language"):
                 model, tokenizer = recogniser.model, recogniser.tokenizer
-                found = asr.detect_language(file.audio, heard, model, tokenizer, keep=file.encoded)
+                found = batched.detect_language(file.audio, heard, model, tokenizer, keep=file.encoded)
                 file.language, file.probability = found
         if options.words == "ctc" and not options.multilingual and file.language and heard:
             # with little memory it is loaded when Whisper has gone, and may turn out not to be had
@@ -259,7 +259,7 @@ class Pipeline:
 
     def _chunk_size(self, options: Options) -> float:
         """Seconds: as asked for, or the model's window. Raises `OptionError` where that is shorter."""
-        window = asr.samples_per_window(self.models.whisper().model) / SAMPLE_RATE
+        window = batched.samples_per_window(self.models.whisper().model) / SAMPLE_RATE
         if options.chunk_size is not None and options.chunk_size > window:
             said = f"chunk_size is {options.chunk_size:g}, and the model's window {window:g} seconds"
             raise OptionError(f"{said}: give at most that, or leave chunk_size out")
@@ -295,7 +295,7 @@ class Pipeline:
         """Send the chunks of all recordings through Whisper; a pause wherever a result has come in."""
         size = self.batch_size if isinstance(self.batch_size, int) else self.models.batch_size(self._limit)
 
-        def tasks() -> Iterator[asr.Task]:
+        def tasks() -> Iterator[batched.Task]:
             nonlocal before
             start = time.perf_counter()
             for file in listening:
@@ -304,17 +304,17 @@ class Pipeline:
                     file.uses("whisper", self.models)
                     report.of("transcribe", file.spoken, file)(0)
                 for k, chunk in enumerate(file.chunks):
-                    samples, encoded = asr.samples_of(file.audio, chunk), file.encoded.pop(chunk, None)
-                    yield asr.Task(file, chunk, samples, file.language, file.attention, encoded, seed=k)
+                    samples, encoded = batched.samples_of(file.audio, chunk), file.encoded.pop(chunk, None)
+                    yield batched.Task(file, chunk, samples, file.language, file.attention, encoded, seed=k)
                 start = time.perf_counter()
 
-        def note_silence(task: asr.Task, region: Region) -> None:
+        def note_silence(task: batched.Task, region: Region) -> None:
             task.key.silences.append(region)
 
         before = time.perf_counter()
         how = options.only("multilingual", "hallucination_silence_threshold")
         how |= {"batch_size": size, "on_silence": note_silence}
-        for task, segments in asr.transcribe(tasks(), recogniser.model, recogniser.tokenizer, options, **how):
+        for task, segments in batched.transcribe(tasks(), recogniser.model, recogniser.tokenizer, options, **how):
             file = task.key
             if options.segment_resolution == "chunk" or file.ctc:
                 segments = _joined(task.chunk, segments)  # Whisper's own times are too coarse to hold words to

@@ -11,10 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mlx_speech.spacing import is_torn, joint, unspaced
+from mlx_speech.languages import is_torn, joint, unspaced
 
 _LETTER = re.compile(r"\w")
-UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})  # languages written without spaces
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import numpy as np
 from mlx_speech import audio as _audio
 from mlx_speech import names, writers
 from mlx_speech.blas import check_process
-from mlx_speech.checkpoint import load
 from mlx_speech.errors import OptionError, SourceError, brief
+from mlx_speech.loading import load
 from mlx_speech.models import pyannet, silero_vad, wav2vec2
 from mlx_speech.options import Options
 from mlx_speech.pipeline import Pipeline, checked_batch_size

@@ -27,9 +27,9 @@ import whisper
 
 from mlx_speech import checkpoint, load_audio
 from mlx_speech.convert import convert
-from mlx_speech.stages.decode import DecodingOptions
-from mlx_speech.stages.sequential import transcribe_sequential
-from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.stages.whisper.decode import DecodingOptions
+from mlx_speech.stages.whisper.longform import transcribe_sequential
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment
 
 RATE = hearing.RATE

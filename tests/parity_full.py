@@ -21,7 +21,8 @@ from test_parity import _mms, _openai, _transformers, _wav2vec2, audio
 
 import mlx_speech
 from mlx_speech import checkpoint
-from mlx_speech.convert import convert, verify
+from mlx_speech.convert import convert
+from mlx_speech.convert.parity import measures
 
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 CASES = [
@@ -42,10 +43,10 @@ def measured(name: str, family: str, build: partial, sequences: int, options: di
         source, original = build(folder)
         convert(str(source), folder / "mlx", **options)
         model = checkpoint.load_folder(folder / "mlx")
-        rows = verify.measure(family, original, model, verify.Inputs(audio(), sequences=sequences, varied=True))
+        rows = measures.measure(family, original, model, measures.Inputs(audio(), sequences=sequences, varied=True))
     finally:
         shutil.rmtree(folder)
-    print(f"{name}: {time.perf_counter() - start:.0f} s\n{verify.table(rows)}", flush=True)
+    print(f"{name}: {time.perf_counter() - start:.0f} s\n{measures.table(rows)}", flush=True)
     case = {"case": name, "rows": [[row.measure, row.value, row.bar, row.at_least, row.ok] for row in rows]}
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(case))

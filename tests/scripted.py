@@ -31,7 +31,7 @@ from whisper.model import ModelDimensions
 from whisper.tokenizer import get_tokenizer
 
 from mlx_speech.models.whisper import ModelArgs
-from mlx_speech.stages import decode
+from mlx_speech.stages.whisper import decode
 
 WIDTH = 4  # of the encoded audio
 MOODS = ("plain", "plain", "sure", "sure", "loop", "unsure", "silent")

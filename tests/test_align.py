@@ -17,8 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_speech import checkpoint
 from mlx_speech.errors import AudioError, OptionError
+from mlx_speech.loading import load
 from mlx_speech.models.wav2vec2 import Model, ModelArgs
 from mlx_speech.stages import align as stage
 from mlx_speech.stages.align import Labels, align, log_probabilities, viterbi
@@ -152,7 +152,7 @@ def with_vocab(labels: str, delimiter: str | None = "|") -> Any:
 def test_log_probabilities_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     original = make.wav2vec2_transformers(kind, **make.W2V_NARROW)
     normalised = kind == "layer"
-    model: Any = checkpoint.load(make.save_wav2vec2(original, tmp_path / "model", do_normalize=normalised))
+    model: Any = load(make.save_wav2vec2(original, tmp_path / "model", do_normalize=normalised))
     assert model.args.do_normalize == normalised
     audio = make.speech(8)
     waveforms = [audio[:40000] * 3 + 0.1, audio[20000:], audio[:400], audio[1000:1160], audio[:16000]]

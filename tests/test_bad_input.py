@@ -27,7 +27,7 @@ import torch
 from hub_server import HubServer, Repo, closed_port
 from mlx.utils import tree_flatten
 from originals import BASE, VOCAB
-from test_torchfile import OUTSIDE, archive, dumps, rebuilt
+from test_pytorch_files import OUTSIDE, archive, dumps, rebuilt
 
 import mlx_speech
 from mlx_speech import models, tensors

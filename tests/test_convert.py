@@ -37,7 +37,7 @@ import mlx_speech
 from mlx_speech import checkpoint, models
 from mlx_speech.cli import main
 from mlx_speech.convert import Report, convert
-from mlx_speech.convert import whisper as whisper_sources
+from mlx_speech.convert.families import whisper as whisper_sources
 from mlx_speech.convert.read import Source, open_source
 from mlx_speech.errors import OptionError
 from mlx_speech.features import log_mel

@@ -13,11 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import Script, ScriptedModel
 
-from mlx_speech.stages import asr, decode
-from mlx_speech.stages.asr import Task
-from mlx_speech.stages.coverage import MAX_WORD, MIN_SPEECH, make_room, region_by_region, text_regions, uncovered
-from mlx_speech.stages.decode import DecodingOptions, DecodingResult, Job
-from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.stages.whisper import batched, decode
+from mlx_speech.stages.whisper.batched import Task
+from mlx_speech.stages.whisper.coverage import (
+    MAX_WORD,
+    MIN_SPEECH,
+    make_room,
+    region_by_region,
+    text_regions,
+    uncovered,
+)
+from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.transcript import Chunk, Region, Segment, Word
 
 QUICK = settings(max_examples=200, deadline=None, derandomize=True)
@@ -206,11 +213,11 @@ def hear(
     decoder: Decoder, chunks: Sequence[Chunk], monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> tuple[dict[int, tuple[Segment, ...]], list[Region]]:
     monkeypatch.setattr(decode, "decode_with_fallback", decoder)
-    monkeypatch.setattr(asr, "_with_words", lambda waiting, *_: [(job.key, segments) for job, segments in waiting])
+    monkeypatch.setattr(batched, "_with_words", lambda waiting, *_: [(job.key, segments) for job, segments in waiting])
     recording = np.arange(60 * 16_000, dtype=np.float32) / 16_000
-    tasks = [Task(k, chunk, asr.samples_of(recording, chunk), "en") for k, chunk in enumerate(chunks)]
+    tasks = [Task(k, chunk, batched.samples_of(recording, chunk), "en") for k, chunk in enumerate(chunks)]
     silences: list[Region] = []
-    results = asr.transcribe(
+    results = batched.transcribe(
         tasks,
         ScriptedModel(Script(0)),
         decoder.tokenizer,
@@ -299,9 +306,9 @@ def hear_placed(
     decoder: Placed, chunk: Chunk, monkeypatch: pytest.MonkeyPatch, *, words: bool = True, language: str | None = "sv"
 ) -> tuple[tuple[Segment, ...], list[Region]]:
     monkeypatch.setattr(decode, "decode_with_fallback", decoder)
-    monkeypatch.setattr(asr, "_with_words", decoder.placed)
+    monkeypatch.setattr(batched, "_with_words", decoder.placed)
     silences: list[Region] = []
-    ((_, segments),) = asr.transcribe(
+    ((_, segments),) = batched.transcribe(
         [Task(0, chunk, np.zeros(round(chunk.duration * 16_000), np.float32), language, words)],
         ScriptedModel(Script(0)),
         decoder.tokenizer,
@@ -374,7 +381,7 @@ def test_a_chunk_is_not_heard_for_ever(tokenizer: Tokenizer, monkeypatch: pytest
 
     decoder = Stutter(tokenizer, {"Yeah": (0.0, 30.0)})
     _, silences = hear_placed(decoder, Chunk(0.0, 29.9, (Region(0.3, 29.6),)), monkeypatch)
-    assert len(decoder.heard) == asr.MAX_HEARINGS
+    assert len(decoder.heard) == batched.MAX_HEARINGS
     assert len(silences) == 1 and silences[0].end == 29.6
 
 

@@ -21,10 +21,10 @@ from test_convert import config, contents, dtypes, hub_environment, python, same
 import mlx_speech
 from mlx_speech.checkpoint import load_folder
 from mlx_speech.convert import convert
-from mlx_speech.convert.ctranslate2 import is_ctranslate2, read_ctranslate2
+from mlx_speech.convert.formats.ctranslate2 import is_ctranslate2, read_ctranslate2
 from mlx_speech.errors import ConfigError, CorruptFile, SourceError, UnknownFamily, WeightsMismatch
 from mlx_speech.models import whisper
-from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
 DIMS = {**make.NARROW, "n_audio_ctx": 60}
 DISTIL_V3 = {**make.NARROW_V3, "n_audio_ctx": 60}  # 128 mels, four layers and one

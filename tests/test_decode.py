@@ -19,12 +19,12 @@ from scripted import Script, ScriptedModel
 from whisper.decoding import DecodingTask
 
 from mlx_speech.errors import OptionError
-from mlx_speech.models.kernels import log_sum_exp
 from mlx_speech.models.whisper import Model, ModelArgs
-from mlx_speech.stages import decode
-from mlx_speech.stages.decode import DecodingOptions, DecodingResult, Job, decode_with_fallback, detect_language
-from mlx_speech.stages.rules import Rules, State, suppressed_tokens, top
-from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.ops.kernels import log_sum_exp
+from mlx_speech.stages.whisper import decode
+from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job, decode_with_fallback, detect_language
+from mlx_speech.stages.whisper.rules import Rules, State, suppressed_tokens, top
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
 TOKENIZERS: dict[bool, Tokenizer] = {}
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from demo_table import measure, table, truths
 
-from mlx_speech import checkpoint, cli, load_audio
+from mlx_speech import cli, load_audio, package_data
 from mlx_speech.errors import OptionError
+from mlx_speech.evaluation.scores import read_truth, score
 from mlx_speech.pipeline import Pipeline
-from mlx_speech.scores import read_truth, score
 from mlx_speech.transcript import Diarization, Segment, Transcript, Turn, Word
 
 # bars for voices of espeak-ng that training never heard, float32
@@ -92,7 +92,7 @@ def test_the_command_shows_the_conversation(tmp_path: Path, capsys: pytest.Captu
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
     """The first utterance of the conversation, with its truth."""
-    path, source = tmp_path / "clip.wav", checkpoint.DEMO / "conversation"
+    path, source = tmp_path / "clip.wav", package_data.DEMO / "conversation"
     truth = json.loads(source.with_suffix(".json").read_text(encoding="utf-8"))
     first = min(truth["utterances"], key=lambda utterance: utterance["start"])
     truth["duration"] = first["end"] + 0.2
@@ -148,7 +148,7 @@ def test_the_same_in_python(clip: Path, _shared_cache: Path) -> None:
 def test_originals_that_have_changed_are_converted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _shared_cache: Path
 ) -> None:
-    shutil.copytree(checkpoint.DEMO / "wav2vec2", tmp_path / "wav2vec2")
+    shutil.copytree(package_data.DEMO / "wav2vec2", tmp_path / "wav2vec2")
     monkeypatch.setattr("mlx_speech.pipeline.DEMO", tmp_path)
     for _ in range(2):
         Pipeline.demo().models.aligner("en")

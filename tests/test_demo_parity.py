@@ -21,25 +21,26 @@ import whisper.timing
 import whisper.tokenizer
 from scripted import same_noise
 from test_diarize import same as same_speakers
-from test_sequential import _text, openai, same
+from test_longform import _text, openai, same
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, WhisperForConditionalGeneration
 from whisper.model import ModelDimensions, Whisper
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # demo/ has the class of the narrow WeSpeaker
 
 import mlx_speech
-from mlx_speech import checkpoint, load_audio
-from mlx_speech.stages import asr, attention, decode
+from mlx_speech import load_audio, package_data
+from mlx_speech.languages import LANGUAGES
 from mlx_speech.stages.align import align, log_probabilities
-from mlx_speech.stages.decode import DecodingOptions, Job
 from mlx_speech.stages.diarize import diarize
-from mlx_speech.stages.sequential import transcribe_sequential
 from mlx_speech.stages.vad import cut_chunks, detect_speech
-from mlx_speech.tokenizer import LANGUAGES, Tokenizer
+from mlx_speech.stages.whisper import batched, decode, word_times
+from mlx_speech.stages.whisper.decode import DecodingOptions, Job
+from mlx_speech.stages.whisper.longform import transcribe_sequential
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment
 
 RECORDINGS = sorted((Path(__file__).parent / "data" / "demo").glob("espeak-*.opus"))
-CONFIG = json.loads((checkpoint.DEMO / "whisper" / "config.json").read_text(encoding="utf-8"))
+CONFIG = json.loads((package_data.DEMO / "whisper" / "config.json").read_text(encoding="utf-8"))
 WINDOW = 0.02 * CONFIG["max_source_positions"]  # seconds
 PIECES = 20
 # transformers' names → openai-whisper's, in this order
@@ -71,7 +72,7 @@ def pieces() -> list[np.ndarray]:
         audio = load_audio(path)
         regions = detect_speech(audio, vad, max_speech_duration_s=WINDOW)
         chunks = cut_chunks(regions, duration=audio.size / 16000, chunk_size=WINDOW)
-        found += [asr.samples_of(audio, chunk) for chunk in chunks]
+        found += [batched.samples_of(audio, chunk) for chunk in chunks]
         if len(found) >= PIECES:
             return found[:PIECES]
     raise AssertionError("too few recordings")
@@ -96,7 +97,7 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def pair() -> Pair:
-    folder = checkpoint.DEMO / "whisper"
+    folder = package_data.DEMO / "whisper"
     source = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     config, state = source.config, {}
     for name, tensor in source.state_dict().items():
@@ -113,7 +114,7 @@ def pair() -> Pair:
         heads[layer, head] = True
     theirs.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
     ours = mlx_speech.load(folder, dtype="float32")
-    assert asr.samples_per_window(ours) == round(16000 * WINDOW) < 16000 * 30
+    assert batched.samples_per_window(ours) == round(16000 * WINDOW) < 16000 * 30
     return Pair(theirs.eval(), ours, Tokenizer.find(ours.folder, ours.args.n_vocab), _encoding(folder))
 
 
@@ -157,7 +158,7 @@ def test_the_vocabulary_is_read_alike(pair: Pair) -> None:
 @pytest.mark.parametrize("beams", [None, 5], ids=["greedy", "beam"])
 def test_decoding_is_that_of_openai(beams: int | None, pair: Pair, pieces: list[np.ndarray]) -> None:
     options = DecodingOptions(temperature=(0.0,), beam_size=beams)
-    encoded = asr.encode(pieces, pair.ours)
+    encoded = batched.encode(pieces, pair.ours)
     jobs = [Job(row, "en", key=key) for key, row in enumerate(encoded)]
     found = {job.key: result for job, result in decode.decode(jobs, pair.ours, pair.tokenizer, options)}
     for key, piece in enumerate(pieces):
@@ -188,9 +189,9 @@ def _both(pair: Pair, audio: np.ndarray, **options: Any) -> tuple[Segment, ...]:
 def _alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Upstream writes special tokens into the text whose compression it measures; its words are not tidied."""
     monkeypatch.setattr(whisper.tokenizer.Tokenizer, "decode", _text)
-    monkeypatch.setattr(attention, "tidy", lambda words, start, end: tuple(words))
+    monkeypatch.setattr(word_times, "tidy", lambda words, start, end: tuple(words))
     monkeypatch.setattr(
-        whisper.timing, "dtw", lambda x: np.stack(attention.dtw([x.numpy()])[0])
+        whisper.timing, "dtw", lambda x: np.stack(word_times.dtw([x.numpy()])[0])
     )  # takes long to compile
     same_noise(monkeypatch)
 
@@ -238,7 +239,7 @@ class _Emissions:
 
 def test_alignment_is_that_of_transformers(pieces: list[np.ndarray]) -> None:
     """Logits, and the times of words by them."""
-    folder = checkpoint.DEMO / "wav2vec2"
+    folder = package_data.DEMO / "wav2vec2"
     original = Wav2Vec2ForCTC.from_pretrained(folder, dtype=torch.float32).eval()
     prepare = Wav2Vec2FeatureExtractor.from_pretrained(folder)
     ours: Any = mlx_speech.load(folder, dtype="float32")
@@ -269,7 +270,7 @@ def test_alignment_is_that_of_transformers(pieces: list[np.ndarray]) -> None:
 def test_diarization_is_that_of_pyannote() -> None:
     from pyannote.audio import Pipeline
 
-    folder = checkpoint.DEMO / "diarization"
+    folder = package_data.DEMO / "diarization"
     original, ours, speakers = Pipeline.from_pretrained(folder), mlx_speech.load(folder, dtype="float32"), set()
     for path in RECORDINGS[:3]:
         audio = load_audio(path)[: 25 * 16000]

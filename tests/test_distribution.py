@@ -35,7 +35,11 @@ SDIST_LIMIT = 20_000_000  # bytes
 NOT_IN_SDIST = {".ci/run", ".gitignore"}  # of the repository, not of the project
 MADE_FOR_SDIST = {"PKG-INFO", "setup.cfg"}  # and the egg-info folder
 # modules that may import what an extra brings
-MAY_NEED = {"scores.py": "demo", "convert/originals.py": "test", "convert/verify.py": "test"}
+MAY_NEED = {
+    "evaluation/scores.py": "demo",
+    "convert/parity/originals.py": "test",
+    "convert/parity/measures.py": "test",
+}
 
 
 def run(*command: str | Path, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:

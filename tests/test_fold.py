@@ -14,7 +14,8 @@ import torch
 from originals import babble
 
 from mlx_speech import checkpoint, features, load_audio
-from mlx_speech.convert import fold, plda, wespeaker
+from mlx_speech.convert import fold
+from mlx_speech.convert.families import plda, wespeaker
 from mlx_speech.convert.read import Source
 from mlx_speech.errors import OptionError, WeightsMismatch
 from mlx_speech.models import layers

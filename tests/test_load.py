@@ -32,7 +32,7 @@ from test_convert import (
 )
 
 import mlx_speech
-from mlx_speech import checkpoint, models
+from mlx_speech import checkpoint, folders, models
 from mlx_speech.errors import OptionError, SourceNotFound
 from mlx_speech.models import layers, pyannet, wespeaker
 from mlx_speech.models.base import BaseModel
@@ -56,7 +56,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 
 def cached() -> list[Path]:
     """The converted folders in the cache."""
-    folder = checkpoint.cache_folder()
+    folder = folders.cache_folder()
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
 
 
@@ -203,14 +203,14 @@ def test_two_processes_at_the_same_time_convert_once(shelf: Shelf, tmp_path: Pat
 import sys, time
 from pathlib import Path
 import mlx_speech
-from mlx_speech import checkpoint
+from mlx_speech import folders
 name, source = sys.argv[1:]
-staged = checkpoint.staged
+staged = folders.staged
 def counted(*arguments):
     Path(f"converted-{name}").touch()
     time.sleep(1)  # the other one is waiting by then
     return staged(*arguments)
-checkpoint.staged = counted
+folders.staged = counted
 Path(f"ready-{name}").touch()
 while len(list(Path().glob("ready-*"))) < 2:
     time.sleep(0.01)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_speech import load, load_audio
-from mlx_speech.checkpoint import DEMO
+from mlx_speech.package_data import DEMO
 from mlx_speech.pipeline import Pipeline
 
 OPTIONS = {"word_timestamps": None, "temperature": 0.0}

@@ -16,7 +16,7 @@ from test_convert import Shelf, whisper_input
 from test_load import cached
 
 import mlx_speech
-from mlx_speech import checkpoint, names
+from mlx_speech import names, package_data
 from mlx_speech.errors import OptionError
 from mlx_speech.models.whisper import Model, ModelArgs
 from mlx_speech.names import ALIGN, WHISPER, Source, align_source, whisper_sources
@@ -94,7 +94,7 @@ def test_alignment_models_are_those_of_whisperx() -> None:
 
 def test_alignment_models() -> None:
     from mlx_speech.hub import is_repo_id
-    from mlx_speech.tokenizer import LANGUAGES
+    from mlx_speech.languages import LANGUAGES
 
     assert set(ALIGN) <= set(LANGUAGES) and all(is_repo_id(repo) and "/" in repo for repo in ALIGN.values())
     assert align_source("en") == "facebook/wav2vec2-base-960h" and align_source("xx") is None
@@ -173,7 +173,7 @@ def test_the_folder_of_a_model(shelf: Shelf, tmp_path: Path) -> None:
     assert mlx_speech.load(shelf["whisper pt"]).folder in cached()
     for place in (shelf["whisper npz"], shelf["whisper npz"] / "weights.npz"):
         assert mlx_speech.load(place).folder == shelf["whisper npz"], "built in memory, from there"
-    assert mlx_speech.load("silero_vad").folder == checkpoint.BUNDLED["silero_vad"]
+    assert mlx_speech.load("silero_vad").folder == package_data.BUNDLED["silero_vad"]
     assert Model(shape("tiny")).folder is None
     pipeline = mlx_speech.load(shelf.converted("pipeline"))
     assert pipeline.folder == shelf.converted("pipeline")

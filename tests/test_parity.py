@@ -1,4 +1,4 @@
-"""The proof: every family against its PyTorch original, one harness for all cases. The bars are those of verify.py."""
+"""The proof: every family against its PyTorch original, one harness for all cases, with the bars of `measures`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import torch
 from conftest import real, record
 
 from mlx_speech import checkpoint, load_audio
-from mlx_speech.convert import convert, verify
-from mlx_speech.convert.originals import openai_whisper, whisper_of_transformers
+from mlx_speech.convert import convert
+from mlx_speech.convert.parity import measures
+from mlx_speech.convert.parity.originals import openai_whisper, whisper_of_transformers
 
 PAUSES = Path(checkpoint.__file__).parent / "assets" / "demo" / "pauses.flac"
 PRECISIONS: dict[str, dict[str, Any]] = {
@@ -204,18 +205,18 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_parity(case: Case, tmp_path: Path) -> None:
     source, original = case.build(tmp_path)
-    inputs = verify.Inputs(audio(case.recording), sequences=case.sequences, varied=True)
+    inputs = measures.Inputs(audio(case.recording), sequences=case.sequences, varied=True)
     convert(str(source), tmp_path / "mlx", **case.options)
-    rows = verify.measure(case.family, original, checkpoint.load_folder(tmp_path / "mlx"), inputs)
+    rows = measures.measure(case.family, original, checkpoint.load_folder(tmp_path / "mlx"), inputs)
     record(case.name, case.original, "float32", rows)
-    assert rows and all(row.ok for row in rows), verify.table([row for row in rows if not row.ok])
+    assert rows and all(row.ok for row in rows), measures.table([row for row in rows if not row.ok])
     assert not any("own rounding" in row.measure for row in rows), "random weights have to be well-conditioned"
 
-    few = verify.Inputs(inputs.audio, sequences=16)
+    few = measures.Inputs(inputs.audio, sequences=16)
     for name in case.smaller:
         convert(str(source), tmp_path / name, **PRECISIONS[name], **case.options)
         model = checkpoint.load_folder(tmp_path / name, dtype="float16" if name == "float16" else None)
-        rows = verify.measure(case.family, original, model, few)
+        rows = measures.measure(case.family, original, model, few)
         record(case.name, case.original, name, rows)
         assert all(np.isfinite(row.value) for row in rows)
 
@@ -225,8 +226,8 @@ def test_the_harness_refuses_degenerate_outputs() -> None:
     with torch.no_grad():
         model.lm_head.weight.zero_()
     converted = type("Converted", (), {"args": type("Args", (), {"do_normalize": False})})()
-    with pytest.raises(verify.ParityError, match="degenerate"):
-        verify.measure("wav2vec2", lambda rows: model(rows).logits, converted, verify.Inputs(audio()))
+    with pytest.raises(measures.ParityError, match="degenerate"):
+        measures.measure("wav2vec2", lambda rows: model(rows).logits, converted, measures.Inputs(audio()))
 
 
 def test_features_of_whisper_are_those_of_openai() -> None:
@@ -252,17 +253,17 @@ def test_not_a_number_is_no_parity() -> None:
             logits = mx.array(model(torch.from_numpy(np.array(waveform))).logits.numpy())
             return logits if lengths is None else mx.concatenate([logits[:1], logits[1:] * float("nan")])
 
-    rows = verify.measure("wav2vec2", lambda rows: model(rows).logits, Broken(), verify.Inputs(audio()))
+    rows = measures.measure("wav2vec2", lambda rows: model(rows).logits, Broken(), measures.Inputs(audio()))
     assert [row.ok for row in rows] == [True, True, False]
 
 
-def encoder_that_rounds(offset: float, dtype: torch.dtype = torch.float32) -> verify.WhisperOriginal:
+def encoder_that_rounds(offset: float, dtype: torch.dtype = torch.float32) -> measures.WhisperOriginal:
     """The identity, but for what is lost of `x` beside an offset."""
 
     def encode(x: torch.Tensor) -> torch.Tensor:
         return (x.to(dtype) + offset) - offset
 
-    return verify.WhisperOriginal(encode, lambda *_: None, lambda: encoder_that_rounds(offset, torch.float64))
+    return measures.WhisperOriginal(encode, lambda *_: None, lambda: encoder_that_rounds(offset, torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -274,14 +275,14 @@ def test_the_bar_of_an_encoder_is_as_wide_as_the_originals_rounding_asks_for(
     x = torch.rand(1, 80, 100, generator=torch.Generator().manual_seed(0))
     original = encoder_that_rounds(offset)
     expected = original.encode(x)
-    row = verify.encoder_row(original, x, expected, expected.numpy() + np.float32(apart))
+    row = measures.encoder_row(original, x, expected, expected.numpy() + np.float32(apart))
     assert row.ok is ok
     assert ("own rounding" in row.measure) == (offset > 0)
-    assert not verify.encoder_row(original, x, expected, expected.numpy() * np.nan).ok
+    assert not measures.encoder_row(original, x, expected, expected.numpy() * np.nan).ok
 
 
 def test_an_original_that_only_rounds_proves_nothing() -> None:
     original = encoder_that_rounds(3e5)
     x = torch.rand(1, 80, 100)
-    with pytest.raises(verify.ParityError, match="proves nothing"):
-        verify.encoder_row(original, x, original.encode(x), x.numpy() + 1)
+    with pytest.raises(measures.ParityError, match="proves nothing"):
+        measures.encoder_row(original, x, original.encode(x), x.numpy() + 1)

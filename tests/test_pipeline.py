@@ -263,9 +263,9 @@ def test_an_unexpected_error_stops_one_recording_only(pipe: Pipeline, monkeypatc
 
 
 def test_an_error_in_a_batch_stops_the_recordings_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlx_speech.stages import asr
+    from mlx_speech.stages.whisper import batched
 
-    plain, calls = asr.encode, []
+    plain, calls = batched.encode, []
 
     def fails_once(*args: Any) -> Any:
         calls.append(1)
@@ -273,7 +273,7 @@ def test_an_error_in_a_batch_stops_the_recordings_in_it(monkeypatch: pytest.Monk
             raise RuntimeError("[malloc] Unable to allocate 99 bytes.")
         return plain(*args)
 
-    monkeypatch.setattr(asr, "encode", fails_once)
+    monkeypatch.setattr(batched, "encode", fails_once)
     recordings = [load_audio(real("data/audio/en/jfk.flac")) for _ in range(4)]
     results = [result for _, result in pipeline(batch_size=1).transcribe(recordings, **GREEDY)]
     kinds = [type(result) for result in results]

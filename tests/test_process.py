@@ -19,8 +19,8 @@ import pytest
 
 import mlx_speech
 from mlx_speech import blas, cli, whisperx
-from mlx_speech.checkpoint import DEMO
 from mlx_speech.errors import ForkedProcess, MLXSpeechError
+from mlx_speech.package_data import DEMO
 from mlx_speech.pipeline import Pipeline
 
 SILENCE = np.zeros(8_000, np.float32)

@@ -22,12 +22,13 @@ from test_parity import PRECISIONS, package_file
 from threadpoolctl import threadpool_limits
 
 from mlx_speech import blas, checkpoint, load_audio
-from mlx_speech.convert import convert, verify
-from mlx_speech.convert.originals import openai_whisper
-from mlx_speech.convert.verify import Row
-from mlx_speech.models import kernels
-from mlx_speech.stages import asr, attention, decode
-from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.convert import convert
+from mlx_speech.convert.parity import measures
+from mlx_speech.convert.parity.measures import Row
+from mlx_speech.convert.parity.originals import openai_whisper
+from mlx_speech.ops import kernels
+from mlx_speech.stages.whisper import batched, decode, word_times
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
 WINDOW = 480_000  # samples that Whisper hears at once
 REAL = 20  # recordings; synthetic ones follow
@@ -115,7 +116,7 @@ def pair(name: str, folder: Path) -> Pair:
     for window in windows:
         mel = make.window_mel(window.samples, n_mels=theirs.dims.n_mels)
         their_audio.append(theirs.encoder(mel[None])[0])
-        our_audio.append(asr.encode([window.samples], ours)[0])
+        our_audio.append(batched.encode([window.samples], ours)[0])
     return Pair(theirs, ours, tokenizer, windows, their_audio, our_audio)
 
 
@@ -224,7 +225,7 @@ def compare_word_times(pair: Pair, expected: list[whisper.DecodingResult]) -> li
             task="transcribe",
         )
         theirs = whisper.timing.find_alignment(pair.theirs, tokenizer, tokens, their_audio, frames)
-        ours = attention.find_alignment(
+        ours = word_times.find_alignment(
             our_audio[None], [tokens], pair.ours, pair.tokenizer, languages=[result.language], num_frames=[frames]
         )[0]
         assert [word.word for word in ours] == [word.word for word in theirs]
@@ -243,8 +244,8 @@ def compare_word_times(pair: Pair, expected: list[whisper.DecodingResult]) -> li
 def test_the_real_whisper(name: str, tmp_path: Path) -> None:
     models = pair(name, tmp_path)
     case = f"Whisper {name} (real)"
-    speech = verify.Inputs(load_audio(real("data/audio/en/jfk.flac")), sequences=8, varied=True)
-    rows = verify.measure("whisper", openai_whisper(models.theirs), models.ours, speech)
+    speech = measures.Inputs(load_audio(real("data/audio/en/jfk.flac")), sequences=8, varied=True)
+    rows = measures.measure("whisper", openai_whisper(models.theirs), models.ours, speech)
     rows.append(compare_logits_of_texts(models))
     decoded, expected = compare_decoding(models)
     rows += decoded
@@ -252,7 +253,7 @@ def test_the_real_whisper(name: str, tmp_path: Path) -> None:
         rows += compare_languages(models)
     rows += compare_word_times(models, expected)
     record(case, "openai-whisper", "float32", rows)
-    assert all(row.ok for row in rows), verify.table(rows)
+    assert all(row.ok for row in rows), measures.table(rows)
 
 
 def test_the_real_whisper_in_smaller_precisions(tmp_path: Path) -> None:
@@ -260,11 +261,11 @@ def test_the_real_whisper_in_smaller_precisions(tmp_path: Path) -> None:
     golden = np.load(real("weights/whisper-tiny.en-partial/golden_jfk_encoder.npz"))
     mel, expected = (golden[name] for name in sorted(golden.files, key=lambda name: golden[name].shape != (80, 3000)))
     source = make.save_openai(original, tmp_path / "tiny.en.pt")
-    few = verify.Inputs(load_audio(real("data/audio/en/jfk.flac")), sequences=2)  # float16 is slow on a CPU
+    few = measures.Inputs(load_audio(real("data/audio/en/jfk.flac")), sequences=2)  # float16 is slow on a CPU
     for name, options in PRECISIONS.items():
         convert(str(source), tmp_path / name, **options)
         smaller = checkpoint.load_folder(tmp_path / name, dtype="float16" if name == "float16" else None)
-        rows = verify.measure("whisper", openai_whisper(original), smaller, few)
+        rows = measures.measure("whisper", openai_whisper(original), smaller, few)
         record("Whisper tiny.en (real)", "openai-whisper", name, rows)
         assert all(np.isfinite(row.value) for row in rows)
     found = original.encoder(torch.from_numpy(mel)[None])[0].numpy()
@@ -292,20 +293,20 @@ def segmentation(name: str, folder: Path) -> tuple[Any, Any]:
     return Model.from_pretrained(source).eval(), checkpoint.load_folder(folder / "mlx")
 
 
-def meeting(name: str, recording: str) -> verify.Inputs:
+def meeting(name: str, recording: str) -> measures.Inputs:
     samples = load_audio(real(f"data/diar/ami_debug/{recording}"))[: 30 * 16_000]
     # in its 10 s, two voices do not overlap here: three classes win
     few_classes = (name, recording) == ("3.0", "dev00.wav")
-    return verify.Inputs(samples, varied=not few_classes)
+    return measures.Inputs(samples, varied=not few_classes)
 
 
 @pytest.mark.parametrize("recording", MEETINGS)
 @pytest.mark.parametrize("name", SEGMENTATIONS)
 def test_the_real_pyannet(name: str, recording: str, tmp_path: Path) -> None:
     original, model = segmentation(name, tmp_path)
-    rows = verify.measure("pyannet", original, model, meeting(name, recording))
+    rows = measures.measure("pyannet", original, model, meeting(name, recording))
     record(f"PyanNet {name} (real), {recording}", "pyannote.audio", "float32", rows)
-    assert all(row.ok for row in rows), verify.table(rows)
+    assert all(row.ok for row in rows), measures.table(rows)
 
 
 @pytest.mark.skipif(blas.core() is None, reason="no OpenBLAS")
@@ -318,5 +319,5 @@ def test_the_real_pyannet_does_not_depend_on_the_blas(name: str, tmp_path: Path)
         with elsewhere(tmp_path / "mlx", OPENBLAS_CORETYPE=core, OPENBLAS_NUM_THREADS="2") as model:
             assert model.core == core
             for recording in MEETINGS:
-                rows = verify.measure("pyannet", original, model, meeting(name, recording))
-                assert all(row.ok for row in rows), f"{core}, {recording}\n{verify.table(rows)}"
+                rows = measures.measure("pyannet", original, model, meeting(name, recording))
+                assert all(row.ok for row in rows), f"{core}, {recording}\n{measures.table(rows)}"

@@ -20,16 +20,8 @@ from hypothesis import strategies as st
 from test_convert import hub_environment, python
 
 from mlx_speech.errors import ConfigError, CorruptFile, OptionError, SourceError
-from mlx_speech.tokenizer import (
-    LANGUAGES,
-    RANKS,
-    TASKS,
-    TIMESTAMPS,
-    UNSPACED,
-    Tokenizer,
-    from_ranks,
-    to_language_code,
-)
+from mlx_speech.languages import LANGUAGES, to_language_code
+from mlx_speech.stages.whisper.tokenizer import RANKS, SPLIT_BY_CHARACTER, TASKS, TIMESTAMPS, Tokenizer, from_ranks
 
 ASSETS = Path(upstream.__file__).parent / "assets"
 FILES = ("gpt2.tiktoken", "multilingual.tiktoken")
@@ -174,7 +166,7 @@ def test_any_tokens(data: st.DataObject, n_vocab: int) -> None:
     for language in ("en", "ja"):
         words, parts = mine.split_to_word_tokens(tokens, language)
         assert [token for part in parts for token in part] == tokens
-        method = other.split_tokens_on_unicode if language in UNSPACED else other.split_tokens_on_spaces
+        method = other.split_tokens_on_unicode if language in SPLIT_BY_CHARACTER else other.split_tokens_on_spaces
         try:
             expected = method(tokens)
         except IndexError:  # its own, where broken characters meet
@@ -532,7 +524,7 @@ MODEL |= {"n_text_ctx": 8, "n_text_state": 64, "n_text_head": 1, "n_text_layer":
 SCRIPT = """
 import sys
 import mlx_speech
-from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
 assert "tokenizers" not in sys.modules
 model = mlx_speech.load("mlx-community/whisper-tiny-mlx")
 found = Tokenizer.find(model.folder, model.args.n_vocab)

@@ -16,9 +16,9 @@ from test_media import film
 
 from mlx_speech import cli, load_audio
 from mlx_speech.audio import mix
-from mlx_speech.checkpoint import DEMO
 from mlx_speech.errors import AudioError, OptionError
 from mlx_speech.options import Options
+from mlx_speech.package_data import DEMO
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.stages.tracks import likeness, speakers_apart, speaking, turns_of_tracks
 from mlx_speech.transcript import Diarization, Region

@@ -14,8 +14,8 @@ import pytest
 from conftest import absent
 
 from mlx_speech import load, load_audio, whisperx
-from mlx_speech.checkpoint import DEMO
 from mlx_speech.errors import OptionError, SourceError
+from mlx_speech.package_data import DEMO
 
 RECORDING = str(DEMO / "pauses.flac")
 

@@ -12,17 +12,17 @@ import tiny
 import whisper.decoding
 import whisper.timing
 from conftest import real
-from test_sequential import GREEDY, SMALL, converted, openai, recording, same, tokenizer
+from test_longform import GREEDY, SMALL, converted, openai, recording, same, tokenizer
 
 from mlx_speech import whisperx
 from mlx_speech.convert import convert
 from mlx_speech.errors import OptionError
 from mlx_speech.pipeline import Pipeline
-from mlx_speech.stages import attention, decode
-from mlx_speech.stages.asr import samples_per_window
-from mlx_speech.stages.decode import DecodingOptions
-from mlx_speech.stages.rules import Rules
-from mlx_speech.stages.sequential import transcribe_sequential
+from mlx_speech.stages.whisper import decode, word_times
+from mlx_speech.stages.whisper.batched import samples_per_window
+from mlx_speech.stages.whisper.decode import DecodingOptions
+from mlx_speech.stages.whisper.longform import transcribe_sequential
+from mlx_speech.stages.whisper.rules import Rules
 from mlx_speech.transcript import Segment
 
 OPTIONS = {"language": "en", "temperature": 0.0, "word_timestamps": None}
@@ -94,8 +94,8 @@ def test_windows_are_those_of_openai(words: bool, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(openai, "N_FRAMES", 1000)
     monkeypatch.setattr(openai, "N_SAMPLES", 160_000)
     monkeypatch.setattr(whisper.decoding, "CHUNK_LENGTH", 10)
-    monkeypatch.setattr(attention, "tidy", lambda words, start, end: tuple(words))
-    monkeypatch.setattr(whisper.timing, "dtw", lambda x: np.stack(attention.dtw([x.numpy()])[0]))
+    monkeypatch.setattr(word_times, "tidy", lambda words, start, end: tuple(words))
+    monkeypatch.setattr(whisper.timing, "dtw", lambda x: np.stack(word_times.dtw([x.numpy()])[0]))
     monkeypatch.setattr(decode, "CHECK_EVERY", 0)
     unfinished = {**GREEDY, "sample_len": 8}  # after its first timestamps, so that windows begin every 4 s
     cases = [

@@ -16,11 +16,11 @@ from conftest import absent
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mlx_speech import cues, writers
-from mlx_speech.cues import Layout, columns
+from mlx_speech import writers
 from mlx_speech.errors import OptionError
 from mlx_speech.transcript import Char, Diarization, Segment, Transcript, Turn, Word
-from mlx_speech.writers import FORMATS, as_dict, to_srt, to_vtt
+from mlx_speech.writers import FORMATS, as_dict, cues, to_srt, to_vtt
+from mlx_speech.writers.cues import Layout, columns
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True)
 

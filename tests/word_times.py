@@ -23,7 +23,7 @@ import real_weights
 from whisper import _ALIGNMENT_HEADS
 
 from mlx_speech import Pipeline, load_audio
-from mlx_speech.checkpoint import DEMO
+from mlx_speech.package_data import DEMO
 
 BEGIN, END = "<!-- times: python tests/word_times.py -->", "<!-- /times -->"
 ENGLISH = hearing.DATA / "data" / "audio" / "en"

@@ -38,8 +38,8 @@ def attention_ours(device: str, quick: bool, windows: int, words: bool = True) -
     models.use_mlx(device)
     import mlx_speech
     from mlx_speech.options import Options
-    from mlx_speech.stages import asr
-    from mlx_speech.tokenizer import Tokenizer
+    from mlx_speech.stages.whisper import batched
+    from mlx_speech.stages.whisper.tokenizer import Tokenizer
     from mlx_speech.transcript import Chunk
 
     folder = models.whisper("tiny", quick).ours
@@ -49,8 +49,12 @@ def attention_ours(device: str, quick: bool, windows: int, words: bool = True) -
 
     def call() -> list[Any]:
         chunks = [Chunk(30.0 * k, 30.0 * (k + 1)) for k in range(windows)]
-        tasks = [asr.Task(k, chunk, asr.samples_of(audio, chunk), "en", words) for k, chunk in enumerate(chunks)]
-        found = {task.key: own for task, own in asr.transcribe(tasks, model, tokenizer, options, batch_size=windows)}
+        tasks = [
+            batched.Task(k, chunk, batched.samples_of(audio, chunk), "en", words) for k, chunk in enumerate(chunks)
+        ]
+        found = {
+            task.key: own for task, own in batched.transcribe(tasks, model, tokenizer, options, batch_size=windows)
+        }
         return [_plain(found[k], 30.0 * k) for k in range(windows)]
 
     return call

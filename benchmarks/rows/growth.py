@@ -119,15 +119,15 @@ def decode(device: str, batch: int) -> Call:
     import mlx.core as mx
 
     import mlx_speech
-    from mlx_speech.stages import asr
-    from mlx_speech.stages.decode import DecodingOptions, Job, decode_with_fallback
-    from mlx_speech.tokenizer import Tokenizer
+    from mlx_speech.stages.whisper import batched
+    from mlx_speech.stages.whisper.decode import DecodingOptions, Job, decode_with_fallback
+    from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
     folder = models.narrow().whisper
     model = mlx_speech.load(folder, dtype="float32" if device == "cpu" else "float16")
     tokenizer = Tokenizer.find(folder, model.args.n_vocab)
     options = DecodingOptions(temperature=(0.0,), suppress_tokens=(END,), **OPTIONS, **OFF)
-    encoded = asr.encode(list(models.speech(30 * batch).reshape(batch, -1)), model)
+    encoded = batched.encode(list(models.speech(30 * batch).reshape(batch, -1)), model)
     mx.eval(encoded)
 
     def call() -> list[int]:

@@ -122,8 +122,8 @@ def faster_int8_encoder(files: Files, windows: int, device: str) -> Call:
 
 def ours_decoder(files: Files, windows: int, device: str, batch: int | None = None) -> Call:
     model = peers.ours(files, device)
-    from mlx_speech.stages import decode
-    from mlx_speech.tokenizer import Tokenizer
+    from mlx_speech.stages.whisper import decode
+    from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.find(model.folder, model.args.n_vocab)
     options = decode.DecodingOptions(

@@ -10,7 +10,7 @@ import yaml
 from mlx_speech.convert.port import Plan, converter
 from mlx_speech.hub import readme_licence
 from mlx_speech.models import FAMILIES
-from mlx_speech.names import table
+from mlx_speech.package_data import table
 
 
 @dataclass(frozen=True)

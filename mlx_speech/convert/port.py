@@ -156,7 +156,7 @@ def recognise(source: Source) -> str:
 
 def converter(family: str) -> Any:
     """The file in convert/ that knows the family's sources."""
-    return importlib.import_module(f"mlx_speech.convert.{family}")
+    return importlib.import_module(f"mlx_speech.convert.families.{family}")
 
 
 def plan(source: Source, options: Options, language: str | None = None) -> Plan:

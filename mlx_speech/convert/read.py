@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlx_speech.checkpoint import read_json
-from mlx_speech.convert.ctranslate2 import is_ctranslate2, read_ctranslate2
-from mlx_speech.convert.torchfile import read_npz, read_torch, state_dict
+from mlx_speech.convert.formats.ctranslate2 import is_ctranslate2, read_ctranslate2
+from mlx_speech.convert.formats.pytorch import read_npz, read_torch, state_dict
 from mlx_speech.errors import CorruptFile, SourceError, SourceNotFound, brief, shorten
 from mlx_speech.hub import WEIGHTS
 from mlx_speech.tensors import Tensor, read_safetensors, reading

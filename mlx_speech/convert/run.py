@@ -19,10 +19,10 @@ import mlx.core as mx
 from filelock import FileLock
 from tqdm import tqdm
 
-from mlx_speech import checkpoint, hub
+from mlx_speech import checkpoint, folders, hub
 from mlx_speech.checkpoint import PIPELINE
-from mlx_speech.convert import verify as parity
 from mlx_speech.convert.card import card, provenance
+from mlx_speech.convert.parity import measures as parity
 from mlx_speech.convert.pipeline import is_pipeline, read_pipeline
 from mlx_speech.convert.port import Plan, plan
 from mlx_speech.convert.quantize import Options
@@ -109,13 +109,13 @@ def convert(
     Raises `SourceError`, `OptionError`, `OutputError`, `MissingDependency`, `ParityError`; nothing is left behind then.
     """
     options = Options(quantize, q_group_size, q_bits, q_mode, quant_predicate, dtype, dequantize)
-    target = checkpoint.expand(mlx_path) if mlx_path is not None else None
+    target = folders.expand(mlx_path) if mlx_path is not None else None
     if target is not None and not dry_run:
-        checkpoint.check_target(target, overwrite)
+        folders.check_target(target, overwrite)
     if upload_repo is not None and not hub.is_repo_id(upload_repo):
         raise OptionError(f"upload_repo={upload_repo}: not a repository's name (owner/name)")
     if target is None and not dry_run and hub.is_repo_id(model):  # before a download; most often that is its name
-        checkpoint.check_target(Path("mlx_models") / f"{model.rpartition('/')[2]}{options.suffix}", overwrite)
+        folders.check_target(Path("mlx_models") / f"{model.rpartition('/')[2]}{options.suffix}", overwrite)
     origin = locate(model, revision, language)
     config, plans = _plans(origin, options, language)
     for part in plans.values() if verify else ():
@@ -127,7 +127,7 @@ def convert(
     target = target or Path("mlx_models") / f"{origin.name}{suffix}"
     command = _command(origin, options, language, verify)
     report = _report(target, config, plans, lines)
-    with checkpoint.staged(target, overwrite) as stage:
+    with folders.staged(target, overwrite) as stage:
         report.tables.update(_write_all(stage, target, config, plans, command, verify=verify, progress=progress))
     if upload_repo is not None:
         report.lines.append(f"uploaded to {hub.upload(target, upload_repo)}")
@@ -151,7 +151,7 @@ def _write_all(stage: Path, target: Path, config: Config, plans: Plans, command:
 
 def locate(model: str, revision: str | None = None, language: str | None = None) -> Origin:
     """A local path as it is; a hub repository fetched. Raises `SourceNotFound` or `HubError`."""
-    path = checkpoint.expand(model)
+    path = folders.expand(model)
     with reading(path):  # a name that is too long, a folder that may not be looked into
         exists = path.exists()
     if exists:
@@ -231,7 +231,7 @@ def resolve(origin: Origin, language: str | None = None, q_bits: int | None = No
     """
     done = q_bits is None or checkpoint.quantized_bits(origin.path) == q_bits
     options = Options() if done else Options(quantize=True, q_bits=q_bits)
-    folder = checkpoint.cache_folder() / f"{origin.name}{options.suffix}-{_fingerprint(origin, language)}"
+    folder = folders.cache_folder() / f"{origin.name}{options.suffix}-{_fingerprint(origin, language)}"
     if folder.is_dir():
         return folder
     config, plans = _plans(origin, options, language)
@@ -239,11 +239,11 @@ def resolve(origin: Origin, language: str | None = None, q_bits: int | None = No
         model = plans[""].build()
         model.folder = plans[""].source.folder
         return model
-    with checkpoint.writing(folder, "set MLX_SPEECH_CACHE to another folder"):
+    with folders.writing(folder, "set MLX_SPEECH_CACHE to another folder"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
-                with checkpoint.staged(folder) as stage:
+                with folders.staged(folder) as stage:
                     _write_all(stage, folder, config, plans, _command(origin, options, language, False))
     return folder
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_speech.blas import on_cpu
 from mlx_speech.features import sum_over_time
-from mlx_speech.models.kernels import conv3x3, filter_bank, in_numpy
+from mlx_speech.ops.kernels import conv3x3, filter_bank, in_numpy
 
 Pair = tuple[mx.array, mx.array]
 BLOCK = 256  # steps put into one graph before it is handed to the device

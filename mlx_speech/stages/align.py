@@ -23,8 +23,9 @@ import numpy as np
 from mlx_speech.blas import on_cpu
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.features import SAMPLE_RATE, normalize, one_channel
+from mlx_speech.languages import UNSPACED
 from mlx_speech.stages.spelling import clusters, is_mark, split_words, spoken
-from mlx_speech.transcript import UNSPACED, Char, Segment, Word
+from mlx_speech.transcript import Char, Segment, Word
 
 METHODS = ("nearest", "linear", "ignore")
 WILDCARD = -1  # in place of a label: a character that is spoken, but is not in the vocabulary

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from mlx_speech.spacing import is_torn, unspaced
+from mlx_speech.languages import is_torn, unspaced
 from mlx_speech.transcript import Segment, Word, space_between
 
 MAX_GAP = 1.0  # seconds between segments of one sentence

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from decimal import Decimal
 
-from mlx_speech.spacing import unspaced
+from mlx_speech.languages import unspaced
 
 # num2words' codes, or those of languages whose numbers sound alike; Japanese numerals are written in Chinese
 _CODES = {"zh": "ja", "yue": "ja", "nn": "no", "kk": "kz", "hr": "sr", "bs": "sr", "ms": "id"}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mlx_speech.convert import port
-from mlx_speech.convert.verify import WhisperOriginal
+from mlx_speech.convert.parity.measures import WhisperOriginal
 from mlx_speech.tensors import Tensor
 
 

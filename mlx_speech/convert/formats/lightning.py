@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlx_speech.convert.formats.pytorch import Stub
 from mlx_speech.convert.read import Source
-from mlx_speech.convert.torchfile import Stub
 from mlx_speech.errors import ConfigError
 
 MAX_DEPTH, MAX_ITEMS = 50, 200_000  # a few bytes of a pickle can stand for a structure without end

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from mlx_speech import blas, commands
+from mlx_speech import blas
+from mlx_speech.cli import commands
 from mlx_speech.errors import MLXSpeechError
 from mlx_speech.version import __version__
 

@@ -19,9 +19,9 @@ from itertools import pairwise, product
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.models.kernels import log_sum_exp
 from mlx_speech.models.whisper import Model, ModelArgs
-from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.ops.kernels import log_sum_exp
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment, Word
 
 TOKENS_PER_SECOND = 50  # positions of the encoder

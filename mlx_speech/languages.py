@@ -1,4 +1,4 @@
-"""Where text may be parted: scripts that are written without spaces, characters with their marks, ends of lines.
+"""Whisper's languages, and where text may be parted: scripts without spaces, characters with marks, ends of lines.
 
 What text does at a place is told by the characters there and never by the language of a recording: a Japanese one may
 hold English, and its translation is English altogether. Characters are Unicode's extended grapheme clusters (UAX #29),
@@ -7,7 +7,18 @@ found by the regex package; lines follow the customs of JIS X 4051 (kinsoku) and
 
 from __future__ import annotations
 
+import difflib
+import re
+
 import regex
+
+from mlx_speech.errors import OptionError, brief
+from mlx_speech.package_data import table
+
+_ENTRIES: dict[str, list[str]] = table("languages")  # code → names, in the order of Whisper's tokens
+LANGUAGES = {code: names[0] for code, names in _ENTRIES.items()}
+_CODES = {name: code for code, names in _ENTRIES.items() for name in (code, *names)}
+UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})  # languages written without spaces
 
 CLOSING = "、。，．！？；：…‥・」』】》〉）］｝〕”’»›)]},.!?;:%％‰℃°゛゜ゝゞ々ー〜～"  # begins no line
 CLOSING += "ぁぃぅぇぉっゃゅょゎゕゖァィゥェォッャュョヮヵヶ"  # small kana
@@ -39,6 +50,17 @@ _MYANMAR_END = regex.compile(r"\p{Myanmar}[\u1039\u103a]")  # a consonant withou
 _TIBETAN = regex.compile(r"\p{Tibetan}")
 _TIBETAN_END = frozenset("\u0f0b\u0f0d\u0f0e\u0f11\u0f14")  # points behind syllables, strokes behind clauses
 _TORN_WINDOW = 64  # characters to either side of a place that are looked at for a cluster that goes over it
+
+
+def to_language_code(text: str) -> str:
+    """Whisper's code of a language: "English", "en" and "EN" give "en". Raises `OptionError` naming similar ones."""
+    found = text.strip().lower()
+    if found not in _CODES:
+        language = re.split("[-_]", found)[0]  # "zh-CN", "pt_BR": a language with a region
+        similar = [_CODES[language]] if language in _CODES else difflib.get_close_matches(found, _CODES, 3)
+        advice = f"did you mean {' or '.join(similar)}?" if similar else "give its name or its code (en, de, zh …)"
+        raise OptionError(f"language {brief(text)}: not one of Whisper's; {advice}")
+    return _CODES[found]
 
 
 def unspaced(character: str) -> bool:

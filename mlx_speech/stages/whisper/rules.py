@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.models.kernels import FANIN, in_parts, log_sum_exp
+from mlx_speech.ops.kernels import FANIN, in_parts, log_sum_exp
 
 SECONDS_PER_TIMESTAMP = 0.02  # also of a position of the encoder, however long the model's window is
 LOWEST = -1e30  # below every logit, above -inf, which marks what has been taken

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mlx_speech.convert import ctranslate2, fold
+from mlx_speech.convert import fold
+from mlx_speech.convert.formats import ctranslate2
 from mlx_speech.convert.port import Drop, Recipe, Table, require, same
 from mlx_speech.convert.read import Source
 from mlx_speech.errors import ConfigError, WeightsMismatch, brief

@@ -11,9 +11,9 @@ from typing import Any
 
 from mlx_speech.checkpoint import read_json
 from mlx_speech.convert import fold
+from mlx_speech.convert.formats.pytorch import read_torch, state_dict
 from mlx_speech.convert.port import Drop, Recipe, Table, require, same
 from mlx_speech.convert.read import Source
-from mlx_speech.convert.torchfile import read_torch, state_dict
 from mlx_speech.errors import ConfigError, OptionError, SourceNotFound, WeightsMismatch, shorten
 from mlx_speech.tensors import Tensor, read_safetensors
 

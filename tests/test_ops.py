@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from mlx_speech import blas
-from mlx_speech.models import kernels
 from mlx_speech.models.layers import LSTM, Conv2d, FilterBank
+from mlx_speech.ops import kernels
 
 LARGE = kernels.LONG * 2 + 7  # numbers: several blocks and a part of one
 
@@ -155,7 +155,7 @@ def test_a_filter_bank_does_not_depend_on_the_blas(core: str, tmp_path: Path) ->
     script = """
 import sys
 from mlx_speech import blas
-from mlx_speech.models.kernels import filter_bank
+from mlx_speech.ops.kernels import filter_bank
 import mlx.core as mx, numpy as np
 bank = np.load(sys.argv[1])
 np.save(sys.argv[2], np.array(filter_bank(mx.array(bank["x"]), mx.array(bank["weight"]), 10)))

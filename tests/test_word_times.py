@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 from mlx_speech.errors import OptionError
 from mlx_speech.models.whisper import Model, ModelArgs
-from mlx_speech.stages import attention
-from mlx_speech.stages.attention import WordTiming
-from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.stages.whisper import word_times
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
+from mlx_speech.stages.whisper.word_times import WordTiming
 from mlx_speech.transcript import Segment, Word
 
 HEADS = [[1, 0], [3, 2], [2, 1], [3, 0]]
@@ -95,7 +95,7 @@ def theirs(
 def ours(
     model: Model, tokenizer: Tokenizer, encoded: np.ndarray, texts: list, num_frames: list[int], languages: list, **more
 ) -> list[list[WordTiming]]:
-    return attention.find_alignment(
+    return word_times.find_alignment(
         mx.array(encoded), texts, model, tokenizer, languages=languages, num_frames=num_frames, **more
     )
 
@@ -186,7 +186,7 @@ def test_windows_of_a_few_frames(num_frames: int) -> None:
     found = ours(model, tokenizer, encoded, [text], [num_frames], [None])[0]
     same(found, theirs(original, encoded[0], text, num_frames, None))
     words = [Word(w.start, w.end, w.word, score=w.probability) for w in found]
-    tidied = attention.tidy(words, 0.0, num_frames / 100)
+    tidied = word_times.tidy(words, 0.0, num_frames / 100)
     assert len(tidied) == len(words) and all(0 <= w.start <= w.end <= num_frames / 100 for w in tidied)
 
 
@@ -240,7 +240,7 @@ ALL = [(layer, head) for layer in (2, 3) for head in range(4)]
 )
 def test_alignment_heads(heads: list | None, expected: list) -> None:
     args = ModelArgs(**DIMS, n_vocab=51864, alignment_heads=heads)
-    assert attention.alignment_heads(args) == expected
+    assert word_times.alignment_heads(args) == expected
 
 
 def test_heads_that_do_not_exist_fall_back_to_those_of_openai() -> None:
@@ -288,7 +288,7 @@ def test_median_filter(length: int) -> None:
     x = rng.integers(0, 9, size=(3, 4, length)).astype(np.float32)  # with ties
     for values in (x, rng.normal(size=x.shape).astype(np.float32), np.where(rng.random(x.shape) < 0.2, np.nan, x)):
         expected = whisper.timing.median_filter(torch.from_numpy(values), 7)
-        np.testing.assert_array_equal(np.array(attention.median_filter(mx.array(values))), expected.numpy())
+        np.testing.assert_array_equal(np.array(word_times.median_filter(mx.array(values))), expected.numpy())
 
 
 def _matrices() -> Any:
@@ -304,13 +304,13 @@ def _matrices() -> Any:
 @settings(max_examples=150, deadline=None)
 @given(st.lists(_matrices(), min_size=1, max_size=4))
 def test_dtw_takes_the_path_of_openai(costs: list[np.ndarray]) -> None:
-    for cost, path in zip(costs, attention.dtw(costs), strict=True):
+    for cost, path in zip(costs, word_times.dtw(costs), strict=True):
         np.testing.assert_array_equal(path, whisper.timing.dtw_cpu(cost))
 
 
 def test_dtw_of_a_large_matrix() -> None:
     cost = np.random.default_rng(0).normal(size=(180, 1500)).astype(np.float32).astype(np.float64)
-    np.testing.assert_array_equal(attention.dtw([cost])[0], whisper.timing.dtw_cpu(cost))
+    np.testing.assert_array_equal(word_times.dtw([cost])[0], whisper.timing.dtw_cpu(cost))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1), (2, 3), (3, 3), (4, 3), (3, 5)])
@@ -323,7 +323,7 @@ def test_dtw_finds_the_cheapest_path(shape: tuple[int, int]) -> None:
 
     for seed in range(20):
         cost = np.random.default_rng(seed).normal(size=shape).astype(np.float32)  # no ties
-        rows, columns = attention.dtw([cost])[0]
+        rows, columns = word_times.dtw([cost])[0]
         assert (rows[0], columns[0]) == (0, 0) and (rows[-1] + 1, columns[-1] + 1) == shape
         steps = set(zip(np.diff(rows), np.diff(columns), strict=True))
         assert steps <= {(0, 1), (1, 0), (1, 1)}
@@ -396,7 +396,7 @@ def test_words_are_placed_as_openai_places_them(window: Any) -> None:
     timings, segments, last_speech, seek = window
     tokenizer: Any = type("T", (), {"eot": EOT})()
     mine = [Segment(s["start"], s["end"], "", tokens=tuple(s["tokens"])) for s in segments]
-    found = attention.place_words(
+    found = word_times.place_words(
         mine, timings, offset=seek * 160 / 16000, last_speech=last_speech, tokenizer=tokenizer
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -410,34 +410,34 @@ def test_words_are_placed_as_openai_places_them(window: Any) -> None:
     assert [[(w.start, w.end, w.text, w.score) for w in s.words] for s in found] == [
         [(w["start"], w["end"], w["word"], w["probability"]) for w in s["words"]] for s in segments
     ]
-    assert attention.get_end(found) == whisper.utils.get_end(segments)
+    assert word_times.get_end(found) == whisper.utils.get_end(segments)
     judges = upstream_judges()
     for mine_, theirs_ in zip(found, segments, strict=True):
-        assert attention.is_anomalous(mine_) == judges["is_segment_anomaly"](theirs_)
+        assert word_times.is_anomalous(mine_) == judges["is_segment_anomaly"](theirs_)
     later = judges["next_words_segment"](segments)
-    assert attention.next_words_segment(found) is (None if later is None else found[segments.index(later)])
+    assert word_times.next_words_segment(found) is (None if later is None else found[segments.index(later)])
 
 
 @settings(max_examples=200, deadline=None)
 @given(windows())
 def test_punctuation_is_merged_as_openai_merges_it(window: Any) -> None:
     expected = upstream(window[0])
-    whisper.timing.merge_punctuations(expected, attention.PREPEND_PUNCTUATIONS, attention.APPEND_PUNCTUATIONS)
-    assert [(w.word, list(w.tokens), w.start, w.end) for w in attention.merge_punctuations(window[0])] == [
+    whisper.timing.merge_punctuations(expected, word_times.PREPEND_PUNCTUATIONS, word_times.APPEND_PUNCTUATIONS)
+    assert [(w.word, list(w.tokens), w.start, w.end) for w in word_times.merge_punctuations(window[0])] == [
         (w.word, w.tokens, w.start, w.end) for w in expected if w.word
     ]
 
 
 def test_the_punctuation_is_that_of_openai() -> None:
     defaults = inspect.signature(whisper.timing.add_word_timestamps).parameters
-    assert defaults["prepend_punctuations"].default == attention.PREPEND_PUNCTUATIONS
-    assert defaults["append_punctuations"].default == attention.APPEND_PUNCTUATIONS
+    assert defaults["prepend_punctuations"].default == word_times.PREPEND_PUNCTUATIONS
+    assert defaults["append_punctuations"].default == word_times.APPEND_PUNCTUATIONS
 
 
 def test_no_segments() -> None:
     tokenizer: Any = None
-    assert attention.place_words([], [], offset=0, last_speech=0, tokenizer=tokenizer) == []
-    assert attention.get_end([]) is None and whisper.utils.get_end([]) is None
+    assert word_times.place_words([], [], offset=0, last_speech=0, tokenizer=tokenizer) == []
+    assert word_times.get_end([]) is None and whisper.utils.get_end([]) is None
 
 
 @lru_cache(maxsize=1)
@@ -463,17 +463,17 @@ def upstream_judges() -> dict[str, Any]:
 )
 def test_anomaly_score(duration: float, score: float) -> None:
     theirs_ = {"word": " a", "start": 3.0, "end": 3.0 + duration, "probability": score}
-    found = attention.anomaly_score(Word(3.0, 3.0 + duration, " a", score=score))
+    found = word_times.anomaly_score(Word(3.0, 3.0 + duration, " a", score=score))
     assert found == upstream_judges()["word_anomaly_score"](theirs_)
 
 
 def test_anomalous_segments() -> None:
     good, bad = Word(0.0, 0.3, " good", score=0.9), Word(0.0, 3.5, " bad", score=0.1)
     mark = Word(0.0, 0.0, "!", score=0.0)
-    assert not attention.is_anomalous(None) and not attention.is_anomalous(Segment(0, 1, "good"))
-    assert not attention.is_anomalous(Segment(0, 1, "good", words=(good, good, mark, mark)))
-    assert attention.is_anomalous(Segment(0, 1, "bad", words=(bad, bad, good, good)))
-    assert not attention.is_anomalous(Segment(0, 1, "late", words=(good,) * 8 + (bad,) * 3))
+    assert not word_times.is_anomalous(None) and not word_times.is_anomalous(Segment(0, 1, "good"))
+    assert not word_times.is_anomalous(Segment(0, 1, "good", words=(good, good, mark, mark)))
+    assert word_times.is_anomalous(Segment(0, 1, "bad", words=(bad, bad, good, good)))
+    assert not word_times.is_anomalous(Segment(0, 1, "late", words=(good,) * 8 + (bad,) * 3))
 
 
 times = st.floats(-5, 20, allow_nan=False)
@@ -484,11 +484,11 @@ times = st.floats(-5, 20, allow_nan=False)
 def test_tidy_words_stay_inside_and_in_order(rows: list, start: float, length: float) -> None:
     end = start + length
     words = [Word(a, b, text, score=0.5) for a, b, text in rows]
-    found = attention.tidy(words, start, end)
+    found = word_times.tidy(words, start, end)
     assert [w.text for w in found] == [w.text.strip() for w in words if w.text.strip()]
     edges = [time for w in found for time in (w.start, w.end)]
     assert edges == sorted(edges) and all(start <= time <= end for time in edges)
-    assert attention.tidy(found, start, end) == found
+    assert word_times.tidy(found, start, end) == found
 
 
 @settings(max_examples=200, deadline=None)
@@ -496,7 +496,7 @@ def test_tidy_words_stay_inside_and_in_order(rows: list, start: float, length: f
 def test_tidy_segments_all_last_and_are_in_order(rows: list, length: float) -> None:
     start, end = 2.0, 2.0 + length
     segments = [Segment(a, b, f"s{k}", tuple(Word(*w, "w") for w in words)) for k, (a, b, words) in enumerate(rows)]
-    found = attention.tidy_segments(segments, start, end)
+    found = word_times.tidy_segments(segments, start, end)
     assert [(s.text, len(s.words)) for s in found] == [(s.text, len(s.words)) for s in segments]
     edges = [time for segment in found for time in (segment.start, segment.end)]
     assert edges == sorted(edges) and all(start <= time <= end for time in edges)
@@ -509,9 +509,9 @@ def test_tidy_segments_all_last_and_are_in_order(rows: list, length: float) -> N
 
 def test_tidy_segments_leaves_good_ones_alone_and_makes_room_for_others() -> None:
     good = [Segment(1.0, 2.0, "a", (Word(1.0, 1.5, "a"),)), Segment(2.0, 2.02, "b"), Segment(2.5, 3.0, "c")]
-    assert attention.tidy_segments(good, 1.0, 3.0) == good
+    assert word_times.tidy_segments(good, 1.0, 3.0) == good
     after = [Segment(1.0, 3.4, "a"), Segment(3.3, 3.2, "b", (Word(3.3, 3.5, "b"),))]
-    assert attention.tidy_segments(after, 1.0, 3.0) == [
+    assert word_times.tidy_segments(after, 1.0, 3.0) == [
         Segment(1.0, 2.98, "a"),
         Segment(2.98, 3.0, "b", (Word(3.0, 3.0, "b"),)),
     ]
@@ -519,4 +519,4 @@ def test_tidy_segments_leaves_good_ones_alone_and_makes_room_for_others() -> Non
 
 def test_tidy_leaves_good_words_alone() -> None:
     words = (Word(1.0, 1.2, "a", score=0.3), Word(1.2, 1.2, "b"), Word(1.5, 2.0, "c"))
-    assert attention.tidy(words, 1.0, 2.0) == words
+    assert word_times.tidy(words, 1.0, 2.0) == words

@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech import checkpoint, features
+from mlx_speech import checkpoint, features, package_data
 from mlx_speech.convert.port import Plan
 from mlx_speech.errors import MissingDependency, ParityError
 from mlx_speech.stages.vad import speech_timestamps
@@ -96,7 +96,7 @@ def verified(part: Plan, folder: Path, dtype: str) -> list[Row]:
     """Parity of the model in `folder` with the original of its plan, on a recording that comes with the package."""
     from mlx_speech.audio import load_audio
 
-    audio, model = load_audio(checkpoint.DEMO / "pauses.flac"), checkpoint.load_folder(folder, dtype=dtype)
+    audio, model = load_audio(package_data.DEMO / "pauses.flac"), checkpoint.load_folder(folder, dtype=dtype)
     return measure(part.family, original(part), model, Inputs(audio))
 
 
@@ -348,4 +348,4 @@ MEASURES: dict[str, Callable[[Any, Any, Inputs], list[Row]]] = {
 def original(plan: Plan) -> Any:
     """The PyTorch original of a plan's source, in the form that the family's measure takes."""
     check_installed(plan.recipe.original)
-    return importlib.import_module("mlx_speech.convert.originals").build(plan)
+    return importlib.import_module("mlx_speech.convert.parity.originals").build(plan)

@@ -23,11 +23,11 @@ from scripted import Script, ScriptedModel, openai_model
 from mlx_speech.errors import OptionError
 from mlx_speech.models.whisper import Model, ModelArgs
 from mlx_speech.options import Options
-from mlx_speech.stages import attention, decode, sequential
-from mlx_speech.stages.attention import WordTiming
-from mlx_speech.stages.decode import DecodingOptions, DecodingResult, Job
-from mlx_speech.stages.sequential import transcribe_sequential
-from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.stages.whisper import decode, longform, word_times
+from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job
+from mlx_speech.stages.whisper.longform import transcribe_sequential
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
+from mlx_speech.stages.whisper.word_times import WordTiming
 from mlx_speech.transcript import Segment
 
 openai = sys.modules["whisper.transcribe"]  # the name in the package is that of the function
@@ -98,7 +98,7 @@ def compare(
         theirs.model, audio, language=language, initial_prompt=initial_prompt, fp16=False, **decoding, **options
     )
     options["clip_timestamps"] = options.get("clip_timestamps", ())
-    monkeypatch.setattr(attention, "tidy", lambda words, start, end: tuple(words))  # as upstream leaves them
+    monkeypatch.setattr(word_times, "tidy", lambda words, start, end: tuple(words))  # as upstream leaves them
     found = transcribe_sequential(
         audio,
         ours.model,
@@ -239,7 +239,7 @@ def _words(monkeypatch: pytest.MonkeyPatch) -> None:
         return [[WordTiming(row[0], tuple(row[1]), *row[2:]) for row in rows]]
 
     monkeypatch.setattr(whisper.timing, "find_alignment", theirs)
-    monkeypatch.setattr(attention, "find_alignment", ours)
+    monkeypatch.setattr(word_times, "find_alignment", ours)
 
 
 def scripted_result(script: Script, window: int, prompt: tuple[int, ...]) -> dict[str, Any]:
@@ -284,11 +284,11 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     mel = lru_cache(maxsize=len(LENGTHS))(lambda seconds: LogMel(recording(seconds), Script(0).args))
     seconds = {recording(length).size: length for length in LENGTHS}
     monkeypatch.setattr(whisper.decoding, "decode", theirs)
-    monkeypatch.setattr(sequential.decode, "decode_with_fallback", ours)
-    monkeypatch.setattr(sequential, "_LogMel", lambda audio, args: mel(seconds[audio.size]))
+    monkeypatch.setattr(longform.decode, "decode_with_fallback", ours)
+    monkeypatch.setattr(longform, "_LogMel", lambda audio, args: mel(seconds[audio.size]))
 
 
-LogMel = sequential._LogMel
+LogMel = longform._LogMel
 WORDS = {"temperature": (0.0,), "word_timestamps": True}
 
 
@@ -355,8 +355,8 @@ def test_nothing_lies_beyond_the_end_of_the_recording(words: bool, monkeypatch: 
         for job in jobs:
             yield job, DecodingResult(**result, tokens=tuple(tokens), compression_ratio=1.0)
 
-    monkeypatch.setattr(sequential.decode, "decode_with_fallback", decoded)
-    monkeypatch.setattr(sequential, "_LogMel", LogMel)
+    monkeypatch.setattr(longform.decode, "decode_with_fallback", decoded)
+    monkeypatch.setattr(longform, "_LogMel", LogMel)
     heard: list[Segment] = []
     for seconds in (0.01, 0.5, 7.995, 8.003, 28.9, 29.0, 30.0):
         samples = round(seconds * 16_000)
@@ -392,9 +392,9 @@ def converted(original: Any) -> Model:
 
 @pytest.mark.parametrize("words", [False, True])
 def test_a_real_model_gives_the_same(words: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "tidy", lambda words, start, end: tuple(words))
-    # the original's takes seconds to compile, and is compared in test_attention
-    monkeypatch.setattr(whisper.timing, "dtw", lambda x: np.stack(attention.dtw([x.numpy()])[0]))
+    monkeypatch.setattr(word_times, "tidy", lambda words, start, end: tuple(words))
+    # the original's takes seconds to compile, and is compared in test_word_times
+    monkeypatch.setattr(whisper.timing, "dtw", lambda x: np.stack(word_times.dtw([x.numpy()])[0]))
     audio, options = recording(35.0), {**GREEDY, "sample_len": 24}
     tokens = set()
     for seed in (1, 2):
@@ -421,11 +421,11 @@ def test_a_real_model_gives_the_same(words: bool, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("samples", [161, 200, 201, 399, 16_000, 16_000 * 35 + 77])
 def test_windows_are_cut_from_the_spectrogram_of_the_whole(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its loudest frame, here near the end, sets the floor everywhere; of a piece only its own frames are computed."""
-    monkeypatch.setattr(sequential, "PIECE", 700)
+    monkeypatch.setattr(longform, "PIECE", 700)
     rng = np.random.default_rng(samples)
     audio = (rng.normal(size=samples) * np.geomspace(1e-6, 1, samples)).astype(np.float32)
     expected = whisper.audio.log_mel_spectrogram(audio, 80, padding=480_000).numpy().T
-    mel = sequential._LogMel(audio, ScriptedModel(Script(0)).args)
+    mel = longform._LogMel(audio, ScriptedModel(Script(0)).args)
     assert mel.frames == len(expected) - 3000
     for start in range(0, mel.frames, 1234):
         size = min(mel.frames - start, 3000)
@@ -439,7 +439,7 @@ def test_a_long_recording_takes_little_memory() -> None:
     audio = np.ones(16_000 * 60 * 20, np.float32)
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    mel = sequential._LogMel(audio, ScriptedModel(Script(0)).args)
+    mel = longform._LogMel(audio, ScriptedModel(Script(0)).args)
     mx.eval(mel.window(60_000, 3000))
     assert mel.frames == 120_000
     assert mx.get_peak_memory() - before < audio.nbytes
@@ -479,8 +479,8 @@ def test_clips_end_with_the_recording() -> None:
 
 def test_it_comes_to_an_end_whatever_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two timestamps at 0.00 would move the window by nothing."""
-    monkeypatch.setattr(sequential.asr, "split_at_timestamps", lambda tokens, begin, duration: ([], 1))
-    monkeypatch.setattr(sequential.asr, "is_silence", lambda *_: False)
+    monkeypatch.setattr(longform.asr, "split_at_timestamps", lambda tokens, begin, duration: ([], 1))
+    monkeypatch.setattr(longform.asr, "is_silence", lambda *_: False)
     monkeypatch.setattr(Script, "mood_of", lambda self, window: "sure")
     done: list[float] = []
     options = DecodingOptions(**GREEDY, max_initial_timestamp=0.001)  # the first token is always 0.00

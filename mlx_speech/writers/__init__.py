@@ -15,8 +15,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from mlx_speech.cues import Layout, cues, one_line
 from mlx_speech.transcript import Region, Segment, Transcript, Turn, Word
+from mlx_speech.writers.cues import Layout, cues, one_line
 
 
 def regions_to_text(regions: Iterable[Region], decimals: int = 3) -> str:

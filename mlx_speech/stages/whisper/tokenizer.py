@@ -10,10 +10,8 @@ then the timestamps, 0.02 s apart.
 from __future__ import annotations
 
 import base64
-import difflib
 import gzip
 import json
-import re
 import string
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
@@ -22,12 +20,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mlx_speech.errors import ConfigError, CorruptFile, OptionError, SourceError, brief, shorten
-from mlx_speech.names import table
+from mlx_speech.languages import LANGUAGES, to_language_code
+from mlx_speech.package_data import ASSETS
 
-ENTRIES: dict[str, list[str]] = table("languages")  # code → names, in the order of the tokens
-LANGUAGES = {code: names[0] for code, names in ENTRIES.items()}
-CODES = {name: code for code, names in ENTRIES.items() for name in (code, *names)}
-UNSPACED = ("zh", "ja", "th", "lo", "my", "yue")  # languages written without spaces between words
+# Languages whose tokens openai/whisper gathers into characters, not into words; its list has no Khmer and no Tibetan.
+SPLIT_BY_CHARACTER = ("zh", "ja", "th", "lo", "my", "yue")
 
 TIMESTAMPS = [f"<|{k * 0.02:.2f}|>" for k in range(1501)]  # 0.00 to 30.00 s
 TASKS = ("<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>")
@@ -37,7 +34,7 @@ ENGLISH_ONLY = 51864  # tokens that an English-only model knows
 
 # The ranks that come with the package, by how many tokens the model knows. The multilingual ones serve 99 languages
 # and, since large-v3, 100.
-RANKS = Path(__file__).parent / "assets" / "whisper_tokenizer"
+RANKS = ASSETS / "whisper_tokenizer"
 PUBLISHED = {ENGLISH_ONLY: "gpt2.tiktoken", 51865: "multilingual.tiktoken", 51866: "multilingual.tiktoken"}
 MAX_TOKEN = 256  # bytes; OpenAI's longest has 128
 MAX_FILE = 1 << 26  # bytes; the largest tokenizers have 10 million
@@ -47,17 +44,6 @@ SYMBOLS += "(' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪"
 MUSIC = "♩♪♫♬♭♮♯"  # several tokens each; the first is shared by symbols that are not spoken either
 
 Parts: TypeAlias = tuple[dict[str, int], list[tuple[str, str]], dict[str, int], bool]  # what a Tokenizer is made of
-
-
-def to_language_code(text: str) -> str:
-    """Whisper's code of a language: "English", "en" and "EN" give "en". Raises `OptionError` naming similar ones."""
-    found = text.strip().lower()
-    if found not in CODES:
-        language = re.split("[-_]", found)[0]  # "zh-CN", "pt_BR": a language with a region
-        similar = [CODES[language]] if language in CODES else difflib.get_close_matches(found, CODES, 3)
-        advice = f"did you mean {' or '.join(similar)}?" if similar else "give its name or its code (en, de, zh …)"
-        raise OptionError(f"language {brief(text)}: not one of Whisper's; {advice}")
-    return CODES[found]
 
 
 class Tokenizer:
@@ -171,7 +157,7 @@ class Tokenizer:
         """`tokens` as words, each with its tokens: between spaces, or by character in languages without them."""
         pieces = self._split_on_unicode(tokens)
         words: list[tuple[str, list[int]]] = []
-        for piece, ids in pieces if language not in UNSPACED else ():
+        for piece, ids in pieces if language not in SPLIT_BY_CHARACTER else ():
             if not words or ids[0] >= self.eot or piece.startswith(" ") or piece.strip() in string.punctuation:
                 words.append((piece, ids))
             else:

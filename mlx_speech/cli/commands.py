@@ -83,8 +83,8 @@ def transcribe(
         if given.pop(name, None) is not None:
             say(f"--{name.replace('_', '-')} has no meaning here: {instead}")
     from mlx_speech import writers
-    from mlx_speech.cues import Layout
     from mlx_speech.options import Options
+    from mlx_speech.writers.cues import Layout
 
     named = [name for name, value in given.items() if value]
     layout = {name: given.pop(name) for name in LAYOUT if name in given}
@@ -163,8 +163,9 @@ def diarize(audio: list[str], exclusive: bool, verbose: bool, say: Say, **given:
 
 def demo(audio: str | None, output_dir: str, q_bits: int | None, verbose: bool, say: Say) -> int:
     """Transcribe a recording, by default the one that comes with the package, with its small models, and score it."""
-    from mlx_speech import scores, writers
-    from mlx_speech.checkpoint import DEMO
+    from mlx_speech import writers
+    from mlx_speech.evaluation import scores
+    from mlx_speech.package_data import DEMO
     from mlx_speech.pipeline import Pipeline
 
     _hint(say)
@@ -301,7 +302,7 @@ def _failure(source: str, error: Exception, verbose: bool) -> str:
 
 def _expanded(folder: str) -> Path:
     """Its ~ expanded. Raises `OptionError` where there is no such user."""
-    from mlx_speech.checkpoint import expand
+    from mlx_speech.folders import expand
 
     return expand(folder)
 
@@ -455,7 +456,7 @@ def vad(
     """Print the regions of speech in recordings; 1 where one of them failed."""
     from mlx_speech import writers
     from mlx_speech.audio import load_audio, louder
-    from mlx_speech.checkpoint import load
+    from mlx_speech.loading import load
     from mlx_speech.models import silero_vad
     from mlx_speech.stages.vad import detect_speech
 

@@ -17,10 +17,10 @@ import numpy as np
 from mlx_speech.errors import OptionError
 from mlx_speech.features import SAMPLE_RATE, log10_mel
 from mlx_speech.models.whisper import Model, ModelArgs
-from mlx_speech.stages import asr, attention, decode
-from mlx_speech.stages.asr import HOP_LENGTH, INPUT_STRIDE
-from mlx_speech.stages.decode import DecodingOptions, DecodingResult, Job
-from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.stages.whisper import batched, decode, word_times
+from mlx_speech.stages.whisper.batched import HOP_LENGTH, INPUT_STRIDE
+from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment
 
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
@@ -95,10 +95,10 @@ def _within(segment: Segment, duration: float) -> Segment:
     start = max(segment.start, 0.0)
     end = min(segment.end, duration)
     if start >= duration:
-        start = max(0.0, duration - attention.SHORTEST)
+        start = max(0.0, duration - word_times.SHORTEST)
     if end <= start:
-        end = min(start + attention.SHORTEST, duration)
-    return replace(segment, start=start, end=end, words=attention.tidy(segment.words, start, end))
+        end = min(start + word_times.SHORTEST, duration)
+    return replace(segment, start=start, end=end, words=word_times.tidy(segment.words, start, end))
 
 
 def _clips(clip_timestamps: Sequence[float], frames: int) -> list[tuple[int, int]]:
@@ -218,16 +218,16 @@ class _Steps:
         encoded = self.model.encoder(self.mel.window(window.seek, window.size)[None])
         job = Job(encoded[0], self.language, prompt, seed=window.seek)
         ((_, result),) = decode.decode_with_fallback([job], self.model, self.tokenizer, self.options, batch_size=1)
-        if asr.is_silence(result, self.options):
+        if batched.is_silence(result, self.options):
             return result, None, window.stop
         begin = self.tokenizer.timestamp_begin
-        pieces, used = asr.split_at_timestamps(result.tokens, begin, window.duration)
+        pieces, used = batched.split_at_timestamps(result.tokens, begin, window.duration)
         ahead = window.stop if used is None else window.seek + (result.tokens[used - 1] - begin) * INPUT_STRIDE
         placed = [(window.start + start, window.start + end, tokens) for start, end, tokens in pieces]
-        segments: list[Segment] | None = [asr.as_segment(*piece, result, self.tokenizer) for piece in placed]
+        segments: list[Segment] | None = [batched.as_segment(*piece, result, self.tokenizer) for piece in placed]
         if self.word_timestamps:
             segments = self._with_words(window, segments, encoded)
-            single = asr.ends_with_single_timestamp(result.tokens, begin)
+            single = batched.ends_with_single_timestamp(result.tokens, begin)
             segments, ahead = self._after_words(window, segments, ahead, single)
         if segments is not None:
             segments = [segment for segment in segments if segment.text and segment.start != segment.end]
@@ -236,9 +236,9 @@ class _Steps:
     def _with_words(self, window: _Window, segments: Sequence[Segment], encoded: mx.array) -> list[Segment]:
         text = [token for segment in segments for token in segment.tokens if token < self.tokenizer.eot]
         how: dict[str, Any] = {"languages": [self.language], "task": self.options.task, "num_frames": [window.size]}
-        (timings,) = attention.find_alignment(encoded, [text], self.model, self.tokenizer, **how)
+        (timings,) = word_times.find_alignment(encoded, [text], self.model, self.tokenizer, **how)
         where: dict[str, Any] = {"offset": window.start, "last_speech": self.last_speech}
-        return attention.place_words(segments, timings, tokenizer=self.tokenizer, **where)
+        return word_times.place_words(segments, timings, tokenizer=self.tokenizer, **where)
 
     def _after_words(
         self, window: _Window, segments: list[Segment], ahead: int, single: bool
@@ -247,19 +247,19 @@ class _Steps:
 
         single : whether the window ends with a single timestamp, after which nobody speaks
         """
-        spoken = attention.get_end(segments)
+        spoken = word_times.get_end(segments)
         if not single and spoken is not None and spoken > window.start:
             ahead = round(spoken * FRAMES_PER_SECOND)
             if self.threshold is not None and window.end - spoken <= self.threshold:
                 ahead = window.stop
         if self.threshold is not None:
-            first = attention.next_words_segment(segments)
+            first = word_times.next_words_segment(segments)
             gap = 0.0 if first is None else first.start - window.start
             silent = round(gap * FRAMES_PER_SECOND)
-            if attention.is_anomalous(first) and gap > self.threshold and silent > 0:
+            if word_times.is_anomalous(first) and gap > self.threshold and silent > 0:
                 return None, window.seek + silent
             segments, ahead = self._without_hallucinations(window, segments, ahead, self.threshold)
-        spoken = attention.get_end(segments)
+        spoken = word_times.get_end(segments)
         self.last_speech = self.last_speech if spoken is None else spoken
         return segments, ahead
 
@@ -270,11 +270,11 @@ class _Steps:
         what comes after is decoded again."""
         before = self.last_speech
         for k, segment in enumerate(segments):
-            if attention.is_anomalous(segment):
-                following = attention.next_words_segment(segments[k + 1 :])
+            if word_times.is_anomalous(segment):
+                following = word_times.next_words_segment(segments[k + 1 :])
                 after = window.start + window.duration if following is None else following.words[0].start
                 silence_before = segment.start - before > threshold or segment.start < threshold
-                silence_after = after - segment.end > threshold or attention.is_anomalous(following)
+                silence_after = after - segment.end > threshold or word_times.is_anomalous(following)
                 near_start, near_end = segment.start - window.start < 2.0, window.end - segment.end < 2.0
                 if (silence_before or near_start) and (silence_after or near_end):
                     recording = self.mel.frames * HOP_LENGTH / SAMPLE_RATE

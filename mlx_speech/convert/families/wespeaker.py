@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mlx_speech.convert import fold
-from mlx_speech.convert.lightning import hyper_parameters
+from mlx_speech.convert.formats.lightning import hyper_parameters
 from mlx_speech.convert.port import Drop, Recipe, Table, require, same
 from mlx_speech.convert.read import Source
 from mlx_speech.errors import ConfigError, WeightsMismatch

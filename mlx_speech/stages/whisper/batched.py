@@ -20,10 +20,10 @@ import numpy as np
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.features import SAMPLE_RATE, log_mel
 from mlx_speech.models.whisper import Model
-from mlx_speech.stages import attention, coverage, decode
-from mlx_speech.stages.decode import DecodingOptions, DecodingResult, Job
-from mlx_speech.stages.rules import SECONDS_PER_TIMESTAMP
-from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.stages.whisper import coverage, decode, word_times
+from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job
+from mlx_speech.stages.whisper.rules import SECONDS_PER_TIMESTAMP
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.transcript import Chunk, Region, Segment
 
 HOP_LENGTH = 160  # samples of a mel frame
@@ -419,14 +419,14 @@ def _with_words(
     how: dict[str, Any] = {"languages": [segments[0].language for _, segments in waiting], "task": options.task}
     how["num_frames"] = [job.key.audio.size // HOP_LENGTH for job, _ in waiting]
     encoded = mx.stack([job.encoded for job, _ in waiting])
-    found = attention.find_alignment(encoded, texts, model, tokenizer, **how)
+    found = word_times.find_alignment(encoded, texts, model, tokenizer, **how)
     for (job, segments), timings in zip(waiting, found, strict=True):
         stretch = job.key
         low, high = stretch.chunk.start, stretch.chunk.end
-        placed = attention.place_words(segments, timings, offset=low, last_speech=low, tokenizer=tokenizer)
+        placed = word_times.place_words(segments, timings, offset=low, last_speech=low, tokenizer=tokenizer)
         if stretch.task.words and threshold is not None:
             placed = _believed(placed, stretch.chunk, threshold)
-        yield stretch, tuple(attention.tidy_segments(placed, low, high))
+        yield stretch, tuple(word_times.tidy_segments(placed, low, high))
 
 
 def _believed(segments: Sequence[Segment], chunk: Chunk, threshold: float) -> list[Segment]:
@@ -434,11 +434,11 @@ def _believed(segments: Sequence[Segment], chunk: Chunk, threshold: float) -> li
     between silences, or near the edge of what was heard."""
     kept, last_end = [], chunk.start
     for k, segment in enumerate(segments):
-        following = attention.next_words_segment(segments[k + 1 :])
+        following = word_times.next_words_segment(segments[k + 1 :])
         pause = (following.words[0].start if following is not None else chunk.end) - segment.end
         before = segment.start - last_end > threshold or segment.start - chunk.start < EDGE
-        after = pause > threshold or attention.is_anomalous(following) or chunk.end - segment.end < EDGE
-        if not (attention.is_anomalous(segment) and before and after):
+        after = pause > threshold or word_times.is_anomalous(following) or chunk.end - segment.end < EDGE
+        if not (word_times.is_anomalous(segment) and before and after):
             kept.append(segment)
         last_end = segment.end
     return kept

@@ -15,17 +15,17 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_speech import cues, spacing
+from mlx_speech import languages
 from mlx_speech.pipeline import _joined
-from mlx_speech.stages.asr import as_segment
 from mlx_speech.stages.assign import assign_speakers
-from mlx_speech.stages.attention import WordTiming, place_words, tidy
-from mlx_speech.stages.decode import DecodingResult
 from mlx_speech.stages.sentences import split_sentences
 from mlx_speech.stages.spelling import split_words
-from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.stages.whisper.batched import as_segment
+from mlx_speech.stages.whisper.decode import DecodingResult
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
+from mlx_speech.stages.whisper.word_times import WordTiming, place_words, tidy
 from mlx_speech.transcript import Char, Chunk, Diarization, Segment, Transcript, Turn, Word, space_between
-from mlx_speech.writers import FORMATS, as_dict, to_srt, to_vtt
+from mlx_speech.writers import FORMATS, as_dict, cues, to_srt, to_vtt
 
 QUICK = settings(max_examples=150, deadline=None, derandomize=True)
 
@@ -125,21 +125,21 @@ def check_lines(lines: list[str], text: str) -> None:
     ],
 )
 def test_where_lines_may_begin(text: str, lines: str) -> None:
-    edges = [0, *spacing.breaks(text), len(text)]
+    edges = [0, *languages.breaks(text), len(text)]
     assert "|".join(text[start:end] for start, end in pairwise(edges)) == lines
 
 
 @QUICK
 @given(st.text(max_size=40) | st.text("ab1,.$% 今、ッー「」ก็าเ\u0e49\u17d2ស\u1039က်नि\u094d\u0301\u200d", max_size=40))
 def test_breaks_are_between_characters_and_never_before_spaces(text: str) -> None:
-    found = spacing.breaks(text)
+    found = languages.breaks(text)
     assert found == sorted(set(found)) and all(0 < place < len(text) for place in found)
     starts = {0}
     for cluster in regex.findall(r"\X", text):
         starts.add(max(starts) + len(cluster))
     assert set(found) <= starts
-    assert not any(spacing.is_space(text[place]) for place in found)
-    assert "".join(spacing.clusters(text)) == text
+    assert not any(languages.is_space(text[place]) for place in found)
+    assert "".join(languages.clusters(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_breaks_are_between_characters_and_never_before_spaces(text: str) -> Non
     ],
 )
 def test_what_stands_between_two_texts_that_say_nothing_of_it(before: str, after: str, between: str) -> None:
-    assert spacing.joint(before, after) == between
+    assert languages.joint(before, after) == between
     assert space_between(before, Segment(0, 1, after)) == between
     if before and after:
         assert space_between(before, Segment(0, 1, after, spaced=True)) == " "
@@ -188,7 +188,7 @@ def test_what_stands_between_two_texts_that_say_nothing_of_it(before: str, after
     ],
 )
 def test_what_is_torn(before: str, after: str, torn: bool) -> None:
-    assert spacing.is_torn(before, after) is torn
+    assert languages.is_torn(before, after) is torn
 
 
 # --- words in their text ---------------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def test_sentences_and_speakers_are_cut_from_the_text(language: str) -> None:
     for part in assign_speakers(sentences, Diarization(turns, turns)):
         assert rest.startswith(part.text)
         spaced = rest[len(part.text) :].lstrip()
-        assert not rest[len(part.text) :] or not spacing.is_torn(part.text, rest[len(part.text) :])
+        assert not rest[len(part.text) :] or not languages.is_torn(part.text, rest[len(part.text) :])
         rest = spaced
     assert not rest
 
@@ -438,7 +438,7 @@ def test_from_whisper_s_tokens_to_subtitles(language: str) -> None:
     two segments, and the language right or wrong."""
     tokenizer = Tokenizer.find(None, 51865)
     text = SENTENCES[language]
-    middle = spacing.breaks(text)[len(spacing.breaks(text)) // 2]
+    middle = languages.breaks(text)[len(languages.breaks(text)) // 2]
     for code in (language, "ja", "en"):
         segments = []
         for k, part in enumerate((" " + text[:middle].rstrip(), " " * (text[middle - 1] == " ") + text[middle:])):

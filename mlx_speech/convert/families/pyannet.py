@@ -9,7 +9,7 @@ from math import comb
 from typing import Any
 
 from mlx_speech.convert import fold
-from mlx_speech.convert.lightning import hyper_parameters, specifications
+from mlx_speech.convert.formats.lightning import hyper_parameters, specifications
 from mlx_speech.convert.port import Drop, Recipe, Table, same
 from mlx_speech.convert.read import Source
 from mlx_speech.errors import ConfigError, WeightsMismatch, brief, shorten

@@ -20,10 +20,10 @@ from scripted import Script, ScriptedModel, openai_model
 
 from mlx_speech.errors import OptionError
 from mlx_speech.models.whisper import Model, ModelArgs
-from mlx_speech.stages import asr, decode
-from mlx_speech.stages.asr import Task
-from mlx_speech.stages.decode import DecodingOptions
-from mlx_speech.tokenizer import Tokenizer
+from mlx_speech.stages.whisper import batched, decode
+from mlx_speech.stages.whisper.batched import Task
+from mlx_speech.stages.whisper.decode import DecodingOptions
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.transcript import Chunk, Segment, Word
 
 OFF = {"compression_ratio_threshold": None, "logprob_threshold": None, "no_speech_threshold": None}
@@ -62,7 +62,7 @@ def tasks(**options: Any) -> list[Task]:
 
 def run(given: list[Task], model: Any, tokenizer: Tokenizer, options: DecodingOptions, **more: Any) -> dict:
     """Segments by key; every task comes once."""
-    found = [(done.key, segments) for done, segments in asr.transcribe(given, model, tokenizer, options, **more)]
+    found = [(done.key, segments) for done, segments in batched.transcribe(given, model, tokenizer, options, **more)]
     assert sorted(key for key, _ in found) == sorted(one.key for one in given)
     return dict(found)
 
@@ -141,7 +141,7 @@ def test_every_short_text_is_cut_like_the_pattern() -> None:
         for tokens in product((7, 100, 101, 102), repeat=length):
             if tokens[0] < begin and any(token >= begin for token in tokens):
                 continue  # where it begins with a word, it has no timestamps
-            found, used = asr.split_at_timestamps(tokens, begin, 9.0)
+            found, used = batched.split_at_timestamps(tokens, begin, 9.0)
             expected = pieces(list(tokens), begin)
             if used is not None:
                 assert [*tokens[used:]] == expected[-1][2]
@@ -209,7 +209,7 @@ def test_tasks_are_pulled_as_they_are_needed(words: bool, tokenizer: Tokenizer) 
 
     model = small(1) if words else ScriptedModel(Script(4))
     options = DecodingOptions(temperature=(0.0,), sample_len=8, **OFF) if words else FALLBACK
-    results = asr.transcribe(endless(), model, tokenizer, options, batch_size=3)
+    results = batched.transcribe(endless(), model, tokenizer, options, batch_size=3)
     for done, _ in enumerate(islice(results, 24)):
         ahead.append(pulled - done)
     assert max(ahead) <= 4 * 3
@@ -236,15 +236,15 @@ def test_silence_has_no_segments_unless_the_text_is_sure(
 def test_a_chunk_without_sound_has_no_segments(samples: int, tokenizer: Tokenizer) -> None:
     empty = Task("empty", Chunk(3.0, 3.0), RECORDING[:samples], None)
     model = ScriptedModel(Script(1))
-    assert list(asr.transcribe([], model, tokenizer, GREEDY)) == []
-    assert list(asr.transcribe([empty, empty], model, tokenizer, GREEDY, batch_size=1)) == [(empty, ())] * 2
-    found = dict(asr.transcribe([empty, task(0, 30), empty, task(40, 50)], model, tokenizer, GREEDY, batch_size=2))
+    assert list(batched.transcribe([], model, tokenizer, GREEDY)) == []
+    assert list(batched.transcribe([empty, empty], model, tokenizer, GREEDY, batch_size=1)) == [(empty, ())] * 2
+    found = dict(batched.transcribe([empty, task(0, 30), empty, task(40, 50)], model, tokenizer, GREEDY, batch_size=2))
     assert len(found) == 3
 
 
 def test_chunks_fit_the_window_of_the_model(tokenizer: Tokenizer) -> None:
     model = small(0, n_audio_ctx=300)
-    assert asr.samples_per_window(model) == 96_000
+    assert batched.samples_per_window(model) == 96_000
     options = DecodingOptions(temperature=(0.0,), sample_len=8, **OFF)
     found = run([task(3.0, 9.0, words=True), task(50.0, 52.0)], model, tokenizer, options)
     assert all(3.0 <= segment.start <= segment.end <= 9.0 for segment in found[3.0, 9.0])
@@ -324,33 +324,33 @@ def test_english_only(english: Tokenizer) -> None:
     model = ScriptedModel(Script(0, multilingual=False))
     found = run(tasks(language=None), model, english, GREEDY, multilingual=True)
     assert {segment.language for segments in found.values() for segment in segments} == {"en"}
-    assert asr.detect_language(RECORDING, [], model, english) == ("en", 1.0)
+    assert batched.detect_language(RECORDING, [], model, english) == ("en", 1.0)
 
 
 def test_several_chunks_vote_on_the_language(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[np.ndarray] = []
     votes = [{"en": 0.5, "de": 0.5, "fr": 0.0}, {"en": 0.1, "de": 0.2, "fr": 0.7}, {"en": 0.6, "de": 0.2, "fr": 0.2}]
-    encode = asr.encode
-    monkeypatch.setattr(asr, "encode", lambda audios, model: heard.extend(audios) or encode(audios, model))
+    encode = batched.encode
+    monkeypatch.setattr(batched, "encode", lambda audios, model: heard.extend(audios) or encode(audios, model))
     monkeypatch.setattr(decode, "detect_language", lambda encoded, *_: votes[: encoded.shape[0]])
     chunks = [Chunk(start, end) for start, end in BOUNDS]
     model = ScriptedModel(Script(0))
-    code, probability = asr.detect_language(RECORDING, chunks, model, tokenizer, max_chunks=3)
+    code, probability = batched.detect_language(RECORDING, chunks, model, tokenizer, max_chunks=3)
     assert (code, probability) == ("fr", pytest.approx(0.3)) or (code, probability) == ("en", pytest.approx(0.4))
     assert code == "en"
     # the longest of the first two, the next three and the last three
     assert [audio.size for audio in heard] == [480_000, 16_000 * 8.7, 16_000 * 29.2]
     heard.clear()
-    assert asr.detect_language(RECORDING, [], model, tokenizer)[0] in ("en", "de")
+    assert batched.detect_language(RECORDING, [], model, tokenizer)[0] in ("en", "de")
     np.testing.assert_array_equal(heard[0], RECORDING[:480_000])
     with pytest.raises(OptionError, match="max_chunks"):
-        asr.detect_language(RECORDING, chunks, model, tokenizer, max_chunks=0)
+        batched.detect_language(RECORDING, chunks, model, tokenizer, max_chunks=0)
 
 
 def test_language_of_one_chunk_is_that_of_openai(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script(5)
     original = openai_model(script, monkeypatch)
-    found = asr.detect_language(RECORDING, [Chunk(8.5, 38.5)], ScriptedModel(script), tokenizer)
+    found = batched.detect_language(RECORDING, [Chunk(8.5, 38.5)], ScriptedModel(script), tokenizer)
     mel = make.window_mel(RECORDING[8 * 16000 + 8000 :][:480_000])
     _, (probabilities,) = whisper.decoding.detect_language(original, original.encoder(mel[None]))
     best = max(probabilities, key=probabilities.get)
@@ -360,7 +360,7 @@ def test_language_of_one_chunk_is_that_of_openai(tokenizer: Tokenizer, monkeypat
 def test_what_the_language_was_detected_on_is_not_encoded_again(tokenizer: Tokenizer) -> None:
     model, kept = Counted(small(3)), {}
     chunks = [Chunk(start, end) for start, end in BOUNDS]
-    asr.detect_language(RECORDING, chunks, model, tokenizer, max_chunks=3, keep=kept)
+    batched.detect_language(RECORDING, chunks, model, tokenizer, max_chunks=3, keep=kept)
     assert len(kept) == model.rows == 3
     options = DecodingOptions(temperature=(0.0,), sample_len=8, **OFF)
     given = tasks()
@@ -391,10 +391,10 @@ def test_what_looks_made_up_between_silences_is_left_out() -> None:
         ([], []),
     ]
     for segments, left in cases:
-        assert [segment.start for segment in asr._believed(segments, chunk, 1.0)] == left
+        assert [segment.start for segment in batched._believed(segments, chunk, 1.0)] == left
     # an improbable text that stands next to sure ones on both sides is never touched, whatever the silence
     close = [said(15, 16, sure), said(16.1, 17, unsure), said(17.1, 18, sure)]
-    assert asr._believed(close, chunk, 0.5) == close
+    assert batched._believed(close, chunk, 0.5) == close
 
 
 @pytest.mark.parametrize("threshold", [None, 0.0, 100.0])

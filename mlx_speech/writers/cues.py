@@ -19,7 +19,7 @@ from itertools import accumulate, groupby, pairwise
 from numbers import Integral, Real
 
 from mlx_speech.errors import OptionError, brief, in_range
-from mlx_speech.spacing import CLOSING, OPENING, breaks, clusters
+from mlx_speech.languages import CLOSING, OPENING, breaks, clusters
 from mlx_speech.transcript import Region, Segment, Transcript, space_between
 
 MAX_WIDTH = 42  # columns of a line; two lines a cue

@@ -1,0 +1,1 @@
+"""What each family of models makes of its sources: one file each."""

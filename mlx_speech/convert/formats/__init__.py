@@ -1,0 +1,1 @@
+"""Files of weights, as their frameworks write them: one reader each."""

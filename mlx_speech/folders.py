@@ -1,0 +1,117 @@
+"""Where files are written: the user's paths, the cache of models, and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlx_speech.checkpoint import is_converted
+from mlx_speech.errors import OptionError, OutputError
+
+_HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32]
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """`path` with its ~ expanded. Raises `OptionError` where there is no such user, or where the user has no home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise OptionError(f"{path}: there is no such home folder: write it without ~") from error
+
+
+def cache_folder() -> Path:
+    """Where converted originals are kept. Raises `OptionError` where the user has no home folder to keep them in."""
+    if "MLX_SPEECH_CACHE" in os.environ:
+        return expand(os.environ["MLX_SPEECH_CACHE"])
+    if sys.platform != "darwin" and os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "mlx_speech"
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        advice = "set HOME, or MLX_SPEECH_CACHE to a folder that can be written"
+        raise OptionError(f"no home folder to keep converted models in: {advice}") from error
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "mlx_speech"
+
+
+@contextlib.contextmanager
+def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder beside `target` that becomes `target` when the block ends well, and vanishes when it does not.
+
+    Raises `OutputError` where `target` exists and is not to be overwritten, or is no converted model, or where the
+    place cannot be written.
+    """
+    check_target(target, overwrite)
+    made = [folder for folder in target.parents if not folder.exists()]  # innermost first
+    stage = old = None
+    try:
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(target)
+            stage = Path(tempfile.mkdtemp(prefix=f"{_prefix(target)}{os.getpid()}-", dir=target.parent))
+            yield stage
+            stage.chmod(0o755)
+            check_target(target, overwrite)
+            if target.exists():
+                old = target.rename(stage.with_name(stage.name + ".old"))
+            stage.rename(target)
+    finally:
+        if old is not None and not target.exists():
+            old.rename(target)
+        for leftover in filter(None, (stage, old)):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for folder in made if not target.exists() else ():
+            with contextlib.suppress(OSError):  # not made after all, or another process has put something in
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def writing(target: Path, advice: str = "choose another mlx_path or make room") -> Iterator[None]:
+    """Raises `OutputError` for what the system says inside."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, OutputError) or not error.strerror:
+            raise
+        raise OutputError(f"{target}: cannot be written ({error.strerror}): {advice}") from error
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raises `OutputError` where `target` must not be replaced."""
+    with writing(target):  # a name that is too long, a folder that may not be looked into
+        if not target.exists() and not target.is_symlink():
+            return
+    if not overwrite:
+        raise OutputError(f"{target}: exists already: choose another mlx_path, or pass overwrite=True")
+    if target.is_symlink() or not target.is_dir() or not is_converted(target):
+        raise OutputError(f"{target}: is not a converted model, so it is not overwritten: choose another mlx_path")
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.partial-{_HOST}-"  # another host's processes cannot be asked
+
+
+def _sweep(target: Path) -> None:
+    """Clear away what processes that were killed left beside `target`; a model they had moved aside comes back."""
+    for leftover in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
+        pid = leftover.name.removeprefix(_prefix(target)).split("-")[0]
+        if pid.isdecimal() and len(pid) < 10 and not _alive(int(pid)):
+            if leftover.suffix == ".old" and not target.exists():
+                leftover.rename(target)
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # another user's
+    return True

@@ -1,0 +1,1 @@
+"""Operations that MLX is slow at on a CPU."""

@@ -1,0 +1,16 @@
+"""What comes with the package: a converted model, small originals, recordings, tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ASSETS = Path(__file__).parent / "assets"
+BUNDLED = {"silero_vad": ASSETS / "silero_vad"}  # converted models
+DEMO = ASSETS / "demo"  # small originals, and recordings
+
+
+def table(name: str) -> dict[str, Any]:
+    """A table by its name: "align", "credits" or "languages"."""
+    return json.loads((ASSETS / "tables" / f"{name}.json").read_text(encoding="utf-8"))
