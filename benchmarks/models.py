@@ -55,7 +55,7 @@ def use_mlx(device: str, ours: bool = True) -> None:
     if ours:
         from mlx_speech import blas
 
-        blas.keep_freed_memory()
+        blas.keep_memory()
     elif sys.platform.startswith("linux"):
         told = {"OPENBLAS_CORETYPE": os.environ[CORE]} if CORE in os.environ else {}
         with contextlib.suppress(OSError), mock.patch.dict(os.environ, told):

@@ -1,8 +1,8 @@
 """Who said what, when: speech models ported to MLX, proven equal to their PyTorch originals, and joined to a pipeline.
 
 `mlx_speech.Pipeline()` transcribes; `mlx_speech.load(path_or_repo)` gives a model ready to call, and
-`mlx_speech.convert.convert(...)` writes a folder. Importing the package imports neither torch nor a converter; on Linux
-it loads OpenBLAS, which must come before MLX.
+`mlx_speech.convert.convert(...)` writes a folder. Importing the package imports neither MLX nor torch nor a converter,
+and changes nothing in the process; on Linux CPUs the first use loads OpenBLAS (`mlx_speech.configure`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from mlx_speech import blas
+from mlx_speech.blas import configure
 from mlx_speech.errors import MLXSpeechError
 from mlx_speech.version import __version__
 
@@ -35,9 +36,7 @@ _LAZY = {
     **dict.fromkeys(("Diarization", "Region", "Segment", "Transcript", "Turn", "Word"), "mlx_speech.transcript"),
 }
 
-__all__ = [*_LAZY, "MLXSpeechError", "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
-
-blas.preload()
+__all__ = [*_LAZY, "MLXSpeechError", "__version__", "configure"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,8 +5,8 @@ float32 products then run 20 to 30 times faster. It cannot be done afterwards. A
 for one of 2004 and is five times slower than it could be; it is told which to take it for.
 
 glibc gives large arrays back to the system as soon as MLX frees them, and the system clears every page of the next.
-It can be told to keep them (`keep_freed_memory`). That holds for the whole process and until its end, so importing the
-package does not do it: the command line does, and an application may.
+It can be told to keep them. Both hold for the whole process and until its end, so importing the package does neither.
+The command line does both; in a program OpenBLAS comes with the first use, and `configure` says otherwise.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MIXED = (
     "the distribution mlx-speech, another project with the same import name, has files in this package's folder: "
     "pip uninstall mlx-speech mlx-speech-toolkit, then install the one you want"
 )
-LATE = "MLX was imported first, so OpenBLAS cannot serve it: import mlx_speech before mlx, it is 20 times faster then"
+LATE = "MLX was imported first, so OpenBLAS cannot serve it, which is 20 times faster: call mlx_speech.configure() before that"
 HINT = "OpenBLAS makes MLX 20 to 30 times faster on this CPU: apt-get install libopenblas0-pthread (or your system's)"
 
 _NAMES = ("libopenblas.so.0", "libopenblas.so")
@@ -41,20 +41,41 @@ _KEEP = {-1: 2**31 - 1, -4: 0, -8: 1}
 
 FORKED = "models were loaded before this process was forked off, and MLX does not outlive a fork: start it with "
 FORKED += 'multiprocessing\'s "spawn", or load the models in the child only'
+VARIABLE = "MLX_SPEECH_OPENBLAS"  # of the environment: "0" keeps OpenBLAS out
+_CHOICES = {"openblas": True, "told": False}  # whether it may be loaded; whether the user knows that it came too late
 _USED_IN: dict[str, int] = {}  # "process": the id of the one that has loaded models
 
 
+def configure(*, openblas: bool = True, keep_freed_memory: bool = False) -> None:
+    """What the package may do to the process of a program that imports it; on Linux CPUs, elsewhere nothing.
+
+    openblas : load OpenBLAS globally, now, for MLX's products: it has to come before MLX is imported, which the first
+        use of `mlx_speech.Pipeline`, `load` or `detect_speech` does. Without this call that use loads it; False, or
+        MLX_SPEECH_OPENBLAS=0 in the environment, keeps it out: products are then 20 to 30 times slower
+    keep_freed_memory : have glibc keep what the process frees, to the process's end: a fifth to a third less time.
+        Without this call it is not done
+
+    Warns where OpenBLAS is there and MLX came first. Figures: `benchmarks/NOTES.md`.
+    """
+    _CHOICES["openblas"] = openblas
+    if openblas:
+        preload()
+    if keep_freed_memory:
+        keep_memory()
+
+
 def preload() -> None:
-    """Load OpenBLAS into the global namespace on Linux; warns where it is there and MLX came first."""
-    if not sys.platform.startswith("linux"):
+    """Load OpenBLAS into the global namespace on Linux, unless it is kept out; warns where MLX came first."""
+    if not sys.platform.startswith("linux") or not _CHOICES["openblas"] or os.environ.get(VARIABLE) == "0":
         return
     if "mlx.core" not in sys.modules:
         _load()
-    elif not _open(_NOLOAD) and _open(0) and on_cpu():
-        warnings.warn(LATE, stacklevel=3)
+    elif not _CHOICES["told"] and not _open(_NOLOAD) and _open(0) and on_cpu():
+        _CHOICES["told"] = True
+        warnings.warn(LATE, stacklevel=4)
 
 
-def keep_freed_memory() -> None:
+def keep_memory() -> None:
     """Have glibc keep, for MLX's next arrays, what the process frees; on other systems nothing happens.
 
     It saves a fifth to a third of the time on a CPU (measured in `benchmarks/NOTES.md`). It concerns every allocation
@@ -86,12 +107,13 @@ def hint() -> str | None:
 
 
 def check_backend() -> None:
-    """Import MLX, or raise `MissingDependency` saying which extra brings a back end.
+    """Import MLX, behind OpenBLAS, or raise `MissingDependency` saying which extra brings a back end.
 
     Raises `InstallationError` where the package has been mixed with another one.
     """
     if _mixed():
         raise InstallationError(MIXED)
+    preload()
     try:
         import mlx.core  # noqa: F401
     except ImportError as error:

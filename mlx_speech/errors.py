@@ -12,6 +12,7 @@ MLXSpeechError
 ├── OutputError            the result cannot be written
 ├── AudioError             a recording cannot be decoded
 ├── OutOfMemory            the models do not fit beside the recording
+├── PipelineClosed         the pipeline was closed before
 ├── ForkedProcess          MLX was used before this process was forked
 ├── MissingDependency      something optional has to be installed first
 ├── InstallationError      files of another distribution are among the package's own
@@ -72,6 +73,10 @@ class AudioError(MLXSpeechError):
 
 class OutOfMemory(MLXSpeechError, MemoryError):
     """MLX could not get the memory it asked for; the message names the options that help."""
+
+
+class PipelineClosed(MLXSpeechError, RuntimeError):
+    """The pipeline was closed, and is asked for more."""
 
 
 class ForkedProcess(MLXSpeechError, RuntimeError):

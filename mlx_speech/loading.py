@@ -8,11 +8,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from mlx_speech import blas, names
 from mlx_speech.checkpoint import (
@@ -52,7 +51,8 @@ def load(
     and quantized products are 20 to 80 times slower, half precision and quantized layers are brought to float32;
     `dtype` ("float16", "bfloat16", "float32") says otherwise. The model works from any thread.
 
-    path_or_repo : "silero_vad" is the converted VAD that comes with the package
+    path_or_repo : or a name: "silero_vad" is the converted VAD that comes with the package, and those of
+        `names.WHISPER` ("tiny", "small-q4" …) stand for what `Pipeline` takes them for, where no file is called so
     revision : of a hub repository; language : of an MMS model, the adapter to put in (ISO 639-3)
     q_bits : quantize an original to so many bits; what is quantized or converted already must have as many
     Raises `SourceError` in one line naming the source and what to do, and `ForkedProcess`.
@@ -60,8 +60,23 @@ def load(
     blas.check_process()
     if dtype is not None and dtype not in ("float16", "bfloat16", "float32"):
         raise OptionError(f"dtype={dtype!r}: choose from float16, bfloat16, float32")
+    if names.is_short_name(str(path_or_repo)) and revision is None and language is None:
+        return _load_whisper(str(path_or_repo), dtype, q_bits)
+    return _load(path_or_repo, revision=revision, language=language, dtype=dtype, q_bits=q_bits)
+
+
+def _load(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    language: str | None = None,
+    dtype: str | None = None,
+    q_bits: int | None = None,
+) -> BaseModel:
+    """`load` of what is no short name."""
     path = expand(path_or_repo)
-    path = BUNDLED.get(str(path_or_repo), path) if not is_converted(path) else path
+    if not is_converted(path):
+        path = BUNDLED.get(str(path_or_repo), path)
     if not is_converted(path):
         from mlx_speech import convert  # lazily: nothing else at run time may need it
 
@@ -85,6 +100,54 @@ class Recogniser:
     tokenizer: Tokenizer
 
 
+Given: TypeAlias = "str | os.PathLike[str] | BaseModel"  # a model's name, its place, or itself
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+class Slot(Generic[Kind]):
+    """The place of one model in a pipeline: what stands for it, and the model once it is loaded.
+
+    keyword : the argument that names it, for messages
+    kind : the class that it has to be of
+    find : gives the model that a name or a place stands for
+    name : of the model that was last got, as it was given
+    """
+
+    def __init__(self, keyword: str, kind: type[Kind], find: Callable[[str | os.PathLike[str]], BaseModel]) -> None:
+        self.keyword = keyword
+        self.kind = kind
+        self.find = find
+        self.name = ""
+        self._model: Kind | None = None
+
+    def get(self, given: Given) -> Kind:
+        """The model that `given` stands for. Raises `SourceError` where it cannot be had, or is of another kind."""
+        name = type(given).__module__ if isinstance(given, BaseModel) else str(given)
+        if isinstance(given, BaseModel):
+            self._model = self._checked(given, given)
+        elif self._model is None or name != self.name:
+            self._model = None  # so that there are never two of them in memory
+            self._model = self._checked(self.find(given), given)
+        self.name = name
+        return self._model
+
+    def _checked(self, model: BaseModel, given: Given) -> Kind:
+        if isinstance(model, self.kind):
+            return model
+        found = type(model).__module__.rpartition(".")[2]
+        wanted = self.kind.__module__.rpartition(".")[2]
+        raise SourceError(f"{self.keyword}={given}: is a {found} model, where a {wanted} model is needed")
+
+    def release(self) -> None:
+        """Let go of the model; it is loaded again when it is asked for again."""
+        self._model = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is held."""
+        return self._model is not None
+
+
 class Models:
     """What each stage computes with. A name is a hub repository, a folder, a file, or one of `names`' table; a model
     that is loaded already may stand for it.
@@ -94,120 +157,158 @@ class Models:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | BaseModel | None = None,
-        align_model: str | os.PathLike[str] | BaseModel | None = None,
-        vad_model: str | os.PathLike[str] | BaseModel | None = None,
-        diarize_model: str | os.PathLike[str] | BaseModel | None = None,
+        model: Given | None = None,
+        align_model: Given | None = None,
+        vad_model: Given | None = None,
+        diarize_model: Given | None = None,
         dtype: str | None = None,
         q_bits: int | None = None,
     ) -> None:
         on_gpu = mx.default_device().type == mx.DeviceType.gpu
-        self._model = model or (names.DEFAULT_GPU if on_gpu else names.DEFAULT_CPU)
-        self._align, self._vad, self._diarize = align_model, vad_model, diarize_model or DIARIZATION
-        self._dtype, self._q_bits = dtype or ("float16" if on_gpu else None), q_bits
-        self._loaded: dict[str, Any] = {}
-        self._sources: dict[str, str] = {}  # where those came from
+        self._model: Given = model or (names.DEFAULT_GPU if on_gpu else names.DEFAULT_CPU)
+        self._align_model = align_model
+        self._vad_model = vad_model
+        self._diarize_model: Given = diarize_model or DIARIZATION
+        self._dtype = dtype or ("float16" if on_gpu else None)
+        self._q_bits = q_bits
+        self._whisper = Slot("model", whisper.Model, self._load_whisper)
+        self._silero = Slot("vad_model", silero_vad.Model, load)
+        self._pyannet = Slot("vad_model", pyannet.Model, load)
+        self._aligner = Slot("align_model", wav2vec2.Model, load)
+        self._diarization = Slot("diarize_model", diarization_pipeline.Model, _load_diarization)
+        self._tokenizer: Tokenizer | None = None
+        self._without_aligner: set[str] = set()  # languages, of which the user has been told
         self.names: dict[str, str] = {}
 
     def whisper(self) -> Recogniser:
-        """Raises `SourceError` where it cannot be had, or is another kind of model."""
-        if "whisper" not in self._loaded:
-            model = self._get("whisper model", self._model, whisper.Model, "model", find=self._load_whisper)
-            self._loaded["whisper"] = Recogniser(model, Tokenizer.find(model.folder, model.args.n_vocab))
-        return self._loaded["whisper"]
+        """Whisper. Raises `SourceError` where it cannot be had, or is another kind of model."""
+        model = self._whisper.get(self._model)
+        self.names["whisper"] = self._whisper.name
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.find(model.folder, model.args.n_vocab)
+        return Recogniser(model, self._tokenizer)
 
-    def vad(self, method: str) -> Any:
-        """Silero VAD, or a PyanNet: by default the one of the diarization. Raises `SourceError`."""
-        if method == "silero":
-            return self._get("vad silero", self._vad or "silero_vad", silero_vad.Model, "vad_model")
-        if self._vad is not None:
-            return self._get("vad pyannote", self._vad, pyannet.Model, "vad_model")
-        model = self.diarization().segmentation
-        self.names["vad"] = self.names["diarization"]
+    def silero(self) -> silero_vad.Model:
+        """Silero VAD, by default the one that comes with the package. Raises `SourceError`."""
+        model = self._silero.get(self._vad_model or "silero_vad")
+        self.names["vad"] = self._silero.name
+        return model
+
+    def pyannet(self) -> pyannet.Model:
+        """A PyanNet that detects speech, by default the one of the diarization. Raises `SourceError`."""
+        if self._vad_model is None:
+            model = self.diarization().segmentation
+            self.names["vad"] = self._diarization.name
+            return model
+        model = self._pyannet.get(self._vad_model)
+        self.names["vad"] = self._pyannet.name
         return model
 
     def aligner(self, language: str) -> wav2vec2.Model | None:
-        """The wav2vec2 of a language, or None (with a warning) where there is none, or it cannot be had."""
-        source = self._align or names.align_source(language)
-        key = f"align {language if self._align is None else ''}"
-        if key not in self._loaded:
-            self.release("align")  # one at a time is enough: recordings of one language come together
-            reason = "align_model names one"
+        """The wav2vec2 of a language, or None (with a warning) where there is none, or it cannot be had.
+
+        One is held at a time: recordings of one language come together. Raises `SourceError` where the caller's own
+        model cannot be had.
+        """
+        if self._align_model is not None:
+            model = self._aligner.get(self._align_model)
+            self.names["align"] = self._aligner.name
+            return model
+        if language in self._without_aligner:
+            return None
+        source = names.align_source(language)
+        reason = "align_model names one"
+        if source is not None:
             try:
-                if source:
-                    return self._get(key, source, wav2vec2.Model, "align_model")
+                model = self._aligner.get(source)
             except SourceError as error:
-                if self._align is not None:
-                    raise
                 reason = str(error)
-            instead = "words get their times from Whisper's attention"
-            warnings.warn(f"no alignment model for {language!r}: {instead} ({reason})", stacklevel=2)
-            self._loaded[key] = None
-        return self._loaded[key]
+            else:
+                self.names["align"] = self._aligner.name
+                return model
+        self._without_aligner.add(language)
+        instead = "words get their times from Whisper's attention"
+        warnings.warn(f"no alignment model for {language!r}: {instead} ({reason})", stacklevel=2)
+        return None
 
     @property
     def align_is_given(self) -> bool:
         """Whether one model aligns all languages: the caller's."""
-        return self._align is not None
+        return self._align_model is not None
 
     def has_aligner(self, language: str) -> bool:
         """Whether there is a name for one; it may turn out that it cannot be had."""
-        return bool(self._align or names.align_source(language))
+        return self._align_model is not None or names.align_source(language) is not None
 
     def diarization(self) -> diarization_pipeline.Model:
         """Raises `SourceError` that says which page to accept and what to run, where a gated model is not here."""
-        kind = diarization_pipeline.Model
-        return self._get("diarization", self._diarize, kind, "diarize_model", find=_load_diarization)
+        model = self._diarization.get(self._diarize_model)
+        self.names["diarization"] = self._diarization.name
+        return model
 
     def release(self, *stages: str) -> None:
-        """Let go of the models of these stages; they are loaded again when they are used again."""
-        for key in [key for key in self._loaded if key.split()[0] in stages]:
-            del self._loaded[key]
+        """Let go of the models of these stages ("whisper", "vad", "align", "diarization")."""
+        for stage in stages:
+            for slot in self._slots()[stage]:
+                slot.release()
+        if "whisper" in stages:
+            self._tokenizer = None
         mx.clear_cache()
         blas.give_back()
 
+    def loaded(self) -> set[str]:
+        """The stages whose models are held."""
+        return {stage for stage, slots in self._slots().items() if any(slot.loaded for slot in slots)}
+
+    def _slots(self) -> dict[str, tuple[Slot[Any], ...]]:
+        return {
+            "whisper": (self._whisper,),
+            "vad": (self._silero, self._pyannet),
+            "align": (self._aligner,),
+            "diarization": (self._diarization,),
+        }
+
     def batch_size(self, limit: int | None) -> int:
-        """Rows that fit in half of the memory beside the weights; limit : bytes, None for what the device has."""
+        """Rows that fit in half of the memory beside the weights.
+
+        limit : bytes that MLX may use, None for what the device has
+        """
         model = self.whisper().model
-        args, weights = model.args, sum(array.nbytes for _, array in tree_flatten(model.parameters()))  # type: ignore[arg-type]
+        args = model.args
+        weights = sum(array.nbytes for array in model.arrays().values())
         size = model.decoder.positional_embedding.dtype.size
-        keys = 2 * args.n_text_layer * (args.n_audio_ctx + args.n_text_ctx) * args.n_text_state * size
-        encoder = 12 * args.n_audio_ctx * args.n_audio_state * size + 16 * args.n_vocab
-        scores = args.n_audio_head * args.n_audio_ctx**2 * size if blas.on_cpu() and size < 4 else 0  # not fused there
+        keys_and_values = 2 * args.n_text_layer * (args.n_audio_ctx + args.n_text_ctx) * args.n_text_state * size
+        activations = 12 * args.n_audio_ctx * args.n_audio_state * size + 16 * args.n_vocab
+        scores = 0
+        if blas.on_cpu() and size < 4:  # attention is not fused there
+            scores = args.n_audio_head * args.n_audio_ctx**2 * size
         free = ((limit or device_memory()) - weights) / 2
-        fitting = [batch for batch in BATCHES if batch * (keys + encoder + 2 * scores) <= free]
-        return min(max(fitting, default=1), MAX_CPU_BATCH if blas.on_cpu() else BATCHES[-1])
+        fitting = [batch for batch in BATCHES if batch * (keys_and_values + activations + 2 * scores) <= free]
+        largest = MAX_CPU_BATCH if blas.on_cpu() else BATCHES[-1]
+        return min(max(fitting, default=1), largest)
 
     def _load_whisper(self, model: str | os.PathLike[str]) -> BaseModel:
-        first: MLXSpeechError | None = None
-        name = str(model)
-        if self._q_bits is not None and name in names.WHISPER:
-            name = f"{name}-q{self._q_bits}"
-        for source in names.whisper_sources(name):
-            try:
-                q_bits = source.q_bits or self._q_bits
-                folder = Path(source.repo)
-                if q_bits is None or not is_converted(folder) or read_config(folder).get("quantization"):
-                    return load(source.repo, dtype=self._dtype, q_bits=q_bits)
-                return _quantized(load(source.repo, dtype=self._dtype), q_bits)
-            except (SourceNotFound, HubError) as error:  # the next repository may have it, or the cache
-                first = first or error
-        raise first or SourceNotFound(f"{model}: no such model")
+        return _load_whisper(str(model), self._dtype, self._q_bits)
 
-    def _get(self, key: str, source: Any, kind: type, keyword: str, find: Callable[[Any], BaseModel] = load) -> Any:
-        """The model that `source` stands for; of another kind it is refused. key : the stage, and what else tells it
-        from others; from now on it is the stage's model
-        """
-        if key not in self._loaded:
-            given = isinstance(source, BaseModel)
-            model = source if given else find(source)
-            if not isinstance(model, kind):
-                found, wanted = (name.rpartition(".")[2] for name in (type(model).__module__, kind.__module__))
-                raise SourceError(f"{keyword}={source}: is a {found} model, where a {wanted} model is needed")
-            self._loaded[key] = model
-            self._sources[key] = type(source).__module__ if given else str(source)
-        self.names[key.split()[0]] = self._sources[key]
-        return self._loaded[key]
+
+def _load_whisper(name: str, dtype: str | None, q_bits: int | None) -> BaseModel:
+    """The Whisper of that name, from the first of its repositories that can be had (`names.whisper_sources`).
+
+    Raises `SourceError`, of the first repository.
+    """
+    first_error: MLXSpeechError | None = None
+    if q_bits is not None and name in names.WHISPER:
+        name = f"{name}-q{q_bits}"
+    for source in names.whisper_sources(name):
+        bits = source.q_bits or q_bits
+        folder = Path(source.repo)
+        try:
+            if bits is None or not is_converted(folder) or read_config(folder).get("quantization"):
+                return _load(source.repo, dtype=dtype, q_bits=bits)
+            return _quantized(_load(source.repo, dtype=dtype), bits)
+        except (SourceNotFound, HubError) as error:  # the next repository may have it, or the cache
+            first_error = first_error or error
+    raise first_error or SourceNotFound(f"{name}: no such model")
 
 
 def device_memory() -> int:

@@ -97,6 +97,11 @@ def whisper_sources(name: str) -> list[Source]:
     raise OptionError(f"no model {brief(name)}, nor a file or folder of that name: {advice}")
 
 
+def is_short_name(name: str) -> bool:
+    """Whether it stands for a Whisper ("tiny", "small-q4"); not where there is a file or folder that is called so."""
+    return SUFFIX.sub("", name) in WHISPER and not _exists(name)
+
+
 def align_source(language: str) -> str | None:
     """The alignment model of a language (Whisper's code), None where there is none."""
     return ALIGN.get(language)

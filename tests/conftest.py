@@ -18,8 +18,9 @@ import pytest
 from parity_table import differences, put_into_readme, read, render, updated
 from real_weights import folder as weights_folder
 
-import mlx_speech  # noqa: F401  (before anything imports mlx)
+import mlx_speech
 
+mlx_speech.configure()  # OpenBLAS, before anything imports mlx
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("MLX_SPEECH_TEST_DATA", ROOT.parent / "shared"))
 RESULTS = ROOT / ".parity"

@@ -54,14 +54,14 @@ def test_a_given_model_of_speech_detection_is_named(sound: np.ndarray) -> None:
 def test_with_little_memory_nothing_stays(sound: np.ndarray) -> None:
     pipeline = Pipeline.demo(low_memory=True)
     turns = pipeline.diarize(sound).turns
-    assert turns and not pipeline.models._loaded
+    assert turns and not pipeline.models.loaded()
     for method in ("silero", "pyannote"):
-        assert pipeline(sound, vad_method=method, **OPTIONS).segments and not pipeline.models._loaded
+        assert pipeline(sound, vad_method=method, **OPTIONS).segments and not pipeline.models.loaded()
     with pytest.raises(RuntimeError, match="the caller's"):
         pipeline.diarize(sound, on_progress=_stop)
-    assert not pipeline.models._loaded
+    assert not pipeline.models.loaded()
     usual = Pipeline.demo()
-    assert usual.diarize(sound).turns == turns and usual.models._loaded
+    assert usual.diarize(sound).turns == turns and usual.models.loaded()
 
 
 def _stop(*_: object) -> None:

@@ -249,7 +249,7 @@ def test_memory_is_kept_until_it_is_given_back() -> None:
     script = """
 import os, mlx_speech
 from mlx_speech import blas
-blas.keep_freed_memory()
+blas.keep_memory()
 import mlx.core as mx
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -132,7 +132,7 @@ def test_low_memory_changes_nothing(pipe: Pipeline) -> None:
     small = pipeline(low_memory=True)
     found = small(recording, diarize=True, **GREEDY)
     assert found.segments == usual.segments and found.diarization == usual.diarization
-    assert not small.models._loaded  # all of them were let go
+    assert not small.models.loaded()  # all of them were let go
 
 
 def test_low_memory_has_words_without_an_alignment_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,7 @@ def test_an_unexpected_error_stops_one_recording_only(pipe: Pipeline, monkeypatc
     from mlx_speech import pipeline as module
 
     paths = [real("data/audio/en/jfk.flac"), real("data/diar/ami_debug/dev00.wav")]
-    plain, calls = module.align, []
+    plain, calls = module.align_steps, []
 
     def fails_once(*args: Any, **keywords: Any) -> Any:
         calls.append(1)
@@ -256,7 +256,7 @@ def test_an_unexpected_error_stops_one_recording_only(pipe: Pipeline, monkeypatc
             raise RuntimeError("[malloc] Unable to allocate 99 bytes.")
         return plain(*args, **keywords)
 
-    monkeypatch.setattr(module, "align", fails_once)
+    monkeypatch.setattr(module, "align_steps", fails_once)
     results = [result for _, result in pipe.transcribe(paths, **GREEDY)]
     assert [type(result) for result in results] == [OutOfMemory, Transcript]
     assert "low_memory=True" in str(results[0])
@@ -286,18 +286,25 @@ def test_models_are_those_that_this_recording_used(pipe: Pipeline) -> None:
     assert set(pipe(recording, word_timestamps=None, **GREEDY).models) == {"vad", "whisper"}
 
 
-def test_the_memory_limit_is_taken_back() -> None:
+def test_the_memory_limit_holds_while_it_works_and_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_speech import pipeline as module
+
     before = mx.set_memory_limit(8 << 30)
     mx.set_memory_limit(before)
     limits: list[int] = []
+    plain = module.cut_chunks
 
-    def look(*_: Any) -> None:
+    def look(*arguments: Any, **keywords: Any) -> Any:
         now = mx.set_memory_limit(1 << 40)
         mx.set_memory_limit(now)
         limits.append(now)
+        return plain(*arguments, **keywords)
 
-    pipeline(memory_limit=2)(real("data/audio/en/jfk.flac"), on_progress=look, **GREEDY)
-    assert set(limits) == {2_000_000_000}
+    monkeypatch.setattr(module, "cut_chunks", look)
+    limited = pipeline(memory_limit=2)
+    limited(real("data/audio/en/jfk.flac"), **GREEDY)
+    assert limits == [2_000_000_000]
+    limited.close()
     after = mx.set_memory_limit(before)
     assert after == before
 

@@ -92,15 +92,15 @@ def test_a_forked_child_is_told_what_to_do() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_lock_that_is_held_does_not_keep_the_child_from_saying_so() -> None:
+def test_work_that_is_under_way_does_not_keep_the_child_from_saying_so() -> None:
+    """The child has not the thread that does it."""
     pipeline = Pipeline.demo()
-    pipeline(SILENCE)
-    with pipeline._lock:  # as if another thread, which the child will not have, were transcribing
-        held = threading.Thread(target=lambda: results.append(in_a_fork(lambda: pipeline(SILENCE))))
-        results: list[str] = []
-        held.start()
-        held.join()
-    assert results[0].startswith("ForkedProcess: ")
+    request = pipeline.submit(np.zeros(16_000 * 600, np.float32), vad=False)
+    next(request.events())
+    assert in_a_fork(lambda: pipeline(SILENCE)).startswith("ForkedProcess: ")
+    assert in_a_fork(lambda: pipeline.submit(SILENCE)).startswith("ForkedProcess: ")
+    assert request.cancel()
+    assert pipeline(SILENCE).text == ""
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -128,11 +128,37 @@ print(repr(pipeline(np.zeros(8000, np.float32)).text))
     assert done.returncode == 0 and done.stdout == "''\n", done.stderr
 
 
+# --- what importing and using do to the process ----------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about Linux")
+@pytest.mark.parametrize(
+    "script, environment, loaded",
+    [
+        ("import mlx_speech", {}, False),
+        ("import mlx_speech; mlx_speech.load_audio", {}, False),
+        ("import mlx_speech; mlx_speech.Pipeline", {}, True),
+        ("from mlx_speech import load", {}, True),
+        ("import mlx_speech; mlx_speech.Pipeline", {"MLX_SPEECH_OPENBLAS": "0"}, False),
+        ("import mlx_speech; mlx_speech.configure(openblas=False); mlx_speech.Pipeline", {}, False),
+        ("import mlx_speech; mlx_speech.configure(); import mlx.core", {}, True),
+    ],
+)
+def test_openblas_comes_with_the_first_use_or_as_it_is_told(
+    script: str, environment: dict[str, str], loaded: bool
+) -> None:
+    look = "from mlx_speech import blas; print(blas.core() is not None)"
+    command = [sys.executable, "-c", f"{script}\n{look}"]
+    found = {name: value for name, value in os.environ.items() if name != "MLX_SPEECH_OPENBLAS"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**found, **environment})
+    assert done.stdout.strip() == str(loaded and mlx_speech.blas.core() is not None)
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about glibc")
-@pytest.mark.parametrize("first, kept", [("", False), ("blas.keep_freed_memory()", True)])
+@pytest.mark.parametrize("first, kept", [("", False), ("blas.keep_memory()", True)])
 def test_freed_memory_is_kept_only_where_that_was_asked_for(first: str, kept: bool) -> None:
     """A large array of the application's own, that has nothing to do with MLX."""
     script = f"""
@@ -154,7 +180,7 @@ del large; print(held, resident() - before)
 
 def test_the_command_line_asks_for_it_only_where_the_process_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr(blas, "keep_freed_memory", lambda: asked.append(True))
+    monkeypatch.setattr(blas, "keep_memory", lambda: asked.append(True))
     assert cli.main(["vad", str(DEMO / "pauses.flac")]) == 0 and not asked
     monkeypatch.setattr(sys, "argv", ["mlx_speech", "vad", str(DEMO / "pauses.flac")])
     assert cli.main() == 0 and asked == [True]

@@ -28,11 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
     arguments : without the program's name; by default the process's own. Only then is the process told to keep the
-        memory that it frees (`blas.keep_freed_memory`), which holds to its end. Everything else that is set for the run
+        memory that it frees (`blas.keep_memory`), which holds to its end. Everything else that is set for the run
         (warnings, signals, environment, device) is as before afterwards. It runs in any thread.
     """
     if arguments is None:
-        blas.keep_freed_memory()
+        blas.keep_memory()
     parser = build_parser()
     options = vars(parser.parse_args(normal(sys.argv[1:] if arguments is None else arguments)))
     run, verbose = options.pop("run"), options.get("verbose", False)

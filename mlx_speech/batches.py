@@ -1,0 +1,120 @@
+"""Whisper's running batches, which all recordings share whose options allow it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+
+from mlx_speech.engine import explained
+from mlx_speech.loading import Models
+from mlx_speech.recording import Recording
+from mlx_speech.stages.whisper import batched
+from mlx_speech.stages.whisper.batched import Recognised, Recognition, Task
+from mlx_speech.transcript import Chunk, Segment, space_between
+
+
+@dataclass(eq=False)
+class _Batch:
+    """A running batch, and the recordings that have chunks in it."""
+
+    recognition: Recognition
+    recordings: list[Recording] = field(default_factory=list)
+
+
+class Batches:
+    """One running batch for each group of decoding options; those of a group are decoded together.
+
+    A batch is made when a recording needs it, and dropped when it is empty, with the memory that it takes.
+    """
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._batches: dict[Hashable, _Batch] = {}
+
+    def add(self, recording: Recording, batch_size: int) -> None:
+        """Queue all chunks of a recording; each comes back by `Recording.heard`."""
+        options = recording.options
+        key = (options.decoding.group, batch_size)
+        if key not in self._batches:
+            whisper = self._models.whisper()
+            recognition = Recognition(whisper.model, whisper.tokenizer, options.decoding, batch_size=batch_size)
+            self._batches[key] = _Batch(recognition)
+        batch = self._batches[key]
+        batch.recordings.append(recording)
+        recording.pending = len(recording.chunks)
+        for number, chunk in enumerate(recording.chunks):
+            task = Task(
+                recording,
+                chunk,
+                batched.samples_of(recording.audio, chunk),
+                recording.language,
+                words=recording.timed_by_attention,
+                encoded=recording.encoded.pop(chunk, None),
+                seed=number,
+                owner=recording,
+                options=options.decoding,
+                multilingual=options.multilingual,
+                hallucination_silence_threshold=options.words.hallucination_silence_threshold,
+            )
+            batch.recognition.add(task)
+
+    def cancel(self, recording: Recording) -> None:
+        """Take a recording's chunks out of its batch, if it has any there."""
+        for key, batch in list(self._batches.items()):
+            if recording in batch.recordings:
+                batch.recordings.remove(recording)
+                batch.recognition.cancel(recording)
+            if not batch.recordings:
+                del self._batches[key]
+
+    def advance(self) -> bool:
+        """A unit of work in every batch; whether there was any."""
+        batches = list(self._batches.items())
+        for key, batch in batches:
+            start = time.perf_counter()
+            try:
+                recognised = batch.recognition.advance()
+            except BaseException as error:  # it concerns all whose chunks were in it
+                self._fail(key, batch, explained(error))
+                continue
+            self._share_time(batch, time.perf_counter() - start)
+            for one in recognised:
+                self._deliver(batch, one)
+            if not batch.recordings:
+                del self._batches[key]
+        return bool(batches)
+
+    def _deliver(self, batch: _Batch, recognised: Recognised) -> None:
+        recording: Recording = recognised.task.key
+        segments = recognised.segments
+        if recording.options.words.segment_resolution == "chunk" or recording.aligned_by_ctc:
+            segments = _joined(recognised.task.chunk, segments)  # Whisper's own times are too coarse to hold words to
+        recording.heard(segments, recognised.silences)
+        if not recording.pending:
+            batch.recordings.remove(recording)
+
+    def _fail(self, key: Hashable, batch: _Batch, error: BaseException) -> None:
+        for recording in batch.recordings:
+            recording.error = error
+        del self._batches[key]
+
+    def _share_time(self, batch: _Batch, seconds: float) -> None:
+        """Chunks of several recordings were at work: each gets its share of the time."""
+        chunks = sum(recording.pending for recording in batch.recordings)
+        for recording in batch.recordings:
+            recording.add_seconds("transcribe", seconds * recording.pending / chunks)
+
+
+def _joined(chunk: Chunk, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """The segments of a chunk as one, which lasts as long as the chunk; none stay none."""
+    if not segments:
+        return ()
+    text = ""
+    for segment in segments:
+        text += space_between(text, segment) + segment.text
+    words = tuple(word for segment in segments for word in segment.words)
+    tokens = tuple(token for segment in segments for token in segment.tokens)
+    logprobs = tuple(logprob for segment in segments for logprob in segment.token_logprobs)
+    whole = replace(segments[0], start=chunk.start, end=chunk.end, text=text)
+    return (replace(whole, words=words, tokens=tokens, token_logprobs=logprobs),)
