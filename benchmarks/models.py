@@ -53,9 +53,9 @@ def use_mlx(device: str, ours: bool = True) -> None:
     """What a contender that uses MLX does before it imports it: OpenBLAS, as we load it, or, for others, by hand, told
     of the same CPU; the device; and of ours, that freed memory is kept, as on the command line."""
     if ours:
-        from mlx_speech import blas
+        from mlx_speech import configure
 
-        blas.keep_memory()
+        configure(keep_freed_memory=True)
     elif sys.platform.startswith("linux"):
         told = {"OPENBLAS_CORETYPE": os.environ[CORE]} if CORE in os.environ else {}
         with contextlib.suppress(OSError), mock.patch.dict(os.environ, told):

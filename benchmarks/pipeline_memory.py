@@ -51,7 +51,7 @@ def run(folder: Path, minutes: float) -> None:
     from mlx_speech.audio import load_audio
     from mlx_speech.pipeline import Pipeline
 
-    mlx_speech.blas.keep_memory()  # as the command line does
+    mlx_speech.configure(keep_freed_memory=True)  # as the command line does
     once = load_audio(Path(mlx_speech.__file__).parent / "assets" / "demo" / "pauses.flac")
     samples = int(minutes * 60 * 16_000)
     with wave.open(str(folder / "long.wav"), "wb") as file:
