@@ -1,6 +1,7 @@
 # make demo : install, then transcribe a conversation with the small models that come with the package, offline
 # make demo-models : train these models again, from scratch; goes on where it stopped
 # make bench : measure speed and memory beside other packages, at most 40 minutes; goes on where it stopped
+# make quick : what has to work before anything else, in under a minute, without torch
 # make test : install the test extra, fetch real weights, then lint, types and all tests
 # make tables : write parity.md and the README's table of parity; make test checks them
 # Nothing is installed twice; pip is asked again only when pyproject.toml has changed.
@@ -13,7 +14,9 @@ EXTRA  := $(if $(filter Darwin,$(shell uname -s)),,cpu)
 WORKERS ?= 2
 COMMA  := ,
 
-.PHONY: demo demo-models test tables parity-full bench clean
+QUICK  := tests/quick tests/test_house.py tests/test_plainness.py
+
+.PHONY: demo demo-models quick test tables parity-full bench clean
 
 demo: $(VENV)/.scored
 	$(VENV)/bin/mlx_speech demo
@@ -21,6 +24,10 @@ demo: $(VENV)/.scored
 # Needs synthesizers: apt-get install espeak-ng libespeak-ng1 flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts
 demo-models: $(VENV)/.tested
 	$(PY) -m demo
+
+# tests/conftest.py, which imports torch, is left out
+quick: $(VENV)/.quick
+	$(PY) -m pytest --quiet --confcutdir=tests/quick $(QUICK)
 
 test: $(VENV)/.tested
 	$(VENV)/bin/ruff check .
@@ -49,6 +56,10 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml
 
 $(VENV)/.scored: $(VENV)/.installed
 	$(PY) -m pip install --quiet --editable ".[$(if $(EXTRA),$(EXTRA)$(COMMA))demo]"
+	touch $@
+
+$(VENV)/.quick: $(VENV)/.installed
+	$(PY) -m pip install --quiet --editable ".[$(if $(EXTRA),$(EXTRA)$(COMMA))quick]"
 	touch $@
 
 # torchaudio's Linux wheel on PyPI is linked to CUDA: without its compiled part it imports, and has all that is needed.
