@@ -3,6 +3,7 @@
 # make bench : measure speed and memory beside other packages, at most 40 minutes; goes on where it stopped
 # make quick : what has to work before anything else, in under a minute, without torch
 # make test : install the test extra, fetch real weights, then lint, types and all tests
+# make docs : build the documentation into site/
 # make tables : write parity.md and the README's table of parity; make test checks them
 # Nothing is installed twice; pip is asked again only when pyproject.toml has changed.
 
@@ -16,7 +17,7 @@ COMMA  := ,
 
 QUICK  := tests/quick tests/test_house.py tests/test_plainness.py
 
-.PHONY: demo demo-models quick test tables parity-full bench clean
+.PHONY: demo demo-models quick test docs tables parity-full bench clean
 
 demo: $(VENV)/.scored
 	$(VENV)/bin/mlx_speech demo
@@ -35,6 +36,9 @@ test: $(VENV)/.tested
 	$(VENV)/bin/basedpyright
 	$(PY) tests/real_weights.py
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+docs: $(VENV)/.documented
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 tables: $(VENV)/.tested
 	$(PY) tests/real_weights.py
@@ -70,9 +74,13 @@ $(VENV)/.tested: $(VENV)/.installed
 	$(PY) -c "import torchaudio" 2>/dev/null || find $(VENV) -path "*/torchaudio/lib/*.so" -delete
 	touch $@
 
+$(VENV)/.documented: $(VENV)/.installed
+	$(PY) -m pip install --quiet --editable ".[$(if $(EXTRA),$(EXTRA)$(COMMA))docs]"
+	touch $@
+
 $(VENV)/.benched: $(VENV)/.tested
 	$(PY) -m pip install --quiet --editable ".[$(if $(EXTRA),$(EXTRA)$(COMMA))test,bench]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .parity .pytest_cache .ruff_cache
+	rm -rf $(VENV) build site *.egg-info .parity .pytest_cache .ruff_cache

@@ -162,17 +162,17 @@ def test_times_run_forward(conversation: Transcript) -> None:
 
 WORDS = (Word(0.5, 0.9, "Good", 0.9, "A"), Word(1.0, 1.75, "morning.", 0.8, "A"))
 TRANSCRIPT = Transcript(
-    (Segment(0.5, 1.75, "Good morning.", WORDS, "A"), Segment(62.0, 63.5, "Yes.", (), "B")),
+    (Segment(0.5, 1.75, "Good morning.", WORDS, "A"), Segment(3662.0, 3663.5, "Yes.", (), "B")),
     language="en",
-    duration=70.0,
-    diarization=Diarization((Turn(0.5, 1.75, "A"), Turn(62.0, 63.5, "B"))),
+    duration=3700.0,
+    diarization=Diarization((Turn(0.5, 1.75, "A"), Turn(3662.0, 3663.5, "B"))),
 )
 EXPECTED = {
     "txt": "[A]: Good morning.\n[B]: Yes.\n",
-    "srt": "1\n00:00:00,500 --> 00:00:01,750\n[A]: Good morning.\n\n2\n00:01:02,000 --> 00:01:03,500\n[B]: Yes.\n\n",
-    "vtt": "WEBVTT\n\n00:00.500 --> 00:01.750\n[A]: Good morning.\n\n01:02.000 --> 01:03.500\n[B]: Yes.\n\n",
-    "tsv": "start\tend\ttext\n500\t1750\tGood morning.\n62000\t63500\tYes.\n",
-    "rttm": ("SPEAKER talk 1 0.500 1.250 <NA> <NA> A <NA> <NA>\nSPEAKER talk 1 62.000 1.500 <NA> <NA> B <NA> <NA>\n"),
+    "srt": "1\n00:00:00,500 --> 00:00:01,750\n[A]: Good morning.\n\n2\n01:01:02,000 --> 01:01:03,500\n[B]: Yes.\n\n",
+    "vtt": "WEBVTT\n\n00:00.500 --> 00:01.750\n[A]: Good morning.\n\n01:01:02.000 --> 01:01:03.500\n[B]: Yes.\n\n",
+    "tsv": "start\tend\ttext\n500\t1750\tGood morning.\n3662000\t3663500\tYes.\n",
+    "rttm": ("SPEAKER talk 1 0.500 1.250 <NA> <NA> A <NA> <NA>\nSPEAKER talk 1 3662.000 1.500 <NA> <NA> B <NA> <NA>\n"),
 }
 
 
