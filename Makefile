@@ -2,7 +2,7 @@
 # make demo-models : train these models again, from scratch; goes on where it stopped
 # make bench : measure speed and memory beside other packages, at most 40 minutes; goes on where it stopped
 # make quick : what has to work before anything else, in under a minute, without torch
-# make test : install the test extra, fetch real weights, then lint, types and all tests
+# make test : install the test extra, fetch real weights, then documentation, lint, types and all tests
 # make docs : build the documentation into site/
 # make tables : write parity.md and the README's table of parity; make test checks them
 # Nothing is installed twice; pip is asked again only when pyproject.toml has changed.
@@ -30,7 +30,7 @@ demo-models: $(VENV)/.tested
 quick: $(VENV)/.quick
 	$(PY) -m pytest --quiet --confcutdir=tests/quick $(QUICK)
 
-test: $(VENV)/.tested
+test: $(VENV)/.tested docs
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright
@@ -38,7 +38,7 @@ test: $(VENV)/.tested
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 docs: $(VENV)/.documented
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 tables: $(VENV)/.tested
 	$(PY) tests/real_weights.py

@@ -36,9 +36,11 @@ def test_targets_of_make_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_between_files_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
-        if not target.startswith(("http:", "https:")) and not target.startswith("reference/"):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    """Pages of the reference are made when the site is built, which checks the links to them."""
+    for target in re.findall(r"\[[^\]\"]+\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if target.startswith(("http:", "https:", "reference/", "../reference/")):
+            continue
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def test_what_make_says_of_itself_is_complete() -> None:
