@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import openblas  # noqa: F401
 import pytest
 
 import mlx_speech
