@@ -1,7 +1,9 @@
 # make demo : install, then transcribe a conversation with the small models that come with the package, offline
 # make demo-models : train these models again, from scratch; goes on where it stopped
 # make bench : measure speed and memory beside other packages, at most 40 minutes; goes on where it stopped
-# make test : install the test extra, fetch real weights, then lint, types and all tests
+# make quick : what has to work before anything else, in under a minute, without torch
+# make test : install the test extra, fetch real weights, then documentation, lint, types and all tests
+# make docs : build the documentation into site/
 # make tables : write parity.md and the README's table of parity; make test checks them
 # Nothing is installed twice; pip is asked again only when pyproject.toml has changed.
 
@@ -13,7 +15,9 @@ EXTRA  := $(if $(filter Darwin,$(shell uname -s)),,cpu)
 WORKERS ?= 2
 COMMA  := ,
 
-.PHONY: demo demo-models test tables parity-full bench clean
+QUICK  := tests/quick tests/test_house.py tests/test_plainness.py
+
+.PHONY: demo demo-models quick test docs tables parity-full bench clean
 
 demo: $(VENV)/.scored
 	$(VENV)/bin/mlx_speech demo
@@ -22,12 +26,19 @@ demo: $(VENV)/.scored
 demo-models: $(VENV)/.tested
 	$(PY) -m demo
 
-test: $(VENV)/.tested
+# tests/conftest.py, which imports torch, is left out
+quick: $(VENV)/.quick
+	$(PY) -m pytest --quiet --confcutdir=tests/quick $(QUICK)
+
+test: $(VENV)/.tested docs
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright
 	$(PY) tests/real_weights.py
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+docs: $(VENV)/.documented
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 tables: $(VENV)/.tested
 	$(PY) tests/real_weights.py
@@ -51,6 +62,10 @@ $(VENV)/.scored: $(VENV)/.installed
 	$(PY) -m pip install --quiet --editable ".[$(if $(EXTRA),$(EXTRA)$(COMMA))demo]"
 	touch $@
 
+$(VENV)/.quick: $(VENV)/.installed
+	$(PY) -m pip install --quiet --editable ".[$(if $(EXTRA),$(EXTRA)$(COMMA))quick]"
+	touch $@
+
 # torchaudio's Linux wheel on PyPI is linked to CUDA: without its compiled part it imports, and has all that is needed.
 # whisperx pins another torch; only the file of pyannote's segmentation model that it carries is read.
 $(VENV)/.tested: $(VENV)/.installed
@@ -59,9 +74,13 @@ $(VENV)/.tested: $(VENV)/.installed
 	$(PY) -c "import torchaudio" 2>/dev/null || find $(VENV) -path "*/torchaudio/lib/*.so" -delete
 	touch $@
 
+$(VENV)/.documented: $(VENV)/.installed
+	$(PY) -m pip install --quiet --editable ".[$(if $(EXTRA),$(EXTRA)$(COMMA))docs]"
+	touch $@
+
 $(VENV)/.benched: $(VENV)/.tested
 	$(PY) -m pip install --quiet --editable ".[$(if $(EXTRA),$(EXTRA)$(COMMA))test,bench]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .parity .pytest_cache .ruff_cache
+	rm -rf $(VENV) build site *.egg-info .parity .pytest_cache .ruff_cache

@@ -30,9 +30,10 @@ ROOT = Path(__file__).parent.parent
 NAME = "mlx-speech-toolkit"
 STEM = f"mlx_speech_toolkit-{__version__}"
 DIST_INFO = f"{STEM}.dist-info"
-EXTRAS = {"cpu", "cuda12", "cuda13", "demo", "test", "bench"}
+EXTRAS = {"cpu", "cuda12", "cuda13", "demo", "quick", "test", "docs", "bench"}
 SDIST_LIMIT = 20_000_000  # bytes
-NOT_IN_SDIST = {".ci/run", ".gitignore"}  # of the repository, not of the project
+# of the repository, not of the project
+NOT_IN_SDIST = (".ci/", ".github/", ".gitignore")
 MADE_FOR_SDIST = {"PKG-INFO", "setup.cfg"}  # and the egg-info folder
 # modules that may import what an extra brings
 MAY_NEED = {
@@ -148,7 +149,7 @@ def test_the_wheel_is_the_package_and_nothing_else(tracked: dict[str, bytes], bu
 
 
 def test_the_sdist_has_all_that_the_tests_need(tracked: dict[str, bytes], built: Built) -> None:
-    wanted = {path: content for path, content in tracked.items() if path not in NOT_IN_SDIST}
+    wanted = {path: content for path, content in tracked.items() if not path.startswith(NOT_IN_SDIST)}
     made = {path for path in built.sdist if path in MADE_FOR_SDIST or path.partition("/")[0].endswith(".egg-info")}
     sources = {path: content for path, content in built.sdist.items() if path not in made}
     missing = sorted(set(wanted) - set(sources))
