@@ -17,6 +17,7 @@ from mlx.utils import tree_unflatten
 
 from mlx_speech import models
 from mlx_speech.errors import ConfigError, CorruptFile, OptionError, WeightsMismatch, brief, shorten
+from mlx_speech.models import diarization_pipeline
 from mlx_speech.models.base import BaseModel
 from mlx_speech.tensors import read_safetensors, reading
 
@@ -82,7 +83,7 @@ def load_folder(folder: Path, dtype: str | None = None) -> BaseModel:
             raise ConfigError(f"format_version {found} is not {FORMAT_VERSION}: convert it again")
         if config.get("model_type") == PIPELINE:
             parts = {name: load_folder(folder / name, dtype) for name in part_names(folder)}
-            model: BaseModel = models.module(PIPELINE).Model(config, **parts)
+            model: BaseModel = diarization_pipeline.Model(config, **parts)
         else:
             model = finish(_model(folder, config), dtype)
     model.folder = folder

@@ -11,10 +11,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mlx_speech.checkpoint import is_converted
-from mlx_speech.errors import OptionError, OutputError
+from mlx_speech.errors import CorruptFile, OptionError, OutputError, brief
 
 _HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32]
 
@@ -25,6 +25,17 @@ def expand(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise OptionError(f"{path}: there is no such home folder: write it without ~") from error
+
+
+def inside(folder: Path, entry: str, file: Path) -> Path:
+    """`entry`, a relative path that `file` names, inside `folder`.
+
+    Raises `CorruptFile` where it points elsewhere, in the spelling of any system.
+    """
+    pure = PurePosixPath(entry.replace("\\", "/"))
+    if not entry or pure.is_absolute() or ".." in pure.parts or ":" in entry or "\0" in entry:
+        raise CorruptFile(f"{file}: refers to {brief(entry)}, outside its own folder: refused")
+    return folder / pure
 
 
 def cache_folder() -> Path:
