@@ -170,7 +170,7 @@ class Unpickler(pickle._Unpickler):
 
     def extend(self, items: list) -> None:
         """Put `items` into the list or set on top of the stack, or among the items of the stub there."""
-        target = self.stack[-1]
+        target: Any = self.stack[-1]
         if isinstance(target, Stub):
             target = target.items
         # The types' own methods: what lies there can have no other, and everything else is refused by them.
