@@ -18,7 +18,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mlx_speech.errors import CorruptFile, HubError, OptionError, OutputError, SourceError, SourceNotFound, shorten
+from mlx_speech.errors import (
+    CorruptFile,
+    HubError,
+    OptionError,
+    OutputError,
+    SourceError,
+    SourceNotFound,
+    shorten,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +115,10 @@ def fetch(repo: str, revision: str | None = None, *, language: str | None = None
 
         try:
             info = HfApi().model_info(repo, revision=revision)
-        except (*_http_errors(), ConnectionError) as error:  # OfflineModeIsEnabled is a ConnectionError
+        except (
+            *_http_errors(),
+            ConnectionError,
+        ) as error:  # OfflineModeIsEnabled is a ConnectionError
             if not _is_outage(error):
                 raise
             sha = _cached(repo, revision, language, _explain(error, repo, revision))
@@ -264,7 +275,14 @@ def _complete_blob(repo: str, sha: str, name: str) -> None:
             if size is not None and file.tell() > size:
                 file.truncate(0)
             done = file.seek(0, 2)
-            http_get(url, file, resume_size=done, headers=headers, expected_size=size, displayed_filename=name)
+            http_get(
+                url,
+                file,
+                resume_size=done,
+                headers=headers,
+                expected_size=size,
+                displayed_filename=name,
+            )
         if sha256(part) != etag:
             part.unlink()
             raise CorruptFile(f"{repo}: {name} arrived damaged (its SHA-256 is not the hub's): fetch it again")

@@ -92,7 +92,11 @@ def lstm(tensors: Tensors, weights: list[str], target: str) -> None:
 
     weights : for each direction, the name of `weight_ih` (weight_hh and the biases are spelled alike)
     """
-    for leaf, kinds in (("Wx", ["weight_ih"]), ("Wh", ["weight_hh"]), ("bias", ["bias_ih", "bias_hh"])):
+    for leaf, kinds in (
+        ("Wx", ["weight_ih"]),
+        ("Wh", ["weight_hh"]),
+        ("bias", ["bias_ih", "bias_hh"]),
+    ):
         names = []
         for kind in kinds:
             names += [name.replace("weight_ih", kind) for name in weights]
@@ -135,7 +139,12 @@ def _norm_scale(gamma: np.ndarray, variance: np.ndarray, eps: float) -> np.ndarr
 
 
 def _normed_weight(
-    kernel: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, variance: np.ndarray, eps: float
+    kernel: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    mean: np.ndarray,
+    variance: np.ndarray,
+    eps: float,
 ) -> np.ndarray:
     scale = _norm_scale(gamma, variance, eps).reshape(-1, *[1] * (kernel.ndim - 1))
     return (kernel * scale).astype(np.float32)

@@ -17,7 +17,15 @@ from mlx_speech.hub import WEIGHTS
 CONFIG = "config.yaml"
 MAX_YAML_BYTES = 256 * 1024  # PyYAML reads less than a megabyte a second
 # What its safe loader raises for malformed dates, numbers and truth values comes as it is.
-NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
+NOT_YAML = (
+    yaml.YAMLError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 def is_pipeline(path: Path) -> bool:

@@ -161,7 +161,11 @@ def plan(source: Source, options: Options, language: str | None = None) -> Plan:
     if options.quantize and model.quantizable:
         quantized, quantization = choose(model, options)
         nn.quantize(model, class_predicate=lambda path, _: quantized.get(path, False))
-    config = {**dataclasses.asdict(model.args), "model_type": family, "dtype": _main_dtype(tensors, dtypes)}
+    config = {
+        **dataclasses.asdict(model.args),
+        "model_type": family,
+        "dtype": _main_dtype(tensors, dtypes),
+    }
     config["format_version"] = checkpoint.FORMAT_VERSION
     if quantization:
         config["quantization"] = quantization

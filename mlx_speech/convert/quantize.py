@@ -16,7 +16,12 @@ MixedRecipe: TypeAlias = Literal["mixed_3_6", "mixed_4_6", "mixed_4_8"]
 Dtype: TypeAlias = Literal["float16", "bfloat16", "float32"]
 
 # mode → (group size, bits), as in mlx_lm
-MODES: dict[Mode, tuple[int, int]] = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
+MODES: dict[Mode, tuple[int, int]] = {
+    "affine": (64, 4),
+    "mxfp4": (32, 4),
+    "nvfp4": (16, 4),
+    "mxfp8": (32, 8),
+}
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 DTYPES: tuple[Dtype, ...] = ("float16", "bfloat16", "float32")
@@ -24,7 +29,11 @@ DTYPES: tuple[Dtype, ...] = ("float16", "bfloat16", "float32")
 # name → bits of the robust layers, bits of the sensitive ones. Robust are the feed-forward layers; sensitive are
 # attention and Whisper's embedding, which is its output layer too. (On Whisper base and tiny.en, where the original's
 # probabilities are the measure, 4 bits in the decoder's blocks cost more than 4 bits in all feed-forward layers.)
-RECIPES: dict[MixedRecipe, tuple[int, int]] = {"mixed_3_6": (3, 6), "mixed_4_6": (4, 6), "mixed_4_8": (4, 8)}
+RECIPES: dict[MixedRecipe, tuple[int, int]] = {
+    "mixed_3_6": (3, 6),
+    "mixed_4_6": (4, 6),
+    "mixed_4_8": (4, 8),
+}
 
 
 # The parameters of a quantized layer, as `mx.quantize` takes them: group_size, bits and mode.
@@ -69,7 +78,11 @@ class Options:
     def defaults(self) -> LayerQuantization:
         """The parameters of a layer that no recipe speaks of."""
         group_size, bits = MODES[self.q_mode]
-        return {"group_size": self.q_group_size or group_size, "bits": self.q_bits or bits, "mode": self.q_mode}
+        return {
+            "group_size": self.q_group_size or group_size,
+            "bits": self.q_bits or bits,
+            "mode": self.q_mode,
+        }
 
     @property
     def suffix(self) -> str:
@@ -104,7 +117,11 @@ def choose(model: BaseModel, options: Options) -> tuple[dict[str, LayerQuantizat
     chosen: dict[str, LayerQuantization] = {}
     for path in candidates:
         bits = low if model.quant_recipe(path) == "low" else high
-        chosen[path] = {"group_size": defaults["group_size"], "bits": bits, "mode": defaults["mode"]}
+        chosen[path] = {
+            "group_size": defaults["group_size"],
+            "bits": bits,
+            "mode": defaults["mode"],
+        }
     return chosen, {**defaults, "bits": low, **chosen}
 
 

@@ -20,7 +20,13 @@ LOOSE_ENDINGS = (*LOOSE, ".bin")
 
 # What training puts around a module, which then stands in the names of its tensors, at any depth: data parallelism
 # (also DeepSpeed's), torch.compile, sharding, recomputed activations, Lightning Fabric.
-WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+WRAPPERS = {
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+}
 ATTRIBUTE = "model"  # what the model is called in a Lightning module, and in transformers; only in front
 
 

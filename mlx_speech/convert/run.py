@@ -286,7 +286,13 @@ def _report(path: Path | None, config: Config, plans: Plans, lines: list[str]) -
 
 def _fingerprint(origin: Origin, language: str | None) -> str:
     """What decides whether a conversion in the cache is still that of `origin`: its revision, or its files' state."""
-    facts: list[Any] = [__version__, checkpoint.FORMAT_VERSION, language, origin.repo, origin.revision]
+    facts: list[Any] = [
+        __version__,
+        checkpoint.FORMAT_VERSION,
+        language,
+        origin.repo,
+        origin.revision,
+    ]
     if origin.repo is None:
         path = origin.path.resolve()
         states = []
@@ -311,8 +317,18 @@ def _local_files(path: Path) -> list[Path]:
 
 def _command(origin: Origin, options: Options, language: str | None, verify: bool) -> str:
     """The command that makes this conversion again; a local source by its name alone."""
-    words = ["python", "-m", "mlx_speech.convert", "--model", origin.repo or origin.path.resolve().name]
-    values = {"revision": origin.revision or None, **dataclasses.asdict(options), "language": language}
+    words = [
+        "python",
+        "-m",
+        "mlx_speech.convert",
+        "--model",
+        origin.repo or origin.path.resolve().name,
+    ]
+    values = {
+        "revision": origin.revision or None,
+        **dataclasses.asdict(options),
+        "language": language,
+    }
     switches = {"-q": values.pop("quantize"), "-d": values.pop("dequantize"), "--verify": verify}
     for name, value in values.items():
         if value is not None and value != "affine":  # q_mode's default
@@ -327,7 +343,14 @@ def _command(origin: Origin, options: Options, language: str | None, verify: boo
 
 
 def _write_all(
-    stage: Path, target: Path, config: Config, plans: Plans, command: str, *, verify: bool, progress: bool
+    stage: Path,
+    target: Path,
+    config: Config,
+    plans: Plans,
+    command: str,
+    *,
+    verify: bool,
+    progress: bool,
 ) -> dict[str, str]:
     """Write every part into `stage`, which becomes `target`; returns the parity tables, where verified."""
     needed = sum(part.nbytes() for part in plans.values()) / 1e6
@@ -347,7 +370,15 @@ def _write_all(
     return tables
 
 
-def write(part: Plan, folder: Path, title: str, command: str, *, verify: bool = False, progress: bool = False) -> str:
+def write(
+    part: Plan,
+    folder: Path,
+    title: str,
+    command: str,
+    *,
+    verify: bool = False,
+    progress: bool = False,
+) -> str:
     """Write one planned model into `folder` (made if missing): weights, configuration, companions, card.
 
     title : of the card

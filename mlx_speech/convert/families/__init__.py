@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from mlx_speech import models
 from mlx_speech.convert.read import Source
 from mlx_speech.convert.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mlx_speech.convert.families import plda, pyannet, silero_vad, wav2vec2, wespeaker, whisper
 
 
 class Converter(Protocol):
@@ -53,3 +56,7 @@ class Converter(Protocol):
 def converter(family: str) -> Converter:
     """The file that knows the sources of `family`, one of `models.FAMILIES`."""
     return cast(Converter, importlib.import_module(models.FAMILIES[family].converter))
+
+
+if TYPE_CHECKING:  # the registry names modules, which no type checker can follow: here it looks at those of the package
+    _CONVERTERS: tuple[Converter, ...] = (plda, pyannet, silero_vad, wav2vec2, wespeaker, whisper)

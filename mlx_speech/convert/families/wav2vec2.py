@@ -22,7 +22,12 @@ from mlx_speech.tensors import Tensor
 
 PIPELINE_TAG = "automatic-speech-recognition"
 TAGS = ("wav2vec2", "ctc", "forced-alignment", "automatic-speech-recognition")
-COMPANIONS = ("vocab.json", "preprocessor_config.json", "special_tokens_map.json", "tokenizer_config.json")
+COMPANIONS = (
+    "vocab.json",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
 TAKES_LANGUAGE = True  # MMS has an adapter for each, torchaudio's bundles have their labels
 
 _PRETRAINING = Drop("only used in pre-training")

@@ -265,7 +265,13 @@ def _transformers_dims(source: Source, tensors: dict[str, Tensor]) -> dict[str, 
     missing = [name for name in ("d_model", *SIZES) if name not in source.config]
     if missing:
         raise ConfigError(f"config.json of this Whisper lacks {', '.join(missing)}")
-    require(source.config, "a Whisper", activation_function="gelu", scale_embedding=False, tie_word_embeddings=True)
+    require(
+        source.config,
+        "a Whisper",
+        activation_function="gelu",
+        scale_embedding=False,
+        tie_word_embeddings=True,
+    )
     config = {ours: source.config[theirs] for theirs, ours in SIZES.items()}
     config["n_audio_state"] = source.config["d_model"]
     config["n_text_state"] = source.config["d_model"]
@@ -301,7 +307,12 @@ def _positions(config: dict[str, Any], dtype: str) -> Tensor:
 
 def _measured(tensors: dict[str, Tensor], spelling: Spelling) -> dict[str, Any]:
     """The sizes that the weights show, which is all but the heads."""
-    ranks = {spelling.convolution: 3, spelling.audio_positions: 2, spelling.text_positions: 2, spelling.embedding: 2}
+    ranks = {
+        spelling.convolution: 3,
+        spelling.audio_positions: 2,
+        spelling.text_positions: 2,
+        spelling.embedding: 2,
+    }
     wrong = [name for name, rank in ranks.items() if name not in tensors or len(tensors[name].shape) != rank]
     if wrong:
         raise WeightsMismatch(f"sizes of a Whisper cannot be read off it: {', '.join(wrong)} missing or misshapen")
@@ -389,7 +400,10 @@ def _check_zero(tensors: dict[str, Tensor], name: str) -> None:
 def _generation_config(source: Source, config: dict[str, Any]) -> dict[str, Any]:
     """What CTranslate2's config.json says, in the file and under the names that transformers has for it."""
     content: dict[str, Any] = {"alignment_heads": config["alignment_heads"]}
-    for theirs, ours in (("suppress_ids", "suppress_tokens"), ("suppress_ids_begin", "begin_suppress_tokens")):
+    for theirs, ours in (
+        ("suppress_ids", "suppress_tokens"),
+        ("suppress_ids_begin", "begin_suppress_tokens"),
+    ):
         ids = source.config.get(theirs)
         if isinstance(ids, list) and all(type(token) is int and 0 <= token < config["n_vocab"] for token in ids):
             content[ours] = ids

@@ -85,7 +85,10 @@ def members(path: Path, content: mmap.mmap) -> dict[str, Member]:
         raise CorruptFile("unpacks to far more than a checkpoint of its size would: fetch it again")
     found: dict[str, Member] = {}
     for info in infos:
-        if info.flag_bits & ENCRYPTED or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        if info.flag_bits & ENCRYPTED or info.compress_type not in (
+            zipfile.ZIP_STORED,
+            zipfile.ZIP_DEFLATED,
+        ):
             raise CorruptFile("encrypted, or compressed by another method than deflate: save it again without")
         start = _start_of_data(content, info)
         if info.filename in found:

@@ -28,7 +28,14 @@ TITLE = "CTranslate2 (model.bin)"
 
 VERSION = 6
 REVISIONS = {"WhisperSpec": 3}  # specification → the revision whose variables are known
-DTYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")  # in the order of their numbers
+DTYPES = (
+    "float32",
+    "int8",
+    "int16",
+    "int32",
+    "float16",
+    "bfloat16",
+)  # in the order of their numbers
 MAX_VERSION = 1000  # a file that begins with a larger number is something else
 MAX_NAME = 512  # bytes of a variable's name; Whisper's longest has 49
 MAX_VARIABLES = 100_000  # Whisper large has 1200

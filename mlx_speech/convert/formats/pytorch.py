@@ -27,7 +27,11 @@ from mlx_speech.tensors import Tensor, itemsize
 
 TITLE = "PyTorch (.pt, .pth, .bin, .ckpt, .jit)"
 
-STATE_KEYS = ("state_dict", "model_state_dict", "model")  # of a checkpoint that may hold the tensors
+STATE_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+)  # of a checkpoint that may hold the tensors
 LEGACY_PICKLE = b"\x80\x02"  # protocol 2, in which the older format is written
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001

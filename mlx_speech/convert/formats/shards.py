@@ -21,7 +21,11 @@ def recognises(path: Path) -> bool:
     head = head_of(path)
     if b"\0" in head or not head.lstrip().startswith(b"{"):
         return False
-    with reading(path), path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with (
+        reading(path),
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
         return content.find(b'"weight_map"') >= 0
 
 

@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import mlx.core as mx
 import numpy as np
@@ -19,6 +19,9 @@ import numpy as np
 from mlx_speech import checkpoint, models, package_data
 from mlx_speech.convert.port import Plan
 from mlx_speech.errors import MissingDependency, ParityError
+
+if TYPE_CHECKING:
+    from mlx_speech.convert.parity import plda, pyannet, silero_vad, wav2vec2, wespeaker, whisper
 
 MAX_OWN_ROUNDING = 2e-3  # by which an original may differ from itself in float64
 
@@ -75,6 +78,10 @@ class ParityCase(Protocol):
 def parity_case(family: str) -> ParityCase:
     """The parity file of `family`, one of `models.FAMILIES`."""
     return cast(ParityCase, importlib.import_module(models.FAMILIES[family].parity))
+
+
+if TYPE_CHECKING:  # the registry names modules, which no type checker can follow: here it looks at those of the package
+    _CASES: tuple[ParityCase, ...] = (plda, pyannet, silero_vad, wav2vec2, wespeaker, whisper)
 
 
 def measure(family: str, original: Any, model: Any, inputs: Inputs) -> list[Row]:

@@ -34,5 +34,9 @@ def measure(original: Any, model: Any, inputs: Inputs) -> list[Row]:
     apart = largest_difference(expected, transformed * signs) / np.abs(expected).max()
     return [
         Row("transform, max difference / largest", float(apart), 1e-9),
-        Row("psi, max difference / largest", float(largest_difference(original.phi, psi) / psi.max()), 1e-9),
+        Row(
+            "psi, max difference / largest",
+            float(largest_difference(original.phi, psi) / psi.max()),
+            1e-9,
+        ),
     ]

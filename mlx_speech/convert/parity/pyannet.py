@@ -8,7 +8,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.convert.parity.measures import Inputs, Row, beside_rounding, largest_difference, refuse_degenerate
+from mlx_speech.convert.parity.measures import (
+    Inputs,
+    Row,
+    beside_rounding,
+    largest_difference,
+    refuse_degenerate,
+)
 from mlx_speech.convert.parity.torch_weights import torch_state
 from mlx_speech.convert.port import Plan
 

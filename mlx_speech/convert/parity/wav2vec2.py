@@ -9,7 +9,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech import features
-from mlx_speech.convert.parity.measures import Inputs, Row, as_numpy, largest_difference, refuse_degenerate
+from mlx_speech.convert.parity.measures import (
+    Inputs,
+    Row,
+    as_numpy,
+    largest_difference,
+    refuse_degenerate,
+)
 from mlx_speech.convert.parity.torch_weights import load_wanted, torch_state
 from mlx_speech.convert.port import Plan
 
@@ -102,7 +108,11 @@ def measure(original: Callable[[Any], Any], model: Any, inputs: Inputs) -> list[
     deviation = float(expected.std())
     same = expected.argmax(-1) == single.argmax(-1)
     return [
-        Row("logits, max difference / deviation", largest_difference(expected, single) / deviation, 1e-3),
+        Row(
+            "logits, max difference / deviation",
+            largest_difference(expected, single) / deviation,
+            1e-3,
+        ),
         Row("same label, share of frames", float(same.mean()), 0.999, at_least=True),
         Row(
             "padded batch and singles, max difference / deviation",

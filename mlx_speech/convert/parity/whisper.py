@@ -165,8 +165,16 @@ def measure(original: WhisperOriginal, model: Any, inputs: Inputs) -> list[Row]:
             1e-3,
         ),
         Row("same next token, share", logits.same, 0.999, at_least=True),
-        Row("step by step, max difference / deviation", largest_difference(stepwise, at_once) / scale, 1e-3),
-        Row("batch and singles, max difference / deviation", largest_difference(single, at_once) / scale, 1e-3),
+        Row(
+            "step by step, max difference / deviation",
+            largest_difference(stepwise, at_once) / scale,
+            1e-3,
+        ),
+        Row(
+            "batch and singles, max difference / deviation",
+            largest_difference(single, at_once) / scale,
+            1e-3,
+        ),
     ]
 
 
@@ -186,7 +194,12 @@ class _Logits:
 
 
 def _compare_logits(
-    original: WhisperOriginal, model: Any, expected: Any, shared: mx.array, inputs: Inputs, rng: np.random.Generator
+    original: WhisperOriginal,
+    model: Any,
+    expected: Any,
+    shared: mx.array,
+    inputs: Inputs,
+    rng: np.random.Generator,
 ) -> _Logits:
     """Both decoders on random tokens, teacher-forced: a few lengths from the shortest to the longest, of many rows.
 
@@ -211,7 +224,10 @@ def _compare_logits(
         winners.append(theirs.argmax(-1).ravel())
         same.append(winners[-1] == ours.argmax(-1).ravel())
     return _Logits(
-        worst, float(np.mean(deviations)), float(np.concatenate(same).mean()), winners=np.concatenate(winners)
+        worst,
+        float(np.mean(deviations)),
+        float(np.concatenate(same).mean()),
+        winners=np.concatenate(winners),
     )
 
 
