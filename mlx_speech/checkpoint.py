@@ -17,6 +17,7 @@ from mlx.utils import tree_unflatten
 
 from mlx_speech import models
 from mlx_speech.errors import ConfigError, CorruptFile, OptionError, WeightsMismatch, brief, shorten
+from mlx_speech.models import diarization_pipeline
 from mlx_speech.models.base import BaseModel
 from mlx_speech.tensors import read_safetensors, reading
 
@@ -24,6 +25,9 @@ FORMAT_VERSION = 1
 PIPELINE = "diarization_pipeline"  # model_type of a folder that holds several models
 MAX_JSON = 64 * 1024 * 1024  # bytes; the largest tokenizers have 10
 PARTS = ("segmentation", "embedding", "plda")
+NEEDED_PARTS = ("segmentation", "embedding")
+MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")  # of quantization
+MAX_QUANTIZATION_NUMBER = 1024  # of bits, and of weights in a group
 
 
 def is_converted(folder: Path) -> bool:
@@ -34,17 +38,20 @@ def is_converted(folder: Path) -> bool:
 def check_language(config: dict[str, Any], language: str | None) -> None:
     """Raises `OptionError` where a converted model is not that of `language`."""
     if language is not None and config.get("language") != language:
-        found = config.get("language") or "no language of its own"
-        raise OptionError(f"language={language}: this converted model has {brief(found)}: convert the original again")
+        stated = config.get("language") or "no language of its own"
+        raise OptionError(f"language={language}: this converted model has {brief(stated)}: convert the original again")
 
 
 def quantized_bits(folder: Path) -> int | None:
     """Bits of the quantization that config.json of `folder` states, None where there is none."""
-    stated = _quantization(read_config(folder) if has(folder, "config.json") else {})
+    if not has(folder, "config.json"):
+        return None
+    stated = _quantization(read_config(folder))
     return stated.get("bits") if isinstance(stated, dict) else None
 
 
 def _quantization(config: dict[str, Any]) -> Any:
+    """The entry of quantization, which need not be a sound one; {} where there is none."""
     return config.get("quantization") or config.get("quantization_config") or {}
 
 
@@ -78,11 +85,11 @@ def load_folder(folder: Path, dtype: str | None = None) -> BaseModel:
     config = read_config(folder)
     with reading(folder):
         if config.get("format_version") != FORMAT_VERSION:
-            found = brief(config.get("format_version"))
-            raise ConfigError(f"format_version {found} is not {FORMAT_VERSION}: convert it again")
+            stated = brief(config.get("format_version"))
+            raise ConfigError(f"format_version {stated} is not {FORMAT_VERSION}: convert it again")
         if config.get("model_type") == PIPELINE:
             parts = {name: load_folder(folder / name, dtype) for name in part_names(folder)}
-            model: BaseModel = models.module(PIPELINE).Model(config, **parts)
+            model: BaseModel = diarization_pipeline.Model(config, **parts)
         else:
             model = finish(_model(folder, config), dtype)
     model.folder = folder
@@ -90,24 +97,27 @@ def load_folder(folder: Path, dtype: str | None = None) -> BaseModel:
 
 
 def _model(folder: Path, config: dict[str, Any]) -> BaseModel:
+    """The model of a folder that holds a single one, as it was saved."""
     family = config.get("model_type")
     if str(family) not in models.FAMILIES:
         raise ConfigError(f"model_type {brief(family)} is not one of {', '.join(models.FAMILIES)}")
-    module = models.module(str(family))
-    model: BaseModel = module.Model(module.ModelArgs.from_dict(config))
+    architecture = models.module(str(family))
+    model = architecture.Model(architecture.ModelArgs.from_dict(config))
     tensors = read_safetensors(folder / "model.safetensors")
     quantize_layers(model, config, set(tensors))
-    wanted = {name: tuple(array.shape) for name, array in model.arrays().items()}
-    wrong = sorted(n for n in wanted.keys() | tensors.keys() if n not in tensors or wanted.get(n) != tensors[n].shape)
-    if wrong:
-        raise WeightsMismatch(f"model.safetensors does not fit config.json: {shorten(wrong)}: convert the model again")
+    expected = {name: tuple(array.shape) for name, array in model.arrays().items()}
+    saved = {name: tensor.shape for name, tensor in tensors.items()}
+    differing = sorted(name for name in expected.keys() | saved.keys() if expected.get(name) != saved.get(name))
+    if differing:
+        names = shorten(differing)
+        raise WeightsMismatch(f"model.safetensors does not fit config.json: {names}: convert the model again")
     model.load_weights([(name, tensor.mlx()) for name, tensor in tensors.items()])
     return model
 
 
 def part_names(folder: Path) -> list[str]:
     """The parts that a converted pipeline has. Raises `SourceNotFound` where one that it needs is missing."""
-    for name in ("segmentation", "embedding"):
+    for name in NEEDED_PARTS:
         read_config(folder / name)
     return [name for name in PARTS if (folder / name).is_dir()]
 
@@ -131,17 +141,24 @@ def finish(model: BaseModel, dtype: str | None) -> BaseModel:
 def quantized_layers(config: dict[str, Any], names: set[str]) -> dict[str, dict[str, Any]]:
     """The layers that have scales among `names`, each with group_size, bits and mode. Raises `ConfigError`."""
     paths = sorted(name.removesuffix(".scales") for name in names if name.endswith(".scales"))
-    stated, result = _quantization(config), {}
+    stated = _quantization(config)
     if paths and not isinstance(stated, dict):
         raise ConfigError(f"config.json: quantization is {brief(stated)}")
+    layers: dict[str, dict[str, Any]] = {}
     for path in paths:
-        entry = {**stated, **stated[path]} if isinstance(stated.get(path), dict) else stated
-        chosen = {"group_size": entry.get("group_size"), "bits": entry.get("bits"), "mode": entry.get("mode", "affine")}
-        whole = all(type(chosen[key]) is int and 0 < chosen[key] <= 1024 for key in ("group_size", "bits"))
-        if not whole or chosen["mode"] not in ("affine", "mxfp4", "nvfp4", "mxfp8"):
-            raise ConfigError(f"config.json: {path} is quantized, but quantization says {brief(chosen)}")
-        result[path] = chosen
-    return result
+        own = stated.get(path)
+        entry = {**stated, **own} if isinstance(own, dict) else stated
+        layer = {
+            "group_size": entry.get("group_size"),
+            "bits": entry.get("bits"),
+            "mode": entry.get("mode", "affine"),  # mlx-community's repositories state no mode
+        }
+        numbers = (layer["group_size"], layer["bits"])
+        sound = all(type(number) is int and 0 < number <= MAX_QUANTIZATION_NUMBER for number in numbers)
+        if not sound or layer["mode"] not in MODES:
+            raise ConfigError(f"config.json: {path} is quantized, but quantization says {brief(layer)}")
+        layers[path] = layer
+    return layers
 
 
 def quantize_layers(model: nn.Module, config: dict[str, Any], names: set[str]) -> dict[str, Any]:
@@ -153,7 +170,8 @@ def quantize_layers(model: nn.Module, config: dict[str, Any], names: set[str]) -
         nn.quantize(model, class_predicate=lambda path, _: layers.get(path, False))
     except ValueError as error:
         raise ConfigError(f"config.json: quantization does not fit the layers ({error})") from error
-    return {**next(iter(layers.values())), **_quantization(config)}  # mlx-community's repositories state no mode
+    # what the configuration leaves open is as in the first of the layers
+    return {**next(iter(layers.values())), **_quantization(config)}
 
 
 def dequantize_layers(model: nn.Module) -> None:
@@ -161,11 +179,24 @@ def dequantize_layers(model: nn.Module) -> None:
     plain: list[tuple[str, nn.Module]] = []
     for path, layer in model.named_modules():
         if isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
-            how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-            embedding = isinstance(layer, nn.QuantizedEmbedding)
-            new = nn.Embedding(1, 1) if embedding else nn.Linear(1, 1, bias="bias" in layer)
-            new.weight = mx.dequantize(layer.weight, layer.scales, layer.get("biases"), **how)
-            if "bias" in layer:
-                new.update({"bias": layer.bias})
-            plain.append((path, new))
+            plain.append((path, _dequantized(layer)))
     model.update_modules(tree_unflatten(plain))
+
+
+def _dequantized(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> nn.Module:
+    """The plain layer of the same weights, rounded as they are."""
+    if isinstance(layer, nn.QuantizedEmbedding):
+        plain: nn.Linear | nn.Embedding = nn.Embedding(1, 1)
+    else:
+        plain = nn.Linear(1, 1, bias="bias" in layer)
+    plain.weight = mx.dequantize(
+        layer.weight,
+        layer.scales,
+        layer.get("biases"),
+        group_size=layer.group_size,
+        bits=layer.bits,
+        mode=layer.mode,
+    )
+    if "bias" in layer:
+        plain.update({"bias": layer.bias})
+    return plain

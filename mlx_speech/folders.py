@@ -11,12 +11,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mlx_speech.checkpoint import is_converted
-from mlx_speech.errors import OptionError, OutputError
+from mlx_speech.errors import CorruptFile, OptionError, OutputError, brief
 
-_HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32]
+HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32]
+MAX_PID_DIGITS = 9
+REPLACED = ".old"  # behind the name of a stage: what it takes the place of
 
 
 def expand(path: str | os.PathLike[str]) -> Path:
@@ -25,6 +27,17 @@ def expand(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise OptionError(f"{path}: there is no such home folder: write it without ~") from error
+
+
+def inside(folder: Path, entry: str, file: Path) -> Path:
+    """`entry`, a relative path that `file` names, inside `folder`.
+
+    Raises `CorruptFile` where it points elsewhere, in the spelling of any system.
+    """
+    pure = PurePosixPath(entry.replace("\\", "/"))
+    if not entry or pure.is_absolute() or ".." in pure.parts or ":" in entry or "\0" in entry:
+        raise CorruptFile(f"{file}: refers to {brief(entry)}, outside its own folder: refused")
+    return folder / pure
 
 
 def cache_folder() -> Path:
@@ -38,7 +51,8 @@ def cache_folder() -> Path:
     except RuntimeError as error:
         advice = "set HOME, or MLX_SPEECH_CACHE to a folder that can be written"
         raise OptionError(f"no home folder to keep converted models in: {advice}") from error
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "mlx_speech"
+    caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
+    return home / caches / "mlx_speech"
 
 
 @contextlib.contextmanager
@@ -49,8 +63,9 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
     place cannot be written.
     """
     check_target(target, overwrite)
-    made = [folder for folder in target.parents if not folder.exists()]  # innermost first
-    stage = old = None
+    new_parents = [folder for folder in target.parents if not folder.exists()]  # innermost first
+    stage: Path | None = None
+    replaced: Path | None = None  # what was at `target`, moved aside
     try:
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,16 +75,18 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
             stage.chmod(0o755)
             check_target(target, overwrite)
             if target.exists():
-                old = target.rename(stage.with_name(stage.name + ".old"))
+                replaced = target.rename(stage.with_name(f"{stage.name}{REPLACED}"))
             stage.rename(target)
     finally:
-        if old is not None and not target.exists():
-            old.rename(target)
-        for leftover in filter(None, (stage, old)):
-            shutil.rmtree(leftover, ignore_errors=True)
-        for folder in made if not target.exists() else ():
-            with contextlib.suppress(OSError):  # not made after all, or another process has put something in
-                folder.rmdir()
+        if replaced is not None and not target.exists():
+            replaced.rename(target)
+        for leftover in (stage, replaced):
+            if leftover is not None:
+                shutil.rmtree(leftover, ignore_errors=True)
+        if not target.exists():
+            for folder in new_parents:
+                with contextlib.suppress(OSError):  # not made after all, or another process has put something in
+                    folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -95,21 +112,24 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 def _prefix(target: Path) -> str:
-    return f".{target.name}.partial-{_HOST}-"  # another host's processes cannot be asked
+    """What the names of this host's stages beside `target` begin with; the number of their process follows."""
+    return f".{target.name}.partial-{HOST}-"  # another host's processes cannot be asked
 
 
 def _sweep(target: Path) -> None:
     """Clear away what processes that were killed left beside `target`; a model they had moved aside comes back."""
     for leftover in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
         pid = leftover.name.removeprefix(_prefix(target)).split("-")[0]
-        if pid.isdecimal() and len(pid) < 10 and not _alive(int(pid)):
-            if leftover.suffix == ".old" and not target.exists():
-                leftover.rename(target)
-            else:
-                shutil.rmtree(leftover, ignore_errors=True)
+        if not pid.isdecimal() or len(pid) > MAX_PID_DIGITS or _alive(int(pid)):
+            continue
+        if leftover.suffix == REPLACED and not target.exists():
+            leftover.rename(target)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:
+    """Whether there is a process of that number on this host."""
     try:
         os.kill(pid, 0)
     except OSError as error:

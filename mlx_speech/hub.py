@@ -18,14 +18,27 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mlx_speech.errors import CorruptFile, HubError, OptionError, OutputError, SourceError, SourceNotFound, shorten
+from mlx_speech.errors import (
+    CorruptFile,
+    HubError,
+    OptionError,
+    OutputError,
+    SourceError,
+    SourceNotFound,
+    shorten,
+)
 
 logger = logging.getLogger(__name__)
 
 # Weights, best spelling first; one is fetched. Failing these, a single file at the root that ends in one of LOOSE.
 WEIGHTS = (
-    *("model.safetensors", "model.safetensors.index.json", "weights.safetensors", "weights.npz"),
-    *("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin"),
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "weights.safetensors",
+    "weights.npz",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.bin",
 )
 LOOSE = (".pt", ".pth", ".ckpt", ".jit")
 FILE_SUFFIXES = (*LOOSE, ".bin", ".safetensors", ".npz", ".onnx", ".json", ".yaml")
@@ -34,12 +47,16 @@ DESCRIPTION = re.compile(
     r"|added_tokens|normalizer|vocab|vocabulary)\.json|(merges|vocab|vocabulary)\.txt|[^/]+\.tiktoken"
     r"|config\.yaml|README\.md|LICEN[CS]E[^/]*"
 )
+PIPELINE_CONFIG = "config.yaml"
 PIPELINE = re.compile(r"(segmentation|embedding|plda)/(pytorch_model\.bin|config\.yaml|README\.md|[^/]+\.npz)")
 ADAPTER = re.compile(r"adapter\.([\w-]+)\.(safetensors|bin)")
 REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # becomes a path in the cache
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 REPO_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
-MAX_FRONT = 1 << 16  # characters; PyYAML takes seconds for a megabyte
+MAX_REPO_ID = 96  # characters, by the hub's rules
+MAX_FRONT_MATTER = 1 << 16  # characters; PyYAML takes seconds for a megabyte
+HASH_BLOCK = 1 << 20  # bytes
+RETRY_WAITS = (1, 2)  # seconds, before another try
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -48,6 +65,7 @@ class Snapshot:
     """A revision of a repository, in the hub's cache.
 
     path : the folder with the files
+    repo : its name, owner/name
     revision : the full hash of the commit
     licence : as the repository's card names it ("mit", "cc-by-4.0"), None where it does not
     """
@@ -63,16 +81,18 @@ def is_repo_id(text: str) -> bool:
 
     Whatever exists on this machine is a path, and so is what has a model file's ending ("large.pt", "old/model.bin").
     """
-    wrong = ("--" in text) or (".." in text) or text.endswith((".", "-", ".git")) or len(text) > 96
-    wrong = wrong or not REPO_ID.fullmatch(text) or text.lower().endswith(FILE_SUFFIXES)
-    return not wrong and not Path(text).exists()
+    if not REPO_ID.fullmatch(text) or len(text) > MAX_REPO_ID:
+        return False
+    if "--" in text or ".." in text or text.endswith((".", "-", ".git")):
+        return False
+    return not text.lower().endswith(FILE_SUFFIXES) and not Path(text).exists()
 
 
 def sha256(path: Path, tell: Callable[[int], object] = int) -> str:
     """Of a file's content, in hexadecimal. tell : called with the bytes of every block read"""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(HASH_BLOCK):
             digest.update(block)
             tell(len(block))
     return digest.hexdigest()
@@ -95,7 +115,10 @@ def fetch(repo: str, revision: str | None = None, *, language: str | None = None
 
         try:
             info = HfApi().model_info(repo, revision=revision)
-        except (*_http_errors(), ConnectionError) as error:  # OfflineModeIsEnabled is a ConnectionError
+        except (
+            *_http_errors(),
+            ConnectionError,
+        ) as error:  # OfflineModeIsEnabled is a ConnectionError
             if not _is_outage(error):
                 raise
             sha = _cached(repo, revision, language, _explain(error, repo, revision))
@@ -105,13 +128,19 @@ def fetch(repo: str, revision: str | None = None, *, language: str | None = None
             sha = str(info.sha)
             if not COMMIT.fullmatch(sha):  # it becomes the name of a folder
                 raise ValueError(f"{sha[:80]!r} for a commit")
-            _collect(repo, [file.rfilename for file in info.siblings or []], language, partial(_download, repo, sha))
-            ref = _store(repo) / "refs" / (revision or "main")
-            with suppress(OSError):  # it is needed only without network; a cache that is read-only serves as well
-                ref.parent.mkdir(parents=True, exist_ok=True)
-                ref.write_text(sha, encoding="utf-8")
+            names = [file.rfilename for file in info.siblings or []]
+            _collect(repo, names, language, partial(_download, repo, sha))
+            _remember(repo, revision, sha)
         folder = _store(repo) / "snapshots" / sha
         return Snapshot(folder, repo, sha, readme_licence(folder / "README.md"))
+
+
+def _remember(repo: str, revision: str | None, sha: str) -> None:
+    """Note in the cache which commit a branch or tag is at, as huggingface_hub does."""
+    ref = _store(repo) / "refs" / (revision or "main")
+    with suppress(OSError):  # it is needed only without network; a cache that is read-only serves as well
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(sha, encoding="utf-8")
 
 
 def upload(folder: Path, repo: str) -> str:
@@ -139,31 +168,40 @@ def _collect(repo: str, names: list[str], language: str | None, get: Callable[[s
     weights = _weights(repo, names, get)
     if language is not None:
         weights.append(_adapter(repo, names, language))
-    described = [name for name in names if DESCRIPTION.fullmatch(name) and name != "config.yaml"]
-    # A pipeline's own config.yaml comes last: a copy that has it has everything, which matters without network.
-    for name in (*described, *weights, *(["config.yaml"] if "config.yaml" in names else [])):
+    needed = [name for name in names if DESCRIPTION.fullmatch(name) and name != PIPELINE_CONFIG]
+    needed += weights
+    if PIPELINE_CONFIG in names:  # last: a copy that has it has everything, which matters without network
+        needed.append(PIPELINE_CONFIG)
+    for name in needed:
         get(name)
 
 
 def _weights(repo: str, names: list[str], get: Callable[[str], Path]) -> list[str]:
-    parts = [name for name in names if PIPELINE.fullmatch(name)] if "config.yaml" in names else []
+    """Those of the files `names` that are the weights: one spelling of a model's, and those of a pipeline's parts."""
+    parts = [name for name in names if PIPELINE.fullmatch(name)] if PIPELINE_CONFIG in names else []
     for spelling in WEIGHTS:
         if spelling in names:
-            shards = _shards(repo, spelling, names, get(spelling)) if spelling.endswith(".index.json") else []
+            shards = []
+            if spelling.endswith(".index.json"):
+                shards = _shards(repo, spelling, names, get(spelling))
             return [spelling, *shards, *parts]
     loose = [name for name in names if "/" not in name and name.endswith(LOOSE)]
-    whole = any(name.endswith((".bin", ".npz")) for name in parts)
-    if len(loose) > 1 and not whole:
+    if len(loose) == 1:
+        return [*loose, *parts]
+    complete = any(name.endswith((".bin", ".npz")) for name in parts)
+    if loose and not complete:
         raise SourceError(f"{repo}: more than one file of weights ({shorten(loose)}): download one and give its path")
-    if loose or whole or "config.yaml" in names:  # which may be a pipeline whose models lie in other repositories
-        return [*(loose if len(loose) == 1 else []), *parts]
+    if complete or PIPELINE_CONFIG in names:  # which may be a pipeline whose models lie in other repositories
+        return parts
     seen = shorten(sorted(names)) or "nothing at all"
     raise SourceError(f"{repo}: no weights that can be converted, only {seen}: give another repository or revision")
 
 
 def _shards(repo: str, index: str, names: list[str], path: Path) -> list[str]:
+    """The files that an index at `path` names, all of them among the repository's."""
     try:
-        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(weight_map.values()))
         wrong = [name for name in shards if ".." in name.split("/") or name.startswith("/") or name not in names]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptFile(f"{repo}: {index} is no index of weights: try another revision") from error
@@ -173,18 +211,26 @@ def _shards(repo: str, index: str, names: list[str], path: Path) -> list[str]:
 
 
 def _adapter(repo: str, names: list[str], language: str) -> str:
+    """The adapter of a language. Raises `OptionError` where there is none."""
     for name in (f"adapter.{language}.safetensors", f"adapter.{language}.bin"):
         if name in names:
             return name
-    found = sorted({match[1] for name in names if (match := ADAPTER.fullmatch(name))})
-    hint = f"choose one of the {len(found)}: {shorten(found, 12)}" if found else "it has none: leave the language out"
+    languages = set()
+    for name in names:
+        match = ADAPTER.fullmatch(name)
+        if match is not None:
+            languages.add(match[1])
+    hint = "it has none: leave the language out"
+    if languages:
+        hint = f"choose one of the {len(languages)}: {shorten(sorted(languages), 12)}"
     raise OptionError(f"{repo} has no adapter for the language {language!r}: {hint}")
 
 
 def _download(repo: str, sha: str, name: str) -> Path:
+    """A file of a commit, in the cache. Tried again where the hub or the connection fails."""
     from huggingface_hub import hf_hub_download
 
-    waits = [1, 2]  # seconds
+    waits = list(RETRY_WAITS)
     while True:
         try:
             _complete_blob(repo, sha, name)
@@ -207,14 +253,17 @@ def _complete_blob(repo: str, sha: str, name: str) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    store, url = _store(repo), hf_hub_url(repo, name, revision=sha)
+    store = _store(repo)
+    url = hf_hub_url(repo, name, revision=sha)
     if (store / "snapshots" / sha / name).exists():
         return
-    found = get_hf_file_metadata(url)
-    etag, size = found.etag or "", found.size
+    metadata = get_hf_file_metadata(url)
+    etag = metadata.etag or ""
+    size = metadata.size
     if not SHA256.fullmatch(etag):
         return
-    blob, part = store / "blobs" / etag, store / "blobs" / f"{etag}.incomplete"
+    blob = store / "blobs" / etag
+    part = store / "blobs" / f"{etag}.incomplete"
     lock = Path(constants.HF_HUB_CACHE, ".locks", store.name, f"{etag}.lock")  # the one huggingface_hub takes
     blob.parent.mkdir(parents=True, exist_ok=True)
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +275,14 @@ def _complete_blob(repo: str, sha: str, name: str) -> None:
             if size is not None and file.tell() > size:
                 file.truncate(0)
             done = file.seek(0, 2)
-            http_get(url, file, resume_size=done, headers=headers, expected_size=size, displayed_filename=name)
+            http_get(
+                url,
+                file,
+                resume_size=done,
+                headers=headers,
+                expected_size=size,
+                displayed_filename=name,
+            )
         if sha256(part) != etag:
             part.unlink()
             raise CorruptFile(f"{repo}: {name} arrived damaged (its SHA-256 is not the hub's): fetch it again")
@@ -237,7 +293,9 @@ def _cached(repo: str, revision: str | None, language: str | None, reason: Excep
     """The commit that the cache holds of `revision`, if it is all there; otherwise raises `reason`."""
     store = _store(repo)
     ref = store / "refs" / (revision or "main")
-    sha = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision or "main"
+    sha = revision or "main"
+    if ref.is_file():
+        sha = ref.read_text(encoding="utf-8").strip()
     if not COMMIT.fullmatch(sha):
         raise reason
     folder = store / "snapshots" / sha
@@ -264,20 +322,25 @@ def readme_licence(card: Path) -> str | None:
     if not card.is_file():
         return None
     with card.open(encoding="utf-8", errors="replace") as file:
-        start, closed, _ = file.read(MAX_FRONT).removeprefix("---").partition("\n---")
+        front_matter, closing, _ = file.read(MAX_FRONT_MATTER).removeprefix("---").partition("\n---")
+    if not closing:
+        return None
     try:
-        front = yaml.safe_load(start) if closed else None
+        entries = yaml.safe_load(front_matter)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         return None  # a card that cannot be read names no licence
-    licence = front.get("license") if isinstance(front, dict) else None
-    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence if isinstance(licence, str) else None
+    licence = entries.get("license") if isinstance(entries, dict) else None
+    if isinstance(licence, list):
+        return ", ".join(map(str, licence))
+    return licence if isinstance(licence, str) else None
 
 
 def _http_errors() -> tuple[type[Exception], ...]:
     """What requests raise: errors of httpx or httpx2, whichever this release of huggingface_hub uses."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    client = sys.modules[next(kind.__module__ for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")]
+    base = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+    client = sys.modules[base.__module__]
     return client.HTTPError, client.InvalidURL
 
 
@@ -286,13 +349,22 @@ def _is_outage(error: Exception) -> bool:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code >= 500 or error.response.status_code == 429
+        return _is_overload(error.response.status_code)
     # An errno comes from this machine's disk; LocalEntryNotFoundError follows tries of huggingface_hub's own.
     return not isinstance(error, LocalEntryNotFoundError) and getattr(error, "errno", None) is None
 
 
+def _is_overload(status: int) -> bool:
+    """Whether a hub that answers so is down, or asked too often."""
+    return status >= 500 or status == 429
+
+
 @contextmanager
 def _explained(repo: str, revision: str | None = None, writing: bool = False) -> Iterator[None]:
+    """What huggingface_hub raises inside is one of this package's errors, naming `repo` and what to do.
+
+    writing : to the repository, not reading from it
+    """
     try:
         import huggingface_hub.hf_api
     except ValueError as error:  # it splits HF_ENDPOINT on import
@@ -313,7 +385,8 @@ def _explain(error: BaseException, repo: str, revision: str | None, writing: boo
 
     if isinstance(error, errors.LocalEntryNotFoundError):
         error = error.__cause__ or error
-    hub, reason = constants.ENDPOINT, " ".join(str(error).split()) or type(error).__name__
+    hub = constants.ENDPOINT
+    reason = " ".join(str(error).split()) or type(error).__name__
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
     if isinstance(error, errors.HFValidationError):
         return SourceNotFound(f"{repo!r} is no name of a repository: write organisation/name")
@@ -328,7 +401,7 @@ def _explain(error: BaseException, repo: str, revision: str | None, writing: boo
         return SourceNotFound(f"no repository {repo} on the hub: check its name, or hf auth login if it is private")
     if isinstance(error, errors.RevisionNotFoundError):
         return SourceNotFound(f"{repo} has no revision {revision!r}: give one of its branches, tags or commits")
-    if status == 429 or status >= 500:
+    if _is_overload(status):
         return HubError(f"{hub} answers {status} when asked for {repo}: try again later, or give a local folder")
     if status:
         return HubError(f"{hub} refuses access to {repo}: {reason}")

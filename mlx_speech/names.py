@@ -18,7 +18,7 @@ from mlx_speech.package_data import table
 DEFAULT_GPU = "large-v3-turbo"
 DEFAULT_CPU = "small"
 SUFFIX = re.compile(r"-(?:q(\d)|(\d)bit)$")
-
+MLX_COMMUNITY = "mlx-community"
 
 ALIGN: dict[str, str] = table("align")  # language → repository
 
@@ -50,7 +50,8 @@ class Whisper:
 
     def megabytes(self, q_bits: int | None = None) -> float:
         """Of the weights, to download and in memory: float16, or quantized, two float16 to a group of 64."""
-        return self.millions * (2 if q_bits is None else (q_bits + 0.5) / 8)
+        bytes_per_weight = 2.0 if q_bits is None else (q_bits + 0.5) / 8
+        return self.millions * bytes_per_weight
 
 
 ENGLISH = "English only"
@@ -76,7 +77,8 @@ WHISPER = {
     "distil-large-v3": Whisper("distil-whisper/distil-large-v3", 756.4, DISTIL, "distil-whisper-large-v3"),
     "distil-large-v3.5": Whisper("distil-whisper/distil-large-v3.5", 756.4, DISTIL),
 }
-WHISPER |= {"large": WHISPER["large-v3"], "turbo": WHISPER["large-v3-turbo"]}
+WHISPER["large"] = WHISPER["large-v3"]
+WHISPER["turbo"] = WHISPER["large-v3-turbo"]
 
 
 def whisper_sources(name: str) -> list[Source]:
@@ -85,21 +87,43 @@ def whisper_sources(name: str) -> list[Source]:
     name : one of `WHISPER` (a folder of the same name is written ./small), or a hub repository, a folder or a file,
         which is then the only source. Raises `OptionError` for other names, with similar ones.
     """
-    size, q_bits = SUFFIX.sub("", name), _bits(name)
-    model = WHISPER.get(size)
-    if model is not None:
-        ready = [end for end in ("", *model.quantized) if _bits(end) == q_bits and model.mlx]
-        return [*(Source(f"mlx-community/{model.mlx}{end}") for end in ready), Source(model.original, q_bits)]
-    if "/" in name or "\\" in name or _exists(name):
+    size = SUFFIX.sub("", name)
+    if size in WHISPER:
+        return _sources_of_size(WHISPER[size], _bits(name))
+    if "/" in name or "\\" in name or exists(name):
         return [Source(name)]
-    similar = [found + name[len(size) :] for found in difflib.get_close_matches(size.lower(), WHISPER, 3)]
+    suffix = name[len(size) :]
+    similar = [match + suffix for match in difflib.get_close_matches(size.lower(), WHISPER, 3)]
     advice = f"did you mean {' or '.join(similar)}?" if similar else f"choose from {', '.join(WHISPER)}"
     raise OptionError(f"no model {brief(name)}, nor a file or folder of that name: {advice}")
 
 
 def is_short_name(name: str) -> bool:
     """Whether it stands for a Whisper ("tiny", "small-q4"); not where there is a file or folder that is called so."""
-    return SUFFIX.sub("", name) in WHISPER and not _exists(name)
+    return SUFFIX.sub("", name) in WHISPER and not exists(name)
+
+
+def _sources_of_size(model: Whisper, q_bits: int | None) -> list[Source]:
+    sources = []
+    if model.mlx is not None:
+        for ending in ("", *model.quantized):
+            if _bits(ending) == q_bits:
+                sources.append(Source(f"{MLX_COMMUNITY}/{model.mlx}{ending}"))
+    return [*sources, Source(model.original, q_bits)]
+
+
+def original(name: str) -> str:
+    """The repository of the PyTorch weights that a short name of a Whisper stands for; other names as they are.
+
+    Raises `OptionError` for a short name with a suffix (-4bit, -q8): how weights are stored is a matter of options.
+    """
+    size = SUFFIX.sub("", name)
+    if size not in WHISPER:
+        return name
+    if size != name:
+        advice = f"give model={size!r} with quantize=True, q_bits={_bits(name)}"
+        raise OptionError(f"{name} is a quantized model, and originals are not: {advice}")
+    return WHISPER[size].original
 
 
 def align_source(language: str) -> str | None:
@@ -107,13 +131,15 @@ def align_source(language: str) -> str | None:
     return ALIGN.get(language)
 
 
-def _bits(name: str) -> int | None:
-    found = SUFFIX.search(name)
-    return int(found[1] or found[2]) if found else None
-
-
-def _exists(name: str) -> bool:
+def exists(name: str) -> bool:
+    """Whether there is a file or folder of that name."""
     try:
         return bool(name) and Path(name).expanduser().exists()
     except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a NUL
         return False
+
+
+def _bits(name: str) -> int | None:
+    """The bits that the end of a name speaks of."""
+    match = SUFFIX.search(name)
+    return int(match[1] or match[2]) if match is not None else None

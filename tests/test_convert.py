@@ -593,6 +593,49 @@ def test_upload(shelf: Shelf, tmp_path: Path) -> None:
         assert f"{hub.url}/me/out-4bit" in done.stdout
 
 
+# --- short names -----------------------------------------------------------------------------------------------------
+
+
+def test_a_short_name_is_the_repository_of_the_original(shelf: Shelf, tmp_path: Path) -> None:
+    files = contents(shelf["whisper safetensors"])
+    with HubServer({"openai/whisper-tiny": Repo(files), "openai/whisper-large-v3-turbo": Repo(files)}) as hub:
+        env = hub_environment(hub.url, tmp_path / "home")
+        done = python(tmp_path, "-m", "mlx_speech.convert", "--model", "tiny", env=env)
+        assert "mlx_models/whisper-tiny" in done.stdout
+        out = tmp_path / "mlx_models" / "whisper-tiny"
+        assert config(out)["source"]["repo"] == "openai/whisper-tiny"
+        assert "--model openai/whisper-tiny --revision" in (out / "README.md").read_text()
+        script = "from mlx_speech.convert import convert; print(convert('turbo', revision='main', quantize=True).path)"
+        done = python(tmp_path, "-c", script, env=env)
+        assert done.stdout == "mlx_models/whisper-large-v3-turbo-4bit\n"
+        before = len(hub.log)
+        done = python(tmp_path, "-m", "mlx_speech.convert", "--model", "tiny", env=env, code=2)
+        assert "exists already" in done.stderr and len(hub.log) == before, "seen before anything is fetched"
+
+
+@pytest.mark.parametrize(("name", "bits"), [("tiny-q4", 4), ("tiny-4bit", 4), ("large-v3-8bit", 8)])
+def test_a_short_name_with_a_suffix_says_which_options_to_use(name: str, bits: int, run: Callable) -> None:
+    size = name.rpartition("-")[0]
+    with pytest.raises(OptionError, match=rf"{name}.*model='{size}' with quantize=True, q_bits={bits}"):
+        convert(name)
+    assert run("--model", name, code=2).count("\n") == 1 and not list(Path().iterdir())
+
+
+def test_what_exists_comes_before_a_short_name(shelf: Shelf, run: Callable) -> None:
+    shutil.copytree(shelf["whisper safetensors"], "tiny")
+    run("--model", "tiny")
+    assert config(Path("mlx_models/tiny"))["source"]["repo"] is None
+    shutil.copytree(shelf["whisper safetensors"], "base-q4")
+    run("--model", "base-q4")
+    assert same(weights(Path("mlx_models/base-q4")), weights(Path("mlx_models/tiny")))
+
+
+def test_the_name_of_the_model_that_comes_with_the_package(shelf: Shelf, run: Callable) -> None:
+    run("--model", "silero_vad")
+    assert same(weights(Path("mlx_models/silero_vad")), weights(shelf.converted("silero")))
+    assert "--model silero_vad" in Path("mlx_models/silero_vad/README.md").read_text()
+
+
 # --- no framework is needed ------------------------------------------------------------------------------------------
 
 BLOCK = """
@@ -1181,7 +1224,7 @@ def alignment_heads(dims: dict[str, int], folder: Path | None = None, **tensors:
     names = ("encoder.conv1.weight", "encoder.positional_embedding", "decoder.positional_embedding")
     found = {name: from_array(np.zeros((2, 2, 3), np.float32), name) for name in names}
     found |= {name: from_array(array, name) for name, array in tensors.items()}
-    path = (folder or Path("nowhere")) / "model.safetensors"
+    path = folder / "model.safetensors" if folder else Path(__file__)  # a file that is no published one
     return whisper_sources.recipe(Source(path, "x", found, [path], extra={"dims": dims})).config["alignment_heads"]
 
 

@@ -21,7 +21,7 @@ from test_convert import config, contents, dtypes, hub_environment, python, same
 import mlx_speech
 from mlx_speech.checkpoint import load_folder
 from mlx_speech.convert import convert
-from mlx_speech.convert.formats.ctranslate2 import is_ctranslate2, read_ctranslate2
+from mlx_speech.convert.formats.ctranslate2 import read_ctranslate2, recognises
 from mlx_speech.errors import ConfigError, CorruptFile, SourceError, UnknownFamily, WeightsMismatch
 from mlx_speech.models import whisper
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
@@ -475,4 +475,4 @@ def test_what_is_told_by_its_first_bytes(tmp_path: Path) -> None:
         (struct.pack("<I", 6) + ct2.string("Änderungs-Spec"), False),
     ):
         path.write_bytes(content)
-        assert is_ctranslate2(path) is expected
+        assert recognises(path) is expected

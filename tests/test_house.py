@@ -16,7 +16,8 @@ import pytest
 
 import mlx_speech
 from mlx_speech import models
-from mlx_speech.convert import port
+from mlx_speech.convert import families
+from mlx_speech.convert.parity import measures
 from mlx_speech.models.base import BaseModel, BaseModelArgs
 
 ROOT = Path(mlx_speech.__file__).parent
@@ -250,12 +251,11 @@ def test_only_two_functions_reach_for_the_converter() -> None:
 def test_frameworks_are_only_for_verification() -> None:
     counted = ("pyannote.core", "pyannote.metrics")  # no framework: they count errors
     found = [f for f in IMPORTS if f.name.partition(".")[0] in FRAMEWORKS and not f.name.startswith(counted)]
-    assert {f.file.relative_to(ROOT).as_posix() for f in found} == {
-        "convert/parity/originals.py",
-        "convert/parity/measures.py",
-    }
-    assert all(f.lazy for f in found if f.file.name == "measures.py")
-    assert not [str(f) for f in OURS if f.name == "mlx_speech.convert.parity.originals" and not f.lazy]
+    assert {f.file.relative_to(ROOT).parent.as_posix() for f in found} == {"convert/parity"}
+    assert all(f.lazy for f in found)
+    # what runs an original is for the conversion's end, and otherwise reached through the registry of families
+    users = [f for f in OURS if f.name.startswith("mlx_speech.convert.parity") and "parity" not in f.file.parts]
+    assert {(f.file.name, f.name) for f in users} == {("run.py", "mlx_speech.convert.parity.measures")}
 
 
 # --- size and completeness -------------------------------------------------------------------------------------------
@@ -291,12 +291,15 @@ def test_no_work_at_import_and_no_broad_excepts() -> None:
 @pytest.mark.parametrize("family", models.FAMILIES)
 def test_every_family_is_complete(family: str) -> None:
     assert (ROOT / "models" / f"{family}.py").is_file() and (ROOT / "convert" / "families" / f"{family}.py").is_file()
-    module, converter = models.module(family), port.converter(family)
+    assert (ROOT / "convert" / "parity" / f"{family}.py").is_file() and models.FAMILIES[family].title
+    module, converter, case = models.module(family), families.converter(family), measures.parity_case(family)
     assert issubclass(module.Model, BaseModel) and issubclass(module.ModelArgs, BaseModelArgs)
     assert callable(converter.recognise) and callable(converter.recipe)
     assert converter.TAGS and all(isinstance(tag, str) for tag in converter.TAGS)
     assert converter.PIPELINE_TAG is None or isinstance(converter.PIPELINE_TAG, str)
-    assert module.__doc__ and converter.__doc__ and module.Model.__call__.__doc__
+    assert all(isinstance(name, str) for name in converter.COMPANIONS) and isinstance(converter.TAKES_LANGUAGE, bool)
+    assert case.ORIGINALS and callable(case.build) and callable(case.measure)
+    assert module.__doc__ and converter.__doc__ and module.Model.__call__.__doc__ and case.__doc__
 
 
 def test_every_file_of_a_family_is_registered() -> None:
@@ -310,7 +313,6 @@ def test_every_public_function_is_described() -> None:
         tree = ast.parse(file.read_text(encoding="utf-8"))
         assert ast.get_docstring(tree), file
         for node in tree.body:
-            short = isinstance(node, ast.FunctionDef) and node.name in ("recognise", "recipe")  # port.py says
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not short:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 missing += [] if ast.get_docstring(node) else [f"{file.name}: {node.name}"]
     assert not missing, missing

@@ -19,7 +19,12 @@ from conftest import real, record
 from mlx_speech import checkpoint, load_audio
 from mlx_speech.convert import convert
 from mlx_speech.convert.parity import measures
-from mlx_speech.convert.parity.originals import openai_whisper, whisper_of_transformers
+from mlx_speech.convert.parity.whisper import (
+    WhisperOriginal,
+    encoder_row,
+    openai_whisper,
+    whisper_of_transformers,
+)
 
 PAUSES = Path(checkpoint.__file__).parent / "assets" / "demo" / "pauses.flac"
 PRECISIONS: dict[str, dict[str, Any]] = {
@@ -257,13 +262,13 @@ def test_not_a_number_is_no_parity() -> None:
     assert [row.ok for row in rows] == [True, True, False]
 
 
-def encoder_that_rounds(offset: float, dtype: torch.dtype = torch.float32) -> measures.WhisperOriginal:
+def encoder_that_rounds(offset: float, dtype: torch.dtype = torch.float32) -> WhisperOriginal:
     """The identity, but for what is lost of `x` beside an offset."""
 
     def encode(x: torch.Tensor) -> torch.Tensor:
         return (x.to(dtype) + offset) - offset
 
-    return measures.WhisperOriginal(encode, lambda *_: None, lambda: encoder_that_rounds(offset, torch.float64))
+    return WhisperOriginal(encode, lambda *_: None, lambda: encoder_that_rounds(offset, torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -275,14 +280,14 @@ def test_the_bar_of_an_encoder_is_as_wide_as_the_originals_rounding_asks_for(
     x = torch.rand(1, 80, 100, generator=torch.Generator().manual_seed(0))
     original = encoder_that_rounds(offset)
     expected = original.encode(x)
-    row = measures.encoder_row(original, x, expected, expected.numpy() + np.float32(apart))
+    row = encoder_row(original, x, expected, expected.numpy() + np.float32(apart))
     assert row.ok is ok
     assert ("own rounding" in row.measure) == (offset > 0)
-    assert not measures.encoder_row(original, x, expected, expected.numpy() * np.nan).ok
+    assert not encoder_row(original, x, expected, expected.numpy() * np.nan).ok
 
 
 def test_an_original_that_only_rounds_proves_nothing() -> None:
     original = encoder_that_rounds(3e5)
     x = torch.rand(1, 80, 100)
     with pytest.raises(measures.ParityError, match="proves nothing"):
-        measures.encoder_row(original, x, original.encode(x), x.numpy() + 1)
+        encoder_row(original, x, original.encode(x), x.numpy() + 1)

@@ -23,8 +23,10 @@ from conftest import absent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_speech.convert.formats import pytorch
-from mlx_speech.convert.formats.pytorch import Stub, read_npz, read_torch, state_dict
+from mlx_speech.convert.formats import pytorch, unpickler
+from mlx_speech.convert.formats.npz import read_npz
+from mlx_speech.convert.formats.pytorch import read_torch, state_dict
+from mlx_speech.convert.formats.unpickler import Stub
 from mlx_speech.errors import CorruptFile, SourceError, SourceNotFound
 from mlx_speech.tensors import Tensor
 
@@ -338,7 +340,7 @@ def archive(
 def legacy(path: Path, pickled: bytes, values: bytes = bytes(64)) -> Path:
     machine = {"protocol_version": 1001, "little_endian": True}
     keys = ["0"] if b"FloatStorage" in pickled else []
-    data = [pickle.dumps(x, 2) for x in (pytorch.LEGACY[0], 1001, machine)] + [pickled, pickle.dumps(keys, 2)]
+    data = [pickle.dumps(x, 2) for x in (pytorch.LEGACY_MAGIC, 1001, machine)] + [pickled, pickle.dumps(keys, 2)]
     path.write_bytes(b"".join(data) + (struct.pack("<q", len(values) // 4) + values if keys else b""))
     return path
 
@@ -448,11 +450,11 @@ def test_nothing_of_this_process_can_be_changed(tmp_path: Path) -> None:
     """BUILD on what stands for a known name must not reach the function behind it, nor one file another."""
     name = "torch._utils._rebuild_tensor_v2"
     path = archive(tmp_path / "x.pt", dumps([Built("torch.Size", (), state=(None, {"x": 1}))]))
-    before = dict(pytorch.KNOWN)
+    before = dict(unpickler.KNOWN)
     refused(read_torch, path) if not isinstance(read_torch(path), list) else None
     pickled = b"\x80\x02" + g(name) + b"}" + t("__defaults__") + b"Nsb0" + dumps(rebuilt())[2:]
     same(read_torch(archive(tmp_path / "y.pt", pickled)), torch.zeros(2, 3))
-    assert before == pytorch.KNOWN
+    assert before == unpickler.KNOWN
     tensor = read_torch(archive(tmp_path / "z.pt", dumps(rebuilt())[:-1] + b"}" + t("raw") + b"Nsb."))
     same(tensor, torch.zeros(2, 3))
 
@@ -621,7 +623,7 @@ def test_a_small_pickle_takes_little_memory(tmp_path: Path, monkeypatch: pytest.
         refused(read_torch, archive(path, dumps(Call("builtins.bytearray", 2**36))))
         refused(read_torch, archive(path, dumps(Call("builtins.bytes", 2**36))))
         refused(read_torch, archive(path, dumps(Call("_codecs.encode", "x", "zlib"))))
-        monkeypatch.setattr(pytorch._Metered, "left", 5000)
+        monkeypatch.setattr(unpickler.MeteredPickle, "left", 5000)
         refused(read_torch, archive(path, b"\x80\x04" + b"\x8f" * 9000 + b"."), "steps")  # sets of 200 bytes each
         framed = b"\x80\x04\x95" + struct.pack("<Q", 9001) + b"\x8f" * 9000 + b"."
         refused(read_torch, archive(path, framed), "steps")

@@ -25,7 +25,7 @@ from mlx_speech import blas, checkpoint, load_audio
 from mlx_speech.convert import convert
 from mlx_speech.convert.parity import measures
 from mlx_speech.convert.parity.measures import Row
-from mlx_speech.convert.parity.originals import openai_whisper
+from mlx_speech.convert.parity.whisper import openai_whisper
 from mlx_speech.ops import kernels
 from mlx_speech.stages.whisper import batched, decode, word_times
 from mlx_speech.stages.whisper.tokenizer import Tokenizer

@@ -4,38 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
+
+import mlx.nn as nn
 
 from mlx_speech.errors import OptionError, shorten
 from mlx_speech.models.base import BaseModel
 
+Mode: TypeAlias = Literal["affine", "mxfp4", "nvfp4", "mxfp8"]
+MixedRecipe: TypeAlias = Literal["mixed_3_6", "mixed_4_6", "mixed_4_8"]
+Dtype: TypeAlias = Literal["float16", "bfloat16", "float32"]
+
 # mode → (group size, bits), as in mlx_lm
-MODES = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
+MODES: dict[Mode, tuple[int, int]] = {
+    "affine": (64, 4),
+    "mxfp4": (32, 4),
+    "nvfp4": (16, 4),
+    "mxfp8": (32, 8),
+}
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
-DTYPES = ("float16", "bfloat16", "float32")
+DTYPES: tuple[Dtype, ...] = ("float16", "bfloat16", "float32")
 
 # name → bits of the robust layers, bits of the sensitive ones. Robust are the feed-forward layers; sensitive are
 # attention and Whisper's embedding, which is its output layer too. (On Whisper base and tiny.en, where the original's
 # probabilities are the measure, 4 bits in the decoder's blocks cost more than 4 bits in all feed-forward layers.)
-RECIPES = {"mixed_3_6": (3, 6), "mixed_4_6": (4, 6), "mixed_4_8": (4, 8)}
+RECIPES: dict[MixedRecipe, tuple[int, int]] = {
+    "mixed_3_6": (3, 6),
+    "mixed_4_6": (4, 6),
+    "mixed_4_8": (4, 8),
+}
 
 
-def _check(option: str, value: object, choices: Collection[object]) -> None:
-    if value is not None and value not in choices:
-        raise OptionError(f"{option} {value}: choose from {', '.join(map(str, choices))}")
+# The parameters of a quantized layer, as `mx.quantize` takes them: group_size, bits and mode.
+LayerQuantization: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is written; the names, meanings and defaults are those of mlx_lm.convert."""
+    """How a model is written; the names, meanings and defaults are those of mlx_lm.convert.
+
+    Raises `OptionError` for a wrong value, and for values that conflict.
+    """
 
     quantize: bool = False
     q_group_size: int | None = None
     q_bits: int | None = None
-    q_mode: str = "affine"
-    quant_predicate: str | None = None
-    dtype: str | None = None
+    q_mode: Mode = "affine"
+    quant_predicate: MixedRecipe | None = None
+    dtype: Dtype | None = None
     dequantize: bool = False
 
     def __post_init__(self) -> None:
@@ -43,8 +60,9 @@ class Options:
             raise OptionError("quantize=True and dequantize=True conflict: leave one of them out")
         _check("q_mode", self.q_mode, MODES)
         _check("dtype", self.dtype, DTYPES)
-        given = (self.q_bits, self.q_group_size, self.quant_predicate)
-        if not self.quantize and (any(value is not None for value in given) or self.q_mode != "affine"):
+        details = (self.q_bits, self.q_group_size, self.quant_predicate)
+        detailed = self.q_mode != "affine" or any(value is not None for value in details)
+        if detailed and not self.quantize:
             raise OptionError("q_bits, q_group_size, q_mode and quant_predicate need quantize=True")
         group_size, bits = MODES[self.q_mode]
         if self.q_mode == "affine":
@@ -57,35 +75,65 @@ class Options:
             raise OptionError("quant_predicate sets the bits itself: leave out q_bits and q_mode")
 
     @property
-    def defaults(self) -> dict[str, Any]:
+    def defaults(self) -> LayerQuantization:
         """The parameters of a layer that no recipe speaks of."""
         group_size, bits = MODES[self.q_mode]
-        return {"group_size": self.q_group_size or group_size, "bits": self.q_bits or bits, "mode": self.q_mode}
+        return {
+            "group_size": self.q_group_size or group_size,
+            "bits": self.q_bits or bits,
+            "mode": self.q_mode,
+        }
 
     @property
     def suffix(self) -> str:
         """What is appended to the name of the output folder."""
-        how = self.quant_predicate or f"{self.defaults['bits']}bit"
-        return f"-{how}" if self.quantize else ""
+        if not self.quantize:
+            return ""
+        if self.quant_predicate is not None:
+            return f"-{self.quant_predicate}"
+        return f"-{self.defaults['bits']}bit"
 
 
-def choose(model: BaseModel, options: Options) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def _check(option: str, value: object, choices: Collection[object]) -> None:
+    if value is not None and value not in choices:
+        raise OptionError(f"{option} {value}: choose from {', '.join(map(str, choices))}")
+
+
+def choose(model: BaseModel, options: Options) -> tuple[dict[str, LayerQuantization], dict[str, Any]]:
     """The layers of `model` to be quantized, each with its parameters, and the entry for config.json.
 
     Raises `OptionError` where the group size does not divide the width of a layer.
     """
-    able = [(path, module) for path, module in model.named_modules() if hasattr(module, "to_quantized")]
-    candidates = {path: module for path, module in able if model.quant_predicate(path, module)}
-    group_size = options.defaults["group_size"]
-    odd = sorted(path for path, module in candidates.items() if module.weight.shape[-1] % group_size)
-    if odd:
-        width = candidates[odd[0]].weight.shape[-1]
-        fit = [size for size in GROUP_SIZES if not any(m.weight.shape[-1] % size for m in candidates.values())]
-        able = fit and options.q_mode == "affine"
-        advice = f"use q_group_size={fit[-1]}" if able else "this model cannot be quantized so"
-        raise OptionError(f"groups of {group_size} do not divide the width {width} of {shorten(odd, 2)}: {advice}")
+    candidates: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        if hasattr(module, "to_quantized") and model.quant_predicate(path, module):
+            candidates[path] = module
+    widths = {path: module["weight"].shape[-1] for path, module in candidates.items()}
+    _check_widths(widths, options)
+    defaults = options.defaults
     if options.quant_predicate is None:
-        return dict.fromkeys(candidates, options.defaults), options.defaults
-    bits: dict[str, int] = dict(zip(("low", "high"), RECIPES[options.quant_predicate], strict=True))
-    chosen = {path: {**options.defaults, "bits": bits[model.quant_recipe(path)]} for path in candidates}
-    return chosen, {**options.defaults, "bits": bits["low"], **chosen}
+        return dict.fromkeys(candidates, defaults), {**defaults}
+    low, high = RECIPES[options.quant_predicate]
+    chosen: dict[str, LayerQuantization] = {}
+    for path in candidates:
+        bits = low if model.quant_recipe(path) == "low" else high
+        chosen[path] = {
+            "group_size": defaults["group_size"],
+            "bits": bits,
+            "mode": defaults["mode"],
+        }
+    return chosen, {**defaults, "bits": low, **chosen}
+
+
+def _check_widths(widths: dict[str, int], options: Options) -> None:
+    """Raises `OptionError` where the group size does not divide a layer's width. widths : path → inputs of a layer"""
+    group_size = options.defaults["group_size"]
+    undivided = sorted(path for path, width in widths.items() if width % group_size)
+    if not undivided:
+        return
+    advice = "this model cannot be quantized so"
+    dividing = [size for size in GROUP_SIZES if all(width % size == 0 for width in widths.values())]
+    if dividing and options.q_mode == "affine":
+        advice = f"use q_group_size={dividing[-1]}"
+    width = widths[undivided[0]]
+    raise OptionError(f"groups of {group_size} do not divide the width {width} of {shorten(undivided, 2)}: {advice}")

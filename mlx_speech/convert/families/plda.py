@@ -8,33 +8,49 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlx_speech.convert.port import Recipe, same
 from mlx_speech.convert.read import Source
+from mlx_speech.convert.recipe import Recipe, same
 from mlx_speech.errors import WeightsMismatch
 from mlx_speech.tensors import Tensor, combine
 
 PIPELINE_TAG = None
-TAGS = ["speaker-diarization", "plda", "pyannote"]
+TAGS = ("speaker-diarization", "plda", "pyannote")
+COMPANIONS = ()
+TAKES_LANGUAGE = False
 
 NAMES = ("mean1", "mean2", "lda", "mu", "tr", "psi")
+SORTED_BY_PSI = ("tr", "psi")
 TABLE = same(*NAMES)
 
 
 def recognise(source: Source) -> bool:
+    """A transform, and variances between speakers."""
     return {"lda", "tr", "psi"} <= set(source.tensors)
 
 
 def recipe(source: Source, language: str | None = None) -> Recipe:
-    # one that is not there is missed when all are checked
-    parts = {name: source.tensors[name] for name in NAMES if name in source.tensors}
-    if len(parts["lda"].shape) != 2 or len(parts["psi"].shape) != 1 or parts["tr"].shape[:1] != parts["psi"].shape:
-        raise WeightsMismatch(f"lda {parts['lda'].shape}, tr {parts['tr'].shape}, psi {parts['psi'].shape} do not fit")
-    size, lda = parts["lda"].shape
+    """Everything in float64, the largest variance leading. Raises `WeightsMismatch` for sizes that do not fit."""
+    lda = source.tensors["lda"]
+    tr = source.tensors["tr"]
+    psi = source.tensors["psi"]
+    if len(lda.shape) != 2 or len(psi.shape) != 1 or tr.shape[:1] != psi.shape:
+        raise WeightsMismatch(f"lda {lda.shape}, tr {tr.shape}, psi {psi.shape} do not fit")
+    tensors = dict(source.tensors)
+    for name in NAMES:
+        if name not in tensors:  # it is missed when all are checked
+            continue
+        tensor = tensors[name]
+        if name in SORTED_BY_PSI:
+            tensors[name] = combine([tensor, psi], _by_falling_psi, tensor.shape, "float64")
+        else:
+            tensors[name] = _in_float64(tensor)
+    embedding_size, lda_size = lda.shape
+    return Recipe({"embedding_size": embedding_size, "lda_size": lda_size}, tensors, TABLE, "pyannote.audio")
 
-    def ordered(name: str) -> Tensor:
-        pair = [parts[name], parts["psi"]]
-        return combine(pair, lambda array, psi: array[np.argsort(-psi, kind="stable")], parts[name].shape, "float64")
 
-    plain = {name: combine([parts[name]], np.asarray, parts[name].shape, "float64") for name in parts}
-    tensors = {**source.tensors, **plain, "tr": ordered("tr"), "psi": ordered("psi")}
-    return Recipe({"embedding_size": size, "lda_size": lda}, tensors, TABLE, "pyannote.audio")
+def _in_float64(tensor: Tensor) -> Tensor:
+    return combine([tensor], np.asarray, tensor.shape, "float64")
+
+
+def _by_falling_psi(rows: np.ndarray, psi: np.ndarray) -> np.ndarray:
+    return rows[np.argsort(-psi, kind="stable")]

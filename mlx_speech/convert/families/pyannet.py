@@ -9,19 +9,26 @@ from math import comb
 from typing import Any
 
 from mlx_speech.convert import fold
-from mlx_speech.convert.formats.lightning import hyper_parameters, specifications
-from mlx_speech.convert.port import Drop, Recipe, Table, same
+from mlx_speech.convert.families.lightning import hyper_parameters, specifications
 from mlx_speech.convert.read import Source
+from mlx_speech.convert.recipe import Drop, Recipe, Table, same
 from mlx_speech.errors import ConfigError, WeightsMismatch, brief, shorten
 from mlx_speech.tensors import Tensor
 
 PIPELINE_TAG = "voice-activity-detection"
-TAGS = ["speaker-segmentation", "speaker-diarization", "pyannote"]
+TAGS = ("speaker-segmentation", "speaker-diarization", "pyannote")
+COMPANIONS = ()
+TAKES_LANGUAGE = False
 
-MAX_CLASSES = 100
-MONO_LABEL, MULTI_LABEL = 1, 2  # pyannote.audio.core.task.Problem
+MAX_CLASSES = 100  # speakers of a chunk; the powerset of more would not be built
+MONO_LABEL = 1  # pyannote.audio.core.task.Problem
+MULTI_LABEL = 2
+DEFAULT_STRIDE = 10  # pyannote's own, of the first convolution
+DEFAULT_SAMPLE_RATE = 16000
 
 FILTERBANK = "sincnet.conv1d.0.filterbank"
+CLASSIFIER = "classifier.weight"
+FIRST_LINEAR = "linear.0.weight"
 
 TABLE: Table = {
     **same("lstm.{}", "linear.{}", "classifier", "sincnet.conv0"),
@@ -33,20 +40,30 @@ TABLE: Table = {
 
 
 def recognise(source: Source) -> bool:
+    """The learned filters of SincNet."""
     return f"{FILTERBANK}.low_hz_" in source.tensors
 
 
 def recipe(source: Source, language: str | None = None) -> Recipe:
+    """The filters made, the LSTMs' layers folded.
+
+    Raises `ConfigError` for a task other than diarization's, `WeightsMismatch` for tensors that are no PyanNet's.
+    """
     tensors = dict(source.tensors)
-    parameters, specs = hyper_parameters(source), specifications(source)
-    config = {**_sizes(tensors), **_task(specs, tensors)}
+    parameters = hyper_parameters(source)
+    config = {**_sizes(tensors), **_task(specifications(source), tensors)}
     sincnet = parameters.get("sincnet")
-    config["sincnet_stride"] = sincnet.get("stride", 10) if isinstance(sincnet, dict) else 10
-    config["sample_rate"] = parameters.get("sample_rate", 16000)
+    config["sincnet_stride"] = DEFAULT_STRIDE
+    if isinstance(sincnet, dict):
+        config["sincnet_stride"] = sincnet.get("stride", DEFAULT_STRIDE)
+    config["sample_rate"] = parameters.get("sample_rate", DEFAULT_SAMPLE_RATE)
     fold.sinc(tensors, FILTERBANK, "sincnet.conv0.weight", config["sample_rate"])
     for layer in range(config["lstm_num_layers"]):
-        names = [_lstm_name(tensors, layer) + direction for direction in ("", "_reverse")]
-        fold.lstm(tensors, names if config["lstm_bidirectional"] else names[:1], f"lstm.{layer}")
+        forward = _lstm_name(tensors, layer)
+        directions = [forward]
+        if config["lstm_bidirectional"]:
+            directions.append(f"{forward}_reverse")
+        fold.lstm(tensors, directions, f"lstm.{layer}")
     return Recipe(config, tensors, TABLE, "pyannote.audio")
 
 
@@ -57,34 +74,52 @@ def _lstm_name(tensors: dict[str, Tensor], layer: int) -> str:
 
 
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    layers = len(fold.numbered(tensors, "lstm.weight_ih_l{}") or fold.numbered(tensors, "lstm.{}.weight_ih_l0"))
-    if not layers or "classifier.weight" not in tensors:
+    """Widths and numbers of layers, as the tensors show them."""
+    layers = fold.numbered(tensors, "lstm.weight_ih_l{}") or fold.numbered(tensors, "lstm.{}.weight_ih_l0")
+    if not layers or CLASSIFIER not in tensors:
         raise ConfigError("no LSTM or no classifier among the tensors of this PyanNet")
-    read = ["classifier.weight", _lstm_name(tensors, 0), *(["linear.0.weight"] if "linear.0.weight" in tensors else [])]
-    wrong = [name for name in read if len(tensors[name].shape) != 2]
-    if wrong:
-        raise WeightsMismatch(f"no matrices: {', '.join(wrong)}")
-    linear = [name for name in tensors if name.startswith("linear.") and name.endswith(".weight")]
-    first = _lstm_name(tensors, 0)
-    width = tensors["linear.0.weight"].shape[0] if "linear.0.weight" in tensors else 1
-    sizes = {"num_classes": tensors["classifier.weight"].shape[0], "lstm_hidden_size": tensors[first].shape[0] // 4}
-    sizes |= {"lstm_num_layers": layers, "lstm_bidirectional": f"{first}_reverse" in tensors}
-    return {**sizes, "linear_hidden_size": width, "linear_num_layers": len(linear)}
+    first_lstm = _lstm_name(tensors, 0)
+    matrices = [CLASSIFIER, first_lstm]
+    if FIRST_LINEAR in tensors:
+        matrices.append(FIRST_LINEAR)
+    misshapen = [name for name in matrices if len(tensors[name].shape) != 2]
+    if misshapen:
+        raise WeightsMismatch(f"no matrices: {', '.join(misshapen)}")
+    linear_layers = [name for name in tensors if name.startswith("linear.") and name.endswith(".weight")]
+    return {
+        "num_classes": tensors[CLASSIFIER].shape[0],
+        "lstm_hidden_size": tensors[first_lstm].shape[0] // 4,  # four gates
+        "lstm_num_layers": len(layers),
+        "lstm_bidirectional": f"{first_lstm}_reverse" in tensors,
+        "linear_hidden_size": tensors[FIRST_LINEAR].shape[0] if FIRST_LINEAR in tensors else 1,
+        "linear_num_layers": len(linear_layers),
+    }
 
 
 def _task(specs: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Chunk length, speakers and powerset, checked against the classifier."""
-    classes, largest = specs.get("classes"), specs.get("powerset_max_classes")
+    """Chunk length, speakers and powerset, checked against the classifier. specs : of the checkpoint"""
+    classes = specs.get("classes")
+    largest = specs.get("powerset_max_classes")
     if not isinstance(classes, list) or "duration" not in specs:
         raise ConfigError(f"specifications without classes or duration (saw {shorten(sorted(map(str, specs)))})")
-    problem = specs.get("problem", MULTI_LABEL if largest is None else MONO_LABEL)
-    if problem != (MULTI_LABEL if largest is None else MONO_LABEL):
+    expected_problem = MULTI_LABEL if largest is None else MONO_LABEL
+    problem = specs.get("problem", expected_problem)
+    if problem != expected_problem:
         raise ConfigError(f"problem {brief(problem)} with powerset_max_classes={brief(largest)} is not supported")
-    outputs, count = tensors["classifier.weight"].shape[0], len(classes)
-    if count > MAX_CLASSES or (largest is not None and (type(largest) is not int or not 0 < largest < 100)):
+    count = len(classes)
+    sound = largest is None or (type(largest) is int and 0 < largest < 100)
+    if count > MAX_CLASSES or not sound:
         raise ConfigError(f"powerset_max_classes is {brief(largest)} and there are {count} classes")
-    expected = count if largest is None else sum(comb(count, k) for k in range(largest + 1))
+    outputs = tensors[CLASSIFIER].shape[0]
+    expected = count
+    if largest is not None:
+        expected = sum(comb(count, speakers) for speakers in range(largest + 1))
     if outputs != expected:
         raise ConfigError(f"{outputs} outputs, but {count} classes with powerset_max_classes={largest} make {expected}")
-    warm_up = specs["warm_up"] if isinstance(specs.get("warm_up"), list) else None
-    return {"num_speakers": count, "powerset_max_classes": largest, "duration": specs["duration"], "warm_up": warm_up}
+    warm_up = specs.get("warm_up")
+    return {
+        "num_speakers": count,
+        "powerset_max_classes": largest,
+        "duration": specs["duration"],
+        "warm_up": warm_up if isinstance(warm_up, list) else None,
+    }

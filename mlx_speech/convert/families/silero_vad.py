@@ -6,36 +6,44 @@ The `.safetensors` file that lies beside it in the silero-vad package has other 
 from __future__ import annotations
 
 from mlx_speech.convert import fold
-from mlx_speech.convert.port import Drop, Recipe, Table
 from mlx_speech.convert.read import Source
+from mlx_speech.convert.recipe import Drop, Recipe, Table
 
 PIPELINE_TAG = "voice-activity-detection"
-TAGS = ["voice-activity-detection", "vad", "silero"]
+TAGS = ("voice-activity-detection", "vad", "silero")
+COMPANIONS = ()
+TAKES_LANGUAGE = False
 
 # prefix in the archive → sampling rate
 RATES = {"_model": 16000, "_model_8k": 8000}
 
 _STATE = Drop("what its last call left behind")
-TABLE: Table = {"_state": _STATE, "_context": _STATE}
-for _prefix, _rate in RATES.items():
-    _ours = f"vad_{_rate // 1000}k"
-    TABLE |= {
-        f"{_prefix}.stft.forward_basis_buffer": f"{_ours}.stft.weight",
-        f"{_prefix}.encoder.{{}}.reparam_conv": f"{_ours}.encoder.{{}}",
-        f"{_ours}.lstm": f"{_ours}.lstm",
-        f"{_prefix}.decoder.decoder.2": f"{_ours}.head",
-    }
+TABLE: Table = {
+    "_state": _STATE,
+    "_context": _STATE,
+    "_model.stft.forward_basis_buffer": "vad_16k.stft.weight",
+    "_model.encoder.{}.reparam_conv": "vad_16k.encoder.{}",
+    "vad_16k.lstm": "vad_16k.lstm",
+    "_model.decoder.decoder.2": "vad_16k.head",
+    "_model_8k.stft.forward_basis_buffer": "vad_8k.stft.weight",
+    "_model_8k.encoder.{}.reparam_conv": "vad_8k.encoder.{}",
+    "vad_8k.lstm": "vad_8k.lstm",
+    "_model_8k.decoder.decoder.2": "vad_8k.head",
+}
 
 
 def recognise(source: Source) -> bool:
+    """The Fourier basis of the 16 kHz network."""
     return "_model.stft.forward_basis_buffer" in source.tensors
 
 
 def recipe(source: Source, language: str | None = None) -> Recipe:
+    """Both networks, as far as the archive has them, with their LSTMs folded."""
     tensors = dict(source.tensors)
-    rates = [rate for prefix, rate in RATES.items() if any(name.startswith(f"{prefix}.") for name in tensors)]
+    rates = []
     for prefix, rate in RATES.items():
-        if rate in rates:
+        if any(name.startswith(f"{prefix}.") for name in source.tensors):
+            rates.append(rate)
             fold.lstm(tensors, [f"{prefix}.decoder.rnn.weight_ih"], f"vad_{rate // 1000}k.lstm")
-    hidden = tensors[f"vad_{rates[0] // 1000}k.lstm.Wh"].shape[-1]
-    return Recipe({"sample_rates": rates, "hidden_size": hidden}, tensors, TABLE, "silero-vad")
+    hidden_size = tensors[f"vad_{rates[0] // 1000}k.lstm.Wh"].shape[-1]
+    return Recipe({"sample_rates": rates, "hidden_size": hidden_size}, tensors, TABLE, "silero-vad")

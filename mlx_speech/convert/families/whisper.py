@@ -9,27 +9,38 @@ that differ by 6e-3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mlx_speech.convert import fold
 from mlx_speech.convert.formats import ctranslate2
-from mlx_speech.convert.port import Drop, Recipe, Table, require, same
 from mlx_speech.convert.read import Source
+from mlx_speech.convert.recipe import Drop, Recipe, Table, require, same
 from mlx_speech.errors import ConfigError, WeightsMismatch, brief
 from mlx_speech.hub import sha256
+from mlx_speech.models.base import MAX_SIZE
 from mlx_speech.models.whisper import sinusoids
 from mlx_speech.tensors import FLOATS, Tensor, combine
 
 PIPELINE_TAG = "automatic-speech-recognition"
-TAGS = ["whisper", "automatic-speech-recognition"]
-
+TAGS = ("whisper", "automatic-speech-recognition")
 COMPANIONS = (
-    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json", "normalizer.json"),
-    *("special_tokens_map.json", "generation_config.json", "preprocessor_config.json"),
-    *("*.tiktoken", "vocabulary.json", "vocabulary.txt"),
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "normalizer.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "*.tiktoken",
+    "vocabulary.json",
+    "vocabulary.txt",
 )
+TAKES_LANGUAGE = False
 
 OPENAI: Table = {
     **same("conv{}", "ln_post", "positional_embedding", path="encoder."),
@@ -40,7 +51,8 @@ for _blocks in ("encoder.blocks.{}.", "decoder.blocks.{}."):
     for _part in ("attn", "cross_attn"):
         OPENAI |= same("query", "key", "value", "out", path=f"{_blocks}{_part}.")
     OPENAI |= same("attn_ln", "cross_attn_ln", "mlp_ln", "mlp1", "mlp2", path=_blocks)
-    OPENAI |= {f"{_blocks}mlp.0": f"{_blocks}mlp1", f"{_blocks}mlp.2": f"{_blocks}mlp2"}
+    OPENAI[f"{_blocks}mlp.0"] = f"{_blocks}mlp1"
+    OPENAI[f"{_blocks}mlp.2"] = f"{_blocks}mlp2"
 
 # fmt: off
 # transformers' names, without the leading "model."
@@ -86,7 +98,8 @@ _NORM = {
     "decoder/layer_{}/attention/layer_norm": "decoder.blocks.{}.cross_attn_ln",
 }
 for _side in ("encoder", "decoder"):
-    _theirs, _ours = f"{_side}/layer_{{}}", f"{_side}.blocks.{{}}"
+    _theirs = f"{_side}/layer_{{}}"
+    _ours = f"{_side}.blocks.{{}}"
     _LINEAR[f"{_theirs}/self_attention/linear_1"] = f"{_ours}.attn.out"
     _LINEAR[f"{_theirs}/ffn/linear_0"] = f"{_ours}.mlp1"
     _LINEAR[f"{_theirs}/ffn/linear_1"] = f"{_ours}.mlp2"
@@ -94,14 +107,18 @@ for _side in ("encoder", "decoder"):
     _NORM[f"{_theirs}/self_attention/layer_norm"] = f"{_ours}.attn_ln"
     _NORM[f"{_theirs}/ffn/layer_norm"] = f"{_ours}.mlp_ln"
 for _theirs, _ours in _LINEAR.items():
-    CTRANSLATE2 |= {f"{_theirs}/weight": f"{_ours}.weight", f"{_theirs}/bias": f"{_ours}.bias"}
+    CTRANSLATE2[f"{_theirs}/weight"] = f"{_ours}.weight"
+    CTRANSLATE2[f"{_theirs}/bias"] = f"{_ours}.bias"
 for _theirs, _ours in _NORM.items():
-    CTRANSLATE2 |= {f"{_theirs}/gamma": f"{_ours}.weight", f"{_theirs}/beta": f"{_ours}.bias"}
+    CTRANSLATE2[f"{_theirs}/gamma"] = f"{_ours}.weight"
+    CTRANSLATE2[f"{_theirs}/beta"] = f"{_ours}.bias"
 for _theirs, _ours in _STACKED.items():
     for _part in ("query", "key", "value"):
         CTRANSLATE2[f"{_theirs}/weight/{_part}"] = f"{_ours}.{_part}.weight"
         CTRANSLATE2[f"{_theirs}/bias/{_part}"] = f"{_ours}.{_part}.bias"
     CTRANSLATE2[f"{_theirs}/bias/key"] = Drop("zero: Whisper's keys have no bias")
+# What is stacked in a variable of which layer, in this order.
+STACKED_PARTS = {"self_attention/linear_0": ("query", "key", "value"), "attention/linear_1": ("key", "value")}
 # the only settings that are Whisper's: 3 is the exact GELU
 SETTINGS = {
     "decoder/activation": 3, "decoder/pre_norm": 1, "decoder/scale_embeddings": 0, "decoder/alibi": 0,
@@ -135,9 +152,15 @@ ALIGNMENT_HEADS = {
     (51866, 1280, 4): "2,4 2,11 3,3 3,6 3,11 3,14",
 }
 # fmt: on
+LARGE_SIZE = (51865, 1280, 32)
 PUBLISHED_WIDTHS = {width for _, width, _ in ALIGNMENT_HEADS}  # whose heads are 64 wide
 LARGE_V1 = "9,19 11,2 11,4 11,17 22,7 22,11 22,17 23,2 23,15"
 LARGE_V1_SHA256 = "e4b87e7e0bf463eb8e6956e646f1e277e901512310def2c24bf0e11bd3c28e9a"
+
+KERNEL = 3  # of the convolutions
+HEAD_WIDTH = 64
+MAX_HEADS = 1024  # and layers
+MAX_POSITIONS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -178,34 +201,39 @@ SPELLINGS = (OPENAI_SPELLING, TRANSFORMERS_SPELLING, CTRANSLATE2_SPELLING)
 
 
 def recognise(source: Source) -> bool:
-    return _spelling(set(source.tensors)) is not None
+    """The first convolution and the decoder's positions, in one of the spellings."""
+    return _spelling(source.tensors) is not None
 
 
-def _spelling(names: set[str]) -> Spelling | None:
+def _spelling(tensors: dict[str, Tensor]) -> Spelling | None:
     """How a Whisper spells its tensors; None where they are no Whisper's."""
-    found = [spelling for spelling in SPELLINGS if {spelling.convolution, spelling.text_positions} <= names]
-    return found[0] if found else None
+    for spelling in SPELLINGS:
+        if spelling.convolution in tensors and spelling.text_positions in tensors:
+            return spelling
+    return None
 
 
 def recipe(source: Source, language: str | None = None) -> Recipe:
-    tensors = dict(source.tensors)
-    spelling = _spelling(set(tensors))
+    """Sizes, alignment heads, and the encoder's positions where the source has none.
+
+    Raises `ConfigError` for sizes that are not stated and cannot be told, and for settings that are not Whisper's.
+    """
+    spelling = _spelling(source.tensors)
     if spelling is CTRANSLATE2_SPELLING:
         return _ctranslate2(source)
-    ours = spelling is OPENAI_SPELLING
-    if not ours and "decoder.embed_tokens.weight" not in tensors and "proj_out.weight" in tensors:
-        tensors["decoder.embed_tokens.weight"] = tensors.pop("proj_out.weight")  # tied: either may have been saved
-    config = _openai_dims(source, tensors) if ours else _transformers_dims(source, tensors)
-    if not {"encoder.positional_embedding", "encoder.embed_positions.weight"} & set(tensors):
-        name = "encoder.positional_embedding" if ours else "encoder.embed_positions.weight"
-        tensors[name] = _positions(config, tensors["encoder.conv1.weight"].dtype)
-    config["alignment_heads"] = _alignment_heads(source, config, tensors)
-    if "silent_padding" in source.config:  # no key of transformers': the demo's models say it
-        config["silent_padding"] = source.config["silent_padding"]
-    # a kernel of three: in torch's layout the last axis, in MLX's the middle one
-    mlx_layout = tensors["encoder.conv1.weight"].shape[1:2] == (3,)
-    original = "openai-whisper" if ours else "transformers"
-    return Recipe(config, tensors, OPENAI if ours else TRANSFORMERS, original, mlx_layout, COMPANIONS)
+    if spelling is OPENAI_SPELLING:
+        return _openai(source)
+    return _transformers(source)
+
+
+# --- openai-whisper's names, and mlx-whisper's -----------------------------------------------------------------------
+
+
+def _openai(source: Source) -> Recipe:
+    tensors = dict(source.tensors)
+    config = _openai_dims(source, tensors)
+    _finish(source, config, tensors, OPENAI_SPELLING)
+    return Recipe(config, tensors, OPENAI, "openai-whisper", _has_mlx_layout(tensors), COMPANIONS)
 
 
 def _openai_dims(source: Source, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -218,27 +246,80 @@ def _openai_dims(source: Source, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {name: dims[name] for name in DIMS}
 
 
+# --- transformers' names ---------------------------------------------------------------------------------------------
+
+
+def _transformers(source: Source) -> Recipe:
+    tensors = dict(source.tensors)
+    if TRANSFORMERS_SPELLING.embedding not in tensors and "proj_out.weight" in tensors:
+        # They are tied: either may have been saved.
+        tensors[TRANSFORMERS_SPELLING.embedding] = tensors.pop("proj_out.weight")
+    config = _transformers_dims(source, tensors)
+    _finish(source, config, tensors, TRANSFORMERS_SPELLING)
+    return Recipe(config, tensors, TRANSFORMERS, "transformers", _has_mlx_layout(tensors), COMPANIONS)
+
+
 def _transformers_dims(source: Source, tensors: dict[str, Tensor]) -> dict[str, Any]:
     if not source.config:
         return _measured_with_heads(tensors, TRANSFORMERS_SPELLING, "config.json")
     missing = [name for name in ("d_model", *SIZES) if name not in source.config]
     if missing:
         raise ConfigError(f"config.json of this Whisper lacks {', '.join(missing)}")
-    require(source.config, "a Whisper", activation_function="gelu", scale_embedding=False, tie_word_embeddings=True)
+    require(
+        source.config,
+        "a Whisper",
+        activation_function="gelu",
+        scale_embedding=False,
+        tie_word_embeddings=True,
+    )
     config = {ours: source.config[theirs] for theirs, ours in SIZES.items()}
-    return {**config, "n_audio_state": source.config["d_model"], "n_text_state": source.config["d_model"]}
+    config["n_audio_state"] = source.config["d_model"]
+    config["n_text_state"] = source.config["d_model"]
+    return config
+
+
+# --- what both have in common ----------------------------------------------------------------------------------------
+
+
+def _finish(source: Source, config: dict[str, Any], tensors: dict[str, Tensor], spelling: Spelling) -> None:
+    """Put in what no source states with its sizes: positions into `tensors`, the rest into `config`."""
+    known = {OPENAI_SPELLING.audio_positions, TRANSFORMERS_SPELLING.audio_positions}
+    if not known & set(tensors):
+        tensors[spelling.audio_positions] = _positions(config, tensors[spelling.convolution].dtype)
+    config["alignment_heads"] = _alignment_heads(source, config, tensors)
+    if "silent_padding" in source.config:  # no key of transformers': the demo's models say it
+        config["silent_padding"] = source.config["silent_padding"]
+
+
+def _has_mlx_layout(tensors: dict[str, Tensor]) -> bool:
+    """A kernel of three is in torch's layout the last axis, in MLX's the middle one."""
+    return tensors[OPENAI_SPELLING.convolution].shape[1:2] == (KERNEL,)
+
+
+def _positions(config: dict[str, Any], dtype: str) -> Tensor:
+    """Of a source that has none (mlx-whisper computes them, in the dtype of its weights)."""
+    length = config["n_audio_ctx"]
+    width = config["n_audio_state"]
+    if not all(type(size) is int and 4 <= size <= MAX_POSITIONS for size in (length, width)):
+        raise ConfigError(f"n_audio_ctx={brief(length)} and n_audio_state={brief(width)} make no sense")
+    return combine([], partial(sinusoids, length, width), (length, width), dtype)
 
 
 def _measured(tensors: dict[str, Tensor], spelling: Spelling) -> dict[str, Any]:
     """The sizes that the weights show, which is all but the heads."""
-    ranks = {spelling.convolution: 3, spelling.audio_positions: 2, spelling.text_positions: 2, spelling.embedding: 2}
+    ranks = {
+        spelling.convolution: 3,
+        spelling.audio_positions: 2,
+        spelling.text_positions: 2,
+        spelling.embedding: 2,
+    }
     wrong = [name for name, rank in ranks.items() if name not in tensors or len(tensors[name].shape) != rank]
     if wrong:
         raise WeightsMismatch(f"sizes of a Whisper cannot be read off it: {', '.join(wrong)} missing or misshapen")
-    width, *kernel = tensors[spelling.convolution].shape
+    width, second, third = tensors[spelling.convolution].shape
     n_vocab, n_text_state = tensors[spelling.embedding].shape
     return {
-        "n_mels": kernel[1] if kernel[0] == 3 else kernel[0],  # a kernel of three; MLX's layout has it first
+        "n_mels": third if second == KERNEL else second,  # MLX's layout has the kernel first
         "n_vocab": n_vocab,
         "n_audio_ctx": tensors[spelling.audio_positions].shape[0],
         "n_text_ctx": tensors[spelling.text_positions].shape[0],
@@ -250,9 +331,11 @@ def _measured(tensors: dict[str, Tensor], spelling: Spelling) -> dict[str, Any]:
 
 
 def _measured_with_heads(tensors: dict[str, Tensor], spelling: Spelling, lacks: str) -> dict[str, Any]:
+    """All sizes. lacks : what should have stated them"""
     config = _measured(tensors, spelling)
-    heads = {f"n_{side}_head": _heads(config[f"n_{side}_state"], lacks) for side in ("audio", "text")}
-    return {**config, **heads}
+    config["n_audio_head"] = _heads(config["n_audio_state"], lacks)
+    config["n_text_head"] = _heads(config["n_text_state"], lacks)
+    return config
 
 
 def _heads(width: int, lacks: str) -> int:
@@ -262,7 +345,10 @@ def _heads(width: int, lacks: str) -> int:
     """
     if width not in PUBLISHED_WIDTHS:
         raise ConfigError(f"a Whisper without its sizes ({lacks}), and of a width of its own: {width}")
-    return width // 64
+    return width // HEAD_WIDTH
+
+
+# --- CTranslate2's names ---------------------------------------------------------------------------------------------
 
 
 def _ctranslate2(source: Source) -> Recipe:
@@ -273,12 +359,13 @@ def _ctranslate2(source: Source) -> Recipe:
     config = _measured(tensors, CTRANSLATE2_SPELLING)
     for side, kind in (("encoder", "audio"), ("decoder", "text")):
         name = f"{side}/num_heads"
-        stated = settings[name] if name in settings else _heads(config[f"n_{kind}_state"], name)
-        config[f"n_{kind}_head"] = stated
-    stacked = (("self_attention/linear_0", ("query", "key", "value")), ("attention/linear_1", ("key", "value")))
+        if name in settings:
+            config[f"n_{kind}_head"] = settings[name]
+        else:
+            config[f"n_{kind}_head"] = _heads(config[f"n_{kind}_state"], name)
     for name in list(tensors):
         path, _, leaf = name.rpartition("/")
-        for ending, parts in stacked:
+        for ending, parts in STACKED_PARTS.items():
             if path.endswith(f"/{ending}") and leaf in ("weight", "bias"):
                 fold.split(tensors, name, *parts)
                 _check_zero(tensors, f"{name}/key")
@@ -313,41 +400,59 @@ def _check_zero(tensors: dict[str, Tensor], name: str) -> None:
 def _generation_config(source: Source, config: dict[str, Any]) -> dict[str, Any]:
     """What CTranslate2's config.json says, in the file and under the names that transformers has for it."""
     content: dict[str, Any] = {"alignment_heads": config["alignment_heads"]}
-    for theirs, ours in (("suppress_ids", "suppress_tokens"), ("suppress_ids_begin", "begin_suppress_tokens")):
+    for theirs, ours in (
+        ("suppress_ids", "suppress_tokens"),
+        ("suppress_ids_begin", "begin_suppress_tokens"),
+    ):
         ids = source.config.get(theirs)
         if isinstance(ids, list) and all(type(token) is int and 0 <= token < config["n_vocab"] for token in ids):
             content[ours] = ids
     return {"generation_config.json": content}
 
 
-def _positions(config: dict[str, Any], dtype: str) -> Tensor:
-    """Of a source that has none (mlx-whisper computes them, in the dtype of its weights)."""
-    length, width = config["n_audio_ctx"], config["n_audio_state"]
-    if not all(type(n) is int and 4 <= n <= 1 << 16 for n in (length, width)):
-        raise ConfigError(f"n_audio_ctx={brief(length)} and n_audio_state={brief(width)} make no sense")
-    return combine([], lambda: sinusoids(length, width), (length, width), dtype)
+# --- alignment heads -------------------------------------------------------------------------------------------------
 
 
 def _alignment_heads(source: Source, config: dict[str, Any], tensors: dict[str, Tensor]) -> list[list[int]]:
-    """From generation_config.json, CTranslate2's config.json or the weights where they fit this decoder (distilled
-    models carry their teacher's), else the published ones of this size, else all heads of the upper half of the layers,
-    as openai/whisper does."""
-    layers, heads = config["n_text_layer"], config["n_text_head"]
+    """(layer, head) of every head whose attention follows the audio.
+
+    From generation_config.json, CTranslate2's config.json or the weights where they fit this decoder (distilled
+    models carry their teacher's), else the published ones of this size, else all heads of the upper half of the
+    layers, as openai/whisper does.
+    """
+    layers = config["n_text_layer"]
+    heads = config["n_text_head"]
     size = (config["n_vocab"], config["n_text_state"], layers)
-    if not all(type(n) is int and 0 < n <= 1 << 20 for n in (*size, heads)) or max(layers, heads) > 1024:
-        return []  # refused soon
-    published = ALIGNMENT_HEADS.get(size, "")
-    large = size == (51865, 1280, 32) and source.files[0].suffix == ".pt"  # v1 and v2 have the same sizes
-    if large and sha256(source.files[0]) == LARGE_V1_SHA256:
-        published = LARGE_V1
+    if not _sound(*size, heads) or max(layers, heads) > MAX_HEADS:
+        return []  # such a model is refused soon
     stated = source.json("generation_config.json").get("alignment_heads") or source.config.get("alignment_heads")
     kept = tensors["alignment_heads"].numpy().tolist() if "alignment_heads" in tensors else None
-    for found in (stated, kept, [[int(n) for n in pair.split(",")] for pair in published.split()]):
-        if found and isinstance(found, list) and all(_fits(pair, layers, heads) for pair in found):
-            return [[int(n) for n in pair] for pair in found]
+    for pairs in (stated, kept, _published_heads(source, size)):
+        if pairs and isinstance(pairs, list) and all(_fits(pair, layers, heads) for pair in pairs):
+            return [[int(number) for number in pair] for pair in pairs]
     return [[layer, head] for layer in range(layers // 2, layers) for head in range(heads)]
 
 
+def _published_heads(source: Source, size: tuple[int, int, int]) -> list[list[int]]:
+    """Those that openai/whisper has for a model of this size, [] where it has no such model."""
+    text = ALIGNMENT_HEADS.get(size, "")
+    # Large v1 and v2 have the same sizes: only the file tells. OpenAI's own has dims.
+    if size == LARGE_SIZE and "dims" in source.extra and sha256(source.files[0]) == LARGE_V1_SHA256:
+        text = LARGE_V1
+    pairs = []
+    for pair in text.split():
+        layer, head = pair.split(",")
+        pairs.append([int(layer), int(head)])
+    return pairs
+
+
+def _sound(*sizes: Any) -> bool:
+    return all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes)
+
+
 def _fits(pair: Any, layers: int, heads: int) -> bool:
-    whole = isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
-    return whole and 0 <= pair[0] < layers and 0 <= pair[1] < heads
+    """Whether it is a layer and a head of such a decoder."""
+    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(number, int) for number in pair):
+        return False
+    layer, head = pair
+    return 0 <= layer < layers and 0 <= head < heads

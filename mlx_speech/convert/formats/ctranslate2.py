@@ -20,28 +20,43 @@ from pathlib import Path
 
 import numpy as np
 
+from mlx_speech.convert.formats.contents import Contents, head_of
 from mlx_speech.errors import CorruptFile, UnknownFamily, WeightsMismatch, brief
 from mlx_speech.tensors import MAX_RANK, Tensor, combine, itemsize, reading, stored
 
+TITLE = "CTranslate2 (model.bin)"
+
 VERSION = 6
 REVISIONS = {"WhisperSpec": 3}  # specification → the revision whose variables are known
-DTYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")  # in the order of their numbers
+DTYPES = (
+    "float32",
+    "int8",
+    "int16",
+    "int32",
+    "float16",
+    "bfloat16",
+)  # in the order of their numbers
 MAX_VERSION = 1000  # a file that begins with a larger number is something else
 MAX_NAME = 512  # bytes of a variable's name; Whisper's longest has 49
 MAX_VARIABLES = 100_000  # Whisper large has 1200
+HEADER = struct.Struct("<IH")  # version, and the length of the specification's name
 SPECIFICATION = re.compile(rb"\w{1,200}Spec\0", re.ASCII)
 
 
-def is_ctranslate2(path: Path) -> bool:
+def recognises(path: Path) -> bool:
     """Whether the file begins as CTranslate2's do: a small version, and the name of a specification."""
-    with reading(path), path.open("rb") as file:
-        head = file.read(6)
-        if len(head) < 6:
-            return False
-        version, length = struct.unpack("<IH", head)
-        if not 0 < version <= MAX_VERSION or length > MAX_NAME:
-            return False
-        return SPECIFICATION.fullmatch(file.read(length)) is not None
+    head = head_of(path)
+    if len(head) < HEADER.size:
+        return False
+    version, length = HEADER.unpack_from(head)
+    if not 0 < version <= MAX_VERSION or length > MAX_NAME:
+        return False
+    return SPECIFICATION.fullmatch(head[HEADER.size : HEADER.size + length]) is not None
+
+
+def read(path: Path) -> Contents:
+    """The variables of a model."""
+    return Contents(read_ctranslate2(path), [path])
 
 
 def read_ctranslate2(path: Path) -> dict[str, Tensor]:
@@ -76,38 +91,47 @@ def dequantized(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name in quantized:
         values = tensors[name]
         scale = tensors[f"{name}_scale"]
-        whole = values.dtype in ("int8", "int16") and len(values.shape) > 0 and scale.dtype == "float32"
-        if not whole or scale.shape not in ((), (1,), values.shape[:1]):
-            said = f"{values.dtype} {list(values.shape)} with a scale of {scale.dtype} {list(scale.shape)}"
-            raise WeightsMismatch(f"{name}: no quantized variable: {said}")
-        numbers = scale.numpy()
-        if not (np.isfinite(numbers) & (numbers > 0)).all():
+        _check_pair(name, values, scale)
+        factors = scale.numpy()
+        if not (np.isfinite(factors) & (factors > 0)).all():
             raise CorruptFile(f"{name}_scale: scales that are no positive numbers: fetch it again")
         result[name] = combine([values, scale], _divide, values.shape, "float32")
         del result[f"{name}_scale"]
     return result
 
 
+def _check_pair(name: str, values: Tensor, scale: Tensor) -> None:
+    """Raises `WeightsMismatch` where a variable and its scale are none that CTranslate2 writes."""
+    quantized = values.dtype in ("int8", "int16") and len(values.shape) > 0
+    fitting = scale.dtype == "float32" and scale.shape in ((), (1,), values.shape[:1])
+    if not quantized or not fitting:
+        seen = f"{values.dtype} {list(values.shape)} with a scale of {scale.dtype} {list(scale.shape)}"
+        raise WeightsMismatch(f"{name}: no quantized variable: {seen}")
+
+
 def _widened(tensor: Tensor) -> Tensor:
     """In float32 if in a smaller float."""
-    return combine([tensor], np.asarray, tensor.shape, "float32") if tensor.dtype in ("float16", "bfloat16") else tensor
+    if tensor.dtype in ("float16", "bfloat16"):
+        return combine([tensor], np.asarray, tensor.shape, "float32")
+    return tensor
 
 
 def _divide(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return values.astype(np.float32) / scale.reshape(-1, *[1] * (values.ndim - 1))
+    column = (-1, *[1] * (values.ndim - 1))
+    return values.astype(np.float32) / scale.reshape(column)
 
 
 class _Cursor:
     """A place in the mapped file, which never leaves it."""
 
-    def __init__(self, mapped: mmap.mmap) -> None:
-        self.mapped = mapped
+    def __init__(self, content: mmap.mmap) -> None:
+        self.content = content
         self.place = 0
 
     @property
     def left(self) -> int:
         """Bytes up to the end of the file."""
-        return len(self.mapped) - self.place
+        return len(self.content) - self.place
 
     def skip(self, count: int) -> int:
         """Step over `count` bytes; gives where they begin."""
@@ -120,14 +144,15 @@ class _Cursor:
     def number(self, code: str) -> int:
         """An unsigned number; code : "B", "H" or "I", of 1, 2 or 4 bytes"""
         start = self.skip(struct.calcsize(code))
-        return struct.unpack_from(f"<{code}", self.mapped, start)[0]
+        return struct.unpack_from(f"<{code}", self.content, start)[0]
 
     def string(self) -> str:
+        """A name: printable ASCII, without the zero byte at its end."""
         length = self.number("H")
         if not 1 < length <= MAX_NAME:
             raise CorruptFile(f"a name of {length} bytes in it: fetch it again")
         start = self.skip(length)
-        text = self.mapped[start : self.place]
+        text = self.content[start : self.place]
         if text[-1:] != b"\0" or not text[:-1].isascii() or not text[:-1].decode().isprintable():
             raise CorruptFile(f"{brief(text)} for a name in it: fetch it again")
         return text[:-1].decode()
@@ -148,6 +173,7 @@ def _check_head(cursor: _Cursor) -> None:
 
 
 def _read_variables(cursor: _Cursor) -> dict[str, Tensor]:
+    """All variables, unread. Raises `CorruptFile` for one that is not as CTranslate2 writes it."""
     tensors: dict[str, Tensor] = {}
     for _ in range(_count(cursor)):
         name = cursor.string()
@@ -165,12 +191,13 @@ def _read_variables(cursor: _Cursor) -> dict[str, Tensor]:
         if nbytes != math.prod(shape) * itemsize(dtype):
             raise CorruptFile(f"{name} has {nbytes} bytes for {dtype} {list(shape)}: fetch it again")
         start = cursor.skip(nbytes)
-        tensors[name] = Tensor(shape, dtype, partial(_values, cursor.mapped, shape, dtype, start), (name,))
+        tensors[name] = Tensor(shape, dtype, partial(_values, cursor.content, shape, dtype, start), (name,))
     return tensors
 
 
-def _values(mapped: mmap.mmap, shape: tuple[int, ...], dtype: str, start: int) -> np.ndarray:
-    values = np.frombuffer(mapped, stored(dtype).newbyteorder("<"), math.prod(shape), start)
+def _values(content: mmap.mmap, shape: tuple[int, ...], dtype: str, start: int) -> np.ndarray:
+    """A variable's values, a view of the file where their address allows it."""
+    values = np.frombuffer(content, stored(dtype).newbyteorder("<"), math.prod(shape), start)
     # names of any length lie between them: most begin at addresses that their type must not have
     return np.require(values, requirements=["ALIGNED"]).reshape(shape)
 
@@ -189,6 +216,7 @@ def _add_aliases(cursor: _Cursor, tensors: dict[str, Tensor]) -> None:
 
 
 def _count(cursor: _Cursor) -> int:
+    """How many variables, or aliases, follow."""
     count = cursor.number("I")
     if count > MAX_VARIABLES:
         raise CorruptFile(f"claims to have {count} variables: fetch it again")

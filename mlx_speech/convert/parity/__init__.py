@@ -1,1 +1,1 @@
-"""The converted model beside its original."""
+"""The converted model beside its original: what is common in `measures`, and a file for every family."""

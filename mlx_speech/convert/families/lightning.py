@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlx_speech.convert.formats.pytorch import Stub
+from mlx_speech.convert.formats.unpickler import Stub
 from mlx_speech.convert.read import Source
 from mlx_speech.errors import ConfigError
 
-MAX_DEPTH, MAX_ITEMS = 50, 200_000  # a few bytes of a pickle can stand for a structure without end
+# A few bytes of a pickle can stand for a structure without end.
+MAX_DEPTH = 50
+MAX_ITEMS = 200_000
 
 
 def plain(value: Any) -> Any:
@@ -18,31 +20,36 @@ def plain(value: Any) -> Any:
     """
     left = MAX_ITEMS
 
-    def walk(value: Any, depth: int) -> Any:
+    def walk(node: Any, depth: int) -> Any:
         nonlocal left
         left -= 1
         if left < 0 or depth > MAX_DEPTH:
             raise ConfigError("what the checkpoint says of itself goes on without end: fetch it again")
-        if isinstance(value, Stub):
-            argument = value.args[0] if len(value.args) == 1 else value.args
-            return walk(value.entries or value.items or value.state or argument, depth + 1)
-        if isinstance(value, dict):
-            return {key: walk(item, depth + 1) for key, item in value.items() if isinstance(key, (str, int))}
-        return [walk(item, depth + 1) for item in value] if isinstance(value, (list, tuple)) else value
+        if isinstance(node, Stub):
+            argument = node.args[0] if len(node.args) == 1 else node.args
+            return walk(node.entries or node.items or node.state or argument, depth + 1)
+        if isinstance(node, dict):
+            return {key: walk(item, depth + 1) for key, item in node.items() if isinstance(key, (str, int))}
+        if isinstance(node, (list, tuple)):
+            return [walk(item, depth + 1) for item in node]
+        return node
 
     return walk(value, 0)
 
 
 def hyper_parameters(source: Source) -> dict[str, Any]:
     """The constructor's arguments; {} where the file has none."""
-    found = plain(source.extra.get("hyper_parameters", {}))
-    return found if isinstance(found, dict) else {}
+    parameters = plain(source.extra.get("hyper_parameters", {}))
+    return parameters if isinstance(parameters, dict) else {}
 
 
 def specifications(source: Source) -> dict[str, Any]:
-    """What the model was trained for (`pyannote.audio.core.task.Specifications`): problem, duration, classes …"""
+    """What the model was trained for (`pyannote.audio.core.task.Specifications`): problem, duration, classes …
+
+    Raises `ConfigError` where the file has none.
+    """
     header = plain(source.extra.get("pyannote.audio", {}))
-    found = header.get("specifications") if isinstance(header, dict) else None
-    if not isinstance(found, dict):
+    stated = header.get("specifications") if isinstance(header, dict) else None
+    if not isinstance(stated, dict):
         raise ConfigError("no specifications in this checkpoint: it was not written by pyannote.audio")
-    return found
+    return stated
