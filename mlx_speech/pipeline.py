@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -26,7 +26,7 @@ from mlx_speech.audio import MAX_DURATION, audio_from_array, load_audio, load_tr
 from mlx_speech.blas import check_process
 from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutOfMemory, brief
 from mlx_speech.loading import Models, Recogniser
-from mlx_speech.options import Options
+from mlx_speech.options import AudioTrack, Options, SpeakerNumbers, TranscribeOptions, checked_batch_size
 from mlx_speech.package_data import DEMO
 from mlx_speech.stages.align import align
 from mlx_speech.stages.assign import assign_speakers
@@ -45,6 +45,9 @@ from mlx_speech.stages.vad import (
 from mlx_speech.stages.whisper import batched, decode
 from mlx_speech.stages.whisper.longform import transcribe_sequential
 from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcript, space_between
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 SAMPLE_RATE = 16_000
 ALIGN_BATCH = 8
@@ -114,14 +117,19 @@ class Pipeline:
         return pipeline
 
     def __call__(
-        self, audio: Any, *, sample_rate: int | None = None, on_progress: Progress | None = None, **options: Any
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        on_progress: Progress | None = None,
+        **options: Unpack[TranscribeOptions],
     ) -> Transcript:
         """Transcribe one recording.
 
         audio : a path, "-" for standard input, a binary file, or samples (samples,) or (channels, samples)
         sample_rate : of samples, in Hz
         on_progress : called with (stage, seconds done, seconds in all, audio)
-        options : fields of `Options`
+        options : `TranscribeOptions`; their meanings stand with the fields of `Options`
 
         Raises `AudioError`, `OptionError`, `SourceError`, `OutOfMemory`, `ForkedProcess`.
         """
@@ -130,7 +138,9 @@ class Pipeline:
             raise result
         return result
 
-    def transcribe(self, recordings: Iterable[Any], *, on_progress: Progress | None = None, **options: Any) -> Results:
+    def transcribe(
+        self, recordings: Iterable[Any], *, on_progress: Progress | None = None, **options: Unpack[TranscribeOptions]
+    ) -> Results:
         """Transcribe many recordings; each is given, with its transcript, as soon as it is done.
 
         recordings : what `__call__` takes as audio, or (samples, sample_rate); taken as they are needed
@@ -142,7 +152,7 @@ class Pipeline:
         defaults = dict(self._defaults)
         if options.get("multilingual"):  # the language is then a chunk's, unless the caller names one as well
             defaults.pop("language", None)
-        return self._run(recordings, Options.of(**{**defaults, **options}), _Report(on_progress))
+        return self._run(recordings, Options.of(**dict(defaults, **options)), _Report(on_progress))
 
     def diarize(
         self,
@@ -150,8 +160,8 @@ class Pipeline:
         *,
         sample_rate: int | None = None,
         on_progress: Progress | None = None,
-        audio_track: int | str | None = None,
-        **numbers: int | None,
+        audio_track: AudioTrack = None,
+        **numbers: Unpack[SpeakerNumbers],
     ) -> Diarization:
         """Only the speakers of one recording. audio_track : as of `Options`; numbers : num_speakers, min_speakers,
         max_speakers. Raises as a call."""
@@ -182,14 +192,14 @@ class Pipeline:
 
     def _steps(self, recordings: Iterable[Any], options: Options, progress: _Report) -> Results:
         self._prepare(options)
-        alone = options.sequential or self._low_memory
+        alone = options.longform.sequential or self._low_memory
         waiting = iter(recordings)
         for first in waiting:  # again only after a failure, and where each recording goes alone
             recogniser = self.models.whisper()
             files: list[_File] = []
             group = [first] if alone else chain([first], waiting)
             listening = (self._listen(files, recording, recogniser, options, progress) for recording in group)
-            if options.sequential:
+            if options.longform.sequential:
                 for file in listening:
                     self._recognise_in_order(file, recogniser, options, progress)
             else:
@@ -206,22 +216,22 @@ class Pipeline:
         if options.wants_speakers:
             self.models.diarization()
             self._release("diarization")
-        if options.words == "ctc" and self.models.align_is_given:
+        if options.word_method == "ctc" and self.models.align_is_given:
             self.models.aligner(options.language or "en")
             self._release("align")
         tokenizer = self.models.whisper().tokenizer
         known = tokenizer.languages or ["en"]
         if options.language is not None and options.language not in known:
             raise OptionError(f"language {options.language!r} conflicts with the model, which knows {', '.join(known)}")
-        if options.task == "translate" and not tokenizer.multilingual:
+        if options.decoding.task == "translate" and not tokenizer.multilingual:
             raise OptionError('task "translate" conflicts with the model, which knows English only: choose another')
-        if options.task == "translate" and "turbo" in self.models.names["whisper"]:
+        if options.decoding.task == "translate" and "turbo" in self.models.names["whisper"]:
             warnings.warn("turbo was not trained to translate: choose another model, such as medium", stacklevel=2)
-        decode.check_tokens(options, tokenizer, self.models.whisper().model.args.n_text_ctx)
+        decode.check_tokens(options.decoding, tokenizer, self.models.whisper().model.args.n_text_ctx)
         size = self._chunk_size(options)
-        if options.vad and not options.sequential:  # its options are checked where they are used
+        if options.detection.vad and not options.longform.sequential:  # its options are checked where they are used
             self._regions(np.zeros(0, np.float32), options, size)
-        if options.words == "ctc" and options.language is not None and not self._low_memory:
+        if options.word_method == "ctc" and options.language is not None and not self._low_memory:
             self.models.aligner(options.language)
 
     def _listen(
@@ -242,34 +252,35 @@ class Pipeline:
             file.chunks = self._chunks(file, options, progress)
         file.language = options.language
         heard = file.chunks
-        if options.sequential and options.language is None and file.audio.size:  # the first window tells, as upstream
+        sequential = options.longform.sequential
+        if sequential and options.language is None and file.audio.size:  # the first window tells, as upstream
             heard = [Chunk(0.0, file.duration)]
         if options.language is None and not options.multilingual and heard:
             with file.timed("language"):
                 model, tokenizer = recogniser.model, recogniser.tokenizer
                 found = batched.detect_language(file.audio, heard, model, tokenizer, keep=file.encoded)
                 file.language, file.probability = found
-        if options.words == "ctc" and not options.multilingual and file.language and heard:
+        if options.word_method == "ctc" and not options.multilingual and file.language and heard:
             # with little memory it is loaded when Whisper has gone, and may turn out not to be had
             known = self.models.has_aligner if self._low_memory else self.models.aligner
             file.ctc = known(file.language) not in (None, False)
-        suspicious = options.hallucination_silence_threshold is not None  # words tell where the silences are
-        file.attention = suspicious or (options.words is not None and (self._low_memory or not file.ctc))
+        suspicious = options.words.hallucination_silence_threshold is not None  # words tell where the silences are
+        file.attention = suspicious or (options.word_method is not None and (self._low_memory or not file.ctc))
         self._release("vad", "diarization")
 
     def _chunk_size(self, options: Options) -> float:
         """Seconds: as asked for, or the model's window. Raises `OptionError` where that is shorter."""
         window = batched.samples_per_window(self.models.whisper().model) / SAMPLE_RATE
-        if options.chunk_size is not None and options.chunk_size > window:
-            said = f"chunk_size is {options.chunk_size:g}, and the model's window {window:g} seconds"
+        if options.detection.chunk_size is not None and options.detection.chunk_size > window:
+            said = f"chunk_size is {options.detection.chunk_size:g}, and the model's window {window:g} seconds"
             raise OptionError(f"{said}: give at most that, or leave chunk_size out")
-        return options.chunk_size or window
+        return options.detection.chunk_size or window
 
     def _chunks(self, file: _File, options: Options, progress: _Report) -> list[Chunk]:
         size = self._chunk_size(options)
-        if options.sequential or file.audio.size < MIN_SAMPLES:
+        if options.longform.sequential or file.audio.size < MIN_SAMPLES:
             return []
-        if not options.vad:
+        if not options.detection.vad:
             # nobody has said where speech is, so none can be missing
             return [replace(chunk, regions=()) for chunk in fixed_chunks(file.duration, size)]
         report = progress.of("vad", file.duration, file)
@@ -284,10 +295,10 @@ class Pipeline:
         return widened(chunks, pad=min(CHUNK_PAD, (size - longest) / 2), duration=file.duration)
 
     def _regions(self, audio: np.ndarray, options: Options, longest: float) -> list[Region]:
-        model = self.models.vad(options.vad_method)
-        if options.vad_method == "silero":
-            return detect_speech(audio, model, max_speech_duration_s=longest, **options.vad_options)
-        return detect_speech_pyannet(audio, model, max_duration=longest, **options.vad_options)
+        model = self.models.vad(options.detection.vad_method)
+        if options.detection.vad_method == "silero":
+            return detect_speech(audio, model, max_speech_duration_s=longest, **options.detection.vad_options)
+        return detect_speech_pyannet(audio, model, max_duration=longest, **options.detection.vad_options)
 
     def _recognise(
         self, files: list[_File], listening: Iterable[_File], recogniser: Recogniser, options: Options, report: _Report
@@ -312,11 +323,12 @@ class Pipeline:
             task.key.silences.append(region)
 
         before = time.perf_counter()
-        how = options.only("multilingual", "hallucination_silence_threshold")
-        how |= {"batch_size": size, "on_silence": note_silence}
-        for task, segments in batched.transcribe(tasks(), recogniser.model, recogniser.tokenizer, options, **how):
+        how: dict[str, Any] = {"multilingual": options.multilingual, "batch_size": size, "on_silence": note_silence}
+        how["hallucination_silence_threshold"] = options.words.hallucination_silence_threshold
+        model, tokenizer = recogniser.model, recogniser.tokenizer
+        for task, segments in batched.transcribe(tasks(), model, tokenizer, options.decoding, **how):
             file = task.key
-            if options.segment_resolution == "chunk" or file.ctc:
+            if options.words.segment_resolution == "chunk" or file.ctc:
                 segments = _joined(task.chunk, segments)  # Whisper's own times are too coarse to hold words to
             file.segments += segments
             waiting = [other for other in files for _ in range(other.pending)]
@@ -332,13 +344,13 @@ class Pipeline:
         if file.error is not None or file.audio.size < MIN_SAMPLES:
             return
         file.uses("whisper", self.models)
-        condition = options.condition_on_previous_text
         with _guarded([file], progress), file.timed("transcribe"):
-            how = options.only("carry_initial_prompt", "hallucination_silence_threshold", "clip_timestamps")
-            how |= {"language": file.language, "word_timestamps": file.attention}
-            how["condition_on_previous_text"] = condition is None or condition
+            how: dict[str, Any] = {"language": file.language, "word_timestamps": file.attention}
+            how["hallucination_silence_threshold"] = options.words.hallucination_silence_threshold
+            how |= options.longform.keywords
             how["on_progress"] = progress.of("transcribe", file.duration, file)
-            file.segments += transcribe_sequential(file.audio, recogniser.model, recogniser.tokenizer, options, **how)
+            model, tokenizer = recogniser.model, recogniser.tokenizer
+            file.segments += transcribe_sequential(file.audio, model, tokenizer, options.decoding, **how)
 
     def _finished(self, files: list[_File], options: Options, progress: _Report) -> Results:
         """Take out the recordings whose chunks are all there, and finish them."""
@@ -352,13 +364,13 @@ class Pipeline:
         if file.error is not None:
             return
         segments = tuple(sorted(file.segments, key=lambda segment: (segment.start, segment.end)))
-        if options.words is None:
+        if options.word_method is None:
             segments = tuple(replace(segment, words=()) for segment in segments)
-        if options.words == "ctc" and segments:
+        if options.word_method == "ctc" and segments:
             with file.timed("align"):
                 segments = self._align(file, segments, options, progress)
             self._release("align")
-        if options.words and options.segment_resolution == "sentence":
+        if options.word_method and options.words.segment_resolution == "sentence":
             segments = split_sentences(segments, file.language or "en")
         diarization = None
         if options.wants_speakers:
@@ -366,7 +378,8 @@ class Pipeline:
                 diarization = self._speakers(file, options, progress)
             segments = assign_speakers(segments, diarization)
             self._release("diarization")
-        language = file.language or _most_spoken(segments)
+        spoken = {code: sum(segment.duration for segment in group) for code, group in _by_language(segments, None)}
+        language = file.language or max(spoken, key=lambda code: spoken[code], default=None)
         file.transcript = Transcript(
             segments,
             language,
@@ -389,7 +402,7 @@ class Pipeline:
                 file.uses("align", self.models)
                 report = progress.of("align", sum(segment.duration for segment in group), file)
                 report(0)
-                how = {**options.only("return_char_alignments", "interpolate_method"), "batch_size": ALIGN_BATCH}
+                how = {**options.words.alignment, "batch_size": ALIGN_BATCH}
                 group = align(group, file.audio, model, language=language, on_progress=report, **how)
             aligned += group
         return tuple(sorted(aligned, key=lambda segment: (segment.start, segment.end)))
@@ -403,7 +416,8 @@ class Pipeline:
         file.uses("diarization", self.models)
         report = progress.of("diarize", file.duration, file)
         report(0)
-        return diarize(file.audio, model, on_progress=lambda part: report(part * file.duration), **options.speakers)
+        numbers: Any = options.speakers.numbers
+        return diarize(file.audio, model, on_progress=lambda part: report(part * file.duration), **numbers)
 
     def _open(self, file: _File, options: Options) -> None:
         """Read a recording. Where all of its sound tracks are asked for, and the speakers, the tracks may tell them."""
@@ -424,7 +438,7 @@ class Pipeline:
         tracks = [louder(track) for track in tracks]
         regions = [self._regions(track, options, math.inf) for track in tracks]
         count = len(speaking(regions))
-        bounds = speaker_bounds(**options.speakers)
+        bounds = speaker_bounds(**options.speakers.numbers)
         if bounds.low <= count <= bounds.high and speakers_apart(tracks, regions):
             said = f"{name}: {count} of its sound tracks hold a speaker each"
             warnings.warn(f"{said}: the tracks tell who speaks", stacklevel=2)
@@ -537,15 +551,6 @@ class _File:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def checked_batch_size(value: Any) -> int | str:
-    """ "auto", or a number of rows. Raises `OptionError` for anything else."""
-    if isinstance(value, str) and value == "auto":
-        return value
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise OptionError(f'batch_size is {brief(value)}: give "auto" or a whole number of at least 1')
-    return int(value)
-
-
 def _by_language(segments: Iterable[Segment], default: str | None) -> list[tuple[str, tuple[Segment, ...]]]:
     groups: dict[str, list[Segment]] = {}
     for segment in segments:
@@ -563,11 +568,6 @@ def _joined(chunk: Chunk, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
     words = tuple(word for segment in segments for word in segment.words)
     tokens = tuple(token for segment in segments for token in segment.tokens)
     return (replace(segments[0], start=chunk.start, end=chunk.end, text=text, words=words, tokens=tokens),)
-
-
-def _most_spoken(segments: Iterable[Segment]) -> str | None:
-    seconds = {code: sum(segment.duration for segment in group) for code, group in _by_language(segments, None)}
-    return max(seconds, key=lambda code: seconds[code], default=None)
 
 
 def _name(recording: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import typing
 import warnings
 from typing import Any
 
@@ -11,8 +10,9 @@ import numpy as np
 import pytest
 
 from mlx_speech.errors import OptionError, in_range
-from mlx_speech.options import PUNCTUATIONS, Options
+from mlx_speech.options import PUNCTUATIONS, Options, flat_options
 from mlx_speech.pipeline import Pipeline
+from mlx_speech.stages.whisper import word_times
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
@@ -21,23 +21,24 @@ def test_numbers_of_numpy_are_numbers() -> None:
         temperature=np.array([0.0, 0.5]), chunk_size=np.int64(20), vad=np.bool_(True),
         suppress_tokens=np.array([-1, 5]),
     )  # fmt: skip
-    assert (found.beam_size, found.best_of, found.seed, found.num_speakers) == (5, 2, 3, 2)
-    assert {type(value) for value in (found.beam_size, found.best_of, found.seed, found.num_speakers)} == {int}
-    assert found.patience == 2.0 and type(found.patience) is float and found.vad is True
-    assert found.temperature == (0.0, 0.5) and found.chunk_size == 20.0 and found.suppressed() == [-1, 5]
-    assert Options.of(temperature=np.float32(0.5)).temperature == (0.5,)
+    decoding, numbers = found.decoding, found.speakers.num_speakers
+    assert (decoding.beam_size, decoding.best_of, decoding.seed, numbers) == (5, 2, 3, 2)
+    assert {type(value) for value in (decoding.beam_size, decoding.best_of, decoding.seed, numbers)} == {int}
+    assert decoding.patience == 2.0 and type(decoding.patience) is float and found.detection.vad is True
+    assert decoding.temperature == (0.0, 0.5) and decoding.suppressed() == [-1, 5]
+    assert found.detection.chunk_size == 20.0
+    assert Options.of(temperature=np.float32(0.5)).decoding.temperature == (0.5,)
     pipeline = Pipeline(
         batch_size=np.int64(4), q_bits=np.int64(8), memory_limit=np.float32(2), max_duration=np.int64(5)
     )
     assert pipeline.batch_size == 4 and type(pipeline.batch_size) is int
-    assert Options.of(temperature=np.array(0.5), beam_size=np.array(3)).temperature == (0.5,)
+    assert Options.of(temperature=np.array(0.5), beam_size=np.array(3)).decoding.temperature == (0.5,)
 
 
 def test_nothing_else_is_a_number() -> None:
     """Every option that is a number, with everything that is none: the message names the option and what to give."""
-    hints = typing.get_type_hints(Options)
-    for name, hint in hints.items():
-        kinds = set(typing.get_args(hint) or (hint,))
+    for name, declared in flat_options().items():
+        kinds = set(declared.kinds)
         if not kinds & {int, float} or name in ("temperature", "clip_timestamps", "suppress_tokens"):
             continue
         wrong: list[Any] = ["5", "", b"5", [5], {}, True, 5j, math.nan] + [2.5] * (int in kinds)
@@ -111,9 +112,9 @@ def test_clips_of_mlx_whisper() -> None:
         ([], ()),
         ("0", ()),
     ):
-        assert Options.of(sequential=True, clip_timestamps=given).clip_timestamps == expected
+        assert Options.of(sequential=True, clip_timestamps=given).longform.clip_timestamps == expected
     for everything in (None, "", "0", [0], [0.0], ()):  # the others' defaults need no `sequential`
-        assert Options.of(clip_timestamps=everything).clip_timestamps == ()
+        assert Options.of(clip_timestamps=everything).longform.clip_timestamps == ()
     with pytest.raises(OptionError, match="clip_timestamps needs sequential"):
         Options.of(clip_timestamps="0,2")
 
@@ -121,14 +122,15 @@ def test_clips_of_mlx_whisper() -> None:
 def test_word_times_of_the_command_line() -> None:
     kinds = {"none": None, None: None, False: None, True: "ctc", "ctc": "ctc", "attention": "attention"}
     for given, expected in kinds.items():
-        assert Options.of(word_timestamps=given).words == expected
+        assert Options.of(word_timestamps=given).word_method == expected
 
 
 def test_marks_of_openai_whisper() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert Options.of(**PUNCTUATIONS) == Options()
-        assert Options.of(suppress_tokens=None).suppressed() == []
+        usual = (word_times.PREPEND_PUNCTUATIONS, word_times.APPEND_PUNCTUATIONS)
+        assert Options.of(**dict(zip(PUNCTUATIONS, usual, strict=True))) == Options()
+        assert Options.of(suppress_tokens=None).decoding.suppressed() == []
     for name in PUNCTUATIONS:
         with pytest.warns(UserWarning, match=f"{name} has no meaning here"):
             assert Options.of(**{name: "!"}) == Options()
@@ -147,7 +149,7 @@ def test_defaults_of_mlx_whisper_pass() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = Options.of(**given, sequential=True)  # it goes window after window
-    assert found == Options(sequential=True, condition_on_previous_text=True, word_timestamps=None)
+    assert found == Options.of(sequential=True, condition_on_previous_text=True, word_timestamps=None)
 
 
 def test_a_language_with_a_region_is_not_guessed_but_hinted_at() -> None:
