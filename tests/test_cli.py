@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib.metadata
 import json
@@ -9,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -27,6 +29,7 @@ from mlx_speech.fields import options_of
 from mlx_speech.options import DETECTORS, PUNCTUATIONS, flat_options
 from mlx_speech.package_data import DEMO
 from mlx_speech.pipeline import Pipeline
+from mlx_speech.writers.cues import Layout
 
 COMMAND = (sys.executable, "-m", "mlx_speech", "transcribe", "--no-align", "--language", "en", "--temperature", "0")
 PAUSES = DEMO / "pauses.flac"
@@ -337,6 +340,38 @@ def test_every_flag_is_a_keyword() -> None:
     assert fields - given == {"vad_options", "suppress_blank"} and own <= given
     for method, mapping in transcribe.DETECTOR_FLAGS.items():
         assert set(mapping.values()) == set(options_of(DETECTORS[method]))
+
+
+def test_flags_are_those_of_the_fields() -> None:
+    found = flags("transcribe")
+    for name, option in {**flat_options(), **options_of(Layout)}.items():
+        if name in ("temperature", "suppress_blank", "word_timestamps"):
+            continue
+        action = found[name]
+        assert action.help == parser.help_of(option)
+        assert isinstance(action, argparse.BooleanOptionalAction) == (bool in option.kinds)
+        if option.choices and name != "audio_track":
+            assert tuple(action.choices) == option.choices
+    assert found["beam_size"].help == "beams at temperature 0 (1 to 100; default: greedy)"
+    assert found["patience"].help.startswith("of beam search, with --beam-size (0 to 100")
+    assert found["vad_offset"].help.endswith("(default: silero, 0.15 lower, at least 0.01; pyannote, 0.363)")
+    assert found["min_duration_on"].help.startswith(
+        "pyannote: shorter speech is dropped, in seconds (from 0; default 0"
+    )
+
+
+def test_help_is_quick() -> None:
+    """It loads nothing that is slow to load; the time is the process's own, whatever else the machine does."""
+    script = "import sys; from mlx_speech.cli import main\ntry: main(['transcribe', '--help'])\nfinally: "
+    script += "print(sorted({'mlx', 'numpy', 'scipy', 'av', 'tqdm', 'huggingface_hub'} & set(sys.modules)))"
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        after = os.times()
+        seconds.append(after.children_user - before.children_user)
+        assert done.stdout.splitlines()[-1] == "[]"
+    assert statistics.median(seconds) < 0.4
 
 
 def test_whisperx_command_lines_are_understood(meeting: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

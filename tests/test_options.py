@@ -10,8 +10,19 @@ import numpy as np
 import pytest
 
 from mlx_speech.errors import OptionError, in_range
-from mlx_speech.options import PUNCTUATIONS, Options, flat_options
+from mlx_speech.options import (
+    GROUPS,
+    PUNCTUATIONS,
+    DecodingOptions,
+    DetectionOptions,
+    LongformOptions,
+    Options,
+    SpeakerOptions,
+    WordOptions,
+    flat_options,
+)
 from mlx_speech.pipeline import Pipeline
+from mlx_speech.stages.vad_options import PyannetOptions, SileroOptions
 from mlx_speech.stages.whisper import word_times
 
 
@@ -166,3 +177,53 @@ def test_a_language_with_a_region_is_not_guessed_but_hinted_at() -> None:
         Options.of(language="englisch")
     with pytest.raises(OptionError, match="give its name or its code"):
         Options.of(language="q-q")
+
+
+# --- by stage --------------------------------------------------------------------------------------------------------
+
+
+def test_keywords_go_to_their_stages() -> None:
+    found = Options.of(
+        beam_size=5, vad_options={"threshold": np.float32(0.25)}, sequential=False, word_timestamps=True, num_speakers=2
+    )
+    assert found.decoding == DecodingOptions(beam_size=5)
+    assert found.detection.silero == SileroOptions(threshold=0.25) and found.detection.pyannote is None
+    assert found.detection.vad_options == {**vars(SileroOptions()), "threshold": 0.25}
+    assert found.words == WordOptions() and found.word_method == "ctc"
+    assert found.speakers.wanted and found.wants_speakers and found.speakers.diarize is None
+    assert found == Options(
+        decoding=DecodingOptions(beam_size=5),
+        detection=DetectionOptions(silero=SileroOptions(threshold=0.25)),
+        speakers=SpeakerOptions(num_speakers=2),
+    )
+    assert Options.of(vad_method="pyannote").detection.detector == PyannetOptions()
+    for name in GROUPS:  # a stage is no keyword
+        with pytest.raises(OptionError, match=f"there is no option '{name}'"):
+            Options.of(**{name: None})
+
+
+def test_stages_check_their_own() -> None:
+    wrong: list[tuple[Any, dict[str, Any], str]] = [
+        (SileroOptions, {"threshold": True}, "threshold is True: give a number"),
+        (SileroOptions, {"threshold": 1.5}, "threshold is 1.5: it has to be from 0 to 1"),
+        (SileroOptions, {"neg_threshold": 0.6}, "neg_threshold is 0.6: it has to be from 0 to 0.5"),
+        (PyannetOptions, {"offset": 0.7}, "offset is 0.7: it has to be from 0 to 0.5"),
+        (DecodingOptions, {"beam_size": "5"}, "beam_size is '5': give a whole number or None"),
+        (DecodingOptions, {"beam_size": 101}, "beam_size is 101: it has to be from 1 to 100"),
+        (DetectionOptions, {"vad_method": "webrtc"}, "vad_method is 'webrtc': choose from silero, pyannote"),
+        (DetectionOptions, {"pyannote": PyannetOptions()}, "options of pyannote and vad_method 'silero' conflict"),
+        (LongformOptions, {"clip_timestamps": (3, 2)}, "clip_timestamps is (3.0, 2.0): give seconds in order"),
+        (WordOptions, {"interpolate_method": None}, "interpolate_method is None: choose from nearest, linear, ignore"),
+        (SpeakerOptions, {"num_speakers": 2.5}, "num_speakers is 2.5: it has to be a whole number from 1"),
+        (Options, {"audio_track": 0}, 'audio_track is 0: give a number from 1, or "all"'),
+    ]
+    for declared, given, said in wrong:
+        with pytest.raises(OptionError) as caught:
+            declared(**given)
+        assert str(caught.value).startswith(said)
+
+
+def test_values_have_the_types_of_their_fields() -> None:
+    found = DecodingOptions(temperature=np.float32(0.5), suppress_tokens=np.array([1, 2]), seed=np.uint8(3))  # type: ignore[arg-type]
+    assert found == DecodingOptions(temperature=(0.5,), suppress_tokens=(1, 2), seed=3)
+    assert type(found.seed) is int and isinstance(hash(found), int)
