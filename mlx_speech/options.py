@@ -121,7 +121,7 @@ class DetectionOptions:
         return getattr(self, self.vad_method) or DETECTORS[self.vad_method]()
 
     @property
-    def vad_options(self) -> dict[str, Any]:
+    def detector_options(self) -> dict[str, Any]:
         """The same as keywords of its function (`stages.vad`)."""
         return dict(vars(self.detector))
 
@@ -440,7 +440,7 @@ class TranscribeOptions(TypedDict, total=False):
     append_punctuations: str
 
 
-class SpeakerNumbers(TypedDict, total=False):
+class SpeakerKeywords(TypedDict, total=False):
     """How many speakers there are, if it is known: keywords of `Pipeline.diarize`, for type checkers."""
 
     num_speakers: int | None

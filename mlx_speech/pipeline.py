@@ -26,7 +26,7 @@ from mlx_speech.audio import MAX_DURATION, audio_from_array, load_audio, load_tr
 from mlx_speech.blas import check_process
 from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutOfMemory, brief
 from mlx_speech.loading import Models, Recogniser
-from mlx_speech.options import AudioTrack, Options, SpeakerNumbers, TranscribeOptions, checked_batch_size
+from mlx_speech.options import AudioTrack, Options, SpeakerKeywords, TranscribeOptions, checked_batch_size
 from mlx_speech.package_data import DEMO
 from mlx_speech.stages.align import align
 from mlx_speech.stages.assign import assign_speakers
@@ -161,7 +161,7 @@ class Pipeline:
         sample_rate: int | None = None,
         on_progress: Progress | None = None,
         audio_track: AudioTrack = None,
-        **numbers: Unpack[SpeakerNumbers],
+        **numbers: Unpack[SpeakerKeywords],
     ) -> Diarization:
         """Only the speakers of one recording. audio_track : as of `Options`; numbers : num_speakers, min_speakers,
         max_speakers. Raises as a call."""
@@ -297,8 +297,8 @@ class Pipeline:
     def _regions(self, audio: np.ndarray, options: Options, longest: float) -> list[Region]:
         model = self.models.vad(options.detection.vad_method)
         if options.detection.vad_method == "silero":
-            return detect_speech(audio, model, max_speech_duration_s=longest, **options.detection.vad_options)
-        return detect_speech_pyannet(audio, model, max_duration=longest, **options.detection.vad_options)
+            return detect_speech(audio, model, max_speech_duration_s=longest, **options.detection.detector_options)
+        return detect_speech_pyannet(audio, model, max_duration=longest, **options.detection.detector_options)
 
     def _recognise(
         self, files: list[_File], listening: Iterable[_File], recogniser: Recogniser, options: Options, report: _Report

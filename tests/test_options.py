@@ -188,7 +188,7 @@ def test_keywords_go_to_their_stages() -> None:
     )
     assert found.decoding == DecodingOptions(beam_size=5)
     assert found.detection.silero == SileroOptions(threshold=0.25) and found.detection.pyannote is None
-    assert found.detection.vad_options == {**vars(SileroOptions()), "threshold": 0.25}
+    assert found.detection.detector_options == {**vars(SileroOptions()), "threshold": 0.25}
     assert found.words == WordOptions() and found.word_method == "ctc"
     assert found.speakers.wanted and found.wants_speakers and found.speakers.diarize is None
     assert found == Options(

@@ -18,7 +18,7 @@ import mlx_speech
 from mlx_speech import convert, detect_speech, load, writers
 from mlx_speech.errors import OptionError
 from mlx_speech.fields import options_of
-from mlx_speech.options import PUNCTUATIONS, SpeakerNumbers, SpeakerOptions, TranscribeOptions, flat_options
+from mlx_speech.options import PUNCTUATIONS, SpeakerKeywords, SpeakerOptions, TranscribeOptions, flat_options
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.stages import vad
 from mlx_speech.stages.vad_options import (
@@ -135,7 +135,7 @@ def test_keywords_are_those_of_the_fields(keywords: Any, declared: Any) -> None:
 def test_numbers_of_speakers() -> None:
     accepted = {name: option.accepts for name, option in options_of(SpeakerOptions).items()}
     del accepted["diarize"]
-    assert typing.get_type_hints(SpeakerNumbers) == accepted == dict.fromkeys(SpeakerOptions().numbers, int | None)
+    assert typing.get_type_hints(SpeakerKeywords) == accepted == dict.fromkeys(SpeakerOptions().numbers, int | None)
 
 
 def test_detectors_have_the_same_options_and_defaults() -> None:

@@ -412,7 +412,7 @@ class _Beams(_Batch):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.candidates = self.options._candidates()
+        self.candidates = self.options.candidates
         self.done: list[tuple[Job, DecodingResult]] = []
 
     def begin(self, indices: list[int], logits: mx.array) -> None:

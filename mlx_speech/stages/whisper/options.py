@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
@@ -88,13 +88,31 @@ class DecodingOptions:
             raise OptionError("temperature is empty: give at least one, such as 0")
         if self.patience is not None and self.beam_size is None:
             raise OptionError("patience needs beam_size: give both or neither")
-        if self.beam_size is not None and self._candidates() < 1:
+        if self.beam_size is not None and self.candidates < 1:
             raise OptionError(
                 f"patience {self.patience} with beam_size {self.beam_size} leaves no candidates: raise it"
             )
         self.suppressed()
 
-    def _candidates(self) -> int:
+    @property
+    def group(self) -> Hashable:
+        """What has to be equal within a batch: jobs whose options have equal groups may share one. All else is looked
+        at row by row."""
+        return (
+            self.task,
+            self.temperature,
+            self.best_of,
+            self.beam_size,
+            self.patience,
+            tuple(self.suppressed()),
+            self.suppress_blank,
+            self.suppress_numerals,
+            self.without_timestamps,
+            self.max_initial_timestamp,
+        )
+
+    @property
+    def candidates(self) -> int:
         """Finished beams that end the search."""
         return round((self.beam_size or 1) * (self.patience or 1.0))
 
