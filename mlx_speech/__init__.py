@@ -47,7 +47,7 @@ _LAZY = {
     "Word": "mlx_speech.transcript",
 }
 _SUBMODULES = ("audio", "convert", "features", "models", "options", "whisperx", "writers")
-_NEEDING_MLX = ("load", "detect_speech", "Pipeline")
+_NEEDING_MLX = ("load", "detect_speech", "Pipeline", "convert", "features", "models", "whisperx")
 
 __all__ = [*_LAZY, "MLXSpeechError", "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -61,11 +61,10 @@ def __dir__() -> list[str]:
 if not TYPE_CHECKING:  # a type checker knows the names from above, and takes others for the mistakes that they are
 
     def __getattr__(name: str) -> Any:
-        if name in _SUBMODULES:
-            blas.check_backend()
-            return importlib.import_module(f"mlx_speech.{name}")
-        if name not in _LAZY:
+        if name not in _LAZY and name not in _SUBMODULES:
             raise AttributeError(f"module 'mlx_speech' has no attribute {name!r}")
-        if name in _NEEDING_MLX:
+        if name in _NEEDING_MLX:  # `from mlx_speech import writers`, too, comes here and needs none
             blas.check_backend()
+        if name in _SUBMODULES:
+            return importlib.import_module(f"mlx_speech.{name}")
         return getattr(importlib.import_module(_LAZY[name]), name)
