@@ -16,6 +16,13 @@ from mlx_speech.errors import MLXSpeechError
 from mlx_speech.version import __version__
 
 if TYPE_CHECKING:
+    from mlx_speech import audio as audio
+    from mlx_speech import convert as convert
+    from mlx_speech import features as features
+    from mlx_speech import models as models
+    from mlx_speech import options as options
+    from mlx_speech import whisperx as whisperx
+    from mlx_speech import writers as writers
     from mlx_speech.audio import load_audio as load_audio
     from mlx_speech.loading import load as load
     from mlx_speech.pipeline import Pipeline as Pipeline
@@ -33,18 +40,30 @@ _LAZY = {
     "load_audio": "mlx_speech.audio",
     "detect_speech": "mlx_speech.stages.vad",
     "Pipeline": "mlx_speech.pipeline",
-    **dict.fromkeys(("Diarization", "Region", "Segment", "Transcript", "Turn", "Word"), "mlx_speech.transcript"),
+    "Diarization": "mlx_speech.transcript",
+    "Region": "mlx_speech.transcript",
+    "Segment": "mlx_speech.transcript",
+    "Transcript": "mlx_speech.transcript",
+    "Turn": "mlx_speech.transcript",
+    "Word": "mlx_speech.transcript",
 }
+_SUBMODULES = ("audio", "convert", "features", "models", "options", "whisperx", "writers")
+_NEEDING_MLX = ("load", "detect_speech", "Pipeline", "convert", "features", "models", "whisperx")
 
 __all__ = [*_LAZY, "MLXSpeechError", "__version__", "configure"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("audio", "convert", "features", "models", "options", "whisperx", "writers"):
-        blas.check_backend()
-        return importlib.import_module(f"mlx_speech.{name}")
-    if name not in _LAZY:
-        raise AttributeError(f"module 'mlx_speech' has no attribute {name!r}")
-    if name in ("load", "detect_speech", "Pipeline"):
-        blas.check_backend()
-    return getattr(importlib.import_module(_LAZY[name]), name)
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBMODULES])
+
+
+if not TYPE_CHECKING:  # a type checker knows the names from above, and takes others for the mistakes that they are
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY and name not in _SUBMODULES:
+            raise AttributeError(f"module 'mlx_speech' has no attribute {name!r}")
+        if name in _NEEDING_MLX:  # `from mlx_speech import writers`, too, comes here and needs none
+            blas.check_backend()
+        if name in _SUBMODULES:
+            return importlib.import_module(f"mlx_speech.{name}")
+        return getattr(importlib.import_module(_LAZY[name]), name)

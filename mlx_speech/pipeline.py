@@ -26,7 +26,7 @@ from mlx_speech.environment import Environment
 from mlx_speech.errors import OptionError, brief
 from mlx_speech.features import SAMPLE_RATE
 from mlx_speech.loading import Models
-from mlx_speech.options import Options
+from mlx_speech.options import AudioTrack, Options, SpeakerKeywords, TranscribeOptions, checked_batch_size
 from mlx_speech.package_data import DEMO
 from mlx_speech.recording import Recording, by_language, in_order, with_rate, without_mlx
 from mlx_speech.request import Event, Progress, Request
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self, Unpack
-
-    from mlx_speech.options import SpeakerKeywords, TranscribeOptions
 
 ALIGN_BATCH_SIZE = 8  # segments
 CHUNK_PAD = 0.3  # seconds that are heard before and behind the speech of a chunk
@@ -140,7 +138,7 @@ class Pipeline:
         audio : a path, "-" for standard input, a binary file, or samples (samples,) or (channels, samples)
         sample_rate : of samples, in Hz; 16000 by default
         on_progress : called with (stage, seconds done, seconds in all, audio), in the caller's thread
-        options : fields of `Options`
+        options : `TranscribeOptions`; their meanings stand with the fields of `Options`
 
         Raises `AudioError`, `OptionError`, `SourceError`, `OutOfMemory`, `PipelineClosed`, `ForkedProcess`.
         """
@@ -187,7 +185,7 @@ class Pipeline:
         *,
         sample_rate: int | None = None,
         on_progress: ProgressCallback | None = None,
-        audio_track: int | Literal["all"] | None = None,
+        audio_track: AudioTrack = None,
         **numbers: Unpack[SpeakerKeywords],
     ) -> Diarization:
         """Only the speakers of one recording.
@@ -326,8 +324,7 @@ class Pipeline:
         for track in tracks:
             regions.append((yield from silently(self._regions(track, recording.options, math.inf))))
         count = len(speaking(regions))
-        speakers = recording.options.speakers
-        bounds = speaker_bounds(speakers.num_speakers, speakers.min_speakers, speakers.max_speakers)
+        bounds = speaker_bounds(**recording.options.speakers.numbers)
         if bounds.low <= count <= bounds.high and speakers_apart(tracks, regions):
             recording.turns_of_tracks = turns_of_tracks(tracks, regions)
             outcome = f"{count} of its sound tracks hold a speaker each: the tracks tell who speaks"
@@ -390,7 +387,6 @@ class Pipeline:
         self._uses("whisper", recording)
         whisper = self.models.whisper()
         options = recording.options
-        condition = options.longform.condition_on_previous_text
         steps = transcribe_steps(
             recording.audio,
             whisper.model,
@@ -398,9 +394,7 @@ class Pipeline:
             options.decoding,
             language=recording.language,
             word_timestamps=recording.timed_by_attention,
-            condition_on_previous_text=condition is None or condition,
-            carry_initial_prompt=options.longform.carry_initial_prompt,
-            clip_timestamps=options.longform.clip_timestamps,
+            **options.longform.keywords,
             hallucination_silence_threshold=options.words.hallucination_silence_threshold,
         )
         segments = yield from told("transcribe", recording.duration, steps)
@@ -419,8 +413,7 @@ class Pipeline:
                     model,
                     language=language,
                     batch_size=ALIGN_BATCH_SIZE,
-                    interpolate_method=recording.options.words.interpolate_method,
-                    return_char_alignments=recording.options.words.return_char_alignments,
+                    **recording.options.words.alignment,
                 )
                 segments = yield from told("align", sum(segment.duration for segment in segments), steps)
             aligned += segments
@@ -433,14 +426,7 @@ class Pipeline:
             return recording.turns_of_tracks
         model = self.models.diarization()
         self._uses("diarization", recording)
-        speakers = recording.options.speakers
-        steps = diarize_steps(
-            recording.audio,
-            model,
-            num_speakers=speakers.num_speakers,
-            min_speakers=speakers.min_speakers,
-            max_speakers=speakers.max_speakers,
-        )
+        steps = diarize_steps(recording.audio, model, **recording.options.speakers.numbers)
         return (yield from told("diarize", recording.duration, steps))
 
     def _tell(self, recording: Recording) -> Job[None]:
@@ -595,12 +581,3 @@ class Pipeline:
 def _check_positive(name: str, value: float | None, unit: str) -> None:
     if value is not None and not (isinstance(value, Real) and value > 0):
         raise OptionError(f"{name} is {brief(value)}: give {unit}, above 0")
-
-
-def checked_batch_size(value: Any) -> int | str:
-    """ "auto", or a number of rows. Raises `OptionError` for anything else."""
-    if isinstance(value, str) and value == "auto":
-        return value
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise OptionError(f'batch_size is {brief(value)}: give "auto" or a whole number of at least 1')
-    return int(value)

@@ -24,8 +24,17 @@ from mlx_speech.blas import check_process
 from mlx_speech.errors import OptionError, SourceError, brief
 from mlx_speech.loading import load
 from mlx_speech.models import pyannet, silero_vad, wav2vec2
-from mlx_speech.options import Options
-from mlx_speech.pipeline import Pipeline, checked_batch_size
+from mlx_speech.options import (
+    COMPUTE_TYPES,
+    DETECTORS,
+    WHISPERX_THRESHOLDS,
+    Interpolation,
+    Options,
+    Task,
+    VadMethod,
+    checked_batch_size,
+)
+from mlx_speech.pipeline import Pipeline
 from mlx_speech.stages import align as _align
 from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.sentences import split_sentences
@@ -36,20 +45,14 @@ Callback = Callable[[float], Any]
 WINDOW = 30  # seconds, of OpenAI's models
 RENAMED = {"temperatures": "temperature", "log_prob_threshold": "logprob_threshold", "max_new_tokens": "sample_len"}
 # of faster-whisper, with the value that means what happens here; another one would give another text
-FIXED: dict[str, Any] = {"repetition_penalty": 1, "no_repeat_ngram_size": 0}
-FIXED |= {"condition_on_previous_text": False, "prompt_reset_on_temperature": 0.5}
+FIXED: dict[str, Any] = {
+    "repetition_penalty": 1,
+    "no_repeat_ngram_size": 0,
+    "condition_on_previous_text": False,
+    "prompt_reset_on_temperature": 0.5,
+}
 # these change nothing in WhisperX either: the language is the recording's, and `align` gives words their times
 WITHOUT_EFFECT = ("multilingual", "word_timestamps")
-VAD_NAMES = {  # of WhisperX's vad_options, beside chunk_size → the detector's own
-    "silero": {"vad_onset": "threshold", "vad_offset": None},  # it ends where its own rule says, there and here
-    "pyannote": {"vad_onset": "onset", "vad_offset": "offset"},
-}
-COMPUTE_TYPES = {  # of CTranslate2, and "int4" → dtype on a GPU, and bits
-    **{"default": (None, None), "auto": (None, None), "int16": (None, None)},
-    **{name: (name, None) for name in ("float16", "bfloat16", "float32")},
-    **{"int8": (None, 8), "int8_float16": ("float16", 8), "int8_bfloat16": ("bfloat16", 8)},
-    **{"int8_float32": ("float32", 8), "int4": (None, 4)},
-}
 
 
 def _without_meaning(name: str, given: bool, instead: str) -> None:
@@ -71,10 +74,10 @@ def load_model(
     asr_options: Mapping[str, Any] | None = None,
     language: str | None = None,
     vad_model: Any = None,
-    vad_method: str = "silero",
+    vad_method: VadMethod = "silero",
     vad_options: Mapping[str, float] | None = None,
     model: Any = None,
-    task: str = "transcribe",
+    task: Task = "transcribe",
     download_root: str | None = None,
     local_files_only: bool = False,
     threads: int = 4,
@@ -86,7 +89,7 @@ def load_model(
     compute_type : "float16" and "float32" say how a GPU computes; "int8" and "int4" quantize
     asr_options : by faster-whisper's names
     vad_model : what `Pipeline` takes as its vad_model; it decides about the vad_method
-    vad_options : chunk_size, vad_onset, vad_offset, or the detector's own (`options.VAD_OPTIONS`)
+    vad_options : chunk_size, vad_onset, vad_offset, or the detector's own (`stages.vad_options`)
     use_auth_token : of the hub
 
     What says where and by how many threads has no meaning here; a warning says so once.
@@ -107,12 +110,13 @@ def load_model(
     if vad_model is not None:
         vad_method = _method_of(vad_model)
     options: dict[str, Any] = {"beam_size": 5, "language": language, "task": task, "vad_method": vad_method}
-    options |= _asr_options(asr_options or {}) | _vad_options(vad_options or {}, vad_method)
+    options.update(_asr_options(asr_options or {}))
+    options.update(_vad_options(vad_options or {}, vad_method))
     Options.of(**options)  # checks them before a recording is read
     return Recogniser(pipeline, options)
 
 
-def _method_of(vad_model: Any) -> str:
+def _method_of(vad_model: Any) -> VadMethod:
     """The method that a model of speech detection is of. Raises `SourceError` for other models."""
     loaded = vad_model
     if isinstance(vad_model, (str, os.PathLike)):
@@ -138,25 +142,28 @@ def _asr_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _vad_options(given: Mapping[str, float], method: str) -> dict[str, Any]:
+def _vad_options(given: Mapping[str, float], method: VadMethod) -> dict[str, Any]:
     """WhisperX's options of speech detection, by the names of `Options`. Raises `OptionError`."""
-    if method not in VAD_NAMES:
-        raise OptionError(f"vad_method is {method!r}: choose from {', '.join(VAD_NAMES)}")
-    options: dict[str, Any] = {"chunk_size": given.get("chunk_size"), "vad_options": {}}
+    if method not in DETECTORS:
+        raise OptionError(f"vad_method is {method!r}: choose from {', '.join(DETECTORS)}")
+    own: dict[str, Any] = {}
     for name, value in given.items():
         if name == "chunk_size":
             continue
-        own = VAD_NAMES[method].get(name, name)  # `Options` refuses a name that is nobody's
-        if own is not None:
-            options["vad_options"][own] = value
-    return options
+        if method == "silero" and name == "vad_offset":
+            continue  # speech ends where Silero's own rule says, there and here
+        if name in WHISPERX_THRESHOLDS:
+            name = WHISPERX_THRESHOLDS[name][method]
+        own[name] = value  # `Options` refuses a name that is nobody's
+    return {"chunk_size": given.get("chunk_size"), "vad_options": own}
 
 
 class Recogniser:
     """What `load_model` gives."""
 
     def __init__(self, pipeline: Pipeline, options: Mapping[str, Any]) -> None:
-        self._pipeline, self._options = pipeline, dict(options)
+        self._pipeline = pipeline
+        self._options = dict(options)
 
     def transcribe(
         self,
@@ -164,7 +171,7 @@ class Recogniser:
         batch_size: int | None = None,
         num_workers: int = 0,
         language: str | None = None,
-        task: str | None = None,
+        task: Task | None = None,
         chunk_size: int = WINDOW,
         print_progress: bool = False,
         combined_progress: bool = False,
@@ -173,11 +180,17 @@ class Recogniser:
     ) -> dict[str, Any]:
         """{"segments": [{"text", "start", "end", "avg_logprob"}], "language"}: one segment a chunk, without words."""
         _without_meaning("num_workers", bool(num_workers), "nothing is loaded by workers")
-        options = {"without_timestamps": True, **self._options, "word_timestamps": None}
+        options: dict[str, Any] = {"without_timestamps": True}
+        options.update(self._options)
+        options["word_timestamps"] = None
         size = min(chunk_size, options["chunk_size"] or WINDOW)
         options["chunk_size"] = None if size == WINDOW else size  # the model's own, which may be shorter
-        options |= {key: value for key, value in (("language", language), ("task", task)) if value is not None}
-        report = _percent("transcribe", progress_callback, print_progress, (0, 50) if combined_progress else (0, 100))
+        if language is not None:
+            options["language"] = language
+        if task is not None:
+            options["task"] = task
+        share = (0, 50) if combined_progress else (0, 100)
+        report = _percent("transcribe", progress_callback, print_progress, share)
         before = self._pipeline.batch_size
         self._pipeline.batch_size = checked_batch_size(batch_size) if batch_size else before
         try:
@@ -218,7 +231,7 @@ def align(
     align_model_metadata: Mapping[str, Any],
     audio: str | np.ndarray,
     device: str | None = None,
-    interpolate_method: str = "nearest",
+    interpolate_method: Interpolation = "nearest",
     return_char_alignments: bool = False,
     print_progress: bool = False,
     combined_progress: bool = False,
@@ -228,12 +241,19 @@ def align(
     check_process()
     language = align_model_metadata["language"]
     segments = [_segment(entry, language) for entry in transcript]
-    report = _percent("align", progress_callback, print_progress, (50, 100) if combined_progress else (0, 100))
+    share = (50, 100) if combined_progress else (0, 100)
+    report = _percent("align", progress_callback, print_progress, share)
     total = sum(segment.duration for segment in segments)
     samples = load_audio(audio) if isinstance(audio, str) else np.asarray(audio, np.float32)
-    how: dict[str, Any] = {"language": language, "interpolate_method": interpolate_method}
-    how |= {"return_char_alignments": return_char_alignments, "on_progress": lambda d: report("align", d, total, None)}
-    words = _align.align(segments, samples, model, **how)
+    words = _align.align(
+        segments,
+        samples,
+        model,
+        language=language,
+        interpolate_method=interpolate_method,
+        return_char_alignments=return_char_alignments,
+        on_progress=lambda done: report("align", done, total, None),
+    )
     result = writers.as_dict(Transcript(split_sentences(words, language), language=language))
     return {"segments": result["segments"], "word_segments": result["word_segments"]}
 
@@ -260,12 +280,20 @@ class DiarizationPipeline:
         progress_callback: Callback | None = None,
     ) -> Dicts | tuple[Dicts, dict[str, list[float]]]:
         """[{"label", "speaker", "start", "end"}], and with `return_embeddings` one vector per speaker."""
-        numbers = {"num_speakers": num_speakers, "min_speakers": min_speakers, "max_speakers": max_speakers}
-        found = self._pipeline.diarize(audio, on_progress=_percent("diarize", progress_callback), **numbers)
-        rows = enumerate(found.turns)
-        turns = [{"label": chr(65 + k % 26), "speaker": t.speaker, "start": t.start, "end": t.end} for k, t in rows]
-        vectors = {name: list(vector) for name, vector in found.embeddings.items()}
-        return (turns, vectors) if return_embeddings else turns
+        diarization = self._pipeline.diarize(
+            audio,
+            on_progress=_percent("diarize", progress_callback),
+            num_speakers=num_speakers,
+            min_speakers=min_speakers,
+            max_speakers=max_speakers,
+        )
+        turns: Dicts = []
+        for index, turn in enumerate(diarization.turns):
+            letter = chr(ord("A") + index % 26)
+            turns.append({"label": letter, "speaker": turn.speaker, "start": turn.start, "end": turn.end})
+        if not return_embeddings:
+            return turns
+        return turns, {speaker: list(vector) for speaker, vector in diarization.embeddings.items()}
 
 
 def assign_word_speakers(
@@ -282,8 +310,8 @@ def assign_word_speakers(
     turns = tuple(Turn(row["start"], row["end"], row["speaker"]) for row in rows)
     entries = transcript_result["segments"]
     segments = [_segment(entry) for entry in entries]
-    found = assign_speakers(segments, Diarization(turns, turns), fill_nearest=fill_nearest, split=False)
-    for entry, segment in zip(entries, found, strict=True):
+    assigned = assign_speakers(segments, Diarization(turns, turns), fill_nearest=fill_nearest, split=False)
+    for entry, segment in zip(entries, assigned, strict=True):
         timed = [word for word in entry.get("words", []) if "start" in word]
         for target, source in zip([entry, *timed], [segment, *segment.words], strict=True):
             if source.speaker is not None:
@@ -294,11 +322,19 @@ def assign_word_speakers(
 
 
 def _segment(entry: Mapping[str, Any], language: str | None = None) -> Segment:
-    start, end = entry.get("start", 0.0), entry.get("end", 0.0)
-    timed = [word for word in entry.get("words", []) if "start" in word]
-    words = tuple(Word(w["start"], w.get("end", w["start"]), w["word"], w.get("score", 0.0)) for w in timed)
-    text, certainty = entry.get("text", "").strip(), entry.get("avg_logprob", 0.0)
-    return Segment(start, end, text, words, language=language, avg_logprob=certainty)
+    """A segment of WhisperX's as one of ours; its words without a time are left out."""
+    words: list[Word] = []
+    for word in entry.get("words", []):
+        if "start" in word:
+            words.append(Word(word["start"], word.get("end", word["start"]), word["word"], word.get("score", 0.0)))
+    return Segment(
+        entry.get("start", 0.0),
+        entry.get("end", 0.0),
+        entry.get("text", "").strip(),
+        tuple(words),
+        language=language,
+        avg_logprob=entry.get("avg_logprob", 0.0),
+    )
 
 
 def _percent(

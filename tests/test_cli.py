@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
-import dataclasses
 import importlib.metadata
 import json
 import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -23,10 +24,12 @@ from conftest import real
 from test_writers import parse_srt, parse_vtt
 
 from mlx_speech import cli, names, writers
-from mlx_speech.cli import commands
-from mlx_speech.options import PUNCTUATIONS, VAD_OPTIONS, Options
+from mlx_speech.cli import outputs, parser, screen, transcribe
+from mlx_speech.fields import options_of
+from mlx_speech.options import DETECTORS, PUNCTUATIONS, flat_options
 from mlx_speech.package_data import DEMO
 from mlx_speech.pipeline import Pipeline
+from mlx_speech.writers.cues import Layout
 
 COMMAND = (sys.executable, "-m", "mlx_speech", "transcribe", "--no-align", "--language", "en", "--temperature", "0")
 PAUSES = DEMO / "pauses.flac"
@@ -135,13 +138,13 @@ def test_what_turns_out_not_to_be_writable_is_reported_and_the_rest_is_kept(
     meeting: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    check = commands._check_paths
+    check = outputs.check_paths
 
     def then_in_the_way(files: Any) -> None:
         check(files)
         (out / "meeting.txt").mkdir()
 
-    monkeypatch.setattr(commands, "_check_paths", then_in_the_way)
+    monkeypatch.setattr(outputs, "check_paths", then_in_the_way)
     flags = ("-o", str(out), "-f", "txt", "--language", "en", "--temperature", "0", "--no-align")
     assert run(str(meeting), str(meeting), str(real("data/audio/en/jfk.flac")), *flags) == 1
     assert (out / "jfk.txt").is_file() and "meeting.txt: cannot be written" in capsys.readouterr().err
@@ -325,18 +328,50 @@ def flags(command: str) -> dict[str, Any]:
 def test_every_flag_is_a_keyword() -> None:
     import inspect
 
-    fields = {field.name for field in dataclasses.fields(Options)}
+    fields = {*flat_options(), "vad_options"}
     own = set(inspect.signature(Pipeline.__init__).parameters) - {"self"}
-    detectors = {flag for method in commands.DETECTION.values() for flag in method}
+    detectors = {flag for method in transcribe.DETECTOR_FLAGS.values() for flag in method}
     of_the_terminal = {"help", "audio", "output_dir", "output_format", "skip_existing", "quiet", "verbose", "fp16"}
     of_the_terminal |= {"print_progress", "device", "model_dir", "model_cache_only", "hf_token", "compute_type"}
-    of_the_terminal |= {"temperature_increment_on_fallback", *commands.MEANINGLESS, *PUNCTUATIONS}
+    of_the_terminal |= {"temperature_increment_on_fallback", *transcribe.MEANINGLESS, *PUNCTUATIONS}
     given = set(flags("transcribe"))
-    assert given - of_the_terminal - detectors - set(commands.LAYOUT) - own <= fields
+    assert given - of_the_terminal - detectors - set(transcribe.LAYOUT) - own <= fields
     # and every keyword a flag
     assert fields - given == {"vad_options", "suppress_blank"} and own <= given
-    for method, mapping in commands.DETECTION.items():
-        assert set(mapping.values()) == set(VAD_OPTIONS[method])
+    for method, mapping in transcribe.DETECTOR_FLAGS.items():
+        assert set(mapping.values()) == set(options_of(DETECTORS[method]))
+
+
+def test_flags_are_those_of_the_fields() -> None:
+    found = flags("transcribe")
+    for name, option in {**flat_options(), **options_of(Layout)}.items():
+        if name in ("temperature", "suppress_blank", "word_timestamps"):
+            continue
+        action = found[name]
+        assert action.help == parser.help_of(option)
+        assert isinstance(action, argparse.BooleanOptionalAction) == (bool in option.kinds)
+        if option.choices and name != "audio_track":
+            assert tuple(action.choices) == option.choices
+    assert found["beam_size"].help == "beams at temperature 0 (1 to 100; default: greedy)"
+    assert found["patience"].help.startswith("of beam search, with --beam-size (0 to 100")
+    assert found["vad_offset"].help.endswith("(default: silero, 0.15 lower, at least 0.01; pyannote, 0.363)")
+    assert found["min_duration_on"].help.startswith(
+        "pyannote: shorter speech is dropped, in seconds (from 0; default 0"
+    )
+
+
+def test_help_is_quick() -> None:
+    """It loads nothing that is slow to load; the time is the process's own, whatever else the machine does."""
+    script = "import sys; from mlx_speech.cli import main\ntry: main(['transcribe', '--help'])\nfinally: "
+    script += "print(sorted({'mlx', 'numpy', 'scipy', 'av', 'tqdm', 'huggingface_hub'} & set(sys.modules)))"
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        after = os.times()
+        seconds.append(after.children_user - before.children_user)
+        assert done.stdout.splitlines()[-1] == "[]"
+    assert statistics.median(seconds) < 0.4
 
 
 def test_whisperx_command_lines_are_understood(meeting: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -363,7 +398,7 @@ def test_every_flag_of_whisperx_is_known() -> None:
     theirs = set(re.findall(r'add_argument\("(--[a-z_-]+)"', Path(str(found)).read_text(encoding="utf-8")))
     assert len(theirs) > 40
     ours = {name for action in flags("transcribe").values() for name in action.option_strings}
-    assert {cli.normal([flag])[0] for flag in theirs} - ours == {"--version", "--python-version"}
+    assert {parser.normal([flag])[0] for flag in theirs} - ours == {"--version", "--python-version"}
 
 
 @pytest.mark.parametrize(
@@ -381,7 +416,7 @@ def test_every_flag_of_whisperx_is_known() -> None:
     ],
 )
 def test_spellings(given: list[str], expected: list[str]) -> None:
-    assert cli.normal(given) == expected
+    assert parser.normal(given) == expected
 
 
 @pytest.mark.parametrize(
@@ -483,8 +518,9 @@ def test_a_result_beside_a_recording_that_may_not_be_looked_at_stops_nothing(
 
 
 def test_messages_name_flags_on_the_command_line_and_keywords_in_python() -> None:
-    parser = cli.build_parser()
-    flags = cli._flags(parser, "transcribe")
+    group = next(action for action in cli.build_parser()._actions if action.choices)
+    commands: Any = group.choices
+    flags = screen.flags_of(commands["transcribe"], transcribe.RENAMED)
     for message, expected in (
         ("batch_size is 0: give a number", "--batch-size is 0: give a number"),
         ("raise max_duration to read it", "raise --max-duration to read it"),
@@ -501,15 +537,17 @@ def test_messages_name_flags_on_the_command_line_and_keywords_in_python() -> Non
         ("batch_size.wav: there is no such file", "batch_size.wav: there is no such file"),
         ("there is no option 'batch_sise'", "there is no option 'batch_sise'"),
     ):
-        assert cli.in_flags(message, flags) == expected
-    convert = cli._flags(parser, "convert")
+        assert screen.in_flags(message, flags) == expected
+    convert = screen.flags_of(commands["convert"], {})
     message = "q_bits, q_group_size, q_mode and quant_predicate need quantize=True"
-    assert cli.in_flags(message, convert) == "--q-bits, --q-group-size, --q-mode and --quant-predicate need --quantize"
+    assert (
+        screen.in_flags(message, convert) == "--q-bits, --q-group-size, --q-mode and --quant-predicate need --quantize"
+    )
 
 
 def test_no_message_of_the_library_names_a_flag() -> None:
     """Only the command line's own files do."""
-    root = Path(commands.__file__).parent.parent
+    root = Path(cli.__file__).parent.parent
     wrong = []
     for file in root.rglob("*.py"):
         if file.parent.name == "cli":
@@ -567,4 +605,4 @@ def test_the_example_of_whisperx_runs_with_only_its_import_changed(
 
 
 def test_writers_of_the_package_are_those_of_the_command_line() -> None:
-    assert tuple(writers.FORMATS) == commands.FORMATS == FORMATS
+    assert tuple(writers.FORMATS) == outputs.FORMATS == FORMATS

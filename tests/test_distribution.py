@@ -213,9 +213,17 @@ def test_everything_imported_is_a_dependency(built: Built) -> None:
 
 
 def imported(source: bytes) -> set[str]:
-    """Top-level names of the third-party modules that a module imports, wherever in it."""
+    """Top-level names of the third-party modules that a module imports, wherever in it. Type checkers bring their own
+    typing_extensions, which counts where it is imported for anything else."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    checking = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    for_checkers = {inner for node in checking for statement in node.body for inner in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if node in for_checkers and isinstance(node, ast.ImportFrom) and node.module == "typing_extensions":
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None:

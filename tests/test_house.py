@@ -25,7 +25,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # from the ground up; a module imports from lower layers only
 LAYERS = (
     ("errors", "version", "blas", "package_data", "steps"),
-    ("languages",),
+    ("languages", "fields"),
     ("transcript",),
     ("media", "channels"),
     ("tensors", "audio", "hub", "features", "names"),
@@ -143,6 +143,15 @@ def test_public_names_exist(name: str) -> None:
     assert getattr(mlx_speech, name) is not None
 
 
+def test_the_package_lists_its_names() -> None:
+    submodules = {"audio", "convert", "features", "models", "options", "whisperx", "writers"}
+    script = "import mlx_speech, sys; print(*dir(mlx_speech)); print(sorted({'mlx', 'numpy'} & set(sys.modules)))"
+    listed, loaded = python("-c", script).stdout.splitlines()
+    assert set(listed.split()) == {*mlx_speech.__all__, *submodules} and loaded == "[]"
+    for name in listed.split():
+        assert getattr(mlx_speech, name) is not None
+
+
 def test_the_name_of_the_converter_stays_a_module() -> None:
     script = "import mlx_speech.convert, types; assert isinstance(mlx_speech.convert, types.ModuleType)"
     assert python("-c", script).returncode == 0
@@ -239,7 +248,7 @@ def test_models_touch_no_files() -> None:
 
 def test_writers_know_only_transcripts() -> None:
     reach = {part(f.name) for f in OURS if part(module_of(f.file)) == "writers"}
-    assert reach == {"transcript", "languages", "errors", "writers"}
+    assert reach == {"transcript", "languages", "errors", "fields", "writers"}
 
 
 def test_only_two_functions_reach_for_the_converter() -> None:

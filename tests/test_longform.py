@@ -497,8 +497,8 @@ def test_progress_is_in_seconds_and_ends_with_the_recording() -> None:
 
 
 def test_options_of_the_pipeline_are_taken() -> None:
-    options = Options(**GREEDY, sequential=True, initial_prompt=PROMPT, carry_initial_prompt=True)
+    options = Options.of(**GREEDY, sequential=True, initial_prompt=PROMPT, carry_initial_prompt=True)
     plain = DecodingOptions(**GREEDY, initial_prompt=PROMPT)
-    found = run(recording(35.0), options=options, carry_initial_prompt=True)
+    found = run(recording(35.0), options=options.decoding, carry_initial_prompt=True)
     assert found == run(recording(35.0), options=plain, carry_initial_prompt=True)
     assert found != run(recording(35.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import typing
 import warnings
 from typing import Any
 
@@ -11,8 +10,20 @@ import numpy as np
 import pytest
 
 from mlx_speech.errors import OptionError, in_range
-from mlx_speech.options import PUNCTUATIONS, Options
+from mlx_speech.options import (
+    GROUPS,
+    PUNCTUATIONS,
+    DecodingOptions,
+    DetectionOptions,
+    LongformOptions,
+    Options,
+    SpeakerOptions,
+    WordOptions,
+    flat_options,
+)
 from mlx_speech.pipeline import Pipeline
+from mlx_speech.stages.vad_options import PyannetOptions, SileroOptions
+from mlx_speech.stages.whisper import word_times
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
@@ -21,23 +32,24 @@ def test_numbers_of_numpy_are_numbers() -> None:
         temperature=np.array([0.0, 0.5]), chunk_size=np.int64(20), vad=np.bool_(True),
         suppress_tokens=np.array([-1, 5]),
     )  # fmt: skip
-    assert (found.beam_size, found.best_of, found.seed, found.num_speakers) == (5, 2, 3, 2)
-    assert {type(value) for value in (found.beam_size, found.best_of, found.seed, found.num_speakers)} == {int}
-    assert found.patience == 2.0 and type(found.patience) is float and found.vad is True
-    assert found.temperature == (0.0, 0.5) and found.chunk_size == 20.0 and found.suppressed() == [-1, 5]
-    assert Options.of(temperature=np.float32(0.5)).temperature == (0.5,)
+    decoding, numbers = found.decoding, found.speakers.num_speakers
+    assert (decoding.beam_size, decoding.best_of, decoding.seed, numbers) == (5, 2, 3, 2)
+    assert {type(value) for value in (decoding.beam_size, decoding.best_of, decoding.seed, numbers)} == {int}
+    assert decoding.patience == 2.0 and type(decoding.patience) is float and found.detection.vad is True
+    assert decoding.temperature == (0.0, 0.5) and decoding.suppressed() == [-1, 5]
+    assert found.detection.chunk_size == 20.0
+    assert Options.of(temperature=np.float32(0.5)).decoding.temperature == (0.5,)
     pipeline = Pipeline(
         batch_size=np.int64(4), q_bits=np.int64(8), memory_limit=np.float32(2), max_duration=np.int64(5)
     )
     assert pipeline.batch_size == 4 and type(pipeline.batch_size) is int
-    assert Options.of(temperature=np.array(0.5), beam_size=np.array(3)).temperature == (0.5,)
+    assert Options.of(temperature=np.array(0.5), beam_size=np.array(3)).decoding.temperature == (0.5,)
 
 
 def test_nothing_else_is_a_number() -> None:
     """Every option that is a number, with everything that is none: the message names the option and what to give."""
-    hints = typing.get_type_hints(Options)
-    for name, hint in hints.items():
-        kinds = set(typing.get_args(hint) or (hint,))
+    for name, declared in flat_options().items():
+        kinds = set(declared.kinds)
         if not kinds & {int, float} or name in ("temperature", "clip_timestamps", "suppress_tokens"):
             continue
         wrong: list[Any] = ["5", "", b"5", [5], {}, True, 5j, math.nan] + [2.5] * (int in kinds)
@@ -111,9 +123,9 @@ def test_clips_of_mlx_whisper() -> None:
         ([], ()),
         ("0", ()),
     ):
-        assert Options.of(sequential=True, clip_timestamps=given).clip_timestamps == expected
+        assert Options.of(sequential=True, clip_timestamps=given).longform.clip_timestamps == expected
     for everything in (None, "", "0", [0], [0.0], ()):  # the others' defaults need no `sequential`
-        assert Options.of(clip_timestamps=everything).clip_timestamps == ()
+        assert Options.of(clip_timestamps=everything).longform.clip_timestamps == ()
     with pytest.raises(OptionError, match="clip_timestamps needs sequential"):
         Options.of(clip_timestamps="0,2")
 
@@ -121,14 +133,15 @@ def test_clips_of_mlx_whisper() -> None:
 def test_word_times_of_the_command_line() -> None:
     kinds = {"none": None, None: None, False: None, True: "ctc", "ctc": "ctc", "attention": "attention"}
     for given, expected in kinds.items():
-        assert Options.of(word_timestamps=given).words == expected
+        assert Options.of(word_timestamps=given).word_method == expected
 
 
 def test_marks_of_openai_whisper() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert Options.of(**PUNCTUATIONS) == Options()
-        assert Options.of(suppress_tokens=None).suppressed() == []
+        usual = (word_times.PREPEND_PUNCTUATIONS, word_times.APPEND_PUNCTUATIONS)
+        assert Options.of(**dict(zip(PUNCTUATIONS, usual, strict=True))) == Options()
+        assert Options.of(suppress_tokens=None).decoding.suppressed() == []
     for name in PUNCTUATIONS:
         with pytest.warns(UserWarning, match=f"{name} has no meaning here"):
             assert Options.of(**{name: "!"}) == Options()
@@ -147,7 +160,7 @@ def test_defaults_of_mlx_whisper_pass() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = Options.of(**given, sequential=True)  # it goes window after window
-    assert found == Options(sequential=True, condition_on_previous_text=True, word_timestamps=None)
+    assert found == Options.of(sequential=True, condition_on_previous_text=True, word_timestamps=None)
 
 
 def test_a_language_with_a_region_is_not_guessed_but_hinted_at() -> None:
@@ -164,3 +177,53 @@ def test_a_language_with_a_region_is_not_guessed_but_hinted_at() -> None:
         Options.of(language="englisch")
     with pytest.raises(OptionError, match="give its name or its code"):
         Options.of(language="q-q")
+
+
+# --- by stage --------------------------------------------------------------------------------------------------------
+
+
+def test_keywords_go_to_their_stages() -> None:
+    found = Options.of(
+        beam_size=5, vad_options={"threshold": np.float32(0.25)}, sequential=False, word_timestamps=True, num_speakers=2
+    )
+    assert found.decoding == DecodingOptions(beam_size=5)
+    assert found.detection.silero == SileroOptions(threshold=0.25) and found.detection.pyannote is None
+    assert found.detection.detector_options == {**vars(SileroOptions()), "threshold": 0.25}
+    assert found.words == WordOptions() and found.word_method == "ctc"
+    assert found.speakers.wanted and found.wants_speakers and found.speakers.diarize is None
+    assert found == Options(
+        decoding=DecodingOptions(beam_size=5),
+        detection=DetectionOptions(silero=SileroOptions(threshold=0.25)),
+        speakers=SpeakerOptions(num_speakers=2),
+    )
+    assert Options.of(vad_method="pyannote").detection.detector == PyannetOptions()
+    for name in GROUPS:  # a stage is no keyword
+        with pytest.raises(OptionError, match=f"there is no option '{name}'"):
+            Options.of(**{name: None})
+
+
+def test_stages_check_their_own() -> None:
+    wrong: list[tuple[Any, dict[str, Any], str]] = [
+        (SileroOptions, {"threshold": True}, "threshold is True: give a number"),
+        (SileroOptions, {"threshold": 1.5}, "threshold is 1.5: it has to be from 0 to 1"),
+        (SileroOptions, {"neg_threshold": 0.6}, "neg_threshold is 0.6: it has to be from 0 to 0.5"),
+        (PyannetOptions, {"offset": 0.7}, "offset is 0.7: it has to be from 0 to 0.5"),
+        (DecodingOptions, {"beam_size": "5"}, "beam_size is '5': give a whole number or None"),
+        (DecodingOptions, {"beam_size": 101}, "beam_size is 101: it has to be from 1 to 100"),
+        (DetectionOptions, {"vad_method": "webrtc"}, "vad_method is 'webrtc': choose from silero, pyannote"),
+        (DetectionOptions, {"pyannote": PyannetOptions()}, "options of pyannote and vad_method 'silero' conflict"),
+        (LongformOptions, {"clip_timestamps": (3, 2)}, "clip_timestamps is (3.0, 2.0): give seconds in order"),
+        (WordOptions, {"interpolate_method": None}, "interpolate_method is None: choose from nearest, linear, ignore"),
+        (SpeakerOptions, {"num_speakers": 2.5}, "num_speakers is 2.5: it has to be a whole number from 1"),
+        (Options, {"audio_track": 0}, 'audio_track is 0: give a number from 1, or "all"'),
+    ]
+    for declared, given, said in wrong:
+        with pytest.raises(OptionError) as caught:
+            declared(**given)
+        assert str(caught.value).startswith(said)
+
+
+def test_values_have_the_types_of_their_fields() -> None:
+    found = DecodingOptions(temperature=np.float32(0.5), suppress_tokens=np.array([1, 2]), seed=np.uint8(3))  # type: ignore[arg-type]
+    assert found == DecodingOptions(temperature=(0.5,), suppress_tokens=(1, 2), seed=3)
+    assert type(found.seed) is int and isinstance(hash(found), int)

@@ -52,9 +52,8 @@ def attention_ours(device: str, quick: bool, windows: int, words: bool = True) -
         tasks = [
             batched.Task(k, chunk, batched.samples_of(audio, chunk), "en", words) for k, chunk in enumerate(chunks)
         ]
-        found = {
-            task.key: own for task, own in batched.transcribe(tasks, model, tokenizer, options, batch_size=windows)
-        }
+        results = batched.transcribe(tasks, model, tokenizer, options.decoding, batch_size=windows)
+        found = {task.key: own for task, own in results}
         return [_plain(found[k], 30.0 * k) for k in range(windows)]
 
     return call

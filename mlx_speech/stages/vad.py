@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -24,6 +24,11 @@ from mlx_speech.features import one_channel
 from mlx_speech.stages import windows
 from mlx_speech.transcript import Chunk, Region
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from mlx_speech.stages.vad_options import TimestampKeywords
+
 WINDOWS = {16_000: 512, 8_000: 256}  # samples a probability stands for, by sampling rate
 BLOCK = 1 << 22  # samples
 LOUD = 0.01  # RMS: -40 dBFS
@@ -31,7 +36,12 @@ LITTLE_SPEECH = 0.1  # of a recording
 
 
 def detect_speech(
-    audio: Any, model: Any, *, sample_rate: int = 16_000, time_resolution: int | None = None, **options: Any
+    audio: Any,
+    model: Any,
+    *,
+    sample_rate: int = 16_000,
+    time_resolution: int | None = None,
+    **options: Unpack[TimestampKeywords],
 ) -> list[Region]:
     """The regions of a recording in which somebody speaks.
 

@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_speech.transcript import Region, Segment, Transcript, Turn, Word
-from mlx_speech.writers.cues import Layout, cues, one_line
+from mlx_speech.writers.cues import Layout, LayoutKeywords, cues, one_line
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def regions_to_text(regions: Iterable[Region], decimals: int = 3) -> str:
@@ -42,19 +45,19 @@ def regions_to_rttm(regions: Iterable[Region], uri: str) -> str:
     return "".join(_rttm(region, uri) for region in regions)
 
 
-def to_txt(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+def to_txt(transcript: Transcript, *, uri: str = "", **layout: Unpack[LayoutKeywords]) -> str:
     """A line a segment, `[speaker]: text`; nothing for a segment without text."""
     lines = [(f"[{one_line(s.speaker)}]: " if s.speaker else "", one_line(s.text)) for s in transcript.segments]
     return "".join(f"{speaker}{text}\n" for speaker, text in lines if text)
 
 
-def to_srt(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+def to_srt(transcript: Transcript, *, uri: str = "", **layout: Unpack[LayoutKeywords]) -> str:
     """SubRip subtitles. layout : fields of `cues.Layout`"""
     found = enumerate(cues(transcript, Layout(**layout)), start=1)
     return "".join(f"{k}\n{_clock(a, ',')} --> {_clock(b, ',')}\n{text}\n\n" for k, (a, b, text) in found)
 
 
-def to_vtt(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+def to_vtt(transcript: Transcript, *, uri: str = "", **layout: Unpack[LayoutKeywords]) -> str:
     """WebVTT subtitles. layout : fields of `cues.Layout`"""
 
     def escape(text: str) -> str:
@@ -64,25 +67,25 @@ def to_vtt(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
     return "WEBVTT\n\n" + "".join(f"{_clock(a, '.')} --> {_clock(b, '.')}\n{text}\n\n" for a, b, text in found)
 
 
-def to_tsv(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+def to_tsv(transcript: Transcript, *, uri: str = "", **layout: Unpack[LayoutKeywords]) -> str:
     """Tab-separated start, end (whole milliseconds) and text of every segment, under a header."""
     rows = [f"{round(1000 * s.start)}\t{round(1000 * s.end)}\t{one_line(s.text)}\n" for s in transcript.segments]
     return "start\tend\ttext\n" + "".join(rows)
 
 
-def to_aud(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+def to_aud(transcript: Transcript, *, uri: str = "", **layout: Unpack[LayoutKeywords]) -> str:
     """Labels for Audacity: tab-separated start, end (seconds) and `[[speaker]]text` of every segment."""
     rows = [(s, f"[[{one_line(s.speaker)}]]" if s.speaker else "") for s in transcript.segments]
     return "".join(f"{round(s.start, 3)}\t{round(s.end, 3)}\t{who}{one_line(s.text)}\n" for s, who in rows)
 
 
-def to_json(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+def to_json(transcript: Transcript, *, uri: str = "", **layout: Unpack[LayoutKeywords]) -> str:
     """`as_dict` as JSON, in one line. layout : fields of `cues.Layout`"""
     content = as_dict(transcript, speaker_embeddings=Layout(**layout).speaker_embeddings)
     return json.dumps(content, ensure_ascii=False) + "\n"
 
 
-def to_rttm(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+def to_rttm(transcript: Transcript, *, uri: str = "", **layout: Unpack[LayoutKeywords]) -> str:
     """RTTM (`regions_to_rttm`) of the speakers' turns, which may overlap; empty where speakers were not asked for."""
     return regions_to_rttm(transcript.diarization.turns if transcript.diarization else (), uri)
 
@@ -101,7 +104,7 @@ def to_screen(transcript: Transcript) -> str:
     return "".join(map(line, transcript.segments)) or "(no speech)\n"
 
 
-def to_ctm(transcript: Transcript, *, uri: str = "", **layout: Any) -> str:
+def to_ctm(transcript: Transcript, *, uri: str = "", **layout: Unpack[LayoutKeywords]) -> str:
     """CTM, a line a word: recording, channel 1, start, duration, word, score. NIST, "sclite", appendix on file formats.
 
     What the text writes as one word, such as the "$43" and ",000" of Whisper's tokens, is one here. White space in a

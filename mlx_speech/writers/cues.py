@@ -16,9 +16,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
-from numbers import Integral, Real
+from typing import TypedDict
 
-from mlx_speech.errors import OptionError, brief, in_range
+from mlx_speech.errors import OptionError
+from mlx_speech.fields import check, option
 from mlx_speech.languages import CLOSING, OPENING, breaks, clusters
 from mlx_speech.transcript import Region, Segment, Transcript, space_between
 
@@ -43,32 +44,32 @@ _COUNTED = re.compile(r"\d{3}(?!\d)|[$€£¥₩%‰°]")
 class Layout:
     """How results are written; what a format has no use for, it ignores.
 
-    max_line_width, max_line_count : characters of a subtitle's line and lines of a subtitle. Where one is given, cues
-        are whisperx's: its width leaves out the spaces between words, with both given a cue may span segments, and
-        the time of a cue is not limited.
-    highlight_words : a cue for each word, with that word underlined
-    max_cue_duration : seconds
-    speaker_embeddings : write them too (JSON)
+    Where `max_line_width` or `max_line_count` is given, cues are whisperx's: its width leaves out the spaces between
+    words, with both given a cue may span segments, and the time of a cue is not limited.
 
     Raises `OptionError` for values of another type, values below 1, or a duration of 0.
     """
 
-    max_line_width: int | None = None
-    max_line_count: int | None = None
-    highlight_words: bool = False
-    max_cue_duration: float = 7.0
-    speaker_embeddings: bool = False
+    max_line_width: int | None = option(None, "characters a line", unset="42", low=1)
+    max_line_count: int | None = option(None, "lines a cue; needs `max_line_width`", unset="2", low=1)
+    highlight_words: bool = option(False, "underline each word as it is spoken, in a cue of its own")
+    max_cue_duration: float = option(7.0, "seconds a cue", advice="give seconds, above 0")
+    speaker_embeddings: bool = option(False, "a vector per speaker, in the json")
 
     def __post_init__(self) -> None:
-        in_range(1, math.inf, max_line_width=self.max_line_width, max_line_count=self.max_line_count)
-        for name in ("max_line_width", "max_line_count"):
-            if not isinstance(getattr(self, name), (Integral, type(None))):
-                raise OptionError(f"{name} is {brief(getattr(self, name))}: give a whole number")
-        for name in ("highlight_words", "speaker_embeddings"):
-            if not isinstance(getattr(self, name), bool):
-                raise OptionError(f"{name} is {brief(getattr(self, name))}: give True or False")
-        if not (isinstance(self.max_cue_duration, Real) and self.max_cue_duration > 0):
-            raise OptionError(f"max_cue_duration is {brief(self.max_cue_duration)}: give seconds, above 0")
+        check(self)
+        if not self.max_cue_duration > 0:  # NaN too
+            raise OptionError(f"max_cue_duration is {self.max_cue_duration}: give seconds, above 0")
+
+
+class LayoutKeywords(TypedDict, total=False):
+    """The fields of `Layout` as keywords."""
+
+    max_line_width: int | None
+    max_line_count: int | None
+    highlight_words: bool
+    max_cue_duration: float
+    speaker_embeddings: bool
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from numbers import Real
 from typing import Any
 
 import mlx.core as mx
@@ -21,87 +20,10 @@ import numpy as np
 
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.ops.kernels import log_sum_exp
+from mlx_speech.stages.whisper.options import DecodingOptions as DecodingOptions
 from mlx_speech.stages.whisper.rules import Rules, State, top
 
 CHECK_EVERY = 4  # steps between looks at what was sampled: each look waits for the device
-
-
-@dataclass(frozen=True)
-class DecodingOptions:
-    """How to decode; names and meanings are openai/whisper's, of its `DecodingOptions` and `transcribe`.
-
-    task : "transcribe", or "translate" into English
-    temperature : tried in turn until the result passes the thresholds; 0 decodes greedily or with beams
-    sample_len : most tokens of a result; by default half of the decoder's context, 224
-    best_of : samples at a temperature above 0, of which the best is taken
-    beam_size, patience : of the beam search at temperature 0; without a size it is greedy
-    length_penalty : 0..1, the exponent of Google's NMT; by default log-probabilities are divided by the length
-    suppress_tokens : ids, or text with ids and commas; -1 stands for all symbols that are not spoken; empty: none
-    suppress_blank : no text begins with a space or is empty
-    suppress_numerals : numbers are spelled out (WhisperX)
-    without_timestamps : text only
-    max_initial_timestamp : seconds, the latest start of the text; None or 0: no limit
-    compression_ratio_threshold, logprob_threshold : a result above the one or below the other has failed; None: never
-    no_speech_threshold : but above this probability of silence, a low log-probability is no failure
-    initial_prompt, prefix : text before the audio, and the beginning of its text, for jobs that bring none
-    hotwords : text before the prompt, where there is no prefix (faster-whisper)
-    seed : of the samples
-
-    Raises `OptionError`, naming the option, for values out of range.
-    """
-
-    task: str = "transcribe"
-    temperature: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    sample_len: int | None = None
-    best_of: int | None = 5
-    beam_size: int | None = None
-    patience: float | None = None
-    length_penalty: float | None = None
-    suppress_tokens: str | tuple[int, ...] = "-1"
-    suppress_blank: bool = True
-    suppress_numerals: bool = False
-    without_timestamps: bool = False
-    max_initial_timestamp: float | None = 1.0
-    compression_ratio_threshold: float | None = 2.4
-    logprob_threshold: float | None = -1.0
-    no_speech_threshold: float | None = 0.6
-    initial_prompt: str | None = None
-    prefix: str | None = None
-    hotwords: str | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.temperature, Real):
-            object.__setattr__(self, "temperature", (float(self.temperature),))
-        if self.task not in ("transcribe", "translate"):
-            raise OptionError(f"task is {self.task!r}: it has to be transcribe or translate")
-        if not self.temperature:
-            raise OptionError("temperature is empty: give at least one, such as 0")
-        for temperature in self.temperature:
-            in_range(0, 100, temperature=temperature)
-        size, patience = self.beam_size, self.patience
-        in_range(1, math.inf, sample_len=self.sample_len)
-        in_range(1, 100, best_of=self.best_of, beam_size=size)
-        in_range(0, 100, patience=patience)
-        in_range(0, 1, length_penalty=self.length_penalty)
-        in_range(0, 30, max_initial_timestamp=self.max_initial_timestamp)
-        if patience is not None and size is None:
-            raise OptionError("patience needs beam_size: give both or neither")
-        if size is not None and self._candidates() < 1:
-            raise OptionError(f"patience {patience} with beam_size {size} leaves no candidates: raise it")
-        self.suppressed()
-
-    def _candidates(self) -> int:
-        """Finished beams that end the search."""
-        return round((self.beam_size or 1) * (self.patience or 1.0))
-
-    def suppressed(self) -> list[int]:
-        """`suppress_tokens` as a list. Raises `OptionError` where they are no ids."""
-        given = self.suppress_tokens
-        try:
-            return [int(token) for token in (given.split(",") if isinstance(given, str) else given) if token != ""]
-        except (TypeError, ValueError) as error:
-            raise OptionError(f"suppress_tokens is {given!r}: give ids with commas, such as -1,50257") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -490,7 +412,7 @@ class _Beams(_Batch):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.candidates = self.options._candidates()
+        self.candidates = self.options.candidates
         self.done: list[tuple[Job, DecodingResult]] = []
 
     def begin(self, indices: list[int], logits: mx.array) -> None:

@@ -1,0 +1,132 @@
+"""Where results go: their formats, their names, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlx_speech import writers
+from mlx_speech.cli.screen import Say
+from mlx_speech.errors import OptionError, OutputError
+
+FORMATS = tuple(writers.FORMATS)
+ONLY_BY_NAME = ("ctm", "aud")  # not among those of "all"
+NAME_MAX = 255  # bytes of a file's name, where the file system does not say
+TAG_LENGTH = 8  # hexadecimal digits that tell shortened names apart
+
+
+def add_output_dir(group: Any, files: str) -> None:
+    """The flag for the folder of results. files : what is written there"""
+    group.add_argument("-o", "--output-dir", default=".", help=f"where {files} are written (default: here)")
+
+
+def formats_of(text: str, diarized: bool) -> list[str]:
+    """The formats of `--output-format`, each once. Raises `OptionError`."""
+    kinds: list[str] = []
+    for word in text.split(","):
+        kind = word.strip().lower()
+        if kind == "all":
+            kinds += [usual for usual in FORMATS if usual not in ONLY_BY_NAME and (usual != "rttm" or diarized)]
+        else:
+            kinds.append(kind)
+    for kind in kinds:
+        if kind not in FORMATS:
+            raise OptionError(f"--output-format {text}: {kind!r} is not one of {', '.join(FORMATS)}, all")
+        if kind == "rttm" and not diarized:
+            raise OptionError("--output-format rttm holds speakers: add --diarize")
+    return list(dict.fromkeys(kinds))
+
+
+def expanded(folder: str) -> Path:
+    """A folder, its ~ expanded. Raises `OptionError` where there is no such user."""
+    from mlx_speech.folders import expand  # it imports MLX
+
+    return expand(folder)
+
+
+def make_writable(folder: Path) -> None:
+    """Make the folder if it is missing. That it cannot be written is found out before hours of work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}): choose another --output-dir") from error
+
+
+def check_paths(files: Mapping[str, Iterable[Path]]) -> None:
+    """Raises `OutputError` for results, of each recording, that will not be possible to write."""
+    for source, paths in files.items():
+        for path in paths:
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise _unwritable(path, error.strerror) from error
+            if stat.S_ISDIR(status.st_mode):
+                raise _unwritable(path, "it is a folder")
+            if _is_file(path, source):
+                raise OutputError(f"{path}: is the recording itself: choose another --output-dir")
+
+
+def _unwritable(path: Path, reason: str | None) -> OutputError:
+    return OutputError(f"{path}: cannot be written ({reason}): choose another --output-dir")
+
+
+def _is_file(path: Path, source: str) -> bool:
+    """Whether a result that is there already is the recording; one that cannot be looked at is found out later."""
+    try:
+        return path.samefile(source)
+    except OSError:
+        return False
+
+
+def stems_of(audio: list[str], folder: Path, formats: Iterable[str], say: Say) -> dict[str, str]:
+    """The names of results without extension, by recording: none is longer than the file system takes.
+
+    Of a longer one as much is left as fits, and a part of its SHA-256 that tells it from others; the user hears of it.
+    """
+    room = _longest_name(folder) - max(len(f".{kind}") for kind in formats)
+    stems = dict(zip(audio, writers.unique_stems(audio), strict=True))
+    for source, stem in stems.items():
+        data = os.fsencode(stem)
+        if len(data) > room:
+            tag = hashlib.sha256(data).hexdigest()[:TAG_LENGTH]
+            # as the name of a file it may hold bytes that are no text; a letter that is cut in two is left out
+            kept = data[: max(room - TAG_LENGTH - 1, 0)].decode("utf-8", "ignore")
+            stems[source] = f"{kept}-{tag}"
+            say(f"{source}: the name is too long for results, which are called {stems[source]}")
+    return stems
+
+
+def _longest_name(folder: Path) -> int:
+    """Bytes that a name may have in a folder, which need not be there yet."""
+    for place in (folder, *folder.parents):
+        try:
+            return os.pathconf(place, "PC_NAME_MAX")
+        except (OSError, ValueError):  # it is not there; or the system has no such word
+            continue
+    return NAME_MAX
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all. Raises `OutputError`."""
+    try:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", dir=path.parent, delete=False) as file:
+            try:
+                file.write(text)
+                file.flush()
+                mask = os.umask(0)
+                os.umask(mask)
+                Path(file.name).chmod(0o666 & ~mask)  # as files are made; temporary ones are private
+                Path(file.name).replace(path)
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error.strerror) from error
