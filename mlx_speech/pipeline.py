@@ -30,18 +30,13 @@ from mlx_speech.options import Options
 from mlx_speech.package_data import DEMO
 from mlx_speech.stages.align import align
 from mlx_speech.stages.assign import assign_speakers
+from mlx_speech.stages.chunks import cut_chunks, fixed_chunks, warn_if_silent, widened
 from mlx_speech.stages.cluster import speaker_bounds
 from mlx_speech.stages.diarize import diarize
 from mlx_speech.stages.sentences import split_sentences
 from mlx_speech.stages.tracks import speakers_apart, speaking, turns_of_tracks
-from mlx_speech.stages.vad import (
-    cut_chunks,
-    detect_speech,
-    detect_speech_pyannet,
-    fixed_chunks,
-    warn_if_silent,
-    widened,
-)
+from mlx_speech.stages.vad import detect_speech
+from mlx_speech.stages.vad_pyannet import detect_speech_pyannet
 from mlx_speech.stages.whisper import batched, decode
 from mlx_speech.stages.whisper.longform import transcribe_sequential
 from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcript, space_between

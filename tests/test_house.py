@@ -208,7 +208,7 @@ PARTS = {
     "align": {"spelling"},
     "diarize": {"cluster", "windows"},
     "cluster": {"linkage"},
-    "vad": {"windows"},
+    "vad_pyannet": {"windows"},
 }
 
 
