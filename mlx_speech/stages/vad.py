@@ -77,11 +77,13 @@ def detect_speech_steps(
 def _probability_steps(samples: np.ndarray, model: Any, rate: int) -> Steps[np.ndarray]:
     """samples (samples,) at `rate` → of every window, (windows,); yields the seconds done after each block."""
     window = WINDOW_SAMPLES[rate]
-    block_size = window * int(SECONDS_PER_BLOCK * rate / window)
-    if samples.size <= block_size:
+    block_count = math.ceil(samples.size / rate / SECONDS_PER_BLOCK)
+    if block_count == 1:
         probabilities = np.array(model(mx.array(samples), sample_rate=rate))
         yield samples.size / rate
         return probabilities
+    # blocks of one length: a short one at the end would be multiplied by another routine, which rounds otherwise
+    block_size = window * math.ceil(samples.size / window / block_count)
     state = model.initial_state(1, rate)
     blocks: list[np.ndarray] = []
     for start in range(0, samples.size, block_size):
