@@ -29,7 +29,7 @@ MIXED = (
     "the distribution mlx-speech, another project with the same import name, has files in this package's folder: "
     "pip uninstall mlx-speech mlx-speech-toolkit, then install the one you want"
 )
-LATE = "MLX was imported first, so OpenBLAS cannot serve it, which is 20 times faster: call mlx_speech.configure() before that"
+LATE = "MLX was imported first, so OpenBLAS, 20 times faster, cannot serve it: call mlx_speech.configure() before that"
 HINT = "OpenBLAS makes MLX 20 to 30 times faster on this CPU: apt-get install libopenblas0-pthread (or your system's)"
 
 _NAMES = ("libopenblas.so.0", "libopenblas.so")

@@ -197,8 +197,8 @@ def test_a_batch_is_its_segments_alone_in_any_order() -> None:
 def test_one_viterbi_or_many_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     audio, segments = make.speech(12), segments_of(TEXTS)
     expected = align(segments, audio, tiny(), language="en", batch_size=2)
-    monkeypatch.setattr(stage, "CELLS", 1)
-    monkeypatch.setattr(stage, "LONGEST", 1)
+    monkeypatch.setattr(stage, "BYTES_PER_VITERBI", 1)
+    monkeypatch.setattr(stage, "SAMPLES_PER_ROW", 1)
     assert align(segments, audio, tiny(), language="en", batch_size=2) == expected
 
 
@@ -213,6 +213,15 @@ def test_progress_reaches_the_whole_sound() -> None:
         on_progress=seen.append,
     )
     assert seen == [4.0, 6.0]
+
+
+def test_steps_give_others_a_turn_and_return_the_same() -> None:
+    segments, audio = segments_of(["one", "two", "three"]), make.speech(6)
+    work = stage.align_steps(segments, audio, tiny(), language="en", batch_size=2)
+    assert [next(work), next(work)] == [4.0, 6.0]
+    with pytest.raises(StopIteration) as stopped:
+        next(work)
+    assert stopped.value.value == align(segments, audio, tiny(), language="en", batch_size=2)
 
 
 # --- planted sound ---------------------------------------------------------------------------------------------------
@@ -270,7 +279,7 @@ def check_times(words: list[Word], expected: list[tuple[str, float, float]], wit
 def test_planted_characters_that_fill_their_time(offset: float) -> None:
     frames = "...hhheelll.llloo|||....wwwoorrlldd..."
     words = times(frames, Planted(LATIN), "Hello, world!", offset=offset)
-    check_times(words, [("Hello,", 3, 17), ("world!", 24, 35 + stage.TAIL)])
+    check_times(words, [("Hello,", 3, 17), ("world!", 24, 35 + stage.TAIL_FRAMES)])
     assert all(word.aligned and word.score > 0.99 for word in words)
 
 
@@ -278,7 +287,7 @@ def test_planted_spikes() -> None:
     frames = "...h...e...l...l...o........|..w...o...r...l...d........"
     words = times(frames, Planted(LATIN), "hello world")
     # "o" ends after its spike and TAIL, not at the delimiter; so does "d"
-    check_times(words, [("hello", 3, 20 + stage.TAIL), ("world", 31, 48 + stage.TAIL)])
+    check_times(words, [("hello", 3, 20 + stage.TAIL_FRAMES), ("world", 31, 48 + stage.TAIL_FRAMES)])
 
 
 def test_characters_of_words() -> None:
@@ -295,7 +304,7 @@ def test_characters_of_words() -> None:
 def test_numbers_are_spelled_and_belong_to_their_word() -> None:
     frames = "..i..|..f.o.r.t.y.|.t.w.o..|.m.e.n...."
     words = times(frames, Planted(LATIN), "I, 42 men", return_char_alignments=True)
-    check_times(words, [("I,", 2, 5), ("42", 8, 25 + stage.TAIL - 1), ("men", 29, 37.5)], within=1.01)
+    check_times(words, [("I,", 2, 5), ("42", 8, 25 + stage.TAIL_FRAMES - 1), ("men", 29, 37.5)], within=1.01)
     four, two = words[1].chars
     assert (four.text, two.text) == ("4", "2") and four.end == two.start and four.score == two.score > 0.9
 
@@ -304,7 +313,7 @@ def test_an_unknown_word_takes_the_frames_between_its_neighbours() -> None:
     """Hindi has no words for numbers here, so 42 is two wildcards, in whose frames nine letters are heard."""
     frames = "..a.b..|..p.q.r.s.t.u.v.w.x...|..c.d....."
     words = times(frames, Planted(LATIN), "ab 42 cd", language="hi")
-    check_times(words, [("ab", 2, 7), ("42", 10, 27 + stage.TAIL), ("cd", 33, 38.5)], within=1.01)
+    check_times(words, [("ab", 2, 7), ("42", 10, 27 + stage.TAIL_FRAMES), ("cd", 33, 38.5)], within=1.01)
     assert words[1].aligned and words[1].score > 0.5
 
 
@@ -317,7 +326,7 @@ def test_characters_are_the_words_of_chinese_and_its_spaces_are_not_missed() -> 
 def test_lengths_between_the_buckets_do_not_matter() -> None:
     for frames in (10, 48, 49, 50, 51, 99):
         words = times("." * 3 + "a" + "." * frames, Planted(LATIN), "a")
-        check_times(words, [("a", 3, 4 + stage.TAIL)])
+        check_times(words, [("a", 3, 4 + stage.TAIL_FRAMES)])
 
 
 # --- what words hold to ----------------------------------------------------------------------------------------------

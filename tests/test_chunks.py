@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlx_speech.errors import OptionError
-from mlx_speech.stages.vad import cut_chunks, fixed_chunks, warn_if_silent
+from mlx_speech.stages.chunks import cut_chunks, fixed_chunks, warn_if_silent
 from mlx_speech.transcript import Chunk, Region
 
 QUICK = settings(max_examples=200, deadline=None, derandomize=True)

@@ -31,8 +31,9 @@ import mlx_speech
 from mlx_speech import load_audio, package_data
 from mlx_speech.languages import LANGUAGES
 from mlx_speech.stages.align import align, log_probabilities
+from mlx_speech.stages.chunks import cut_chunks
 from mlx_speech.stages.diarize import diarize
-from mlx_speech.stages.vad import cut_chunks, detect_speech
+from mlx_speech.stages.vad import detect_speech
 from mlx_speech.stages.whisper import batched, decode, word_times
 from mlx_speech.stages.whisper.decode import DecodingOptions, Job
 from mlx_speech.stages.whisper.longform import transcribe_sequential

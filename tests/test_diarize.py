@@ -33,10 +33,11 @@ import mlx_speech.convert
 from mlx_speech.audio import load_audio
 from mlx_speech.errors import AudioError, ConfigError, OptionError
 from mlx_speech.models.diarization_pipeline import Model
-from mlx_speech.stages import cluster, vad, windows
+from mlx_speech.stages import cluster, vad_pyannet, windows
 from mlx_speech.stages import diarize as stage
 from mlx_speech.stages.diarize import diarize, from_stages
-from mlx_speech.stages.vad import detect_speech_pyannet, speech_scores
+from mlx_speech.stages.vad_pyannet import detect_speech_pyannet, speech_scores
+from mlx_speech.steps import Steps
 from mlx_speech.transcript import Diarization, Turn
 
 torch.set_num_threads(1)
@@ -246,7 +247,9 @@ def test_names_are_in_the_originals_order_beyond_ten(pldas: Any) -> None:
         theirs = original(Given(clustering, pldas[0], PARAMS[clustering]), heard.segmentations, heard.embeddings, 10.0)
         assert len(ours.embeddings) >= 12 and len(ours.turns) > 50
         same(ours, theirs)
-        centroids = cluster.cluster(heard.embeddings, heard.segmentations, cluster.Bounds(), **given_params(given))[1]
+        centroids = cluster.cluster(
+            heard.embeddings, heard.segmentations, cluster.SpeakerBounds(), **given_params(given)
+        )[1]
         assert np.array_equal(ours.embeddings["SPEAKER_02"], centroids[10])  # "10" sorts before "2"
 
 
@@ -358,7 +361,7 @@ def test_the_rule_of_version_3_takes_every_voice() -> None:
     rng = np.random.default_rng(1)
     for place, voice in enumerate(rng.normal(size=(2, 256))):
         embeddings[20 * place :, place] = voice + 0.1 * rng.normal(size=(40 - 20 * place, 256))
-    run = partial(cluster.cluster, embeddings, segmentations, cluster.Bounds(), clustering=AHC)
+    run = partial(cluster.cluster, embeddings, segmentations, cluster.SpeakerBounds(), clustering=AHC)
     assert len(run()[1]) == 1 and len(run(min_active_ratio=0.0)[1]) == 2
 
 
@@ -663,6 +666,11 @@ def exact_scores(both: Both) -> dict[str, np.ndarray]:
     return {name: model(file).data[:, 0] for name, file in files.items()}
 
 
+def one_step(result: np.ndarray) -> Steps[np.ndarray]:
+    yield 1.0
+    return result
+
+
 @pytest.mark.parametrize("name", ["dev00", "dev01"])
 def test_regions_of_speech_are_whisperx(
     name: str, both: Both, scored: Any, exact_scores: Any, monkeypatch: pytest.MonkeyPatch
@@ -673,7 +681,7 @@ def test_regions_of_speech_are_whisperx(
     scores, expected = speech_scores(samples, model), scored[name].data[:, 0]
     rounding = np.abs(expected - exact_scores[name]).max()  # as large as 6e-3: parity's bar is three times that
     assert len(scores) == len(expected) and np.abs(scores - expected).max() < max(5e-3, 3 * rounding)
-    monkeypatch.setattr(vad, "speech_scores", lambda *_: scores)
+    monkeypatch.setattr(vad_pyannet, "speech_scores_steps", lambda *_: one_step(scores))
     for options in ({}, {"max_duration": 30.0}, {"max_duration": 5.0}, {"max_duration": 2.0}, {"onset": 0.7}):
         theirs = Binarize(**{"onset": 0.5, "offset": 0.363, **options})(scored[name])
         found = detect_speech_pyannet(samples, model, **options)
@@ -696,7 +704,7 @@ def test_scores_of_speech_are_the_originals(length: int, segmenter: Any) -> None
 def test_short_speech_is_dropped_and_short_pauses_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.zeros(600, dtype=np.float32)
     scores[100:200] = scores[205:300] = scores[400:405] = 0.9
-    monkeypatch.setattr(vad, "speech_scores", lambda *_: scores)
+    monkeypatch.setattr(vad_pyannet, "speech_scores_steps", lambda *_: one_step(scores))
     detect = partial(detect_speech_pyannet, np.zeros(16000 * 10), Fake())
     assert len(detect()) == 3 and len(detect(min_duration_off=0.1)) == 2
     found = detect(min_duration_off=0.1, min_duration_on=0.2)

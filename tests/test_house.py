@@ -218,7 +218,7 @@ PARTS = {
     "align": {"spelling"},
     "diarize": {"cluster", "windows"},
     "cluster": {"linkage"},
-    "vad": {"windows"},
+    "vad_pyannet": {"windows"},
 }
 
 

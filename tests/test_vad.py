@@ -309,12 +309,28 @@ def test_writers():
 
 @pytest.mark.parametrize("rate, seconds", [(16_000, 10.0), (8_000, 9.99)])
 def test_long_recordings_go_block_by_block(monkeypatch: pytest.MonkeyPatch, rate: int, seconds: float) -> None:
+    from mlx_speech import steps
     from mlx_speech.stages import vad
 
     audio = load_audio(real("data/audio/vad/silero_test.wav"), sample_rate=rate)[: int(seconds * rate)]
     model = mlx_speech.load("silero_vad")
-    whole = vad._probabilities(audio, model, rate)
-    monkeypatch.setattr(vad, "BLOCK", 1 << 14)
-    blocks = vad._probabilities(audio, model, rate)
+    whole = steps.run(vad._probability_steps(audio, model, rate))
+    monkeypatch.setattr(vad, "SECONDS_PER_BLOCK", 1.024)
+    done: list[float] = []
+    blocks = steps.run(vad._probability_steps(audio, model, rate), done.append)
+    assert done == sorted(done) and len(done) == 10 and done[-1] == audio.size / rate
     assert blocks.shape == whole.shape and np.abs(blocks - whole).max() < 1e-6
     assert len(vad.detect_speech(audio, model, sample_rate=rate)) > 1
+
+
+def test_detection_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_speech import steps
+    from mlx_speech.stages import vad
+
+    audio = load_audio(real("data/audio/vad/silero_test.wav"))
+    model = mlx_speech.load("silero_vad")
+    seconds: list[float] = []
+    regions = steps.run(vad.detect_speech_steps(audio, model), seconds.append)
+    assert seconds == [pytest.approx(30, abs=0.1), 60.0]
+    monkeypatch.setattr(vad, "SECONDS_PER_BLOCK", 1e9)
+    assert regions == detect_speech(audio, model)
