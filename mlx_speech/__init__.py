@@ -50,6 +50,8 @@ _LAZY = {
 _SUBMODULES = ("audio", "convert", "features", "models", "options", "whisperx", "writers")
 _NEEDING_MLX = ("load", "detect_speech", "Pipeline", "convert", "features", "models", "whisperx")
 
+blas.preload_if_asked()
+
 __all__ = [*_LAZY, "MLXSpeechError", "__version__", "configure"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 

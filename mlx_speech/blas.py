@@ -41,7 +41,7 @@ _KEEP = {-1: 2**31 - 1, -4: 0, -8: 1}
 
 FORKED = "models were loaded before this process was forked off, and MLX does not outlive a fork: start it with "
 FORKED += 'multiprocessing\'s "spawn", or load the models in the child only'
-VARIABLE = "MLX_SPEECH_OPENBLAS"  # of the environment: "0" keeps OpenBLAS out
+VARIABLE = "MLX_SPEECH_OPENBLAS"  # of the environment: "0" keeps OpenBLAS out, "1" loads it at import
 _CHOICES = {"openblas": True, "told": False}  # whether it may be loaded; whether the user knows that it came too late
 _USED_IN: dict[str, int] = {}  # "process": the id of the one that has loaded models
 
@@ -51,7 +51,8 @@ def configure(*, openblas: bool = True, keep_freed_memory: bool = False) -> None
 
     openblas : load OpenBLAS globally, now, for MLX's products: it has to come before MLX is imported, which the first
         use of `mlx_speech.Pipeline`, `load` or `detect_speech` does. Without this call that use loads it; False, or
-        MLX_SPEECH_OPENBLAS=0 in the environment, keeps it out: products are then 20 to 30 times slower
+        MLX_SPEECH_OPENBLAS=0 in the environment, keeps it out: products are then 20 to 30 times slower. With
+        MLX_SPEECH_OPENBLAS=1 importing the package loads it
     keep_freed_memory : have glibc keep what the process frees, to the process's end: a fifth to a third less time.
         Without this call it is not done
 
@@ -62,6 +63,12 @@ def configure(*, openblas: bool = True, keep_freed_memory: bool = False) -> None
         preload()
     if keep_freed_memory:
         keep_memory()
+
+
+def preload_if_asked() -> None:
+    """`preload` where MLX_SPEECH_OPENBLAS=1 is in the environment: what importing the package does."""
+    if os.environ.get(VARIABLE) == "1":
+        preload()
 
 
 def preload() -> None:

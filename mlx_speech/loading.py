@@ -197,9 +197,11 @@ class Models:
     def pyannet(self) -> pyannet.Model:
         """A PyanNet that detects speech, by default the one of the diarization. Raises `SourceError`."""
         if self._vad_model is None:
-            model = self.diarization().segmentation
+            segmentation = self.diarization().segmentation
+            if not isinstance(segmentation, pyannet.Model):
+                raise SourceError(f"diarize_model={self._diarization.name}: its segmentation is no pyannet model")
             self.names["vad"] = self._diarization.name
-            return model
+            return segmentation
         model = self._pyannet.get(self._vad_model)
         self.names["vad"] = self._pyannet.name
         return model

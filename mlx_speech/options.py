@@ -28,6 +28,7 @@ WordMethod = Literal["ctc", "attention"]
 Task = Literal["transcribe", "translate"]
 Interpolation = Literal["nearest", "linear", "ignore"]
 Resolution = Literal["sentence", "chunk"]
+Dtype = Literal["float16", "bfloat16", "float32"]
 AudioTrack = int | Literal["all"] | None
 
 DETECTORS: dict[VadMethod, type[SileroOptions] | type[PyannetOptions]] = {
@@ -40,7 +41,7 @@ WHISPERX_THRESHOLDS: dict[str, dict[VadMethod, str]] = {
     "vad_offset": {"silero": "neg_threshold", "pyannote": "offset"},
 }
 # WhisperX's compute_type, of CTranslate2, and "int4" → dtype, and bits of quantized weights
-COMPUTE_TYPES: dict[str, tuple[str | None, int | None]] = {
+COMPUTE_TYPES: dict[str, tuple[Dtype | None, int | None]] = {
     "default": (None, None),
     "auto": (None, None),
     "int16": (None, None),

@@ -26,7 +26,7 @@ from mlx_speech.environment import Environment
 from mlx_speech.errors import OptionError, brief
 from mlx_speech.features import SAMPLE_RATE
 from mlx_speech.loading import Models
-from mlx_speech.options import AudioTrack, Options, SpeakerKeywords, TranscribeOptions, checked_batch_size
+from mlx_speech.options import AudioTrack, Dtype, Options, SpeakerKeywords, TranscribeOptions, checked_batch_size
 from mlx_speech.package_data import DEMO
 from mlx_speech.recording import Recording, by_language, in_order, with_rate, without_mlx
 from mlx_speech.request import Event, Progress, Request
@@ -87,7 +87,7 @@ class Pipeline:
         align_model: Any = None,
         vad_model: Any = None,
         diarize_model: Any = None,
-        dtype: Literal["float16", "bfloat16", "float32"] | None = None,
+        dtype: Dtype | None = None,
         q_bits: int | None = None,
         device: Literal["cpu", "gpu"] | None = None,
         batch_size: int | Literal["auto"] = "auto",
@@ -426,7 +426,14 @@ class Pipeline:
             return recording.turns_of_tracks
         model = self.models.diarization()
         self._uses("diarization", recording)
-        steps = diarize_steps(recording.audio, model, **recording.options.speakers.numbers)
+        speakers = recording.options.speakers
+        steps = diarize_steps(
+            recording.audio,
+            model,
+            num_speakers=speakers.num_speakers,
+            min_speakers=speakers.min_speakers,
+            max_speakers=speakers.max_speakers,
+        )
         return (yield from told("diarize", recording.duration, steps))
 
     def _tell(self, recording: Recording) -> Job[None]:

@@ -142,6 +142,7 @@ print(repr(pipeline(np.zeros(8000, np.float32)).text))
         ("import mlx_speech; mlx_speech.Pipeline", {"MLX_SPEECH_OPENBLAS": "0"}, False),
         ("import mlx_speech; mlx_speech.configure(openblas=False); mlx_speech.Pipeline", {}, False),
         ("import mlx_speech; mlx_speech.configure(); import mlx.core", {}, True),
+        ("import mlx_speech; import mlx.core", {"MLX_SPEECH_OPENBLAS": "1"}, True),
     ],
 )
 def test_openblas_comes_with_the_first_use_or_as_it_is_told(
