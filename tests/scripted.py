@@ -17,7 +17,7 @@ Sampling takes its noise from `noise` on both sides, if `openai_model` was given
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +31,8 @@ from whisper.model import ModelDimensions
 from whisper.tokenizer import get_tokenizer
 
 from mlx_speech.models.whisper import ModelArgs
-from mlx_speech.stages.whisper import decode
+from mlx_speech.stages.whisper import fallback, search
+from mlx_speech.stages.whisper.decode import DecodingResult, Job
 
 WIDTH = 4  # of the encoded audio
 MOODS = ("plain", "plain", "sure", "sure", "loop", "unsure", "silent")
@@ -222,7 +223,7 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(whisper.decoding, "GreedyDecoder", Sampling)
     monkeypatch.setattr(whisper.decoding, "Categorical", Categorical)
-    monkeypatch.setattr(decode, "gumbel", lambda keys, step, vocab: mx.array(noise(np.array(step), vocab)))
+    monkeypatch.setattr(search, "gumbel", lambda keys, step, vocab: mx.array(noise(np.array(step), vocab)))
 
 
 # --- ours -------------------------------------------------------------------------------------------------------------
@@ -290,3 +291,31 @@ class ScriptedModel:
         """mel (batch, 3000, n_mels)"""
         numbers = [self.script.windows.number(window) for window in np.array(mel)]
         return mx.array(np.stack([self.script.encoded(number) for number in numbers]))
+
+
+# --- results that need no decoder -------------------------------------------------------------------------------------
+
+
+class AtOnce:
+    """Stands for `FallbackDecoder`: every job has its result as soon as it is asked for."""
+
+    def __init__(self, answer: Callable[..., Iterator[tuple[Job, DecodingResult]]], batch_size: int):
+        self.answer, self.batch_size, self.jobs = answer, batch_size, []
+
+    def room(self, owner: Any = None) -> int:
+        return self.batch_size - len(self.jobs)
+
+    def enter(self, jobs: Sequence[Job]) -> None:
+        self.jobs += jobs
+
+    def drop(self, owner: Any) -> None:
+        self.jobs = [job for job in self.jobs if job.owner != owner]
+
+    def advance(self, expected: Any = ()) -> list[tuple[Job, DecodingResult]]:
+        jobs, self.jobs = self.jobs, []
+        return list(self.answer(jobs, batch_size=self.batch_size))
+
+
+def answer_at_once(answer: Callable[..., Iterator[tuple[Job, DecodingResult]]], monkeypatch: Any) -> None:
+    """Chunks are recognised by `answer`, which takes jobs and batch_size=… and gives each job with its result."""
+    monkeypatch.setattr(fallback, "FallbackDecoder", lambda *_, batch_size: AtOnce(answer, batch_size))

@@ -16,13 +16,14 @@ import pytest
 import whisper
 import whisper.audio
 import whisper.decoding
-from scripted import Script, ScriptedModel, openai_model
+from scripted import Script, ScriptedModel, answer_at_once, openai_model
 
 from mlx_speech.errors import OptionError
 from mlx_speech.models.whisper import Model, ModelArgs
-from mlx_speech.stages.whisper import batched, decode
+from mlx_speech.stages.whisper import batched, decode, search
 from mlx_speech.stages.whisper.batched import Task
 from mlx_speech.stages.whisper.decode import DecodingOptions
+from mlx_speech.stages.whisper.segments import believed, split_at_timestamps
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.transcript import Chunk, Segment, Word
 
@@ -38,7 +39,7 @@ SMALL |= {"n_vocab": 51865, "n_text_ctx": 448, "n_text_state": 64, "n_text_head"
 @pytest.fixture(autouse=True)
 def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer steps after the end of a text: with scripts, they cost more than looking."""
-    monkeypatch.setattr(decode, "CHECK_EVERY", 0)
+    monkeypatch.setattr(search, "CHECK_EVERY", 0)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,7 @@ def test_every_short_text_is_cut_like_the_pattern() -> None:
         for tokens in product((7, 100, 101, 102), repeat=length):
             if tokens[0] < begin and any(token >= begin for token in tokens):
                 continue  # where it begins with a word, it has no timestamps
-            found, used = batched.split_at_timestamps(tokens, begin, 9.0)
+            found, used = split_at_timestamps(tokens, begin, 9.0)
             expected = pieces(list(tokens), begin)
             if used is not None:
                 assert [*tokens[used:]] == expected[-1][2]
@@ -159,7 +160,7 @@ def test_a_text_without_an_end_lasts_to_the_end_of_the_chunk(
     begin = tokenizer.timestamp_begin
     tokens = (begin, 2425, begin + 50, begin + 60, 1002)
     result = decode.DecodingResult(tokens, "", "en", -0.1, 0.0, 0.0, 1.0)
-    monkeypatch.setattr(decode, "decode_with_fallback", lambda jobs, *_, **__: ((job, result) for job in jobs))
+    answer_at_once(lambda jobs, **_: ((job, result) for job in jobs), monkeypatch)
     (found,) = run([task(40.0, 43.0)], ScriptedModel(Script(0)), tokenizer, GREEDY).values()
     assert [(s.start, s.end, s.tokens) for s in found] == [(40.0, 41.0, tokens[:3]), (41.2, 43.0, tokens[3:])]
 
@@ -220,7 +221,7 @@ def test_silence_has_no_segments_unless_the_text_is_sure(
     sure: bool, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = decode.DecodingResult((2425,), "x", "en", -0.5 if sure else -1.5, 0.7, 0.0, 1.0)
-    monkeypatch.setattr(decode, "decode_with_fallback", lambda jobs, *_, **__: ((job, results) for job in jobs))
+    answer_at_once(lambda jobs, **_: ((job, results) for job in jobs), monkeypatch)
     model, chunk = ScriptedModel(Script(0)), [task(40.0, 43.0)]
     for options, silent in (
         (DecodingOptions(), not sure),
@@ -391,10 +392,10 @@ def test_what_looks_made_up_between_silences_is_left_out() -> None:
         ([], []),
     ]
     for segments, left in cases:
-        assert [segment.start for segment in batched._believed(segments, chunk, 1.0)] == left
+        assert [segment.start for segment in believed(segments, chunk, 1.0)] == left
     # an improbable text that stands next to sure ones on both sides is never touched, whatever the silence
     close = [said(15, 16, sure), said(16.1, 17, unsure), said(17.1, 18, sure)]
-    assert batched._believed(close, chunk, 0.5) == close
+    assert believed(close, chunk, 0.5) == close
 
 
 @pytest.mark.parametrize("threshold", [None, 0.0, 100.0])

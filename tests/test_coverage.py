@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import Script, ScriptedModel
+from scripted import Script, ScriptedModel, answer_at_once
 
-from mlx_speech.stages.whisper import batched, decode
+from mlx_speech.stages.whisper import batched
 from mlx_speech.stages.whisper.batched import Task
 from mlx_speech.stages.whisper.coverage import (
     MAX_WORD,
@@ -212,8 +212,10 @@ def tokenizer() -> Tokenizer:
 def hear(
     decoder: Decoder, chunks: Sequence[Chunk], monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> tuple[dict[int, tuple[Segment, ...]], list[Region]]:
-    monkeypatch.setattr(decode, "decode_with_fallback", decoder)
-    monkeypatch.setattr(batched, "_with_words", lambda waiting, *_: [(job.key, segments) for job, segments in waiting])
+    answer_at_once(decoder, monkeypatch)
+    monkeypatch.setattr(
+        batched, "_with_words", lambda waiting, *_: [(heard.stretch, heard.segments) for heard in waiting]
+    )
     recording = np.arange(60 * 16_000, dtype=np.float32) / 16_000
     tasks = [Task(k, chunk, batched.samples_of(recording, chunk), "en") for k, chunk in enumerate(chunks)]
     silences: list[Region] = []
@@ -293,19 +295,18 @@ class Placed:
             text = "".join(f" {word}" for word in words)
             yield job, DecodingResult(tuple(self.tokenizer.encode(text)), text, "sv", -0.3, 0.0, 0.0, 1.0)
 
-    def placed(self, waiting: Sequence[tuple[Job, list[Segment]]], *_: Any) -> Iterator[tuple[Any, list[Segment]]]:
-        for job, segments in waiting:
-            times = self.hearings[
-                min(self.heard.index((job.key.chunk.start, job.key.chunk.end)), len(self.hearings) - 1)
-            ]
-            words = [Word(*times[text], text) for text in segments[0].text.split()]
-            yield job.key, [replace(segments[0], start=words[0].start, end=words[-1].end, words=tuple(words))]
+    def placed(self, waiting: Sequence[batched.Heard], *_: Any) -> Iterator[tuple[Any, list[Segment]]]:
+        for heard in waiting:
+            chunk, segment = heard.stretch.chunk, heard.segments[0]
+            times = self.hearings[min(self.heard.index((chunk.start, chunk.end)), len(self.hearings) - 1)]
+            words = [Word(*times[text], text) for text in segment.text.split()]
+            yield heard.stretch, [replace(segment, start=words[0].start, end=words[-1].end, words=tuple(words))]
 
 
 def hear_placed(
     decoder: Placed, chunk: Chunk, monkeypatch: pytest.MonkeyPatch, *, words: bool = True, language: str | None = "sv"
 ) -> tuple[tuple[Segment, ...], list[Region]]:
-    monkeypatch.setattr(decode, "decode_with_fallback", decoder)
+    answer_at_once(decoder, monkeypatch)
     monkeypatch.setattr(batched, "_with_words", decoder.placed)
     silences: list[Region] = []
     ((_, segments),) = batched.transcribe(
@@ -373,11 +374,11 @@ def test_a_short_first_hearing_does_not_forbid_a_second(tokenizer: Tokenizer, mo
 
 def test_a_chunk_is_not_heard_for_ever(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stutter(Placed):
-        def placed(self, waiting: Sequence[tuple[Job, list[Segment]]], *_: Any) -> Iterator[tuple[Any, list[Segment]]]:
-            for job, (segment,) in waiting:
-                chunk = job.key.chunk
+        def placed(self, waiting: Sequence[batched.Heard], *_: Any) -> Iterator[tuple[Any, list[Segment]]]:
+            for heard in waiting:
+                chunk, (segment,) = heard.stretch.chunk, heard.segments
                 word = Word(chunk.start, chunk.end, "Yeah")
-                yield job.key, [replace(segment, start=chunk.start, end=chunk.end, words=(word,))]
+                yield heard.stretch, [replace(segment, start=chunk.start, end=chunk.end, words=(word,))]
 
     decoder = Stutter(tokenizer, {"Yeah": (0.0, 30.0)})
     _, silences = hear_placed(decoder, Chunk(0.0, 29.9, (Region(0.3, 29.6),)), monkeypatch)

@@ -21,8 +21,9 @@ from whisper.decoding import DecodingTask
 from mlx_speech.errors import OptionError
 from mlx_speech.models.whisper import Model, ModelArgs
 from mlx_speech.ops.kernels import log_sum_exp
-from mlx_speech.stages.whisper import decode
-from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job, decode_with_fallback, detect_language
+from mlx_speech.stages.whisper import decode, search
+from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job, detect_language
+from mlx_speech.stages.whisper.fallback import decode_with_fallback
 from mlx_speech.stages.whisper.rules import Rules, State, suppressed_tokens, top
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
@@ -45,6 +46,7 @@ def openai_options(options: DecodingOptions, **more: Any) -> whisper.DecodingOpt
 
 
 def same(ours: DecodingResult, theirs: Any) -> None:
+    """theirs : openai/whisper's result"""
     assert list(ours.tokens) == theirs.tokens
     assert ours.text == re.sub(r"<\|[^|]*\|>", "", theirs.text)  # special tokens, if allowed, are text in the original
     assert (ours.language, ours.temperature) == (theirs.language, theirs.temperature)
@@ -73,6 +75,27 @@ def compare(script: Script, options: DecodingOptions, monkeypatch: Any, windows:
         else:
             same(ours[key], expected)
     return [ours[key] for key in range(windows)]
+
+
+def check_logprobs(result: DecodingResult, task: DecodingTask, logits: Any, initial: list[int]) -> None:
+    """The log-probability of every token is that of openai/whisper's rules on its logits, the tokens before given.
+
+    logits : tokens so far, (1, n) → (1, vocabulary)
+    """
+    expected = []
+    for length in range(len(result.tokens) + 1):
+        tokens = torch.tensor([[*initial, *result.tokens[:length]]])
+        step = logits(tokens).clone()
+        for rule in task.logit_filters:
+            rule.apply(step, tokens)
+        expected.append(step[0].log_softmax(dim=-1))
+    found = [row[token].item() for row, token in zip(expected, result.tokens, strict=False)]
+    assert len(result.token_logprobs) == len(result.tokens)
+    assert result.token_logprobs == pytest.approx(found, abs=2e-4)
+    total = result.avg_logprob * (len(result.tokens) + 1)
+    end = expected[-1][task.tokenizer.eot].item()
+    ended = sum(found) + end, sum(found)  # or there was no room for the end of text
+    assert any(total == pytest.approx(value, abs=1e-3) for value in ended)
 
 
 # --- on scripted logits ----------------------------------------------------------------------------------------------
@@ -114,6 +137,39 @@ def test_the_best_sample_is_that_of_openai(seed: int, monkeypatch: pytest.Monkey
         without_timestamps=seed % 4 == 3,
     )
     compare(Script(seed, length=8, mood="plain"), options, monkeypatch, windows=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        DecodingOptions(sample_len=24),
+        DecodingOptions(sample_len=16, without_timestamps=True),
+        DecodingOptions(sample_len=16, beam_size=3),
+        DecodingOptions(sample_len=12, beam_size=2, patience=2.0, length_penalty=0.4),
+        DecodingOptions(sample_len=16, temperature=(0.7,), best_of=3),
+    ],
+)
+def test_tokens_have_their_logprobs(options: DecodingOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, (temperature,) = Script(3, length=8), options.temperature[:1]
+    theirs = scripted.openai_model(script, monkeypatch)
+    jobs = [Job(mx.array(script.encoded(window)), "en", prompt=(7, 8)[:window], key=window) for window in range(3)]
+    words, model = tokenizer(), ScriptedModel(script)
+    found = list(decode.decode(jobs, model, words, options, temperature=temperature, batch_size=2))
+    task = DecodingTask(theirs, openai_options(options, language="en"))
+    ends = set()
+    for job, result in found:
+        initial = decode.initial_tokens(job, "en", words, options, 448)
+
+        def logits(tokens: torch.Tensor, window: int = job.key) -> torch.Tensor:
+            return torch.from_numpy(script.logits(window, tokens[0].tolist()))[None]
+
+        task.sample_begin = len(initial)
+        for rule in task.logit_filters:
+            if hasattr(rule, "sample_begin"):
+                rule.sample_begin = len(initial)
+        check_logprobs(result, task, logits, initial)
+        ends.add(len(result.tokens) < options.sample_len)
+    assert True in ends and len(found) == 3
 
 
 def test_scripts_say_much(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,31 +219,31 @@ def test_text_of_the_options_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
     words, more = tokenizer(), {"language": "de", "temperature": 0.0}
     task = DecodingTask(theirs, openai_options(options, **more))
     job = Job(mx.zeros((1, 1)), "de")
-    assert tuple(decode._initial_tokens(job, "de", words, options, 448)) == task.initial_tokens
+    assert tuple(decode.initial_tokens(job, "de", words, options, 448)) == task.initial_tokens
     own = replace(job, prompt=(7, 8), prefix=(9,))
     task = DecodingTask(theirs, openai_options(options, **more, prompt=[7, 8], prefix=[9]))
-    assert tuple(decode._initial_tokens(own, "de", words, options, 448)) == task.initial_tokens
+    assert tuple(decode.initial_tokens(own, "de", words, options, 448)) == task.initial_tokens
 
 
 def test_hotwords_come_before_the_prompt() -> None:
     words, job = tokenizer(), Job(mx.zeros((1, 1)), "en", prompt=tuple(range(300)))
     hot = words.encode(" MLX Whisper")
     options = DecodingOptions(hotwords="MLX Whisper")
-    tokens = decode._initial_tokens(job, "en", words, options, 448)
+    tokens = decode.initial_tokens(job, "en", words, options, 448)
     sequence = list(words.sot_sequence("en", "transcribe"))
     assert tokens == [words.sot_prev, *hot, *range(300)[-(223 - len(hot)) :], *sequence]
-    tokens = decode._initial_tokens(replace(job, prompt=()), "en", words, options, 448)
+    tokens = decode.initial_tokens(replace(job, prompt=()), "en", words, options, 448)
     assert tokens == [words.sot_prev, *hot, *sequence]
-    tokens = decode._initial_tokens(replace(job, prompt=(), prefix=(5,)), "en", words, options, 448)
+    tokens = decode.initial_tokens(replace(job, prompt=(), prefix=(5,)), "en", words, options, 448)
     assert tokens == [*sequence, 5]  # a prefix leaves them out
-    tokens = decode._initial_tokens(job, "en", words, replace(options, hotwords="many " * 400), 448)
+    tokens = decode.initial_tokens(job, "en", words, replace(options, hotwords="many " * 400), 448)
     assert len(tokens) == 1 + 223 + len(sequence) and 299 not in tokens
 
 
 def test_a_prefix_has_to_fit() -> None:
     job = Job(mx.zeros((1, 1)), "en", prefix=tuple(range(600)))
     with pytest.raises(OptionError, match="prefix is 600 tokens long: 445 fit"):
-        decode._initial_tokens(job, "en", tokenizer(), DecodingOptions(), 448)
+        decode.initial_tokens(job, "en", tokenizer(), DecodingOptions(), 448)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -345,12 +401,12 @@ def test_samples_do_not_depend_on_the_batch() -> None:
 def test_samples_follow_the_softmax() -> None:
     logits = mx.array([0.0, 1.0, 2.0, -1.0, -mx.inf])
     keys = mx.arange(20000, dtype=mx.uint32).reshape(200, 100)
-    noise = decode.gumbel(keys, mx.full(keys.shape, 3), 5)
+    noise = search.gumbel(keys, mx.full(keys.shape, 3), 5)
     counts = np.bincount(np.array(mx.argmax(logits + noise, axis=-1)).ravel(), minlength=5)
     expected = np.array(mx.softmax(logits)) * 20000
     assert counts[4] == 0
     assert ((counts - expected)[:4] ** 2 / expected[:4]).sum() < 16.3  # chi-squared, 3 degrees of freedom, p = 0.001
-    other = decode.gumbel(keys, mx.full(keys.shape, 4), 5)
+    other = search.gumbel(keys, mx.full(keys.shape, 4), 5)
     assert abs(np.corrcoef(np.array(noise).ravel(), np.array(other).ravel())[0, 1]) < 0.02
 
 
@@ -406,6 +462,14 @@ def test_random_models_decode_as_openai_does(
             more = {"language": "en", "temperature": 0.0, "prompt": list(prompt)}
             expected = whisper.decode(pair.theirs, torch.from_numpy(row), openai_options(options, **more))
             same(found[1][key], expected)
+            task = DecodingTask(pair.theirs, openai_options(options, **more))
+            encoded = torch.from_numpy(row)[None]
+            check_logprobs(
+                found[3][key],
+                task,
+                lambda tokens, encoded=encoded: pair.theirs.logits(tokens, encoded)[:, -1],
+                list(task.initial_tokens),
+            )
             assert found[3][key].tokens == found[1][key].tokens
             assert found[3][key].avg_logprob == pytest.approx(found[1][key].avg_logprob, abs=1e-5)
 

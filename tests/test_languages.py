@@ -20,8 +20,8 @@ from mlx_speech.pipeline import _joined
 from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.sentences import split_sentences
 from mlx_speech.stages.spelling import split_words
-from mlx_speech.stages.whisper.batched import as_segment
 from mlx_speech.stages.whisper.decode import DecodingResult
+from mlx_speech.stages.whisper.segments import as_segment
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.stages.whisper.word_times import WordTiming, place_words, tidy
 from mlx_speech.transcript import Char, Chunk, Diarization, Segment, Transcript, Turn, Word, space_between

@@ -23,7 +23,7 @@ from scripted import Script, ScriptedModel, openai_model
 from mlx_speech.errors import OptionError
 from mlx_speech.models.whisper import Model, ModelArgs
 from mlx_speech.options import Options
-from mlx_speech.stages.whisper import decode, longform, word_times
+from mlx_speech.stages.whisper import longform, search, word_times
 from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job
 from mlx_speech.stages.whisper.longform import transcribe_sequential
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ LENGTHS = (61.21, 35.0, 41.777, 33.005)
 @pytest.fixture(autouse=True)
 def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer steps after the end of a text: with scripts, they cost more than looking."""
-    monkeypatch.setattr(decode, "CHECK_EVERY", 0)
+    monkeypatch.setattr(search, "CHECK_EVERY", 0)
 
 
 @lru_cache(maxsize=len(LENGTHS))
@@ -284,7 +284,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     mel = lru_cache(maxsize=len(LENGTHS))(lambda seconds: LogMel(recording(seconds), Script(0).args))
     seconds = {recording(length).size: length for length in LENGTHS}
     monkeypatch.setattr(whisper.decoding, "decode", theirs)
-    monkeypatch.setattr(longform.decode, "decode_with_fallback", ours)
+    monkeypatch.setattr(longform.fallback, "decode_with_fallback", ours)
     monkeypatch.setattr(longform, "_LogMel", lambda audio, args: mel(seconds[audio.size]))
 
 
@@ -355,7 +355,7 @@ def test_nothing_lies_beyond_the_end_of_the_recording(words: bool, monkeypatch: 
         for job in jobs:
             yield job, DecodingResult(**result, tokens=tuple(tokens), compression_ratio=1.0)
 
-    monkeypatch.setattr(longform.decode, "decode_with_fallback", decoded)
+    monkeypatch.setattr(longform.fallback, "decode_with_fallback", decoded)
     monkeypatch.setattr(longform, "_LogMel", LogMel)
     heard: list[Segment] = []
     for seconds in (0.01, 0.5, 7.995, 8.003, 28.9, 29.0, 30.0):
@@ -421,7 +421,7 @@ def test_a_real_model_gives_the_same(words: bool, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("samples", [161, 200, 201, 399, 16_000, 16_000 * 35 + 77])
 def test_windows_are_cut_from_the_spectrogram_of_the_whole(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its loudest frame, here near the end, sets the floor everywhere; of a piece only its own frames are computed."""
-    monkeypatch.setattr(longform, "PIECE", 700)
+    monkeypatch.setattr(longform, "FRAMES_PER_PIECE", 700)
     rng = np.random.default_rng(samples)
     audio = (rng.normal(size=samples) * np.geomspace(1e-6, 1, samples)).astype(np.float32)
     expected = whisper.audio.log_mel_spectrogram(audio, 80, padding=480_000).numpy().T
@@ -479,8 +479,8 @@ def test_clips_end_with_the_recording() -> None:
 
 def test_it_comes_to_an_end_whatever_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two timestamps at 0.00 would move the window by nothing."""
-    monkeypatch.setattr(longform.asr, "split_at_timestamps", lambda tokens, begin, duration: ([], 1))
-    monkeypatch.setattr(longform.asr, "is_silence", lambda *_: False)
+    monkeypatch.setattr(longform, "split_at_timestamps", lambda tokens, begin, duration: ([], 1))
+    monkeypatch.setattr(longform, "is_silence", lambda *_: False)
     monkeypatch.setattr(Script, "mood_of", lambda self, window: "sure")
     done: list[float] = []
     options = DecodingOptions(**GREEDY, max_initial_timestamp=0.001)  # the first token is always 0.00
@@ -494,6 +494,28 @@ def test_progress_is_in_seconds_and_ends_with_the_recording() -> None:
     assert done == sorted(done)
     assert done[-1] == 50.0
     assert len(done) > 1
+
+
+def test_windows_are_decoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two of them others may have a turn; and it may be left there."""
+    decoded: list[float] = []
+    decode = longform._WindowDecoder.decode
+
+    def counted(self: Any, window: Any, prompt: Any) -> Any:
+        decoded.append(window.start)
+        return decode(self, window, prompt)
+
+    monkeypatch.setattr(longform._WindowDecoder, "decode", counted)
+    audio, model, options = recording(61.21), ScriptedModel(Script(3)), DecodingOptions(**GREEDY)
+    steps = longform.transcribe_steps(audio, model, tokenizer(), options, language="en")
+    done = [next(steps)]
+    assert len(decoded) == 1 and 0 < done[0] <= 30.0
+    with pytest.raises(StopIteration) as stopped:
+        while True:
+            done.append(next(steps))
+            assert len(decoded) == len(done)
+    assert tuple(stopped.value.value) == run(audio, seed=3)
+    assert done == sorted(done)
 
 
 def test_options_of_the_pipeline_are_taken() -> None:

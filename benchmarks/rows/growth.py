@@ -120,7 +120,8 @@ def decode(device: str, batch: int) -> Call:
 
     import mlx_speech
     from mlx_speech.stages.whisper import batched
-    from mlx_speech.stages.whisper.decode import DecodingOptions, Job, decode_with_fallback
+    from mlx_speech.stages.whisper.decode import DecodingOptions, Job
+    from mlx_speech.stages.whisper.fallback import decode_with_fallback
     from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
     folder = models.narrow().whisper

@@ -122,7 +122,7 @@ def faster_int8_encoder(files: Files, windows: int, device: str) -> Call:
 
 def ours_decoder(files: Files, windows: int, device: str, batch: int | None = None) -> Call:
     model = peers.ours(files, device)
-    from mlx_speech.stages.whisper import decode
+    from mlx_speech.stages.whisper import decode, fallback
     from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.find(model.folder, model.args.n_vocab)
@@ -132,7 +132,7 @@ def ours_decoder(files: Files, windows: int, device: str, batch: int | None = No
     jobs = [decode.Job(row, "en", key=k) for k, row in enumerate(_mlx_encoded(model, files, windows, device))]
 
     def call() -> list[checks.Decoded]:
-        found = decode.decode_with_fallback(jobs, model, tokenizer, options, batch_size=batch or windows)
+        found = fallback.decode_with_fallback(jobs, model, tokenizer, options, batch_size=batch or windows)
         results = {job.key: result for job, result in found}
         return _decoded([results[k] for k in range(windows)])
 

@@ -1,17 +1,15 @@
 """Chunks of speech → segments of text, many chunks at once, and the language that is spoken.
 
 Every chunk is recognised on its own, as WhisperX does it: one chunk and silence fill Whisper's window, which is encoded
-in a batch with others, and its row is decoded among those of other chunks. Where the decoder says timestamps, a chunk
-is cut at them by the rules of openai/whisper's `transcribe`, which `sequential` shares.
+in a batch with others, and its row is decoded among those of other chunks.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -20,10 +18,11 @@ import numpy as np
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.features import SAMPLE_RATE, log_mel
 from mlx_speech.models.whisper import Model
-from mlx_speech.stages.whisper import coverage, decode, word_times
+from mlx_speech.stages.whisper import coverage, decode, fallback, word_times
 from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job
-from mlx_speech.stages.whisper.rules import SECONDS_PER_TIMESTAMP
+from mlx_speech.stages.whisper.segments import believed, is_sure, segments_of_chunk
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
+from mlx_speech.stages.whisper.turns import Turns
 from mlx_speech.transcript import Chunk, Region, Segment
 
 HOP_LENGTH = 160  # samples of a mel frame
@@ -31,7 +30,6 @@ INPUT_STRIDE = 2  # mel frames of one of the encoder's positions, and of a times
 MIN_PROGRESS = 0.2  # seconds that a hearing has to be shorter than the one before that it came from
 MAX_HEARINGS = 12  # of a chunk
 SEEDS_APART = 1 << 32  # between the seeds of the stretches of a chunk
-EDGE = 2.0  # seconds from the start or end of a window, where silence is taken for granted
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +41,12 @@ class Task:
     language : a code, or None to detect it in this chunk
     words : whether its words get times, from cross-attention
     encoded : (positions, width), where `detect_language` has encoded it already
-    seed : of what is sampled; by default its place among the tasks
+    seed : of what is sampled; None: 0, or in `transcribe` its place among the tasks
+    options : its own; None: those of whoever recognises it. The `group` has to be the same
+    multilingual : detect its language, whatever `language` says
+    hallucination_silence_threshold : seconds; where it has words, segments that look made up are left out if a longer
+        silence, or the edge of the chunk, is on both sides of them
+    owner : whose it is, by a key or by the object itself; owners take turns
     """
 
     key: Any
@@ -53,6 +56,23 @@ class Task:
     words: bool = False
     encoded: mx.array | None = None
     seed: int | None = None
+    options: DecodingOptions | None = None
+    multilingual: bool = False
+    hallucination_silence_threshold: float | None = None
+    owner: Hashable = None
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A task that is done.
+
+    segments : in seconds of the recording, inside the chunk, in order; none where it is silent
+    silences : speech of the chunk's regions in which nothing was heard on a second hearing either
+    """
+
+    task: Task
+    segments: tuple[Segment, ...]
+    silences: tuple[Region, ...]
 
 
 def samples_per_window(model: Model) -> int:
@@ -78,40 +98,42 @@ def transcribe(
 ) -> Iterator[tuple[Task, tuple[Segment, ...]]]:
     """Each task once, in any order, with its segments: in seconds of the recording, inside the chunk, in order.
 
+    options : of tasks that bring none
     batch_size : chunks that are encoded at once, and rows that are decoded at once. Tasks are pulled as rows become
-        free; besides those being decoded, at most that many are encoded and waiting, and as many wait to be retried,
-        or for the times of their words
-    multilingual : detect the language of every chunk, whatever its task says
-    hallucination_silence_threshold : seconds; of tasks with words, segments that look made up are left out where a
-        longer silence, or the edge of the chunk, is on both sides of them
+        free; besides those being decoded, at most that many are waiting, and as many wait to be retried, or for the
+        times of their words
+    multilingual, hallucination_silence_threshold : as of `Task`, for all of them
     on_silence : called with the speech of a chunk's regions in which nothing was heard on a second hearing either
 
     A chunk that is silent by `no_speech_threshold` has no segments. Where the text leaves out more than a second of
     the chunk's `regions`, that stretch is heard again, as a row of its own. Raises `OptionError` for a chunk that is
     longer than the model's window, and for a batch size below 1.
     """
-    in_range(1, math.inf, batch_size=batch_size)
-    hearings = _Hearings(tasks, model, tokenizer, batch_size, multilingual, on_silence)
-    waiting: list[tuple[Job, list[Segment]]] = []
+    recognition = Recognition(model, tokenizer, options, batch_size=batch_size)
+    silence_threshold = hallucination_silence_threshold
+    numbered = enumerate(tasks)
     while True:
-        for job, result in decode.decode_with_fallback(hearings, model, tokenizer, options, batch_size=batch_size):
-            stretch: _Stretch = job.key
-            segments = _segments_of_stretch(stretch, result, tokenizer, options)
-            if segments and (stretch.task.words or stretch.chunk.regions):
-                waiting.append((job, segments))
-            else:
-                hearings.heard(stretch, segments)
-            if len(waiting) == batch_size:
-                for done, placed in _with_words(waiting, model, tokenizer, options, hallucination_silence_threshold):
-                    hearings.heard(done, placed)
-                waiting.clear()
-            yield from hearings.finished()
-        for done, placed in _with_words(waiting, model, tokenizer, options, hallucination_silence_threshold):
-            hearings.heard(done, placed)
-        waiting.clear()
-        yield from hearings.finished()
-        if not hearings.again:
+        for number, task in islice(numbered, max(0, batch_size - recognition.waiting)):
+            recognition.add(
+                replace(
+                    task,
+                    key=task,  # the caller gets its own back
+                    # the number of the task, not its place in a batch, so that any batch size draws the same samples
+                    seed=number if task.seed is None else task.seed,
+                    multilingual=multilingual or task.multilingual,
+                    hallucination_silence_threshold=(
+                        task.hallucination_silence_threshold if silence_threshold is None else silence_threshold
+                    ),
+                )
+            )
+        if recognition.idle:
             return
+        for done in recognition.advance():
+            task = done.task.key
+            if on_silence is not None:
+                for region in done.silences:
+                    on_silence(task, region)
+            yield task, done.segments
 
 
 def detect_language(
@@ -135,16 +157,25 @@ def detect_language(
     in_range(1, math.inf, max_chunks=max_chunks)
     if not tokenizer.multilingual:
         return "en", 1.0
-    count = min(max_chunks, len(chunks))
-    bounds = [len(chunks) * k // count for k in range(count + 1)] if count else []
-    heard = [max(chunks[i:j], key=lambda chunk: chunk.duration) for i, j in pairwise(bounds)] or [Chunk(0.0, math.inf)]
-    encoded = encode([samples_of(audio, chunk)[: samples_per_window(model)] for chunk in heard], model)
+    heard = _longest_chunks(chunks, max_chunks) or [Chunk(0.0, math.inf)]
+    window = samples_per_window(model)
+    encoded = encode([samples_of(audio, chunk)[:window] for chunk in heard], model)
     votes = decode.detect_language(encoded, model, tokenizer)
-    if keep is not None:
-        keep |= {chunk: row for chunk, row in zip(heard, _rows(encoded), strict=True) if math.isfinite(chunk.end)}
+    if keep is not None and chunks:
+        keep.update(zip(heard, _rows(encoded), strict=True))
     mean = {code: sum(vote[code] for vote in votes) / len(votes) for code in votes[0]}
     language = max(mean, key=lambda code: mean[code])
     return language, mean[language]
+
+
+def _longest_chunks(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
+    """The longest of each of at most `count` stretches of neighbouring chunks."""
+    count = min(count, len(chunks))
+    longest = []
+    for k in range(count):
+        stretch = chunks[len(chunks) * k // count : len(chunks) * (k + 1) // count]
+        longest.append(max(stretch, key=lambda chunk: chunk.duration))
+    return longest
 
 
 def encode(audios: Sequence[np.ndarray], model: Model) -> mx.array:
@@ -166,151 +197,297 @@ def encode(audios: Sequence[np.ndarray], model: Model) -> mx.array:
     return model.encoder(mel)
 
 
-@dataclass(eq=False)
-class _Hearing:
-    """A task under way.
-
-    seed : of what is sampled
-    segments : what was heard so far, in order
-    language : that was heard
-    pending : stretches that the decoder has not given back
-    count : stretches so far
-    """
-
-    task: Task
-    seed: int
-    segments: list[Segment] = field(default_factory=list)
-    language: str | None = None
-    pending: int = 0
-    count: int = 0
+# --- chunks of many owners, a step at a time -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class _Stretch:
-    """What is heard at once: a task's whole chunk, or a part of it that is heard `again`."""
+class Stretch:
+    """What is heard at once: a task's whole chunk, or a part of it that is heard `again`.
+
+    number : among the stretches of the task, from 0
+    language : its code; None: the decoder detects it
+    """
 
     hearing: _Hearing
+    number: int
     chunk: Chunk
-    audio: np.ndarray
-    seed: int
-    again: bool
+    language: str | None
 
     @property
     def task(self) -> Task:
         return self.hearing.task
 
+    @property
+    def again(self) -> bool:
+        return self.number > 0
 
-class _Hearings:
-    """The jobs for the decoder: stretches to be heard again, then the chunks of new tasks, a batch of them encoded at
-    a time. It may be iterated anew when it was at its end, once there is something to hear again."""
+    @property
+    def seed(self) -> int:
+        return (self.task.seed or 0) + self.number * SEEDS_APART
 
-    def __init__(
-        self,
-        tasks: Iterable[Task],
-        model: Model,
-        tokenizer: Tokenizer,
-        batch_size: int,
-        multilingual: bool,
-        on_silence: Callable[[Task, Region], None] | None,
-    ) -> None:
-        self.again: deque[_Stretch] = deque()
-        self._tasks = enumerate(tasks)
-        self._model = model
-        self._tokenizer = tokenizer
-        self._batch_size = batch_size
-        self._multilingual = multilingual
-        self._on_silence = on_silence
-        self._jobs: deque[Job] = deque()
-        self._finished: deque[_Hearing] = deque()
+    @property
+    def audio(self) -> np.ndarray:
+        """(samples,)"""
+        if not self.again:
+            return self.task.audio
+        start = round((self.chunk.start - self.task.chunk.start) * SAMPLE_RATE)
+        stop = round((self.chunk.end - self.task.chunk.start) * SAMPLE_RATE)
+        return self.task.audio[start:stop]
 
-    def __iter__(self) -> Iterator[Job]:
-        return self
 
-    def __next__(self) -> Job:
-        while not self._jobs:
-            stretches = self._next_stretches()
-            if not stretches:
-                raise StopIteration
-            self._jobs.extend(self._encoded(stretches))
-        return self._jobs.popleft()
+@dataclass(eq=False)
+class _Hearing:
+    """A task under way. What is missing after a hearing is heard in the next one, all of it before anything is made of
+    it: so nothing depends on which stretch comes back first.
 
-    def heard(self, stretch: _Stretch, segments: Sequence[Segment]) -> None:
-        """Note what was heard in a stretch, and what of it has to be heard again.
+    segments : that were heard so far, in order
+    silences : as of `Recognised`
+    count : stretches so far
+    pending : of them, those that have not been heard yet
+    heard : of the last hearing, with their segments
+    """
+
+    task: Task
+    segments: list[Segment] = field(default_factory=list)
+    silences: list[Region] = field(default_factory=list)
+    count: int = 0
+    pending: int = 0
+    heard: list[tuple[Stretch, Sequence[Segment]]] = field(default_factory=list)
+
+    def stretch(self, chunk: Chunk, language: str | None) -> Stretch:
+        """One more stretch of the task's chunk to be heard."""
+        stretch = Stretch(self, self.count, chunk, language)
+        self.count += 1
+        self.pending += 1
+        return stretch
+
+    def note(self, stretch: Stretch, segments: Sequence[Segment]) -> None:
+        """Note what was heard in a stretch."""
+        self.heard.append((stretch, segments))
+        self.pending -= 1
+
+    def next_stretches(self, decode_text: Callable[[Sequence[int]], str]) -> list[Stretch]:
+        """When nothing is pending: what has to be heard again.
+
+        decode_text : tokens → text
+        """
+        heard = sorted(self.heard, key=lambda item: item[0].number)
+        self.heard = []
+        stretches: list[Stretch] = []
+        for stretch, segments in heard:
+            if segments:
+                self._add(stretch, segments, decode_text)
+            language = segments[0].language if segments else stretch.language
+            for chunk in self._missing(stretch, segments):
+                stretches.append(self.stretch(chunk, language))
+        return stretches
+
+    def _add(self, stretch: Stretch, segments: Sequence[Segment], decode_text: Callable[[Sequence[int]], str]) -> None:
+        if stretch.again:
+            room = coverage.make_room(self.segments, stretch.chunk, decode_text)
+            regions = self.task.chunk.regions
+            self.segments = coverage.without_misplaced(room, segments, regions, decode_text)
+        self.segments = sorted([*self.segments, *segments], key=lambda segment: (segment.start, segment.end))
+
+    def _missing(self, stretch: Stretch, segments: Sequence[Segment]) -> list[Chunk]:
+        """The parts of a stretch whose text is missing, and that are worth another hearing; the others are silences.
 
         segments : with words wherever the chunk has regions: Whisper's own stamps may span what it passed over
         """
-        hearing = stretch.hearing
-        if segments:
-            if stretch.again:
-                decode_text = self._tokenizer.decode
-                room = coverage.make_room(hearing.segments, stretch.chunk, decode_text)
-                regions = stretch.task.chunk.regions
-                hearing.segments = coverage.without_misplaced(room, segments, regions, decode_text)
-            hearing.segments = sorted([*hearing.segments, *segments], key=lambda segment: (segment.start, segment.end))
-            hearing.language = segments[0].language
-        hearing.pending -= 1
+        chunks: list[Chunk] = []
         for missing in coverage.uncovered(stretch.chunk, segments):
             parts = [missing] if segments else coverage.region_by_region(missing)
-            # of a first hearing something was heard, so a second one begins or ends elsewhere
-            longest = math.inf if segments and not stretch.again else stretch.chunk.duration - MIN_PROGRESS
-            if all(part.duration <= longest for part in parts) and hearing.count + len(parts) <= MAX_HEARINGS:
-                for part in parts:
-                    self._hear_again(hearing, part)
-            elif self._on_silence is not None:
-                self._on_silence(hearing.task, Region(missing.regions[0].start, missing.regions[-1].end))
-        if not hearing.pending:
-            self._finished.append(hearing)
-
-    def finished(self) -> Iterator[tuple[Task, tuple[Segment, ...]]]:
-        """The tasks of which nothing is left to be heard, with their segments in order."""
-        while self._finished:
-            hearing = self._finished.popleft()
-            kept = hearing.segments if hearing.task.words else [replace(one, words=()) for one in hearing.segments]
-            yield hearing.task, tuple(kept)
-
-    def _hear_again(self, hearing: _Hearing, chunk: Chunk) -> None:
-        audio = hearing.task.audio
-        start = round((chunk.start - hearing.task.chunk.start) * SAMPLE_RATE)
-        stop = round((chunk.end - hearing.task.chunk.start) * SAMPLE_RATE)
-        self.again.append(self._stretch(hearing, chunk, audio[start:stop], again=True))
-
-    def _stretch(self, hearing: _Hearing, chunk: Chunk, audio: np.ndarray, again: bool) -> _Stretch:
-        stretch = _Stretch(hearing, chunk, audio, hearing.seed + hearing.count * SEEDS_APART, again)
-        hearing.pending += 1
-        hearing.count += 1
-        return stretch
-
-    def _next_stretches(self) -> list[_Stretch]:
-        """At most a batch of them, none if there is nothing left to be heard."""
-        stretches: list[_Stretch] = []
-        while self.again and len(stretches) < self._batch_size:
-            stretches.append(self.again.popleft())
-        while len(stretches) < self._batch_size and (numbered := next(self._tasks, None)) is not None:
-            stretch = self._first_stretch(*numbered)
-            if stretch.audio.size >= INPUT_STRIDE * HOP_LENGTH:
-                stretches.append(stretch)
+            longest = stretch.chunk.duration - MIN_PROGRESS
+            if segments and not stretch.again:  # a second hearing begins or ends elsewhere
+                longest = math.inf
+            is_shorter = all(part.duration <= longest for part in parts)
+            if is_shorter and self.count + len(chunks) + len(parts) <= MAX_HEARINGS:
+                chunks += parts
             else:
-                self.heard(stretch, ())
-        return stretches
+                self.silences.append(Region(missing.regions[0].start, missing.regions[-1].end))
+        return chunks
 
-    def _first_stretch(self, number: int, task: Task) -> _Stretch:
-        limit = samples_per_window(self._model)
-        if task.audio.size > limit + HOP_LENGTH:  # times in seconds are not that exact
+    def result(self) -> Recognised:
+        segments = self.segments
+        if not self.task.words:
+            segments = [replace(segment, words=()) for segment in segments]
+        return Recognised(self.task, tuple(segments), tuple(self.silences))
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """A stretch whose segments wait for the times of their words."""
+
+    job: Job
+    stretch: Stretch
+    segments: list[Segment]
+
+
+class Recognition:
+    """Chunks of many owners → their segments, in running batches. It is used in one thread, the one that owns MLX.
+
+    options : of tasks that bring none; all tasks have the same `group`
+    batch_size : chunks that are encoded at once, rows that are decoded at once, and rows that are decoded again at once
+
+    Owners take turns, task by task, so that a short recording does not wait behind a long one. What a task gives does
+    not depend on the others. Where the text leaves out more than a second of a chunk's `regions`, that stretch is heard
+    again, before the owner's next tasks.
+    """
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, options: DecodingOptions, *, batch_size: int) -> None:
+        in_range(1, math.inf, batch_size=batch_size)
+        self._model = model
+        self._tokenizer = tokenizer
+        self._options = options
+        self._batch_size = batch_size
+        self._turns: Turns[Stretch, Job] = Turns()
+        self._decoder = fallback.FallbackDecoder(model, tokenizer, options, batch_size=batch_size)
+        self._heard: list[Heard] = []
+        self._finished: list[Recognised] = []
+
+    @property
+    def waiting(self) -> int:
+        """Tasks, and stretches to be heard again, that are not in a row yet; below `batch_size` more are welcome."""
+        return len(self._turns)
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was added has been returned, or cancelled."""
+        return not (self._turns or self._decoder.jobs or self._heard or self._finished)
+
+    def add(self, task: Task) -> None:
+        """Queue a task, behind those of the same owner.
+
+        Raises `OptionError` for a chunk that is longer than the model's window, and for a language or a prefix that the
+        model cannot take; `ValueError` for options of another group.
+        """
+        options = task.options or self._options
+        if task.options is not None and task.options.group != self._options.group:
+            raise ValueError("a task of another group: its options cannot share a batch with the others'")
+        window = samples_per_window(self._model)
+        if task.audio.size > window + HOP_LENGTH:  # times in seconds are not that exact
             seconds = task.audio.size / SAMPLE_RATE
-            reason = f"a chunk of {seconds:g} s: this model hears {limit / SAMPLE_RATE:g} s at once"
+            reason = f"a chunk of {seconds:g} s: this model hears {window / SAMPLE_RATE:g} s at once"
             raise OptionError(f"{reason}; choose a smaller chunk_size")
-        # the number of the task, not its place in a batch, so that any batch size draws the same samples
-        hearing = _Hearing(task, number if task.seed is None else task.seed)
-        return self._stretch(hearing, task.chunk, task.audio, again=False)
+        language = None if task.multilingual else task.language
+        decode.check_tokens(options, self._tokenizer, self._model.args.n_text_ctx, language)
+        stretch = _Hearing(task).stretch(task.chunk, language)
+        if stretch.audio.size < INPUT_STRIDE * HOP_LENGTH:
+            self._note(stretch, ())
+        else:
+            self._turns.add(task.owner, stretch)
 
-    def _encoded(self, stretches: Sequence[_Stretch]) -> Iterator[Job]:
+    def cancel(self, owner: Hashable) -> None:
+        """Forget an owner's tasks: nothing of them is returned from now on, and their rows are free."""
+        self._turns.drop(owner)
+        self._decoder.drop(owner)
+        self._heard = [heard for heard in self._heard if heard.stretch.task.owner != owner]
+        self._finished = [done for done in self._finished if done.task.owner != owner]
+
+    def advance(self) -> list[Recognised]:
+        """One piece of work, and the tasks that are done with it: a batch of chunks is encoded, or all running batches
+        take a few steps, or the words of a batch get their times.
+
+        After an exception that arises in it, such as for want of memory, the object may be of no more use: make another
+        one, and add the tasks that have not come back.
+        """
+        if self._are_words_due():
+            self._time_words()
+        else:
+            stretches = self._stretches_to_encode()
+            if stretches:
+                self._encode(stretches)
+            else:
+                self._fill_rows()
+                for job, result in self._decoder.advance(self._turns.owners):
+                    self._decoded(job, result)
+        done = self._finished
+        self._finished = []
+        return done
+
+    # --- audio → jobs
+
+    def _room(self, owner: Hashable) -> int:
+        return self._decoder.room(owner)
+
+    def _stretches_to_encode(self) -> list[Stretch]:
+        """A batch of them where one is due for a free row, else none."""
+        owners = [owner for owner in self._turns.owners if self._room(owner) > 0]
+        if not owners:
+            return []
+        free = max(self._room(owner) for owner in owners)
+        ready = sum(self._turns.ready(owner) for owner in owners)
+        unready = [owner for owner in owners if not self._turns.ready(owner)]
+        if any(owner in unready for owner in owners[:free]):
+            return self._turns.take_raw(unready, self._batch_size)
+        if ready < free:
+            return self._turns.take_raw(owners, self._batch_size)
+        return []
+
+    def _encode(self, stretches: Sequence[Stretch]) -> None:
+        """Encode stretches, but for those that are encoded already; then they are ready for a row."""
         known = [None if stretch.again else stretch.task.encoded for stretch in stretches]
-        new = [stretch.audio for stretch, row in zip(stretches, known, strict=True) if row is None]
+        new = [stretch.audio for stretch, encoded in zip(stretches, known, strict=True) if encoded is None]
         rows = iter(_rows(encode(new, self._model)) if new else [])
-        for stretch, row in zip(stretches, known, strict=True):
-            given = None if self._multilingual else stretch.task.language
-            language = given or stretch.hearing.language  # the decoder detects what is None
-            yield Job(next(rows) if row is None else row, language, key=stretch, seed=stretch.seed)
+        for stretch, encoded in zip(stretches, known, strict=True):
+            task = stretch.task
+            job = Job(
+                next(rows) if encoded is None else encoded,
+                stretch.language,
+                key=stretch,
+                seed=stretch.seed,
+                options=task.options,
+                owner=task.owner,
+            )
+            self._turns.add_ready(task.owner, job)
+
+    def _fill_rows(self) -> None:
+        """Let jobs that are ready enter free rows, of one owner after the other."""
+        jobs: list[Job] = []
+        while True:
+            owners = [owner for owner in self._turns.owners if self._room(owner) > len(jobs)]
+            owners = [owner for owner in owners if self._turns.ready(owner)]
+            if not owners:
+                break
+            jobs.append(self._turns.take_ready(owners[0]))
+        self._decoder.enter(jobs)
+
+    # --- results → segments
+
+    def _decoded(self, job: Job, result: DecodingResult) -> None:
+        stretch: Stretch = job.key
+        options = stretch.task.options or self._options
+        segments: list[Segment] = []
+        if not stretch.again or is_sure(result, options):
+            segments = segments_of_chunk(stretch.chunk, result, self._tokenizer, options)
+        # Whisper's own stamps may span what it passed over, so words say what was heard
+        if segments and (stretch.task.words or stretch.chunk.regions):
+            self._heard.append(Heard(job, stretch, segments))
+        else:
+            self._note(stretch, segments)
+
+    def _are_words_due(self) -> bool:
+        """Whether a batch of stretches waits for them, or an owner waits for nothing else."""
+        if len(self._heard) >= self._batch_size:
+            return True
+        busy = {*self._turns.owners, *(job.owner for job in self._decoder.jobs)}
+        return any(heard.stretch.task.owner not in busy for heard in self._heard)
+
+    def _time_words(self) -> None:
+        batch = self._heard[: self._batch_size]
+        del self._heard[: self._batch_size]
+        for stretch, placed in _with_words(batch, self._model, self._tokenizer, self._options):
+            self._note(stretch, placed)
+
+    def _note(self, stretch: Stretch, segments: Sequence[Segment]) -> None:
+        hearing = stretch.hearing
+        hearing.note(stretch, segments)
+        if hearing.pending:
+            return
+        for missing in hearing.next_stretches(self._tokenizer.decode):
+            self._turns.add_first(hearing.task.owner, missing)
+        if not hearing.pending:
+            self._finished.append(hearing.result())
 
 
 def _rows(encoded: mx.array) -> list[mx.array]:
@@ -320,125 +497,28 @@ def _rows(encoded: mx.array) -> list[mx.array]:
     return rows
 
 
-# --- tokens → segments -----------------------------------------------------------------------------------------------
-
-
-def is_silence(result: DecodingResult, options: DecodingOptions) -> bool:
-    """Whether the decoder heard no speech: it says so, and is not sure of the text (openai/whisper `transcribe`)."""
-    sure = options.logprob_threshold is not None and result.avg_logprob > options.logprob_threshold
-    return options.no_speech_threshold is not None and result.no_speech_prob > options.no_speech_threshold and not sure
-
-
-def ends_with_single_timestamp(tokens: Sequence[int], timestamp_begin: int) -> bool:
-    """Whether nobody speaks after the last timestamp: text and one timestamp are the last two tokens."""
-    return [token >= timestamp_begin for token in tokens[-2:]] == [False, True]
-
-
-def split_at_timestamps(
-    tokens: Sequence[int], timestamp_begin: int, duration: float
-) -> tuple[list[tuple[float, float, tuple[int, ...]]], int | None]:
-    """A window's tokens, cut between every two neighbouring timestamps (openai/whisper `transcribe`).
-
-    tokens : text and timestamps, as decoded
-    duration : of the audio in the window, in seconds
-    Returns (start, end, tokens) of each piece, in seconds of the window, and how many tokens they take up where they
-    leave out an unfinished piece at the end, else None.
-    """
-    stamps = [token >= timestamp_begin for token in tokens]
-    times = [_seconds(token, timestamp_begin) for token in tokens]
-    cuts = [k for k in range(1, len(tokens)) if stamps[k - 1] and stamps[k]]
-    if not cuts:
-        last = next((time for time, stamp in zip(times[::-1], stamps[::-1], strict=True) if stamp), 0.0)
-        return [(0.0, last or duration, tuple(tokens))], None
-    unfinished = not ends_with_single_timestamp(tokens, timestamp_begin)
-    bounds = [0, *cuts] if unfinished else [0, *cuts, len(tokens)]
-    pieces = [(times[i] if stamps[i] else 0.0, times[j - 1], tuple(tokens[i:j])) for i, j in pairwise(bounds)]
-    return pieces, cuts[-1] if unfinished else None
-
-
-def as_segment(
-    start: float, end: float, tokens: tuple[int, ...], result: DecodingResult, tokenizer: Tokenizer
-) -> Segment:
-    """A piece of what was decoded; `tokens` may hold timestamps."""
-    names = ("language", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
-    decoded = {name: getattr(result, name) for name in names}
-    text = tokenizer.decode(tokens)
-    return Segment(start, end, text.strip(), tokens=tokens, spaced=text[:1].isspace(), **decoded)
-
-
-def _seconds(token: int, timestamp_begin: int) -> float:
-    return (token - timestamp_begin) * SECONDS_PER_TIMESTAMP
-
-
-def _segments_of_stretch(
-    stretch: _Stretch, result: DecodingResult, tokenizer: Tokenizer, options: DecodingOptions
-) -> list[Segment]:
-    """Unlike in `sequential`, where the next window hears it again, a piece without an end lasts to the chunk's end.
-    What is stamped behind the sound was not said in it, and is left out."""
-    if is_silence(result, options) or (stretch.again and not _is_sure(result, options)):
-        return []
-    begin, tokens, chunk = tokenizer.timestamp_begin, result.tokens, stretch.chunk
-    if options.without_timestamps:  # no rule keeps the decoder from saying some
-        tokens = tuple(token for token in tokens if token < tokenizer.eot)
-    pieces, used = split_at_timestamps(tokens, begin, math.inf)
-    if used is not None:
-        pieces.append((_seconds(tokens[used], begin), math.inf, tokens[used:]))
-    placed = [(min(chunk.start + a, chunk.end), min(chunk.start + b, chunk.end), tokens) for a, b, tokens in pieces]
-    segments = [as_segment(*piece, result, tokenizer) for piece in placed]
-    return [segment for segment in segments if segment.text and segment.start < segment.end]
-
-
-def _is_sure(result: DecodingResult, options: DecodingOptions) -> bool:
-    """Whether a second hearing may add its text: it is no silence by the decoder's word alone, and has not failed.
-
-    What the first hearing passed over is often no speech, and Whisper makes up text for what is none.
-    """
-    silent, unlikely, repetitive = (
-        options.no_speech_threshold,
-        options.logprob_threshold,
-        options.compression_ratio_threshold,
-    )
-    if silent is not None and result.no_speech_prob > silent:
-        return False
-    if unlikely is not None and result.avg_logprob < unlikely:
-        return False
-    return repetitive is None or result.compression_ratio <= repetitive
-
-
 def _with_words(
-    waiting: Sequence[tuple[Job, list[Segment]]],
-    model: Model,
-    tokenizer: Tokenizer,
-    options: DecodingOptions,
-    threshold: float | None,
-) -> Iterator[tuple[_Stretch, tuple[Segment, ...]]]:
+    batch: Sequence[Heard], model: Model, tokenizer: Tokenizer, options: DecodingOptions
+) -> Iterator[tuple[Stretch, list[Segment]]]:
     """Give the segments of several stretches their words, in one pass of the decoder."""
-    if not waiting:
-        return
-    texts = [[t for segment in segments for t in segment.tokens if t < tokenizer.eot] for _, segments in waiting]
-    how: dict[str, Any] = {"languages": [segments[0].language for _, segments in waiting], "task": options.task}
-    how["num_frames"] = [job.key.audio.size // HOP_LENGTH for job, _ in waiting]
-    encoded = mx.stack([job.encoded for job, _ in waiting])
-    found = word_times.find_alignment(encoded, texts, model, tokenizer, **how)
-    for (job, segments), timings in zip(waiting, found, strict=True):
-        stretch = job.key
-        low, high = stretch.chunk.start, stretch.chunk.end
-        placed = word_times.place_words(segments, timings, offset=low, last_speech=low, tokenizer=tokenizer)
-        if stretch.task.words and threshold is not None:
-            placed = _believed(placed, stretch.chunk, threshold)
-        yield stretch, tuple(word_times.tidy_segments(placed, low, high))
-
-
-def _believed(segments: Sequence[Segment], chunk: Chunk, threshold: float) -> list[Segment]:
-    """Without those that openai/whisper's `transcribe` skips for its `hallucination_silence_threshold`: anomalous ones
-    between silences, or near the edge of what was heard."""
-    kept, last_end = [], chunk.start
-    for k, segment in enumerate(segments):
-        following = word_times.next_words_segment(segments[k + 1 :])
-        pause = (following.words[0].start if following is not None else chunk.end) - segment.end
-        before = segment.start - last_end > threshold or segment.start - chunk.start < EDGE
-        after = pause > threshold or word_times.is_anomalous(following) or chunk.end - segment.end < EDGE
-        if not (word_times.is_anomalous(segment) and before and after):
-            kept.append(segment)
-        last_end = segment.end
-    return kept
+    texts = []
+    for heard in batch:
+        tokens = [token for segment in heard.segments for token in segment.tokens]
+        texts.append([token for token in tokens if token < tokenizer.eot])
+    timings = word_times.find_alignment(
+        mx.stack([heard.job.encoded for heard in batch]),
+        texts,
+        model,
+        tokenizer,
+        languages=[heard.segments[0].language for heard in batch],
+        task=options.task,
+        num_frames=[heard.stretch.audio.size // HOP_LENGTH for heard in batch],
+    )
+    for heard, words in zip(batch, timings, strict=True):
+        task = heard.stretch.task
+        start = heard.stretch.chunk.start
+        end = heard.stretch.chunk.end
+        placed = word_times.place_words(heard.segments, words, offset=start, last_speech=start, tokenizer=tokenizer)
+        if task.words and task.hallucination_silence_threshold is not None:
+            placed = believed(placed, heard.stretch.chunk, task.hallucination_silence_threshold)
+        yield heard.stretch, word_times.tidy_segments(placed, start, end)

@@ -9,22 +9,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_speech import steps
 from mlx_speech.errors import OptionError
 from mlx_speech.features import SAMPLE_RATE, log10_mel
 from mlx_speech.models.whisper import Model, ModelArgs
-from mlx_speech.stages.whisper import batched, decode, word_times
+from mlx_speech.stages.whisper import decode, fallback, word_times
 from mlx_speech.stages.whisper.batched import HOP_LENGTH, INPUT_STRIDE
 from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job
+from mlx_speech.stages.whisper.segments import (
+    EDGE,
+    as_segment,
+    ends_with_single_timestamp,
+    is_silence,
+    split_at_timestamps,
+)
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment
 
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
-PIECE = 6000  # frames that are computed at once when the loudest is looked for
+FRAMES_PER_PIECE = 6000  # that are computed at once when the loudest is looked for
+HALF_FFT = 200  # samples of a frame before its middle, and behind it
+MAX_PROMPT_TEMPERATURE = 0.5  # above it the text is no prompt for the next window
 
 
 def transcribe_sequential(
@@ -41,6 +50,38 @@ def transcribe_sequential(
     clip_timestamps: Sequence[float] = (),
     on_progress: Callable[[float], None] | None = None,
 ) -> tuple[Segment, ...]:
+    """`transcribe_steps` at once: the segments of a recording, in seconds.
+
+    on_progress : called with the seconds of the recording done so far, after each window
+    """
+    windows = transcribe_steps(
+        audio,
+        model,
+        tokenizer,
+        options,
+        language=language,
+        condition_on_previous_text=condition_on_previous_text,
+        carry_initial_prompt=carry_initial_prompt,
+        word_timestamps=word_timestamps,
+        hallucination_silence_threshold=hallucination_silence_threshold,
+        clip_timestamps=clip_timestamps,
+    )
+    return tuple(steps.run(windows, on_progress))
+
+
+def transcribe_steps(
+    audio: np.ndarray,
+    model: Model,
+    tokenizer: Tokenizer,
+    options: DecodingOptions,
+    *,
+    language: str | None,
+    condition_on_previous_text: bool = True,
+    carry_initial_prompt: bool = False,
+    word_timestamps: bool = False,
+    hallucination_silence_threshold: float | None = None,
+    clip_timestamps: Sequence[float] = (),
+) -> steps.Steps[list[Segment]]:
     """The segments of a recording, in seconds; options and results as of openai/whisper's `transcribe`.
 
     audio : (samples,)
@@ -51,42 +92,50 @@ def transcribe_sequential(
     hallucination_silence_threshold : seconds; improbable words between silences longer than this are dropped, and
         the silence is skipped; needs `word_timestamps`
     clip_timestamps : start, end, start, end, … in seconds of what is transcribed; the last end may be left out
-    on_progress : called with the seconds of the recording done so far, after each window
 
-    As in the original, segments with words may overlap; unlike there, none ends after the recording does, all last,
-    and those without text are left out. Raises `OptionError`.
+    Yields the seconds of the recording done so far, after each window. As in the original, segments with words may
+    overlap; unlike there, none ends after the recording does, all last, and those without text are left out. Raises
+    `OptionError`.
     """
-    if hallucination_silence_threshold is not None and not (word_timestamps and hallucination_silence_threshold >= 0):
+    threshold = hallucination_silence_threshold
+    if threshold is not None and not (word_timestamps and threshold >= 0):
         raise OptionError("hallucination_silence_threshold takes seconds from 0, and needs word_timestamps=True")
     mel = _LogMel(np.asarray(audio, np.float32), model.args)
     clips = _clips(clip_timestamps, mel.frames)
     if not clips:
-        return ()
-    initial = tokenizer.encode(" " + options.initial_prompt.strip()) if options.initial_prompt is not None else []
-    history = _History(initial, model.args.n_text_ctx // 2 - 1 - len(initial) if carry_initial_prompt else None)
-    kept = {f.name: getattr(options, f.name) for f in fields(DecodingOptions)}  # they may be more than that
-    options = DecodingOptions(**{**kept, "initial_prompt": None})
+        return []
+    history = _history(options, tokenizer, model.args, carry_initial_prompt)
     if not tokenizer.multilingual:
         language = "en"
     elif language is None:
-        probabilities = decode.detect_language(model.encoder(mel.window(0, mel.size)[None]), model, tokenizer)[0]
+        encoded = model.encoder(mel.window(0, mel.size)[None])
+        probabilities = decode.detect_language(encoded, model, tokenizer)[0]
         language = max(probabilities, key=lambda code: probabilities[code])
-    steps = _Steps(mel, model, tokenizer, options, language, word_timestamps, hallucination_silence_threshold)
+    decoder = _WindowDecoder(
+        mel=mel,
+        model=model,
+        tokenizer=tokenizer,
+        options=_without_prompt(options),
+        language=language,
+        word_timestamps=word_timestamps,
+        threshold=threshold,
+    )
 
-    found: list[Segment] = []
-    for seek, end in clips:
+    transcript: list[Segment] = []
+    for start, end in clips:
+        seek = start
         while seek < end:
             window = _Window(seek, min(mel.size, end - seek), mel.size)
-            result, segments, ahead = steps.decode(window, history.prompt())
+            result, segments, ahead = decoder.decode(window, history.prompt())
             # the original would go on forever
             seek = ahead if ahead > seek else window.stop
             if segments is not None:
-                found += segments
-                history.add(segments, condition_on_previous_text and result.temperature <= 0.5)
-            if on_progress is not None:
-                on_progress(min(seek, mel.frames) / FRAMES_PER_SECOND)
+                transcript += segments
+                is_prompt = condition_on_previous_text and result.temperature <= MAX_PROMPT_TEMPERATURE
+                history.add(segments, is_prompt)
+            yield min(seek, mel.frames) / FRAMES_PER_SECOND
     duration = mel.samples / SAMPLE_RATE
-    return tuple(_within(segment, duration) for segment in found)
+    return [_within(segment, duration) for segment in transcript]
 
 
 def _within(segment: Segment, duration: float) -> Segment:
@@ -102,16 +151,19 @@ def _within(segment: Segment, duration: float) -> Segment:
 
 
 def _clips(clip_timestamps: Sequence[float], frames: int) -> list[tuple[int, int]]:
-    """(start, end) of what is transcribed, in frames."""
+    """(start, end) of what is transcribed, in frames, of which the recording has as many. Raises `OptionError`."""
     if not all(0 <= second < math.inf for second in clip_timestamps):
         raise OptionError(f"clip_timestamps are {list(clip_timestamps)}: they have to be seconds, at least 0")
     points = [round(second * FRAMES_PER_SECOND) for second in clip_timestamps] or [0]
     if len(points) % 2:
         points.append(max(frames, points[-1]))
-    clips = list(zip(points[::2], points[1::2], strict=True))
-    if any(start > end for start, end in clips):
-        raise OptionError(f"clip_timestamps are {list(clip_timestamps)}: an end is before its start")
-    return [(start, min(end, frames)) for start, end in clips if start < min(end, frames)]
+    clips = []
+    for start, end in zip(points[::2], points[1::2], strict=True):
+        if start > end:
+            raise OptionError(f"clip_timestamps are {list(clip_timestamps)}: an end is before its start")
+        if start < min(end, frames):
+            clips.append((start, min(end, frames)))
+    return clips
 
 
 class _LogMel:
@@ -122,13 +174,16 @@ class _LogMel:
     """
 
     def __init__(self, audio: np.ndarray, args: ModelArgs) -> None:
-        self._audio, self._n_mels = audio, args.n_mels
+        self._audio = audio
+        self._n_mels = args.n_mels
         self.samples = audio.size
-        self.frames, self.size = audio.size // HOP_LENGTH, args.n_audio_ctx * INPUT_STRIDE
+        self.frames = audio.size // HOP_LENGTH
+        self.size = args.n_audio_ctx * INPUT_STRIDE
         self._floor = mx.array(-math.inf)
         reach = self.frames + 3  # these hear the recording's last samples
-        for start in range(0, reach, PIECE):
-            self._floor = mx.maximum(self._floor, self._log10(start, min(start + PIECE, reach)).max() - 8.0)
+        for start in range(0, reach, FRAMES_PER_PIECE):
+            piece = self._log10(start, min(start + FRAMES_PER_PIECE, reach))
+            self._floor = mx.maximum(self._floor, piece.max() - 8.0)
             mx.eval(self._floor)
 
     def window(self, start: int, size: int) -> mx.array:
@@ -138,12 +193,14 @@ class _LogMel:
 
     def _log10(self, start: int, stop: int) -> mx.array:
         """Frames `start` to `stop`: the recording is mirrored at its start, and followed by silence."""
-        low, high = start * HOP_LENGTH - 200, (stop - 1) * HOP_LENGTH + 200
-        before = self._audio[1 : max(1 - low, 1)][::-1]
-        inside = self._audio[max(low, 0) : high]
-        samples = np.zeros(high - low, np.float32)
-        samples[max(-low, 0) - before.size :][: before.size] = before
-        samples[max(-low, 0) :][: inside.size] = inside
+        first = start * HOP_LENGTH - HALF_FFT
+        end = (stop - 1) * HOP_LENGTH + HALF_FFT
+        before = max(0, -first)  # samples that are missing before the start
+        mirrored = self._audio[1 : before + 1][::-1]
+        inside = self._audio[max(first, 0) : end]
+        samples = np.zeros(end - first, np.float32)
+        samples[before - mirrored.size : before] = mirrored
+        samples[before : before + inside.size] = inside
         return log10_mel(mx.array(samples)[None], self._n_mels)[0]
 
 
@@ -152,24 +209,45 @@ class _History:
     """The text so far, as the prompt of the next window.
 
     initial : tokens of the initial prompt
-    room : how many more tokens go into the prompt of a window, where the initial prompt is in all of them
+    room : how many more tokens go into the prompt of a window, where the initial prompt is in all of them; else None
+    tokens : of the text since the last reset
     """
 
     initial: list[int]
     room: int | None
-    tokens: list[int] = field(default_factory=list)  # since the last reset
+    tokens: list[int] = field(default_factory=list)
     reset: bool = False
 
     def prompt(self) -> tuple[int, ...]:
+        """The tokens before the next window."""
         if self.room is not None:
             return (*self.initial, *self.tokens[-self.room :])
-        return (*([] if self.reset else self.initial), *self.tokens)
+        if self.reset:
+            return tuple(self.tokens)
+        return (*self.initial, *self.tokens)
 
-    def add(self, segments: Sequence[Segment], keep: bool) -> None:
-        """`keep` : whether the text so far, these segments included, is worth being a prompt"""
-        self.tokens += [token for segment in segments for token in segment.tokens]
-        if not keep:
-            self.tokens, self.reset = [], True
+    def add(self, segments: Sequence[Segment], is_prompt: bool) -> None:
+        """is_prompt : whether the text so far, these segments included, is worth being one"""
+        if is_prompt:
+            self.tokens += [token for segment in segments for token in segment.tokens]
+        else:
+            self.tokens = []
+            self.reset = True
+
+
+def _without_prompt(options: DecodingOptions) -> DecodingOptions:
+    """Only what the decoder needs of `options`, which may be more than that and conflict without a prompt."""
+    values = {item.name: getattr(options, item.name) for item in fields(DecodingOptions)}
+    values["initial_prompt"] = None
+    return DecodingOptions(**values)
+
+
+def _history(options: DecodingOptions, tokenizer: Tokenizer, args: ModelArgs, carry_initial_prompt: bool) -> _History:
+    initial: list[int] = []
+    if options.initial_prompt is not None:
+        initial = tokenizer.encode(" " + options.initial_prompt.strip())
+    room = args.n_text_ctx // 2 - 1 - len(initial)
+    return _History(initial, room if carry_initial_prompt else None)
 
 
 @dataclass(frozen=True)
@@ -200,8 +278,12 @@ class _Window:
 
 
 @dataclass
-class _Steps:
-    """From window to window."""
+class _WindowDecoder:
+    """From window to window.
+
+    threshold : seconds, of `hallucination_silence_threshold`
+    last_speech : seconds; where the last word ended
+    """
 
     mel: _LogMel
     model: Model
@@ -210,47 +292,59 @@ class _Steps:
     language: str
     word_timestamps: bool
     threshold: float | None
-    last_speech: float = 0.0  # where the last word ended
+    last_speech: float = 0.0
 
     def decode(self, window: _Window, prompt: tuple[int, ...]) -> tuple[DecodingResult, list[Segment] | None, int]:
         """What was decoded, its segments, and the frame where the next window begins; no segments, not even an empty
         list, where the window was skipped."""
         encoded = self.model.encoder(self.mel.window(window.seek, window.size)[None])
         job = Job(encoded[0], self.language, prompt, seed=window.seek)
-        ((_, result),) = decode.decode_with_fallback([job], self.model, self.tokenizer, self.options, batch_size=1)
-        if batched.is_silence(result, self.options):
+        results = fallback.decode_with_fallback([job], self.model, self.tokenizer, self.options, batch_size=1)
+        ((_, result),) = results
+        if is_silence(result, self.options):
             return result, None, window.stop
         begin = self.tokenizer.timestamp_begin
-        pieces, used = batched.split_at_timestamps(result.tokens, begin, window.duration)
-        ahead = window.stop if used is None else window.seek + (result.tokens[used - 1] - begin) * INPUT_STRIDE
-        placed = [(window.start + start, window.start + end, tokens) for start, end, tokens in pieces]
-        segments: list[Segment] | None = [batched.as_segment(*piece, result, self.tokenizer) for piece in placed]
+        pieces, used = split_at_timestamps(result.tokens, begin, window.duration)
+        ahead = window.stop
+        if used is not None:
+            ahead = window.seek + (result.tokens[used - 1] - begin) * INPUT_STRIDE
+        segments: list[Segment] | None = []
+        for start, end, tokens in pieces:
+            segments.append(as_segment(window.start + start, window.start + end, tokens, result, self.tokenizer))
         if self.word_timestamps:
             segments = self._with_words(window, segments, encoded)
-            single = batched.ends_with_single_timestamp(result.tokens, begin)
-            segments, ahead = self._after_words(window, segments, ahead, single)
+            is_single = ends_with_single_timestamp(result.tokens, begin)
+            segments, ahead = self._after_words(window, segments, ahead, is_single)
         if segments is not None:
             segments = [segment for segment in segments if segment.text and segment.start != segment.end]
         return result, segments, ahead
 
     def _with_words(self, window: _Window, segments: Sequence[Segment], encoded: mx.array) -> list[Segment]:
         text = [token for segment in segments for token in segment.tokens if token < self.tokenizer.eot]
-        how: dict[str, Any] = {"languages": [self.language], "task": self.options.task, "num_frames": [window.size]}
-        (timings,) = word_times.find_alignment(encoded, [text], self.model, self.tokenizer, **how)
-        where: dict[str, Any] = {"offset": window.start, "last_speech": self.last_speech}
-        return word_times.place_words(segments, timings, tokenizer=self.tokenizer, **where)
+        (timings,) = word_times.find_alignment(
+            encoded,
+            [text],
+            self.model,
+            self.tokenizer,
+            languages=[self.language],
+            task=self.options.task,
+            num_frames=[window.size],
+        )
+        return word_times.place_words(
+            segments, timings, offset=window.start, last_speech=self.last_speech, tokenizer=self.tokenizer
+        )
 
     def _after_words(
-        self, window: _Window, segments: list[Segment], ahead: int, single: bool
+        self, window: _Window, segments: list[Segment], ahead: int, is_single: bool
     ) -> tuple[list[Segment] | None, int]:
         """The segments that stay, and the frame where the next window begins, by the times of their words.
 
-        single : whether the window ends with a single timestamp, after which nobody speaks
+        is_single : whether the window ends with a single timestamp, after which nobody speaks
         """
-        spoken = word_times.get_end(segments)
-        if not single and spoken is not None and spoken > window.start:
-            ahead = round(spoken * FRAMES_PER_SECOND)
-            if self.threshold is not None and window.end - spoken <= self.threshold:
+        last_word = word_times.get_end(segments)
+        if not is_single and last_word is not None and last_word > window.start:
+            ahead = round(last_word * FRAMES_PER_SECOND)
+            if self.threshold is not None and window.end - last_word <= self.threshold:
                 ahead = window.stop
         if self.threshold is not None:
             first = word_times.next_words_segment(segments)
@@ -259,8 +353,9 @@ class _Steps:
             if word_times.is_anomalous(first) and gap > self.threshold and silent > 0:
                 return None, window.seek + silent
             segments, ahead = self._without_hallucinations(window, segments, ahead, self.threshold)
-        spoken = word_times.get_end(segments)
-        self.last_speech = self.last_speech if spoken is None else spoken
+        last_word = word_times.get_end(segments)
+        if last_word is not None:
+            self.last_speech = last_word
         return segments, ahead
 
     def _without_hallucinations(
@@ -268,18 +363,35 @@ class _Steps:
     ) -> tuple[list[Segment], int]:
         """Up to the first segment that may be a hallucination and has silence, or another such segment, around it;
         what comes after is decoded again."""
-        before = self.last_speech
+        last_end = self.last_speech
         for k, segment in enumerate(segments):
-            if word_times.is_anomalous(segment):
-                following = word_times.next_words_segment(segments[k + 1 :])
-                after = window.start + window.duration if following is None else following.words[0].start
-                silence_before = segment.start - before > threshold or segment.start < threshold
-                silence_after = after - segment.end > threshold or word_times.is_anomalous(following)
-                near_start, near_end = segment.start - window.start < 2.0, window.end - segment.end < 2.0
-                if (silence_before or near_start) and (silence_after or near_end):
-                    recording = self.mel.frames * HOP_LENGTH / SAMPLE_RATE
-                    ahead = round(max(window.start + 1, segment.start) * FRAMES_PER_SECOND)
-                    return segments[:k], self.mel.frames if recording - segment.end < threshold else ahead
+            following = word_times.next_words_segment(segments[k + 1 :])
+            if word_times.is_anomalous(segment) and self._is_between_silences(
+                window, segment, last_end, following, threshold
+            ):
+                recording = self.mel.frames * HOP_LENGTH / SAMPLE_RATE
+                if recording - segment.end < threshold:
+                    return segments[:k], self.mel.frames
+                return segments[:k], round(max(window.start + 1, segment.start) * FRAMES_PER_SECOND)
             if segment.words:
-                before = segment.end
+                last_end = segment.end
         return segments, ahead
+
+    @staticmethod
+    def _is_between_silences(
+        window: _Window, segment: Segment, last_end: float, following: Segment | None, threshold: float
+    ) -> bool:
+        """Whether nobody speaks before a segment, nor behind it; where it is near an edge of the window, it is taken
+        for granted.
+
+        last_end : seconds; where the words before it end
+        following : the segment behind it, where there is one with words
+        """
+        next_start = window.start + window.duration
+        if following is not None:
+            next_start = following.words[0].start
+        silence_before = segment.start - last_end > threshold or segment.start < threshold
+        silence_after = next_start - segment.end > threshold or word_times.is_anomalous(following)
+        near_start = segment.start - window.start < EDGE
+        near_end = window.end - segment.end < EDGE
+        return (silence_before or near_start) and (silence_after or near_end)

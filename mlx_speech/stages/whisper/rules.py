@@ -6,45 +6,59 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_speech.models.whisper import ModelArgs
 from mlx_speech.ops.kernels import FANIN, in_parts, log_sum_exp
+from mlx_speech.stages.whisper.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from mlx_speech.stages.whisper.decode import DecodingOptions
 
 SECONDS_PER_TIMESTAMP = 0.02  # also of a position of the encoder, however long the model's window is
-LOWEST = -1e30  # below every logit, above -inf, which marks what has been taken
+BELOW_ALL_LOGITS = -1e30  # but above -inf, which marks what has been taken
+NONE_YET = -1  # stands for a token where there is none
 
 
 def top(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
     """The k largest of a row and their indices, (..., k), from the largest; the first of equals first, also of -inf.
 
+    logits : (..., vocabulary)
+
     Only the k parts with the largest maxima need to be searched.
     """
     parts = in_parts(logits)
-    best = mx.sort(_first(parts.max(axis=-1), min(k, parts.shape[-2])), axis=-1)
-    values = mx.take_along_axis(parts, best[..., None], axis=-2).flatten(-2)
-    chosen = _first(values, k)
-    indices = mx.take_along_axis(best, chosen // FANIN, axis=-1) * FANIN + chosen % FANIN
-    return mx.take_along_axis(values, chosen, axis=-1), indices
+    best_parts = mx.sort(_largest(parts.max(axis=-1), min(k, parts.shape[-2])), axis=-1)
+    values = mx.take_along_axis(parts, best_parts[..., None], axis=-2).flatten(-2)
+    places = _largest(values, k)
+    indices = mx.take_along_axis(best_parts, places // FANIN, axis=-1) * FANIN + places % FANIN
+    return mx.take_along_axis(values, places, axis=-1), indices
 
 
-def _first(values: mx.array, k: int) -> mx.array:
-    values, index, chosen = mx.maximum(values, LOWEST), mx.arange(values.shape[-1]), []
+def _largest(values: mx.array, k: int) -> mx.array:
+    """The places of the k largest of a row, (..., k). One after the other: MLX's sorts do not keep equals in order."""
+    values = mx.maximum(values, BELOW_ALL_LOGITS)
+    index = mx.arange(values.shape[-1])
+    chosen = []
     for _ in range(k):
-        chosen.append(mx.argmax(values, axis=-1, keepdims=True))
-        values = mx.where(index == chosen[-1], -mx.inf, values)
+        largest = mx.argmax(values, axis=-1, keepdims=True)
+        chosen.append(largest)
+        values = mx.where(index == largest, -mx.inf, values)
     return mx.concatenate(chosen, axis=-1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class State:
     """What the rules need to know of the tokens sampled so far, each (jobs, group).
 
-    count : how many; last : the last of them, or -1; latest : the last timestamp, or -1
+    count : how many
+    last : the last of them, or -1
+    latest : the last timestamp, or -1
     paired : whether the one before the last is a timestamp, or there is none
     """
 
@@ -55,36 +69,75 @@ class State:
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[Sequence[int]]], begin: int) -> State:
-        """Of the hypotheses of some jobs; timestamps are from `begin`."""
-
-        def array(value: Callable[[Sequence[int]], int]) -> mx.array:
-            return mx.array([[value(tokens) for tokens in group] for group in sequences])
-
-        last = array(lambda tokens: tokens[-1] if tokens else -1)
-        latest = array(lambda tokens: next((token for token in reversed(tokens) if token >= begin), -1))
-        return cls(array(len), last, latest, array(lambda tokens: len(tokens) < 2 or tokens[-2] >= begin))
+        """Of the hypotheses of some jobs, as lists of tokens; timestamps are from `begin`."""
+        count = [[len(tokens) for tokens in group] for group in sequences]
+        last = [[tokens[-1] if tokens else NONE_YET for tokens in group] for group in sequences]
+        latest = [[_last_timestamp(tokens, begin) for tokens in group] for group in sequences]
+        paired = [[len(tokens) < 2 or tokens[-2] >= begin for tokens in group] for group in sequences]
+        return cls(mx.array(count), mx.array(last), mx.array(latest), mx.array(paired))
 
     def after(self, tokens: mx.array, begin: int) -> State:
-        """With one more token each."""
-        paired = (self.count == 0) | (self.last >= begin)
-        return State(self.count + 1, tokens, mx.where(tokens >= begin, tokens, self.latest), paired)
+        """With one more token each, (jobs, group)."""
+        return State(
+            count=self.count + 1,
+            last=tokens,
+            latest=mx.where(tokens >= begin, tokens, self.latest),
+            paired=(self.count == 0) | (self.last >= begin),
+        )
+
+    def take(self, rows: mx.array) -> State:
+        """Of the jobs with these indices, in this order."""
+        return State(self.count[rows], self.last[rows], self.latest[rows], self.paired[rows])
+
+    def put(self, rows: mx.array, new: State) -> State:
+        """With `new` in place of the jobs with these indices."""
+        return State(
+            count=with_rows(self.count, rows, new.count),
+            last=with_rows(self.last, rows, new.last),
+            latest=with_rows(self.latest, rows, new.latest),
+            paired=with_rows(self.paired, rows, new.paired),
+        )
+
+
+def with_rows(values: mx.array, rows: mx.array, new: mx.array) -> mx.array:
+    """A copy of `values`, (jobs, …), whose rows with these indices are `new`; what was read of the old one stays."""
+    changed = mx.array(values)
+    changed[rows] = new
+    return changed
+
+
+def _last_timestamp(tokens: Sequence[int], begin: int) -> int:
+    return next((token for token in reversed(tokens) if token >= begin), NONE_YET)
 
 
 class Rules:
-    """openai/whisper's `SuppressBlank`, `SuppressTokens` and `ApplyTimestampRules`, for all hypotheses at once."""
+    """openai/whisper's `SuppressBlank`, `SuppressTokens` and `ApplyTimestampRules`, for all hypotheses at once.
 
-    def __init__(self, tokenizer: Any, options: Any, args: Any):
-        self.begin, self.eot, self.vocab = tokenizer.timestamp_begin, tokenizer.eot, args.n_vocab
+    tokenizer, args : of the model
+    options : of which those that say what is never said, and which timestamps there are; equal for a whole batch
+
+    begin : the first timestamp; eot : the end of text; vocab : how many tokens the model knows
+    """
+
+    def __init__(self, tokenizer: Tokenizer, options: DecodingOptions, args: ModelArgs) -> None:
+        self.begin = tokenizer.timestamp_begin
+        self.eot = tokenizer.eot
+        self.vocab = args.n_vocab
         self.timestamps = not options.without_timestamps
-        suppressed = suppressed_tokens(tokenizer, options)
-        suppressed += [tokenizer.no_timestamps] if self.timestamps else []
-        self.never = self._marked(suppressed)
-        blank = [*tokenizer.encode(" "), tokenizer.eot] if options.suppress_blank else []
-        self.never_first = self._marked(suppressed + blank)
-        limit = options.max_initial_timestamp
-        self.last_first = self.begin + (round(limit / SECONDS_PER_TIMESTAMP) if limit else self.vocab)
+        never = suppressed_tokens(tokenizer, options)
+        if self.timestamps:
+            never.append(tokenizer.no_timestamps)
+        never_first = list(never)
+        if options.suppress_blank:
+            never_first += [*tokenizer.encode(" "), tokenizer.eot]
+        self.never = self._marked(never)
+        self.never_first = self._marked(never_first)
+        self.last_first = self.begin + self.vocab  # no limit
+        if options.max_initial_timestamp:
+            self.last_first = self.begin + round(options.max_initial_timestamp / SECONDS_PER_TIMESTAMP)
 
     def _marked(self, tokens: Iterable[int]) -> mx.array:
+        """True where a token is one of `tokens`, (vocabulary,)."""
         marked = np.zeros(self.vocab, dtype=bool)
         marked[[token for token in tokens if token < self.vocab]] = True
         return mx.array(marked)
@@ -97,10 +150,13 @@ class Rules:
             logits = mx.where(forbidden, -mx.inf, logits)
             return logits, log_sum_exp(logits)
         ids = mx.arange(self.vocab)
-        lowest_text, lowest, highest = (limit[..., None] for limit in self._limits(state))
-        forbidden = forbidden | (ids < lowest_text) | ((ids >= self.begin) & (ids < lowest)) | (ids > highest)
+        lowest_text, lowest_time, highest = self._limits(state)
+        forbidden = forbidden | (ids < lowest_text[..., None])
+        forbidden = forbidden | ((ids >= self.begin) & (ids < lowest_time[..., None]))
+        forbidden = forbidden | (ids > highest[..., None])
         logits = mx.where(forbidden, -mx.inf, logits)
-        text, times = logits[..., : self.begin], logits[..., self.begin :]
+        text = logits[..., : self.begin]
+        times = logits[..., self.begin :]
         total_times = log_sum_exp(times)
         total = mx.logaddexp(log_sum_exp(text), total_times)
         # a timestamp, if all of them together are more probable than any text
@@ -113,21 +169,26 @@ class Rules:
 
         Timestamps come in pairs, except before the end of the text; they do not decrease, and increase in a pair.
         """
-        after_time, first = state.last >= self.begin, state.count == 0
+        first = state.count == 0
+        after_time = state.last >= self.begin
         open_pair = after_time & ~state.paired
         lowest_text = mx.where(first, self.begin, mx.where(open_pair, self.eot, 0))
-        lowest = mx.where(state.latest >= 0, state.latest + mx.where(open_pair, 0, 1), self.begin)
-        lowest = mx.where(after_time & state.paired, self.vocab, lowest)
-        return lowest_text, lowest, mx.where(first, self.last_first, self.vocab)
+        following = state.latest + mx.where(open_pair, 0, 1)
+        lowest_time = mx.where(state.latest >= 0, following, self.begin)
+        lowest_time = mx.where(after_time & state.paired, self.vocab, lowest_time)
+        highest = mx.where(first, self.last_first, self.vocab)
+        return lowest_text, lowest_time, highest
 
 
-def suppressed_tokens(tokenizer: Any, options: Any) -> list[int]:
+def suppressed_tokens(tokenizer: Tokenizer, options: DecodingOptions) -> list[int]:
     """Tokens that are never sampled. Source: openai/whisper `DecodingTask._get_suppress_tokens`; numerals: WhisperX."""
-    given = options.suppressed()
-    tokens = [token for token in given if token >= 0]
-    tokens += tokenizer.non_speech_tokens if -1 in given else []
-    tokens += tokenizer.numeral_tokens if options.suppress_numerals else []
+    asked = options.suppressed()
+    tokens = [token for token in asked if token >= 0]
+    if -1 in asked:
+        tokens += tokenizer.non_speech_tokens
+    if options.suppress_numerals:
+        tokens += tokenizer.numeral_tokens
     if tokens:
-        names = ("transcribe", "translate", "sot", "sot_prev", "sot_lm", "no_speech")
-        tokens += [getattr(tokenizer, name) for name in names]
+        tokens += [tokenizer.transcribe, tokenizer.translate, tokenizer.sot]
+        tokens += [tokenizer.sot_prev, tokenizer.sot_lm, tokenizer.no_speech]
     return tokens

@@ -1,0 +1,411 @@
+"""A running batch of texts: greedy, sampled and beam search over rows that entries enter and leave.
+
+Source: openai/whisper `decoding.py`, `GreedyDecoder` and `BeamSearchDecoder`. An entry that is done leaves its row to
+the next one, so that no row waits for the longest text of a batch, and everything but the choice among beams stays on
+the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_speech.models.whisper import Model
+from mlx_speech.ops.kernels import log_sum_exp
+from mlx_speech.stages.whisper.rules import Rules, State, top, with_rows
+
+CHECK_EVERY = 4  # steps between looks at what was sampled: each look waits for the device
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """What a row is given to decode.
+
+    key : whatever the caller knows it by
+    encoded : (positions, width), the encoder's output
+    prompt : tokens before those that are searched
+    sot : the index of <|startoftranscript|> in the prompt, after which the model says whether there is speech
+    limit : most tokens
+    seeds : what samples depend on, each below 2**64
+    """
+
+    key: Any
+    encoded: mx.array
+    prompt: list[int]
+    sot: int
+    limit: int
+    seeds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A text: its tokens, without the end of text, the log-probability of each, and the sum of these and that of the
+    end of text, where it has come to one."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    total: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search has found for an entry: at least one hypothesis, and the probability of silence."""
+
+    entry: Entry
+    hypotheses: list[Hypothesis]
+    no_speech_prob: float
+
+
+@dataclass(eq=False)
+class _Row:
+    """An entry under way.
+
+    no_speech : the probability of silence, a scalar
+    steps : tokens of a hypothesis that were asked for; the device may not have come so far
+    hypotheses : of a beam search; finished : those of them that have come to the end of text
+    tokens, logprobs : of each sample, as far as they were looked at; totals : sums of the latter, on the device's side
+    """
+
+    entry: Entry
+    no_speech: mx.array
+    steps: int = 0
+    hypotheses: list[Hypothesis] = field(default_factory=list)
+    finished: list[Hypothesis] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
+    logprobs: list[list[float]] = field(default_factory=list)
+    totals: list[float] = field(default_factory=list)
+
+    def found(self, hypotheses: list[Hypothesis]) -> Found:
+        return Found(self.entry, hypotheses, float(np.array(self.no_speech)))
+
+
+class Batch:
+    """Rows, each with an entry or free; `Samples` and `Beams` say how tokens are chosen.
+
+    rules : what may be said, equal for all entries
+    size : rows; group : hypotheses of each
+    """
+
+    def __init__(self, model: Model, rules: Rules, *, no_speech: int, size: int, group: int) -> None:
+        self.rules = rules
+        self.group = group
+        self.rows: list[_Row | None] = [None] * size
+        self._decoder = model.decoder
+        self._no_speech = no_speech  # the token
+        self._cache = model.decoder.new_window(size, group)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Those under way."""
+        return [row.entry for row in self.rows if row is not None]
+
+    def enter(self, entries: Sequence[Entry]) -> None:
+        """Prefill the prompts of `entries`, for which there have to be free rows, and choose their first tokens."""
+        indices = [index for index, row in enumerate(self.rows) if row is None][: len(entries)]
+        encoded = mx.stack([entry.encoded for entry in entries])
+        prompts = [entry.prompt for entry in entries]
+        at_sot = [entry.sot for entry in entries]
+        logits, sot_logits = self._decoder.prefill(self._cache, indices, encoded, prompts, at_sot)
+        no_speech = mx.exp(sot_logits - log_sum_exp(sot_logits))[:, self._no_speech]
+        mx.async_eval(no_speech)
+        for place, index in enumerate(indices):
+            self.rows[index] = _Row(entries[place], no_speech[place])
+        self._begin(indices, logits[:, None])
+
+    def drop(self, unwanted: Callable[[Entry], bool]) -> None:
+        """The rows of unwanted entries are free: nothing of them comes back."""
+        for index, row in enumerate(self.rows):
+            if row is not None and unwanted(row.entry):
+                self._leave(index)
+
+    def resize(self, size: int) -> None:
+        """Have as many rows, at least as many as are in use."""
+        used = [index for index, row in enumerate(self.rows) if row is not None]
+        free = [index for index, row in enumerate(self.rows) if row is None]
+        kept = (used + free)[:size]
+        # new rows begin as copies of another one, of which nobody takes notice
+        sources = kept + [kept[0]] * (size - len(kept))
+        self.rows = [self.rows[index] for index in kept] + [None] * (size - len(kept))
+        self._cache.keep(sources)
+        self._keep(sources)
+        for index in range(len(kept), size):
+            self._cache.leave(index)
+
+    def advance(self) -> list[Found]:
+        """Take a few steps, and look at them; returns the entries that are done."""
+        raise NotImplementedError
+
+    def _leave(self, index: int) -> None:
+        """The row is free."""
+        self.rows[index] = None
+        self._cache.leave(index)
+
+    def _begin(self, indices: list[int], logits: mx.array) -> None:
+        """Choose the first tokens of the rows that have entered, from their logits, (rows, 1, vocabulary)."""
+        raise NotImplementedError
+
+    def _keep(self, indices: list[int]) -> None:
+        """Rows are now those with these indices, in this order; what is not with the rows follows."""
+
+
+# --- greedy, and samples ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hypotheses:
+    """Those of the rows of a batch, on the device; each array is (jobs, group).
+
+    state : of the tokens so far, for the rules
+    totals : sums of their log-probabilities
+    limits : most tokens
+    keys : what their samples depend on
+    """
+
+    state: State
+    totals: mx.array
+    limits: mx.array
+    keys: mx.array
+
+    def take(self, rows: list[int]) -> Hypotheses:
+        """Those of these rows, in this order."""
+        index = mx.array(rows)
+        return Hypotheses(self.state.take(index), self.totals[index], self.limits[index], self.keys[index])
+
+    def put(self, rows: list[int], new: Hypotheses) -> Hypotheses:
+        """With `new` in place of these rows."""
+        index = mx.array(rows)
+        return Hypotheses(
+            state=self.state.put(index, new.state),
+            totals=with_rows(self.totals, index, new.totals),
+            limits=with_rows(self.limits, index, new.limits),
+            keys=with_rows(self.keys, index, new.keys),
+        )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step that nobody has looked at: what was chosen, (jobs, group), and whose it is."""
+
+    tokens: mx.array
+    logprobs: mx.array
+    totals: mx.array
+    rows: list[_Row | None]
+
+
+class Samples(Batch):
+    """The most probable token, or at a temperature above 0 independent samples. Source: `GreedyDecoder`."""
+
+    def __init__(
+        self, model: Model, rules: Rules, *, no_speech: int, size: int, group: int, temperature: float
+    ) -> None:
+        super().__init__(model, rules, no_speech=no_speech, size=size, group=group)
+        self._temperature = temperature
+        self._steps: list[_Step] = []  # from the oldest
+        ended = State.of([[[rules.eot]] * group] * size, rules.begin)
+        zeros = mx.zeros((size, group))
+        self._hypotheses = Hypotheses(ended, zeros, zeros.astype(mx.int32), zeros.astype(mx.uint32))
+
+    def advance(self) -> list[Found]:
+        """Take steps up to the next look; the device has work while they are read."""
+        while any(row is not None and row.steps < row.entry.limit for row in self.rows):
+            logits = self._decoder.step(self._cache, self._hypotheses.state.last)
+            self._hypotheses = self._choose(logits, self._hypotheses, self.rows)
+            if len(self._steps) > CHECK_EVERY:
+                return self._look(len(self._steps) - 1)
+        return self._look(len(self._steps))
+
+    def _begin(self, indices: list[int], logits: mx.array) -> None:
+        rows = [self.rows[index] for index in indices]
+        entries = [row.entry for row in rows if row is not None]
+        for row in filter(None, rows):
+            row.tokens = [[] for _ in range(self.group)]
+            row.logprobs = [[] for _ in range(self.group)]
+        shape = (len(indices), self.group)
+        new = Hypotheses(
+            state=State.of([[[]] * self.group] * len(indices), self.rules.begin),
+            totals=mx.zeros(shape),
+            limits=mx.array([[entry.limit] * self.group for entry in entries]),
+            keys=mx.array(np.array([self._keys(entry) for entry in entries], dtype=np.uint32)),
+        )
+        new = self._choose(mx.broadcast_to(logits, (*shape, logits.shape[-1])), new, rows)
+        self._hypotheses = self._hypotheses.put(indices, new)
+
+    def _keys(self, entry: Entry) -> list[int]:
+        """A key for each sample: of the seeds and the temperature, not of the row or of what else is decoded."""
+        seeds = [*entry.seeds, round(self._temperature * 1e6)]
+        return np.random.SeedSequence(seeds).generate_state(self.group).tolist()
+
+    def _choose(self, logits: mx.array, before: Hypotheses, rows: Sequence[_Row | None]) -> Hypotheses:
+        """One token more for every hypothesis of `rows`, from its logits, (jobs, group, vocabulary)."""
+        state = before.state
+        logits, normaliser = self.rules(logits, state)
+        scores = logits
+        if self._temperature:
+            scores = logits / self._temperature + gumbel(before.keys, state.count, logits.shape[-1])
+        tokens = mx.argmax(scores, axis=-1).astype(mx.int32)
+        logprobs = (mx.take_along_axis(logits, tokens[..., None], axis=-1) - normaliser)[..., 0]
+        going = (state.last != self.rules.eot) & (state.count < before.limits)
+        tokens = mx.where(going, tokens, self.rules.eot)
+        logprobs = mx.where(going, logprobs, 0)
+        state = state.after(tokens, self.rules.begin)
+        totals = before.totals + logprobs
+        mx.async_eval(totals, logprobs, state.count, state.last, state.latest, state.paired)
+        self._steps.append(_Step(tokens, logprobs, totals, list(rows)))
+        for row in filter(None, rows):
+            row.steps += 1
+        return Hypotheses(state, totals, before.limits, before.keys)
+
+    def _keep(self, indices: list[int]) -> None:
+        self._hypotheses = self._hypotheses.take(indices)
+
+    def _look(self, count: int) -> list[Found]:
+        """Look at the oldest steps; the entries that are done leave."""
+        done: list[Found] = []
+        for step in self._steps[:count]:
+            tokens = np.array(step.tokens).tolist()
+            logprobs = np.array(step.logprobs).tolist()
+            totals = np.array(step.totals).tolist()
+            for place, row in enumerate(step.rows):
+                if row is None or row not in self.rows:  # it has left
+                    continue
+                row.totals = totals[place]
+                for sample in range(self.group):
+                    row.tokens[sample].append(tokens[place][sample])
+                    row.logprobs[sample].append(logprobs[place][sample])
+                if all(self._has_ended(sample, row.entry.limit) for sample in row.tokens):
+                    self._leave(self.rows.index(row))
+                    done.append(row.found(self._texts(row)))
+        del self._steps[:count]
+        return done
+
+    def _has_ended(self, tokens: list[int], limit: int) -> bool:
+        return tokens[-1] == self.rules.eot or len(tokens) >= limit
+
+    def _texts(self, row: _Row) -> list[Hypothesis]:
+        hypotheses = []
+        for tokens, logprobs, total in zip(row.tokens, row.logprobs, row.totals, strict=True):
+            length = len(tokens)
+            if self.rules.eot in tokens:
+                length = tokens.index(self.rules.eot)
+            hypotheses.append(Hypothesis(tuple(tokens[:length]), tuple(logprobs[:length]), total))
+        return hypotheses
+
+
+def gumbel(keys: mx.array, step: mx.array, vocab: int) -> mx.array:
+    """Gumbel noise for one token of every hypothesis, from its key and its step; both (jobs, group).
+
+    Returns (jobs, group, vocab). The token with the largest sum of logit and noise is a sample of the softmax.
+    """
+    pairs = mx.stack([keys.astype(mx.uint32), step.astype(mx.uint32)], axis=-1).reshape(-1, 2)
+    noise = mx.vmap(lambda key: mx.random.gumbel((vocab,), key=key))(pairs)
+    return noise.reshape(*keys.shape, vocab)
+
+
+# --- beams -----------------------------------------------------------------------------------------------------------
+
+
+class Beams(Batch):
+    """Beam search with patience (Kasai et al. 2022). Source: `BeamSearchDecoder`.
+
+    candidates : finished hypotheses that end the search of an entry
+
+    Of every beam the best group + 1 tokens come to the host at each step, and nothing else.
+    """
+
+    def __init__(self, model: Model, rules: Rules, *, no_speech: int, size: int, group: int, candidates: int) -> None:
+        super().__init__(model, rules, no_speech=no_speech, size=size, group=group)
+        self._candidates = candidates
+        self._done: list[Found] = []
+
+    def advance(self) -> list[Found]:
+        """Take a few steps, or fewer, up to the next entry that is done."""
+        steps = 0
+        while not self._done and self.entries and steps < max(1, CHECK_EVERY):
+            self._step()
+            steps += 1
+        done = self._done
+        self._done = []
+        return done
+
+    def drop(self, unwanted: Callable[[Entry], bool]) -> None:
+        super().drop(unwanted)
+        self._done = [found for found in self._done if not unwanted(found.entry)]
+
+    def _begin(self, indices: list[int], logits: mx.array) -> None:
+        state = State.of([[[]] for _ in indices], self.rules.begin)  # all beams are still the same
+        values, tokens = self._top(logits, state)
+        for place, index in enumerate(indices):
+            row = self.rows[index]
+            if row is not None:
+                row.hypotheses = [Hypothesis((), (), 0.0)]
+                self._extend(index, row, values[place], tokens[place])
+
+    def _step(self) -> None:
+        """One token more for every beam."""
+        unchanged = list(range(self.group))
+        nobody = [(self.rules.eot,)] * self.group
+        sequences = []
+        for row in self.rows:
+            sequences.append(nobody if row is None else [beam.tokens for beam in row.hypotheses])
+        last = mx.array([[tokens[-1] for tokens in group] for group in sequences])
+        logits = self._decoder.step(self._cache, last)
+        values, tokens = self._top(logits, State.of(sequences, self.rules.begin))
+        sources = []
+        for index, row in enumerate(self.rows):
+            if row is None:
+                sources.append(unchanged)
+            else:
+                sources.append(self._extend(index, row, values[index], tokens[index]))
+        if any(continued != unchanged for continued in sources):
+            self._cache.reorder(mx.array(sources))
+
+    def _top(self, logits: mx.array, state: State) -> tuple[np.ndarray, np.ndarray]:
+        """The log-probabilities of the best tokens of every beam, and these, (jobs, beams, group + 1)."""
+        logits, normaliser = self.rules(logits, state)
+        values, tokens = top(logits, self.group + 1)
+        values = values - normaliser
+        mx.eval(values, tokens)
+        return np.array(values), np.array(tokens)
+
+    def _extend(self, index: int, row: _Row, values: np.ndarray, tokens: np.ndarray) -> list[int]:
+        """The next beams of a row, from the best tokens of each, (beams, group + 1); returns which ones they continue.
+
+        The row leaves when enough of its hypotheses are finished.
+        """
+        totals = np.array([beam.total for beam in row.hypotheses], dtype=np.float32)
+        scores = totals[:, None] + values
+        order = np.argsort(-scores, axis=None, kind="stable").tolist()
+        sources: list[int] = []
+        beams: list[Hypothesis] = []
+        finished: list[Hypothesis] = []
+        for place in order:
+            source = place // values.shape[1]
+            beam = row.hypotheses[source]
+            token = int(tokens.flat[place])
+            score = float(scores.flat[place])
+            if token == self.rules.eot:
+                finished.append(Hypothesis(beam.tokens, beam.logprobs, score))
+                continue
+            logprobs = (*beam.logprobs, float(values.flat[place]))
+            beams.append(Hypothesis((*beam.tokens, token), logprobs, score))
+            sources.append(source)
+            if len(beams) == self.group:
+                break
+        row.finished += finished[: self._candidates - len(row.finished)]
+        row.hypotheses = beams
+        row.steps += 1
+        if len(row.finished) >= self._candidates or row.steps >= row.entry.limit:
+            self._leave(index)
+            self._done.append(row.found(self._best(row)))
+        return sources
+
+    def _best(self, row: _Row) -> list[Hypothesis]:
+        """The finished hypotheses, and where too few are, the best of the others."""
+        missing = max(0, self.group - len(row.finished))
+        totals = np.array([beam.total for beam in row.hypotheses])
+        order = np.argsort(totals)[::-1][:missing]
+        return row.finished + [row.hypotheses[place] for place in order]
