@@ -10,8 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from mlx_speech.errors import CorruptFile
+from mlx_speech.json_objects import JsonObject, to_plain
 from mlx_speech.languages import is_torn, joint, unspaced
+
+FORMAT_VERSION = 1  # of the dictionaries of `Transcript.to_dict`
 
 _LETTER = re.compile(r"\w")
 
@@ -74,6 +79,7 @@ class Segment(Region):
     tokens : Whisper's, without special ones; empty for a sentence
     spaced : whether a space was recognised before the text; False also where nobody knows
     temperature, avg_logprob, compression_ratio, no_speech_prob : of the decoding that gave it (openai/whisper's names)
+    token_logprobs : the natural logarithm of the probability of each of `tokens`; empty where nobody knows
     """
 
     text: str
@@ -86,28 +92,30 @@ class Segment(Region):
     compression_ratio: float = 0.0
     no_speech_prob: float = 0.0
     spaced: bool = False
+    token_logprobs: tuple[float, ...] = ()
 
     def placed(self) -> tuple[str, list[tuple[int, int]]]:
         """The text, and where in it each word begins and ends, one behind the other.
 
         Where the text lacks some of the words, the words joined: by what the text has between those that it knows.
         """
-        text, spans = "", []
-        place = 0  # in the segment's own text, behind the words so far
-        last_known = True  # whether it has the last word
+        text = ""
+        spans: list[tuple[int, int]] = []
+        behind = 0  # the place in the segment's own text behind the words so far
+        last_known = True  # whether that text has the last word
         for word in self.words:
-            found = _find(word.text, self.text, place)
-            if found is not None and last_known:
-                text += self.text[place:found]
+            start = _find_word(word.text, self.text, behind)
+            if start is not None and last_known:
+                text += self.text[behind:start]
             else:
                 text += joint(text, word.text)
             spans.append((len(text), len(text) + len(word.text)))
             text += word.text
-            last_known = found is not None
-            if found is not None:
-                place = found + len(word.text)
+            last_known = start is not None
+            if start is not None:
+                behind = start + len(word.text)
         if last_known:
-            text += self.text[place:]
+            text += self.text[behind:]
         return text, spans
 
     def whole_words(self) -> list[list[Word]]:
@@ -124,26 +132,37 @@ class Segment(Region):
         return groups
 
 
-def _find(word: str, text: str, start: int) -> int | None:
-    """Where `text` has the word from `start` on. Where it is not the next thing that is said, as a word of its own if
-    it occurs as one: "other" is not looked for in "another"."""
+def _find_word(word: str, text: str, start: int) -> int | None:
+    """Where `text` has the word, from `start` on; None where it has not.
+
+    Where the word is not the next thing that is said, it is looked for as a word of its own, so that "other" is not
+    found in "another"; only if it never occurs as one, anywhere.
+    """
     first = text.find(word, start)
     if first < 0:
         return None
     if not text[start:first].strip():
         return first
-    found = first
-    while found >= 0:
-        if not _is_inside_word(text, found, found + len(word)):
-            return found
-        found = text.find(word, found + 1)
+    place = first
+    while place >= 0:
+        if not _is_inside_word(text, place, place + len(word)):
+            return place
+        place = text.find(word, place + 1)
     return first
 
 
 def _is_inside_word(text: str, start: int, end: int) -> bool:
     """Whether letters touch this piece of a text, in scripts that part words by spaces."""
-    edges = ((text[max(0, start - 1) : start], text[start]), (text[end : end + 1], text[end - 1]))
-    return any(_LETTER.match(beside) and not unspaced(beside) and not unspaced(own) for beside, own in edges)
+    before = text[max(0, start - 1) : start]
+    after = text[end : end + 1]
+    return _is_one_word(before, text[start]) or _is_one_word(after, text[end - 1])
+
+
+def _is_one_word(outer: str, inner: str) -> bool:
+    """Whether a letter, or nothing, is of the word that the character next to it is at the edge of."""
+    if not _LETTER.match(outer):
+        return False
+    return not unspaced(outer) and not unspaced(inner)
 
 
 def space_between(before: str, segment: Segment) -> str:
@@ -204,3 +223,92 @@ class Transcript:
     def words(self) -> tuple[Word, ...]:
         """Of all segments, in order."""
         return tuple(word for segment in self.segments for word in segment.words)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, exactly, in the types of JSON: `Transcript.from_dict` gives an equal transcript again.
+
+        Keys are the names of the fields, and "format_version". `writers.as_dict` has whisperx's keys and rounds.
+        """
+        return {"format_version": FORMAT_VERSION, **to_plain(self)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Transcript:
+        """The transcript that `to_dict` has described, also after JSON; what it says is not judged, but its types are.
+
+        Raises `CorruptFile` where a value is missing or of another type, or the version is another one.
+        """
+        source = JsonObject(content)
+        version = source.number("format_version")
+        if version != FORMAT_VERSION:
+            raise CorruptFile(f"format_version is {version:g} and not {FORMAT_VERSION}: update mlx_speech to read it")
+        diarization = None
+        if source.has("diarization"):
+            diarization = _read_diarization(source.entry("diarization"))
+        models = source.entry("models")
+        seconds = source.entry("seconds")
+        return cls(
+            segments=tuple(_read_segment(segment) for segment in source.entries("segments")),
+            language=source.optional_text("language"),
+            language_probability=source.number("language_probability", 1.0),
+            duration=source.number("duration", 0.0),
+            diarization=diarization,
+            models={stage: models.text(stage) for stage in models.names()},
+            seconds={stage: seconds.number(stage) for stage in seconds.names()},
+            silences=tuple(_read_region(region) for region in source.entries("silences")),
+        )
+
+
+def _read_segment(source: JsonObject) -> Segment:
+    return Segment(
+        start=source.number("start"),
+        end=source.number("end"),
+        text=source.text("text"),
+        words=tuple(_read_word(word) for word in source.entries("words")),
+        speaker=source.optional_text("speaker"),
+        language=source.optional_text("language"),
+        tokens=source.integers("tokens"),
+        temperature=source.number("temperature", 0.0),
+        avg_logprob=source.number("avg_logprob", 0.0),
+        compression_ratio=source.number("compression_ratio", 0.0),
+        no_speech_prob=source.number("no_speech_prob", 0.0),
+        spaced=source.flag("spaced", False),
+        token_logprobs=source.numbers("token_logprobs"),
+    )
+
+
+def _read_word(source: JsonObject) -> Word:
+    return Word(
+        start=source.number("start"),
+        end=source.number("end"),
+        text=source.text("text"),
+        score=source.number("score", 0.0),
+        speaker=source.optional_text("speaker"),
+        aligned=source.flag("aligned", True),
+        chars=tuple(_read_char(char) for char in source.entries("chars")),
+    )
+
+
+def _read_char(source: JsonObject) -> Char:
+    return Char(
+        start=source.number("start"),
+        end=source.number("end"),
+        text=source.text("text"),
+        score=source.number("score"),
+    )
+
+
+def _read_region(source: JsonObject) -> Region:
+    return Region(start=source.number("start"), end=source.number("end"))
+
+
+def _read_turn(source: JsonObject) -> Turn:
+    return Turn(start=source.number("start"), end=source.number("end"), speaker=source.text("speaker"))
+
+
+def _read_diarization(source: JsonObject) -> Diarization:
+    embeddings = source.entry("embeddings")
+    return Diarization(
+        turns=tuple(_read_turn(turn) for turn in source.entries("turns")),
+        exclusive=tuple(_read_turn(turn) for turn in source.entries("exclusive")),
+        embeddings={speaker: embeddings.numbers(speaker) for speaker in embeddings.names()},
+    )
