@@ -20,7 +20,7 @@ from whisper.decoding import DecodingTask
 
 from mlx_speech.errors import OptionError
 from mlx_speech.models.whisper import Model, ModelArgs
-from mlx_speech.ops.kernels import log_sum_exp
+from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.stages.whisper import decode
 from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job, decode_with_fallback, detect_language
 from mlx_speech.stages.whisper.rules import Rules, State, suppressed_tokens, top

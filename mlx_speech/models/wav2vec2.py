@@ -15,7 +15,8 @@ import mlx.nn as nn
 from mlx_speech.errors import OptionError, brief
 from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, layers, positive
 from mlx_speech.models.layers import TimeNorm
-from mlx_speech.ops.kernels import attention, gelu
+from mlx_speech.ops.attention import attention
+from mlx_speech.ops.gelu import gelu
 
 _SIZES = {"min": 1, "max": 65536, "length": 32}
 

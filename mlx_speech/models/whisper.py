@@ -15,7 +15,8 @@ import numpy as np
 
 from mlx_speech.errors import OptionError
 from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
-from mlx_speech.ops.kernels import attention, gelu
+from mlx_speech.ops.attention import attention
+from mlx_speech.ops.gelu import gelu
 
 SLOTS = 64  # the size of a window is a multiple: shapes change rarely
 MAX_POSITIONS = 1 << 24  # of the encoder, times its width: they are computed as soon as a model is built

@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.errors import OptionError, in_range
-from mlx_speech.ops.kernels import log_sum_exp
+from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.stages.whisper.rules import Rules, State, top
 
 CHECK_EVERY = 4  # steps between looks at what was sampled: each look waits for the device

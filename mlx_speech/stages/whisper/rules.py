@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.ops.kernels import FANIN, in_parts, log_sum_exp
+from mlx_speech.ops.log_sum_exp import PART_SIZE, in_parts, log_sum_exp
 
 SECONDS_PER_TIMESTAMP = 0.02  # also of a position of the encoder, however long the model's window is
 LOWEST = -1e30  # below every logit, above -inf, which marks what has been taken
@@ -28,7 +28,7 @@ def top(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
     best = mx.sort(_first(parts.max(axis=-1), min(k, parts.shape[-2])), axis=-1)
     values = mx.take_along_axis(parts, best[..., None], axis=-2).flatten(-2)
     chosen = _first(values, k)
-    indices = mx.take_along_axis(best, chosen // FANIN, axis=-1) * FANIN + chosen % FANIN
+    indices = mx.take_along_axis(best, chosen // PART_SIZE, axis=-1) * PART_SIZE + chosen % PART_SIZE
     return mx.take_along_axis(values, chosen, axis=-1), indices
 
 
