@@ -411,10 +411,10 @@ def test_random_models_decode_as_openai_does(
 
 
 @pytest.mark.parametrize("group", [1, 3])
-def test_a_window_is_the_whole_sequence(pair: SimpleNamespace, group: int) -> None:
+def test_a_cache_is_the_whole_sequence(pair: SimpleNamespace, group: int) -> None:
     """Jobs come and go, beams are reordered, rooms made: always the logits of each sequence decoded as a whole."""
     rng, decoder = np.random.default_rng(5), pair.ours.decoder
-    window = decoder.new_window(3, group)
+    cache = decoder.new_cache(3, group)
     sequences: list[list[list[int]]] = [[[0]] * group for _ in range(3)]
     audio = [0, 0, 0]
 
@@ -431,7 +431,7 @@ def test_a_window_is_the_whole_sequence(pair: SimpleNamespace, group: int) -> No
             sequences[job] = [rng.integers(0, 50000, length).tolist()] * group
         encoded = mx.array(pair.encoded[[audio[job] for job in jobs]])
         prompts, at = [sequences[job][0] for job in jobs], [length // 2 for length in lengths]
-        last, asked = decoder.prefill(window, jobs, encoded, prompts, at)
+        last, asked = decoder.prefill(cache, jobs, encoded, prompts, at)
         check(np.array(last)[:, None], jobs)
         for job, index, got in zip(jobs, at, np.array(asked), strict=True):
             expected = decoder(mx.array([sequences[job][0]]), mx.array(pair.encoded[audio[job]])[None])[0, index]
@@ -442,26 +442,26 @@ def test_a_window_is_the_whole_sequence(pair: SimpleNamespace, group: int) -> No
         if step == 20:
             enter([1], [100])
         if step == 90:
-            window.leave(0)
+            cache.leave(0)
             enter([0], [1])
         if step == 120:
-            window.leave(2)
-            window.keep([1, 0])
+            cache.leave(2)
+            cache.keep([1, 0])
             sequences, audio = [sequences[1], sequences[0]], [audio[1], audio[0]]
         if step % 3 == 1:
             sources = rng.integers(0, group, (len(sequences), group))
-            window.reorder(mx.array(sources))
+            cache.reorder(mx.array(sources))
             sequences = [[hyp[s] for s in chosen] for hyp, chosen in zip(sequences, sources, strict=True)]
         new = rng.integers(0, 50000, (len(sequences), group))
         sequences = [
             [[*tokens, int(token)] for tokens, token in zip(hyp, row, strict=True)]
             for hyp, row in zip(sequences, new, strict=True)
         ]
-        logits = decoder.step(window, mx.array(new))
+        logits = decoder.step(cache, mx.array(new))
         if step in (0, 19, 20, 62, 90, 120, 139):
-            live = [job for job, length in enumerate(window.lengths) if length]
+            live = [job for job, length in enumerate(cache.lengths) if length]
             check(np.array(logits)[live], live)
-    assert window.visible.shape[2] <= 320  # 241 tokens, and what was not needed any more has been given up
+    assert cache.visible.shape[2] <= 320  # 241 tokens, and what was not needed any more has been given up
 
 
 def test_jobs_are_pulled_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,9 +491,9 @@ def test_half_precision_gives_whole_results(pair: SimpleNamespace) -> None:
     encoded = mx.array(pair.encoded[:2]).astype(mx.float16)
     jobs = [Job(row, "en") for row in encoded]
     found = list(decode.decode(jobs, model, pair.words, DecodingOptions(sample_len=4), batch_size=2))
-    window = model.decoder.new_window(1, 1)
-    logits, _ = model.decoder.prefill(window, [0], encoded[:1], [[1, 2]], [0])
-    assert logits.dtype == mx.float32 and window.keys[0].dtype == mx.float16
+    cache = model.decoder.new_cache(1, 1)
+    logits, _ = model.decoder.prefill(cache, [0], encoded[:1], [[1, 2]], [0])
+    assert logits.dtype == mx.float32 and cache.keys[0].dtype == mx.float16
     assert all(np.isfinite(result.avg_logprob) for _, result in found)
 
 

@@ -435,21 +435,21 @@ def test_whisper_takes_448_tokens(shelf: Shelf) -> None:
         model.decoder(tokens, encoded)
 
 
-def test_whisper_continues_from_its_window(shelf: Shelf) -> None:
+def test_whisper_continues_from_its_cache(shelf: Shelf) -> None:
     """After prompts of any lengths, token by token: the same logits as all tokens at once."""
     model: Any = mlx_speech.load(shelf.converted("whisper safetensors"))
     mel, tokens = whisper_input()
     encoded = model.encoder(mel)
     whole = np.array(model.decoder(tokens, encoded))
     for lengths in ([1, 1], [4, 7], [12, 3]):
-        window = model.decoder.new_window(2, 1)
+        cache = model.decoder.new_cache(2, 1)
         prompts = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
-        found, _ = model.decoder.prefill(window, [0, 1], encoded, prompts, [0, 0])
+        found, _ = model.decoder.prefill(cache, [0, 1], encoded, prompts, [0, 0])
         for k in range(8):
             at = [length + k for length in lengths]
             expected = np.stack([whole[row, place - 1] for row, place in enumerate(at)])
             assert close(np.array(found).reshape(2, -1), expected, 1e-4)
-            found = model.decoder.step(window, mx.array([[tokens[row, place].item()] for row, place in enumerate(at)]))
+            found = model.decoder.step(cache, mx.array([[tokens[row, place].item()] for row, place in enumerate(at)]))
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])

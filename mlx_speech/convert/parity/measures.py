@@ -312,9 +312,9 @@ def whisper(original: WhisperOriginal, model: Any, inputs: Inputs) -> list[Row]:
     scale = float(np.mean(deviation))
     tokens = mx.array(rng.integers(0, args.n_vocab, (2, min(32, args.n_text_ctx))))
     whole = np.array(model.decoder(tokens, shared))
-    window = model.decoder.new_window(2, 1)
-    first, _ = model.decoder.prefill(window, [0, 1], shared, tokens[:, :1].tolist(), [0, 0])
-    steps = [first[:, None], *(model.decoder.step(window, tokens[:, k : k + 1]) for k in range(1, tokens.shape[1]))]
+    cache = model.decoder.new_cache(2, 1)
+    first, _ = model.decoder.prefill(cache, [0, 1], shared, tokens[:, :1].tolist(), [0, 0])
+    steps = [first[:, None], *(model.decoder.step(cache, tokens[:, k : k + 1]) for k in range(1, tokens.shape[1]))]
     stepwise = np.array(mx.concatenate(steps, axis=1))
     single = np.concatenate([np.array(model.decoder(tokens[k : k + 1], shared[k : k + 1])) for k in range(2)])
     return [

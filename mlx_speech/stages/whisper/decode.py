@@ -302,7 +302,7 @@ class _Batch:
         self.group = group  # hypotheses of a job
         self.rules = Rules(tokenizer, options, model.args)
         self.rows: list[_Row | None] = [None] * size
-        self.window = model.decoder.new_window(size, self.group)
+        self.window = model.decoder.new_cache(size, self.group)
 
     @property
     def active(self) -> int:
