@@ -27,13 +27,22 @@ class TimeNorm(nn.Module):
         self._eps = eps
 
     def __call__(self, x: mx.array, lengths: mx.array | None = None) -> mx.array:
-        """x (batch, steps, channels); of each row only the first `lengths` (batch,) steps count, where given."""
+        """x (batch, steps, channels) → (batch, steps, channels), in the dtype of the weight
+
+        lengths : (batch,) steps of each row that count; all, where None
+        """
         x = x.astype(mx.float32)
-        count = x.shape[1] if lengths is None else lengths[:, None, None]
+        count = x.shape[1]
+        valid = None
+        if lengths is not None:
+            count = lengths[:, None, None]
+            valid = (mx.arange(x.shape[1]) < lengths[:, None])[..., None]
 
         def mean(y: mx.array) -> mx.array:
-            valid = lengths is None or (mx.arange(x.shape[1]) < lengths[:, None])[..., None]
-            return sum_over_time(y if lengths is None else mx.where(valid, y, 0)) / count
+            """y (batch, steps, channels) → (batch, 1, channels)"""
+            if valid is not None:
+                y = mx.where(valid, y, 0)
+            return sum_over_time(y) / count
 
         centred = x - mean(x)
         variance = mean(mx.square(centred))
@@ -45,13 +54,21 @@ class Conv2d(nn.Conv2d):
     """MLX's, but for the fast way of most convolutions of a ResNet: 3×3, of stride 1, padded by 1, undilated."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x (batch, height, width, inputs) → (batch, height, width, outputs)"""
-        plain = self.stride == (1, 1) and self.padding == (1, 1) and self.dilation in (1, (1, 1)) and self.groups == 1
-        if self.weight.shape[1:3] != (3, 3) or not plain:
+        """x (batch, height, width, inputs) → (batch, height, width, outputs), at stride 1"""
+        if not self._is_3x3():
             return super().__call__(x)
-        if "bias" not in self:
-            return conv3x3(x, self.weight, mx.zeros((self.weight.shape[0],), self.weight.dtype))
-        return conv3x3(x, self.weight, self.bias)
+        outputs = self.weight.shape[0]
+        bias = self.bias if "bias" in self else mx.zeros((outputs,), self.weight.dtype)
+        return conv3x3(x, self.weight, bias)
+
+    def _is_3x3(self) -> bool:
+        return (
+            self.weight.shape[1:3] == (3, 3)
+            and self.stride == (1, 1)
+            and self.padding == (1, 1)
+            and self.dilation in (1, (1, 1))
+            and self.groups == 1
+        )
 
 
 class FilterBank(nn.Conv1d):
@@ -79,13 +96,18 @@ class LSTM(nn.Module):
         self.bias = mx.zeros((directions, 4 * hidden_size))
 
     def __call__(self, x: mx.array, state: Pair | None = None) -> tuple[mx.array, Pair]:
-        """x (batch, steps, input) → (batch, steps, directions·hidden); last h and c, (directions, batch, hidden)"""
-        directions, hidden = self.Wh.shape[0], self.Wh.shape[2]
+        """x (batch, steps, input) → all h, (batch, steps, directions·hidden), and the last h and c
+
+        state : h and c before the first step, each (directions, batch, hidden); zeros, where None. The returned one is
+            of the same shape.
+        """
+        directions, _, hidden = self.Wh.shape
         if state is None:
             zeros = mx.zeros((directions, x.shape[0], hidden), dtype=x.dtype)
             state = (zeros, zeros)
-        x = mx.stack([x, x[:, ::-1]]) if directions == 2 else x[None]
-        gates = x @ mx.swapaxes(self.Wx, 1, 2)[:, None] + self.bias[:, None, None]
+        both_ways = mx.stack([x, x[:, ::-1]]) if directions == 2 else x[None]
+        # the projections of all steps at once; only the recurrence goes step by step
+        gates = both_ways @ mx.swapaxes(self.Wx, 1, 2)[:, None] + self.bias[:, None, None]
         outputs, state = scan(gates, self.Wh, state)
         if directions == 2:
             return mx.concatenate([outputs[0], outputs[1][:, ::-1]], axis=-1), state
