@@ -30,6 +30,7 @@ from av.error import FFmpegError
 
 from mlx_speech import channels, media
 from mlx_speech.errors import AudioError, OptionError
+from mlx_speech.samples import HIGHEST_PEAK, SAMPLE_RATE, as_float, check_scale, has_nan, peak_of
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -37,14 +38,12 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
 
-SAMPLE_RATE = 16_000  # Hz; what every model here was trained on
 MAX_DURATION = 24 * 3600.0  # seconds; 5.5 GB of samples
 RATES = range(2_000, 768_001)  # Hz; a lower rate would let a small file swell into hours
 MAX_CHANNELS = 64
 BLOCK = 1 << 16  # samples of an array that are resampled at once
 
 MISSING_SECONDS = 0.5  # sound that ends this much before the stated end, or of which this much is damaged, is not whole
-UNSCALED = 8.0  # floats beyond this (18 dB over full scale) are no samples in [-1, 1]
 QUIET = 0.01  # peak: -40 dBFS; speech that is softer is overheard
 RAISED = 0.3  # peak: -10 dBFS; at this level it is heard as if it were loud
 FAINT = 3e-4  # peak: -70 dBFS; what is softer is rounding
@@ -91,7 +90,7 @@ def mix(tracks: Sequence[np.ndarray]) -> np.ndarray:
     total = np.zeros(max((track.size for track in tracks), default=0), np.float32)
     for track in tracks:
         total[: track.size] += track
-    peak = _peak(total)
+    peak = peak_of(total)
     if peak > 1:
         total /= peak
     return total
@@ -117,8 +116,8 @@ def audio_from_array(samples: Any, rate: int, *, sample_rate: int = SAMPLE_RATE)
         raise AudioError(f"samples of shape {array.shape}: {advice}")
     if array.dtype.kind not in "iuf":
         raise AudioError(f"samples of type {array.dtype}: give floats in [-1, 1] or integers")
-    _check_scale(array)
-    array = _as_float(array)
+    check_scale(array)
+    array = as_float(array)
     mono = array.copy() if array.ndim == 1 else _mono_array(array, rate)
     if rate != sample_rate:
         sink = _Sink("samples", sample_rate, math.inf)
@@ -128,7 +127,7 @@ def audio_from_array(samples: Any, rate: int, *, sample_rate: int = SAMPLE_RATE)
             sink.add(frame)
         mono = sink.samples()
     np.clip(mono, -1, 1, out=mono)
-    if _has_nan(mono):
+    if has_nan(mono):
         raise AudioError("some of the samples are no numbers (NaN): replace them, say by numpy.nan_to_num")
     return mono
 
@@ -145,7 +144,7 @@ def louder(samples: np.ndarray, name: str | None = None) -> np.ndarray:
     Returns the same array, or a copy that peaks at -10 dBFS where it peaks below -40 dBFS, but not where it is only
     rounding (below -70).
     """
-    peak = _peak(samples)
+    peak = peak_of(samples)
     if not 0 < peak < QUIET:
         return samples
     raised = peak >= FAINT
@@ -169,34 +168,6 @@ def _check_rate(rate: int) -> None:
         raise OptionError(f"a sample rate of {rate} Hz: give a whole number from {RATES[0]} to {RATES[-1]}")
 
 
-def _check_scale(array: np.ndarray) -> None:
-    """Raises `AudioError` for samples that would be clipped to a square wave, or be next to silent."""
-    if not array.size:
-        return
-    if array.dtype.kind == "f":
-        peak = _peak(array)
-        if peak > UNSCALED:
-            advice = "divide 16-bit samples by 32768, or give them as an int16 array"
-            raise AudioError(f"floating-point samples reach {peak:g}, and full scale is 1: {advice}")
-        return
-    bits = 8 * array.dtype.itemsize
-    if bits < 32:
-        return
-    highest = max(int(array.max()), -int(array.min()))
-    signs = 1 if array.dtype.kind == "i" else 0
-    if 0 < highest <= 2 ** (bits // 2 - signs):
-        said = f"{array.dtype} samples reach only {highest}, which is next to silence in {bits} bits"
-        raise AudioError(f"{said}: give 16-bit samples as an int16 array, others as floats in [-1, 1]")
-
-
-def _as_float(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind == "f":
-        return array.astype(np.float32, copy=False)
-    half = 2.0 ** (8 * array.dtype.itemsize - 1)
-    # float64 for the steps in between: a 32-bit integer has more digits than float32
-    return ((array.astype(np.float64) - (half if array.dtype.kind == "u" else 0.0)) / half).astype(np.float32)
-
-
 def _mono_array(array: np.ndarray, rate: int) -> np.ndarray:
     """(channels, samples) → (samples,), their mean; one of two where they cancel each other."""
     if len(array) != 2:
@@ -207,17 +178,6 @@ def _mono_array(array: np.ndarray, rate: int) -> np.ndarray:
     if pair.said() is not None:
         warnings.warn(f"the samples: {pair.said()}", stacklevel=3)
     return mono
-
-
-def _peak(samples: np.ndarray) -> float:
-    """The largest absolute value; NaN does not count."""
-    if not samples.size:
-        return 0.0
-    return float(np.fmax(np.fmax.reduce(samples, axis=None), -np.fmin.reduce(samples, axis=None)))
-
-
-def _has_nan(samples: np.ndarray) -> bool:
-    return math.isnan(samples.sum(dtype=np.float64))
 
 
 def _name(source: object) -> str:
@@ -339,12 +299,12 @@ def _checked(reader: _Reader, shortened: bool) -> np.ndarray:
     promised = (reader.stated_end or 0.0) > media.ROUNDING
     if not samples.size and (broken or promised or reader.packets):
         raise AudioError(f"{name}: no sound could be decoded: it is damaged")
-    if reader.holds_floats() and _peak(samples) > UNSCALED:
-        peak = _peak(samples)
+    if reader.holds_floats() and peak_of(samples) > HIGHEST_PEAK:
+        peak = peak_of(samples)
         advice = "divide 16-bit samples by 32768 before they are saved as floats"
         raise AudioError(f"{name}: its samples reach {peak:g}, and full scale is 1: {advice}")
     np.clip(samples, -1, 1, out=samples)
-    if _has_nan(samples):
+    if has_nan(samples):
         raise AudioError(f"{name}: some of its samples are no numbers (NaN): export it again")
     cancelled = reader.sink.pair.said()
     if cancelled is not None:

@@ -28,6 +28,7 @@ from mlx_speech.errors import AudioError, MLXSpeechError, OptionError, OutOfMemo
 from mlx_speech.loading import Models, Recogniser
 from mlx_speech.options import Options
 from mlx_speech.package_data import DEMO
+from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.align import align
 from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.cluster import speaker_bounds
@@ -46,7 +47,6 @@ from mlx_speech.stages.whisper import batched, decode
 from mlx_speech.stages.whisper.longform import transcribe_sequential
 from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcript, space_between
 
-SAMPLE_RATE = 16_000
 ALIGN_BATCH = 8
 CHUNK_PAD = 0.3  # seconds that are heard before and behind the speech of a chunk
 MIN_SAMPLES = 1_600  # 0.1 s: nothing shorter is listened to

@@ -12,9 +12,9 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
+from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.transcript import Diarization, Region, Turn
 
-SAMPLE_RATE = 16_000
 LEAST_SPEECH = 1.0  # seconds; a track with less has no speaker
 MOST_OVERLAP = 0.5  # of the speech of the track that has less: people talk by turns, and copies at once
 MOST_LIKENESS = 0.3  # correlation of two tracks; more means that one hears the other
