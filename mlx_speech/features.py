@@ -3,40 +3,68 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_speech.errors import AudioError, OptionError
+from mlx_speech.samples import SAMPLE_RATE
 
-SAMPLE_RATE = 16000
-FANIN = 32  # numbers added one after the other before their sums are added in turn
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+STEPS_PER_SUM = 32  # added one after the other, before the sums are added in turn
+
+# Whisper's spectrogram (openai/whisper `audio.py`).
+WHISPER_SAMPLES = 480_000  # 30 s, the window of most models
+WHISPER_FFT = 400  # samples
+WHISPER_HOP = 160  # samples: a frame every 10 ms
+LOWEST_POWER = 1e-10
+DYNAMIC_RANGE = 8.0  # below a row's loudest bin, in log10 of the power; what is softer is raised to that
+
+# Kaldi's filterbank.
+INT16_SCALE = 32768.0  # Kaldi's samples are whole numbers
+PRE_EMPHASIS = 0.97
+LOWEST_ENERGY = float(np.finfo(np.float32).eps)
+
+NORMALIZE_EPSILON = 1e-7  # transformers', of the variance
 
 
-def one_channel(audio: Any, done: str) -> np.ndarray:
-    """`audio` in float32, (samples,). Raises `AudioError`, which says what is `done`, for another shape."""
+def one_channel(audio: ArrayLike, done: str) -> np.ndarray:
+    """`audio` in float32, (samples,).
+
+    done : what happens to it, for the message
+
+    Raises `AudioError` for another shape.
+    """
     samples = np.asarray(audio, np.float32)
     if samples.ndim != 1:
         raise AudioError(f"audio of shape {samples.shape}: {done} in one channel, (samples,)")
     return samples
 
 
-def log_mel(audio: mx.array, n_mels: int = 80, samples: int | None = 480_000) -> mx.array:
+def log_mel(audio: mx.array, n_mels: int = 80, samples: int | None = WHISPER_SAMPLES) -> mx.array:
     """Whisper's log-mel spectrogram (openai/whisper `audio.log_mel_spectrogram`).
 
     audio : (samples,) or (batch, samples) at 16 kHz; padded with zeros or cut to `samples` (30 s) unless that is None
     Returns (frames, n_mels) or (batch, frames, n_mels), a frame every 10 ms; each row's loudest bin sets its floor.
+    Raises `OptionError` below 201 samples, which are reflected at the edges.
     """
     single = audio.ndim == 1
-    audio = audio[None] if single else audio
+    if single:
+        audio = audio[None]
     if samples is not None:
-        audio = mx.pad(audio[:, :samples], [(0, 0), (0, max(0, samples - audio.shape[1]))])
-    if audio.shape[1] < 201:
-        raise OptionError(f"{audio.shape[1]} samples are too few for a spectrogram: at least 201")
-    reflected = mx.concatenate([audio[:, 200:0:-1], audio, audio[:, -2:-202:-1]], axis=1)
-    mel = log10_mel(reflected, n_mels)[:, :-1]
-    mel = (mx.maximum(mel, mel.max(axis=(1, 2), keepdims=True) - 8.0) + 4.0) / 4.0
+        missing = max(0, samples - audio.shape[1])
+        audio = mx.pad(audio[:, :samples], [(0, 0), (0, missing)])
+    edge = WHISPER_FFT // 2
+    if audio.shape[1] < edge + 1:
+        raise OptionError(f"{audio.shape[1]} samples are too few for a spectrogram: at least {edge + 1}")
+    start = audio[:, edge:0:-1]
+    end = audio[:, -2 : -edge - 2 : -1]
+    mel = log10_mel(mx.concatenate([start, audio, end], axis=1), n_mels)[:, :-1]
+    floor = mel.max(axis=(1, 2), keepdims=True) - DYNAMIC_RANGE
+    mel = (mx.maximum(mel, floor) + 4.0) / 4.0
     return mel[0] if single else mel
 
 
@@ -45,9 +73,10 @@ def log10_mel(audio: mx.array, n_mels: int = 80) -> mx.array:
 
     audio (batch, samples) → (batch, frames, n_mels): a frame for all 400 samples that begin at a multiple of 160
     """
-    spectrum = mx.fft.rfft(_frames(audio, 400, 160) * mx.array(_hann(400)))
-    power = mx.square(mx.abs(spectrum))
-    return mx.log10(mx.maximum(power @ mx.array(mel_filters(n_mels)).T, 1e-10))
+    frames = _frames(audio, WHISPER_FFT, WHISPER_HOP) * mx.array(_hann(WHISPER_FFT))
+    power = mx.square(mx.abs(mx.fft.rfft(frames)))
+    mel = power @ mx.array(mel_filters(n_mels)).T
+    return mx.log10(mx.maximum(mel, LOWEST_POWER))
 
 
 def kaldi_fbank(
@@ -60,38 +89,57 @@ def kaldi_fbank(
     """Kaldi's log filterbank with a Hamming window (torchaudio `compliance.kaldi.fbank`), without dither.
 
     audio : (batch, samples) in -1..1; frame_length, frame_shift in ms
-    Returns (batch, frames, num_mel_bins), only whole frames. Not centred.
+    Returns (batch, frames, num_mel_bins), only whole frames. Not centred. Raises `OptionError` where there is none.
     """
-    window, shift = int(sample_rate * frame_length * 0.001), int(sample_rate * frame_shift * 0.001)
+    window = samples_of(frame_length, sample_rate)
+    shift = samples_of(frame_shift, sample_rate)
     if audio.shape[1] < window:
         raise OptionError(f"{audio.shape[1]} samples are too few for a filterbank: at least {window}")
-    frames = _frames(audio * 32768.0, window, shift)
+    frames = _frames(audio * INT16_SCALE, window, shift)
     frames = frames - frames.mean(axis=-1, keepdims=True)
     previous = mx.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
-    frames = (frames - 0.97 * previous) * mx.array(np.hamming(window).astype(np.float32))
-    size = 1 << (window - 1).bit_length()
+    frames = (frames - PRE_EMPHASIS * previous) * mx.array(np.hamming(window).astype(np.float32))
+    size = 1 << (window - 1).bit_length()  # the next power of two
     power = mx.square(mx.abs(mx.fft.rfft(frames, n=size)))
     filters = mx.array(kaldi_filters(num_mel_bins, size, sample_rate))
-    return mx.log(mx.maximum(power @ filters.T, 1.1920928955078125e-07))
+    return mx.log(mx.maximum(power @ filters.T, LOWEST_ENERGY))
+
+
+def samples_of(milliseconds: float, sample_rate: int) -> int:
+    """How many whole samples are in so many milliseconds, as torchaudio rounds them."""
+    return int(sample_rate * milliseconds * 0.001)
 
 
 def speaker_fbank(
-    audio: mx.array, centering_span: float | None = None, sample_rate: int = SAMPLE_RATE, **options
+    audio: mx.array,
+    centering_span: float | None = None,
+    sample_rate: int = SAMPLE_RATE,
+    *,
+    num_mel_bins: int = 80,
+    frame_length: float = 25.0,
+    frame_shift: float = 10.0,
 ) -> mx.array:
-    """The input of WeSpeaker: `kaldi_fbank`, centred by its mean over all frames, or over a span of seconds.
+    """The input of WeSpeaker: `kaldi_fbank`, centred by its mean (pyannote.audio `BaseWeSpeakerResNet.compute_fbank`).
 
-    audio (batch, samples) → (batch, frames, mel bins). Source: pyannote.audio `BaseWeSpeakerResNet.compute_fbank`.
+    audio : (batch, samples) in -1..1; frame_length, frame_shift in ms
+    centering_span : seconds around each frame that the mean is taken over; None for all frames
+
+    Returns (batch, frames, num_mel_bins). Raises `OptionError` where there is no whole frame.
     """
-    fbank = kaldi_fbank(audio, sample_rate=sample_rate, **options)
+    fbank = kaldi_fbank(audio, num_mel_bins, frame_length, frame_shift, sample_rate)
     if centering_span is None:
         return fbank - fbank.mean(axis=1, keepdims=True)
-    window = int(sample_rate * options.get("frame_length", 25.0) * 0.001)
-    shift = int(sample_rate * options.get("frame_shift", 10.0) * 0.001)
-    half = max(0, 1 + (int(centering_span * sample_rate) - window) // shift) // 2
-    total = mx.cumsum(mx.pad(fbank, [(0, 0), (1, 0), (0, 0)]), axis=1)
-    position = mx.arange(fbank.shape[1])
-    low, high = mx.maximum(position - half, 0), mx.minimum(position + half + 1, fbank.shape[1])
-    return fbank - (total[:, high] - total[:, low]) / (high - low)[None, :, None]
+    frames = fbank.shape[1]
+    window = samples_of(frame_length, sample_rate)
+    shift = samples_of(frame_shift, sample_rate)
+    frames_in_span = max(0, 1 + (int(centering_span * sample_rate) - window) // shift)
+    half = frames_in_span // 2
+    position = mx.arange(frames)
+    low = mx.maximum(position - half, 0)
+    high = mx.minimum(position + half + 1, frames)
+    totals = mx.cumsum(mx.pad(fbank, [(0, 0), (1, 0), (0, 0)]), axis=1)
+    sums = totals[:, high] - totals[:, low]
+    return fbank - sums / (high - low)[None, :, None]
 
 
 def normalize(audio: mx.array, lengths: mx.array | None = None) -> mx.array:
@@ -101,10 +149,15 @@ def normalize(audio: mx.array, lengths: mx.array | None = None) -> mx.array:
     given, and the rest becomes zero. Source: transformers' Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm.
     """
     x = audio.astype(mx.float32)[..., None]
-    count = x.shape[1] if lengths is None else lengths[:, None, None]
-    inside = mx.array(True) if lengths is None else (mx.arange(x.shape[1]) < lengths[:, None])[..., None]
-    centred = mx.where(inside, x - sum_over_time(mx.where(inside, x, 0)) / count, 0)
-    return (centred * mx.rsqrt(sum_over_time(mx.square(centred)) / count + 1e-7))[..., 0]
+    count = x.shape[1]
+    inside = mx.array(True)
+    if lengths is not None:
+        count = lengths[:, None, None]
+        inside = (mx.arange(x.shape[1]) < lengths[:, None])[..., None]
+    mean = sum_over_time(mx.where(inside, x, 0)) / count
+    centred = mx.where(inside, x - mean, 0)
+    variance = sum_over_time(mx.square(centred)) / count
+    return (centred * mx.rsqrt(variance + NORMALIZE_EPSILON))[..., 0]
 
 
 def sum_over_time(x: mx.array) -> mx.array:
@@ -113,8 +166,9 @@ def sum_over_time(x: mx.array) -> mx.array:
     MLX adds up one by one on the CPU: over a minute of samples that costs three of float32's seven digits.
     """
     while x.shape[1] > 1:
-        x = mx.pad(x, [(0, 0), (0, -x.shape[1] % FANIN), (0, 0)])
-        x = x.reshape(x.shape[0], -1, FANIN, x.shape[2]).sum(axis=2)
+        missing = -x.shape[1] % STEPS_PER_SUM
+        x = mx.pad(x, [(0, 0), (0, missing), (0, 0)])
+        x = x.reshape(x.shape[0], -1, STEPS_PER_SUM, x.shape[2]).sum(axis=2)
     return x
 
 
@@ -126,7 +180,7 @@ def _frames(audio: mx.array, size: int, hop: int) -> mx.array:
 
 
 def _hann(size: int) -> np.ndarray:
-    """The periodic Hann window."""
+    """The periodic Hann window, (size,)."""
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)).astype(np.float32)
 
 
@@ -137,23 +191,32 @@ def mel_filters(n_mels: int, n_fft: int = 400, sample_rate: int = SAMPLE_RATE) -
     """
     top = 15 + 27 * math.log(sample_rate / 2 / 1000) / math.log(6.4)
     mels = np.linspace(0, top, n_mels + 2)
-    edges = np.where(mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) * math.log(6.4) / 27))
-    return _triangles(edges, np.fft.rfftfreq(n_fft, 1 / sample_rate), 2 / (edges[2:] - edges[:-2]))
+    linear = mels * 200 / 3
+    logarithmic = 1000 * np.exp((mels - 15) * math.log(6.4) / 27)
+    edges = np.where(mels < 15, linear, logarithmic)
+    heights = 2 / (edges[2:] - edges[:-2])
+    return _triangles(edges, np.fft.rfftfreq(n_fft, 1 / sample_rate), heights)
 
 
 def kaldi_filters(num_mel_bins: int, size: int, sample_rate: int, low: float = 20.0) -> np.ndarray:
     """Triangles linear in mel(f) = 1127·ln(1 + f/700), from `low` Hz to Nyquist, (num_mel_bins, size/2 + 1)."""
 
-    def mel(frequency):
+    def mel(frequency: ArrayLike) -> np.ndarray:
         return 1127 * np.log(1 + np.asarray(frequency) / 700)
 
     edges = np.linspace(mel(low), mel(sample_rate / 2), num_mel_bins + 2)
-    filters = _triangles(edges, mel(np.arange(size // 2 + 1) * sample_rate / size), np.ones(num_mel_bins))
+    frequencies = np.arange(size // 2 + 1) * sample_rate / size
+    filters = _triangles(edges, mel(frequencies), np.ones(num_mel_bins))
     filters[:, -1] = 0  # Kaldi leaves out the bin at Nyquist
     return filters
 
 
-def _triangles(edges: np.ndarray, points: np.ndarray, height: np.ndarray) -> np.ndarray:
-    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    rising, falling = (points - left) / (centre - left), (right - points) / (right - centre)
-    return (np.maximum(0, np.minimum(rising, falling)) * height[:, None]).astype(np.float32)
+def _triangles(edges: np.ndarray, points: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """edges (filters + 2,), at which one triangle begins, the next is highest and the one before ends; points (n,),
+    heights (filters,) → (filters, n) in float32"""
+    left = edges[:-2, None]
+    centre = edges[1:-1, None]
+    right = edges[2:, None]
+    rising = (points - left) / (centre - left)
+    falling = (right - points) / (right - centre)
+    return (np.maximum(0, np.minimum(rising, falling)) * heights[:, None]).astype(np.float32)

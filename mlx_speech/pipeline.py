@@ -24,12 +24,12 @@ from mlx_speech.batches import Batches
 from mlx_speech.engine import WAITING, Engine, Job, elsewhere, result_of, silently, told
 from mlx_speech.environment import Environment
 from mlx_speech.errors import OptionError, brief
-from mlx_speech.features import SAMPLE_RATE
 from mlx_speech.loading import Models
 from mlx_speech.options import AudioTrack, Dtype, Options, SpeakerKeywords, TranscribeOptions, checked_batch_size
 from mlx_speech.package_data import DEMO
 from mlx_speech.recording import Recording, by_language, in_order, with_rate, without_mlx
 from mlx_speech.request import Event, Progress, Request
+from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.align import align_steps
 from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.chunks import cut_chunks, fixed_chunks, warn_if_silent, widened

@@ -13,9 +13,9 @@ import numpy as np
 
 from mlx_speech.audio import audio_from_array, load_audio, load_tracks, louder, mix
 from mlx_speech.errors import AudioError, OptionError
-from mlx_speech.features import SAMPLE_RATE
 from mlx_speech.options import Options
 from mlx_speech.request import Heard
+from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcript
 
 

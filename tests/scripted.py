@@ -229,7 +229,7 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-class _Window:
+class _Cache:
     """The tokens of every hypothesis."""
 
     def __init__(self, jobs: int, group: int):
@@ -257,26 +257,26 @@ class _Decoder:
         logits = [[self.script.logits(round(float(e[0, 0])), t[: n + 1]) for n in range(len(t))] for t, e in rows]
         return mx.array(np.array(logits))
 
-    def new_window(self, jobs: int, group: int) -> _Window:
-        return _Window(jobs, group)
+    def new_cache(self, jobs: int, group: int) -> _Cache:
+        return _Cache(jobs, group)
 
-    def prefill(self, window: _Window, jobs: list[int], encoded: mx.array, prompts: Any, at: list[int]) -> Any:
+    def prefill(self, cache: _Cache, jobs: list[int], encoded: mx.array, prompts: Any, at: list[int]) -> Any:
         last, asked = [], []
         for job, row, prompt, index in zip(jobs, np.array(encoded), prompts, at, strict=True):
-            window.windows[job] = round(float(row[0, 0]))
-            window.tokens[job] = [list(prompt) for _ in range(window.group)]
-            last.append(self.script.logits(window.windows[job], prompt))
-            asked.append(self.script.logits(window.windows[job], prompt[: index + 1]))
+            cache.windows[job] = round(float(row[0, 0]))
+            cache.tokens[job] = [list(prompt) for _ in range(cache.group)]
+            last.append(self.script.logits(cache.windows[job], prompt))
+            asked.append(self.script.logits(cache.windows[job], prompt[: index + 1]))
         return mx.array(np.stack(last)), mx.array(np.stack(asked))
 
-    def step(self, window: _Window, tokens: mx.array) -> mx.array:
+    def step(self, cache: _Cache, tokens: mx.array) -> mx.array:
         logits = np.zeros((*tokens.shape, self.script.vocab), dtype=np.float32)
         for job, group in enumerate(np.array(tokens).tolist()):
             for index, token in enumerate(group):
-                said = window.tokens[job][index]
+                said = cache.tokens[job][index]
                 said.append(token)
                 if self.script.ids.sot in said:  # in rows that were never entered there is nobody
-                    logits[job, index] = self.script.logits(window.windows[job], said)
+                    logits[job, index] = self.script.logits(cache.windows[job], said)
         return mx.array(logits)
 
 

@@ -20,7 +20,7 @@ from whisper.decoding import DecodingTask
 
 from mlx_speech.errors import OptionError
 from mlx_speech.models.whisper import Model, ModelArgs
-from mlx_speech.ops.kernels import log_sum_exp
+from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.stages.whisper import decode, search
 from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job, detect_language
 from mlx_speech.stages.whisper.fallback import decode_with_fallback
@@ -478,7 +478,7 @@ def test_random_models_decode_as_openai_does(
 def test_a_window_is_the_whole_sequence(pair: SimpleNamespace, group: int) -> None:
     """Jobs come and go, beams are reordered, rooms made: always the logits of each sequence decoded as a whole."""
     rng, decoder = np.random.default_rng(5), pair.ours.decoder
-    window = decoder.new_window(3, group)
+    window = decoder.new_cache(3, group)
     sequences: list[list[list[int]]] = [[[0]] * group for _ in range(3)]
     audio = [0, 0, 0]
 
@@ -555,7 +555,7 @@ def test_half_precision_gives_whole_results(pair: SimpleNamespace) -> None:
     encoded = mx.array(pair.encoded[:2]).astype(mx.float16)
     jobs = [Job(row, "en") for row in encoded]
     found = list(decode.decode(jobs, model, pair.words, DecodingOptions(sample_len=4), batch_size=2))
-    window = model.decoder.new_window(1, 1)
+    window = model.decoder.new_cache(1, 1)
     logits, _ = model.decoder.prefill(window, [0], encoded[:1], [[1, 2]], [0])
     assert logits.dtype == mx.float32 and window.keys[0].dtype == mx.float16
     assert all(np.isfinite(result.avg_logprob) for _, result in found)

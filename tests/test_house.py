@@ -25,7 +25,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # from the ground up; a module imports from lower layers only
 LAYERS = (
     ("errors", "version", "blas", "package_data", "steps"),
-    ("languages", "fields", "json_objects"),
+    ("languages", "fields", "json_objects", "samples"),
     ("transcript",),
     ("media", "channels"),
     ("tensors", "audio", "hub", "features", "names"),
@@ -324,4 +324,18 @@ def test_every_public_function_is_described() -> None:
         for node in tree.body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 missing += [] if ast.get_docstring(node) else [f"{file.name}: {node.name}"]
+    assert not missing, missing
+
+
+def test_every_call_of_a_model_has_shapes() -> None:
+    """Of every layer and model, what it takes and gives, such as `x (batch, frames, hidden) → (batch, frames, 256)`."""
+    missing = []
+    for file in sorted((ROOT / "models").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            for method in node.body:
+                is_call = isinstance(method, ast.FunctionDef) and method.name == "__call__"
+                if is_call and "(" not in (ast.get_docstring(method) or ""):
+                    missing.append(f"{file.name}: {node.name}")
     assert not missing, missing

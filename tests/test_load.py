@@ -36,6 +36,7 @@ from mlx_speech import checkpoint, folders, models
 from mlx_speech.errors import OptionError, SourceNotFound
 from mlx_speech.models import layers, pyannet, wespeaker
 from mlx_speech.models.base import BaseModel
+from mlx_speech.ops import scan
 
 # loads every argument and prints what it gives for a fixed input, as hexadecimal bytes
 LOADER = """
@@ -434,21 +435,21 @@ def test_whisper_takes_448_tokens(shelf: Shelf) -> None:
         model.decoder(tokens, encoded)
 
 
-def test_whisper_continues_from_its_window(shelf: Shelf) -> None:
+def test_whisper_continues_from_its_cache(shelf: Shelf) -> None:
     """After prompts of any lengths, token by token: the same logits as all tokens at once."""
     model: Any = mlx_speech.load(shelf.converted("whisper safetensors"))
     mel, tokens = whisper_input()
     encoded = model.encoder(mel)
     whole = np.array(model.decoder(tokens, encoded))
     for lengths in ([1, 1], [4, 7], [12, 3]):
-        window = model.decoder.new_window(2, 1)
+        cache = model.decoder.new_cache(2, 1)
         prompts = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
-        found, _ = model.decoder.prefill(window, [0, 1], encoded, prompts, [0, 0])
+        found, _ = model.decoder.prefill(cache, [0, 1], encoded, prompts, [0, 0])
         for k in range(8):
             at = [length + k for length in lengths]
             expected = np.stack([whole[row, place - 1] for row, place in enumerate(at)])
             assert close(np.array(found).reshape(2, -1), expected, 1e-4)
-            found = model.decoder.step(window, mx.array([[tokens[row, place].item()] for row, place in enumerate(at)]))
+            found = model.decoder.step(cache, mx.array([[tokens[row, place].item()] for row, place in enumerate(at)]))
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
@@ -459,9 +460,9 @@ def test_both_scans_agree(dtype: mx.Dtype, directions: int, steps: int) -> None:
     gates = mx.array(rng.normal(size=(directions, 3, steps, 20))).astype(dtype)
     weight = mx.array(0.4 * rng.normal(size=(directions, 20, 5))).astype(dtype)
     state = tuple(mx.array(0.5 * rng.normal(size=(directions, 3, 5))).astype(dtype) for _ in range(2))
-    found, (h, c) = layers.scan(gates, weight, state)
+    found, (h, c) = scan.scan(gates, weight, state)
     with mx.stream(mx.cpu):
-        whole = layers.scan_graph(gates, weight, *state)
+        whole = scan.scan_graph(gates, weight, *state)
     expected, graph_h, graph_c = whole[:, :, :-1], whole[:, :, -2], whole[:, :, -1]
     bar = {mx.float32: 1e-5, mx.float16: 2e-2, mx.bfloat16: 1e-1}[dtype]
     for ours, theirs in ((found, expected), (h, graph_h), (c, graph_c)):
@@ -476,11 +477,11 @@ def test_a_scan_reads_no_memory_that_it_has_not_written(monkeypatch: pytest.Monk
     def full(shape: Any, dtype: Any = np.float32) -> np.ndarray:
         return np.full(shape, 0x7F800001, np.uint32).view(dtype)
 
-    monkeypatch.setattr(layers.np, "empty", full)
-    monkeypatch.setattr(layers.np, "empty_like", lambda array: full(array.shape))
+    monkeypatch.setattr(scan.np, "empty", full)
+    monkeypatch.setattr(scan.np, "empty_like", lambda array: full(array.shape))
     zeros = mx.zeros((1, 2, 5))
     with np.errstate(all="raise"):
-        found, (h, c) = layers.scan(mx.ones((1, 2, 7, 20)), mx.ones((1, 20, 5)), (zeros, zeros))
+        found, (h, c) = scan.scan(mx.ones((1, 2, 7, 20)), mx.ones((1, 20, 5)), (zeros, zeros))
     assert all(np.isfinite(np.array(one)).all() for one in (found, h, c))
 
 

@@ -18,9 +18,13 @@ import torch
 
 from mlx_speech import blas
 from mlx_speech.models.layers import LSTM, Conv2d, FilterBank
-from mlx_speech.ops import kernels
+from mlx_speech.ops import cpu
+from mlx_speech.ops.attention import SMALLEST_KEYS_FOR_NUMPY, attention
+from mlx_speech.ops.conv3x3 import conv3x3
+from mlx_speech.ops.gelu import NUMBERS_PER_PART, gelu
+from mlx_speech.ops.log_sum_exp import log_sum_exp
 
-LARGE = kernels.LONG * 2 + 7  # numbers: several blocks and a part of one
+LARGE = NUMBERS_PER_PART * 2 + 7  # numbers: several blocks and a part of one
 
 
 def draw(*shape: int, scale: float = 1.0, seed: int = 0) -> mx.array:
@@ -31,13 +35,13 @@ def draw(*shape: int, scale: float = 1.0, seed: int = 0) -> mx.array:
 def numpy_runs(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether NumPy took the work, call by call: a test of the graph against itself would say nothing."""
     taken: list[bool] = []
-    real = kernels._views
+    real = cpu.numpy_views
 
     def views(arrays: tuple[mx.array, ...]) -> list[np.ndarray]:
         taken.append(True)
         return real(arrays)
 
-    monkeypatch.setattr(kernels, "_views", views)
+    monkeypatch.setattr(cpu, "numpy_views", views)
     return taken
 
 
@@ -46,12 +50,12 @@ def test_gelu_is_exact(numpy_runs: list[bool]) -> None:
     expected = torch.nn.functional.gelu(torch.from_numpy(np.array(x)).double()).numpy()
     expected[-1] = 0  # torch's is NaN
     finite = np.isfinite(expected)
-    assert np.abs(np.array(kernels.gelu(x))[finite] - expected[finite]).max() < 1e-6
-    assert kernels.gelu(x)[-2].item() == math.inf and kernels.gelu(x)[-1].item() == 0
-    assert np.isnan(np.array(kernels.gelu(mx.concatenate([x, mx.array([math.nan])])))[-1])
+    assert np.abs(np.array(gelu(x))[finite] - expected[finite]).max() < 1e-6
+    assert gelu(x)[-2].item() == math.inf and gelu(x)[-1].item() == 0
+    assert np.isnan(np.array(gelu(mx.concatenate([x, mx.array([math.nan])])))[-1])
     assert numpy_runs == [True] * 4
     turned = draw(300, 400).swapaxes(0, 1)  # not in the order of memory
-    assert np.abs(np.array(kernels.gelu(turned) - nn.gelu(turned))).max() < 1e-6
+    assert np.abs(np.array(gelu(turned) - nn.gelu(turned))).max() < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -69,8 +73,8 @@ def test_attention_is_that_of_the_graph(shape: tuple[int, ...], keys: int, maske
         seen[..., 0] = True
         mask = mx.array(seen)
     expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=mask)
-    found = kernels.attention(q, k, v, scale=0.3, mask=mask)
-    assert numpy_runs == [True] * (k.size >= kernels.SMALL)
+    found = attention(q, k, v, scale=0.3, mask=mask)
+    assert numpy_runs == [True] * (k.size >= SMALLEST_KEYS_FOR_NUMPY)
     assert found.shape == expected.shape and np.abs(np.array(found - expected)).max() < 2e-5
 
 
@@ -81,7 +85,7 @@ def test_sums_of_exponentials(numpy_runs: list[bool]) -> None:
     top = np.where(np.isinf(x.max(axis=1)), 0, x.max(axis=1))[:, None]
     with np.errstate(divide="ignore"):
         expected = np.log(np.exp(x - top).sum(axis=1, keepdims=True)) + top
-    found = np.array(kernels.log_sum_exp(mx.array(x.astype(np.float32))))
+    found = np.array(log_sum_exp(mx.array(x.astype(np.float32))))
     assert numpy_runs == [True] and found[2] == -np.inf
     assert np.abs(found[[0, 1, 3]] - expected[[0, 1, 3]]).max() < 1e-5
 
@@ -155,7 +159,7 @@ def test_a_filter_bank_does_not_depend_on_the_blas(core: str, tmp_path: Path) ->
     script = """
 import sys
 from mlx_speech import blas
-from mlx_speech.ops.kernels import filter_bank
+from mlx_speech.ops.filter_bank import filter_bank
 import mlx.core as mx, numpy as np
 bank = np.load(sys.argv[1])
 np.save(sys.argv[2], np.array(filter_bank(mx.array(bank["x"]), mx.array(bank["weight"]), 10)))
@@ -171,18 +175,18 @@ print(blas.core())
 
 def test_derivatives_are_the_graphs(numpy_runs: list[bool]) -> None:
     x, q, k = draw(LARGE), draw(1, 2, 300, 64), draw(1, 2, 300, 64, seed=1)
-    found, expected = (mx.grad(lambda x, f=f: f(2 * x).sum())(x) for f in (kernels.gelu, nn.gelu))
+    found, expected = (mx.grad(lambda x, f=f: f(2 * x).sum())(x) for f in (gelu, nn.gelu))
     assert np.abs(np.array(found - expected)).max() < 1e-5 and numpy_runs == [True]
     found, expected = (
         mx.grad(lambda q, f=f: (f(q, k, k * q, scale=0.3) * k).sum())(q)
-        for f in (kernels.attention, mx.fast.scaled_dot_product_attention)
+        for f in (attention, mx.fast.scaled_dot_product_attention)
     )
     assert np.abs(np.array(found - expected)).max() < 1e-4
-    (found,), (expected,) = (mx.jvp(f, [x], [2 * x])[1] for f in (kernels.gelu, nn.gelu))
+    (found,), (expected,) = (mx.jvp(f, [x], [2 * x])[1] for f in (gelu, nn.gelu))
     assert np.abs(np.array(found - expected)).max() < 1e-5
     layer = Conv2d(8, 8, 3, padding=1)
     image = draw(1, 50, 100, 8)
-    weights = mx.grad(lambda w: (kernels.conv3x3(image, w, layer.bias) * image).sum())(layer.weight)
+    weights = mx.grad(lambda w: (conv3x3(image, w, layer.bias) * image).sum())(layer.weight)
     expected = mx.grad(lambda w: (mx.conv2d(image, w, padding=1) * image).sum())(layer.weight)
     assert np.abs(np.array(weights - expected)).max() < 1e-2 * np.abs(np.array(expected)).max()
 
@@ -212,15 +216,15 @@ def test_they_take_turns_and_give_the_threads_back() -> None:
     """From several threads at once: the right numbers, and products have as many threads as before."""
     x, q = draw(LARGE), draw(4, 2, 300, 64)
     mx.eval(x, q)
-    expected = np.array(kernels.gelu(x)), np.array(kernels.attention(q, q, q, scale=0.1))
-    limits, _ = kernels._threads()
+    expected = np.array(gelu(x)), np.array(attention(q, q, q, scale=0.1))
+    limits, _ = cpu.threads()
     before = [one["num_threads"] for one in limits.info()]
 
     start = threading.Barrier(4)
 
     def work(_: int) -> bool:
         start.wait()  # each has a thread of its own
-        found = [(np.array(kernels.gelu(x)), np.array(kernels.attention(q, q, q, scale=0.1))) for _ in range(6)]
+        found = [(np.array(gelu(x)), np.array(attention(q, q, q, scale=0.1))) for _ in range(6)]
         mx.clear_streams()
         return all(np.array_equal(*pair) for own in found for pair in zip(own, expected, strict=True))
 
@@ -231,16 +235,16 @@ def test_they_take_turns_and_give_the_threads_back() -> None:
 
 def test_compiled_and_mapped_they_are_the_graph(numpy_runs: list[bool]) -> None:
     x = draw(3, LARGE)
-    expected = np.array(kernels.log_sum_exp(x))
+    expected = np.array(log_sum_exp(x))
     assert numpy_runs == [True]
-    for function in (mx.compile(kernels.log_sum_exp), mx.vmap(kernels.log_sum_exp)):
+    for function in (mx.compile(log_sum_exp), mx.vmap(log_sum_exp)):
         assert np.abs(np.array(function(x)) - expected).max() < 1e-4
     assert numpy_runs == [True]
 
 
 def test_other_dtypes_stay(numpy_runs: list[bool]) -> None:
     half = draw(1, 2, 300, 64).astype(mx.float16)
-    assert kernels.gelu(half).dtype == mx.float16 == kernels.attention(half, half, half, scale=1.0).dtype
+    assert gelu(half).dtype == mx.float16 == attention(half, half, half, scale=1.0).dtype
     assert not numpy_runs
 
 

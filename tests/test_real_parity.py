@@ -26,7 +26,7 @@ from mlx_speech.convert import convert
 from mlx_speech.convert.parity import measures
 from mlx_speech.convert.parity.measures import Row
 from mlx_speech.convert.parity.whisper import openai_whisper
-from mlx_speech.ops import kernels
+from mlx_speech.ops import cpu
 from mlx_speech.stages.whisper import batched, decode, word_times
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
@@ -46,10 +46,10 @@ SYNTHETIC = Path(__file__).parent / "data" / "languages"
 def as_a_user_has_it() -> Iterator[None]:
     """As many threads as a process has that nobody limits: conftest.py limits the others."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kernels._threads.cache_clear()
+    cpu.threads.cache_clear()
     with threadpool_limits(limits=cores, user_api="blas"), torch.no_grad():
         yield
-    kernels._threads.cache_clear()
+    cpu.threads.cache_clear()
 
 
 # --- Whisper ---------------------------------------------------------------------------------------------------------

@@ -216,8 +216,8 @@ def test_the_decoder_gives_the_logits_it_always_gives() -> None:
     tokens, encoded = mx.array([[50257, 50362, 11, 400, 13]]), mx.array(encodings(1))
     states, scores = model.decoder.cross_attention(tokens, encoded, [(0, 1), (3, 3)])
     assert [(layer.shape, layer.dtype) for layer in scores] == [((1, 1, 5, 1500), mx.float32)] * 2
-    window = model.decoder.new_window(1, 1)
-    last, third = model.decoder.prefill(window, [0], encoded, tokens.tolist(), [2])  # as text is decoded
+    cache = model.decoder.new_cache(1, 1)
+    last, third = model.decoder.prefill(cache, [0], encoded, tokens.tolist(), [2])  # as text is decoded
     expected = model.decoder.token_embedding.as_linear(states)
     np.testing.assert_allclose(np.array(last), np.array(expected[:, -1]), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(np.array(third), np.array(expected[:, 2]), rtol=1e-4, atol=1e-4)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import typing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,6 +23,7 @@ MAX_LAYERS = 512
 
 Args = TypeVar("Args", bound="BaseModelArgs")
 Self = TypeVar("Self", bound="BaseModel")
+Limits: TypeAlias = typing.Mapping[str, int]  # of a field: its metadata
 
 
 def layers(default: Any = dataclasses.MISSING) -> Any:
@@ -46,51 +47,79 @@ class BaseModelArgs:
 
     @classmethod
     def from_dict(cls: type[Args], config: dict[str, Any]) -> Args:
-        """Raises `ConfigError` naming every value that is missing, of the wrong type, or absurd."""
-        hints, fields, wrong = typing.get_type_hints(cls), dataclasses.fields(cls), []
-        values = {field.name: config[field.name] for field in fields if field.name in config}
-        for field in fields:
-            if field.name in values:
-                problem = _problem(values[field.name], hints[field.name], field.metadata)
-                wrong += [f"{field.name} {problem}"] if problem else []
+        """Read the arguments from a `config.json`.
+
+        Raises `ConfigError` naming every value that is missing, of the wrong type, or absurd.
+        """
+        hints = typing.get_type_hints(cls)
+        values: dict[str, Any] = {}
+        problems: list[str] = []
+        for field in dataclasses.fields(cls):
+            if field.name in config:
+                values[field.name] = config[field.name]
+                problem = _problem(config[field.name], hints[field.name], field.metadata)
+                if problem is not None:
+                    problems.append(f"{field.name} {problem}")
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-                wrong.append(f"{field.name} is missing")
-        args = None if wrong else cls(**values)
-        wrong = args.conflicts() if args is not None else wrong
-        if args is None or wrong:
-            family = cls.__module__.rpartition(".")[2]
-            raise ConfigError(f"config.json of a {family} model: {'; '.join(wrong)}: fetch it again")
-        return args
+                problems.append(f"{field.name} is missing")
+        if not problems:
+            args = cls(**values)
+            problems = args.conflicts()
+            if not problems:
+                return args
+        family = cls.__module__.rpartition(".")[2]
+        raise ConfigError(f"config.json of a {family} model: {'; '.join(problems)}: fetch it again")
 
     def conflicts(self) -> list[str]:
         """What is wrong with values that are sound each by itself; a family with such rules overrides it."""
         return []
 
 
-def _problem(value: Any, hint: Any, limits: typing.Mapping[str, int]) -> str | None:
-    """What is wrong with `value`, or None. Lists are checked element by element."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is list:
-        if not isinstance(value, list):
-            return f"is {brief(value)}, not a list"
-        if len(value) > limits.get("length", MAX_SIZE):
-            return f"has {len(value)} entries"
-        found = (_problem(item, arguments[0], limits) for item in value)
-        return next((problem for problem in found if problem), None)
-    if origin is not None and type(None) in arguments:  # X | None
+def _problem(value: Any, hint: Any, limits: Limits) -> str | None:
+    """What is wrong with the value of a field of type `hint`, or None."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is list:
+        return _problem_of_list(value, arguments[0], limits)
+    if type(None) in arguments:  # X | None
         return None if value is None else _problem(value, arguments[0], limits)
     if hint is float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not abs(value) <= MAX_SIZE:  # NaN too
-            return f"is {brief(value)}, not a sound number"
-        return None if value > limits.get("above", -math.inf) else f"is {value}, not above {limits['above']}"
+        return _problem_of_float(value, limits)
     if hint is int:
-        if not isinstance(value, int) or isinstance(value, bool):
-            return f"is {brief(value)}, not a whole number"
-        low, high = limits.get("min", 0), limits.get("max", MAX_SIZE)
-        return None if low <= value <= high else f"is {brief(value)}, not within {low} to {high}"
-    if hint in (str, bool, dict):
-        return None if isinstance(value, hint) else f"is {brief(value)}, not {hint.__name__}"
+        return _problem_of_int(value, limits)
+    if hint in (str, bool, dict) and not isinstance(value, hint):
+        return f"is {brief(value)}, not {hint.__name__}"
+    return None
+
+
+def _problem_of_list(value: Any, hint: Any, limits: Limits) -> str | None:
+    """The same of a list whose elements are of type `hint` and have the limits of the field."""
+    if not isinstance(value, list):
+        return f"is {brief(value)}, not a list"
+    if len(value) > limits.get("length", MAX_SIZE):
+        return f"has {len(value)} entries"
+    for item in value:
+        problem = _problem(item, hint, limits)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _problem_of_float(value: Any, limits: Limits) -> str | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= MAX_SIZE:  # NaN too
+        return f"is {brief(value)}, not a sound number"
+    if value <= limits.get("above", -math.inf):
+        return f"is {value}, not above {limits['above']}"
+    return None
+
+
+def _problem_of_int(value: Any, limits: Limits) -> str | None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return f"is {brief(value)}, not a whole number"
+    low = limits.get("min", 0)
+    high = limits.get("max", MAX_SIZE)
+    if not low <= value <= high:
+        return f"is {brief(value)}, not within {low} to {high}"
     return None
 
 
@@ -119,5 +148,8 @@ class BaseModel(nn.Module):
 
     def materialise(self: Self) -> Self:
         """Evaluate every array, private ones too: in MLX a lazy array can only be used by the thread that made it."""
-        mx.eval([value for module in self.modules() for value in module.values() if isinstance(value, mx.array)])
+        arrays = []
+        for module in self.modules():
+            arrays += [value for value in module.values() if isinstance(value, mx.array)]
+        mx.eval(arrays)
         return self

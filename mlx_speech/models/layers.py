@@ -3,19 +3,13 @@ convolutions."""
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import Any
-
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
-from mlx_speech.blas import on_cpu
 from mlx_speech.features import sum_over_time
-from mlx_speech.ops.kernels import conv3x3, filter_bank, in_numpy
-
-Pair = tuple[mx.array, mx.array]
-BLOCK = 256  # steps put into one graph before it is handed to the device
+from mlx_speech.ops.conv3x3 import conv3x3
+from mlx_speech.ops.filter_bank import filter_bank
+from mlx_speech.ops.scan import Pair, scan
 
 
 class TimeNorm(nn.Module):
@@ -33,13 +27,22 @@ class TimeNorm(nn.Module):
         self._eps = eps
 
     def __call__(self, x: mx.array, lengths: mx.array | None = None) -> mx.array:
-        """x (batch, steps, channels); of each row only the first `lengths` (batch,) steps count, where given."""
+        """x (batch, steps, channels) → (batch, steps, channels), in the dtype of the weight
+
+        lengths : (batch,) steps of each row that count; all, where None
+        """
         x = x.astype(mx.float32)
-        count = x.shape[1] if lengths is None else lengths[:, None, None]
+        count = x.shape[1]
+        valid = None
+        if lengths is not None:
+            count = lengths[:, None, None]
+            valid = (mx.arange(x.shape[1]) < lengths[:, None])[..., None]
 
         def mean(y: mx.array) -> mx.array:
-            valid = lengths is None or (mx.arange(x.shape[1]) < lengths[:, None])[..., None]
-            return sum_over_time(y if lengths is None else mx.where(valid, y, 0)) / count
+            """y (batch, steps, channels) → (batch, 1, channels)"""
+            if valid is not None:
+                y = mx.where(valid, y, 0)
+            return sum_over_time(y) / count
 
         centred = x - mean(x)
         variance = mean(mx.square(centred))
@@ -51,13 +54,21 @@ class Conv2d(nn.Conv2d):
     """MLX's, but for the fast way of most convolutions of a ResNet: 3×3, of stride 1, padded by 1, undilated."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x (batch, height, width, inputs) → (batch, height, width, outputs)"""
-        plain = self.stride == (1, 1) and self.padding == (1, 1) and self.dilation in (1, (1, 1)) and self.groups == 1
-        if self.weight.shape[1:3] != (3, 3) or not plain:
+        """x (batch, height, width, inputs) → (batch, height, width, outputs), at stride 1"""
+        if not self._is_3x3():
             return super().__call__(x)
-        if "bias" not in self:
-            return conv3x3(x, self.weight, mx.zeros((self.weight.shape[0],), self.weight.dtype))
-        return conv3x3(x, self.weight, self.bias)
+        outputs = self.weight.shape[0]
+        bias = self.bias if "bias" in self else mx.zeros((outputs,), self.weight.dtype)
+        return conv3x3(x, self.weight, bias)
+
+    def _is_3x3(self) -> bool:
+        return (
+            self.weight.shape[1:3] == (3, 3)
+            and self.stride == (1, 1)
+            and self.padding == (1, 1)
+            and self.dilation in (1, (1, 1))
+            and self.groups == 1
+        )
 
 
 class FilterBank(nn.Conv1d):
@@ -85,81 +96,19 @@ class LSTM(nn.Module):
         self.bias = mx.zeros((directions, 4 * hidden_size))
 
     def __call__(self, x: mx.array, state: Pair | None = None) -> tuple[mx.array, Pair]:
-        """x (batch, steps, input) → (batch, steps, directions·hidden); last h and c, (directions, batch, hidden)"""
-        directions, hidden = self.Wh.shape[0], self.Wh.shape[2]
+        """x (batch, steps, input) → all h, (batch, steps, directions·hidden), and the last h and c
+
+        state : h and c before the first step, each (directions, batch, hidden); zeros, where None. The returned one is
+            of the same shape.
+        """
+        directions, _, hidden = self.Wh.shape
         if state is None:
             zeros = mx.zeros((directions, x.shape[0], hidden), dtype=x.dtype)
             state = (zeros, zeros)
-        x = mx.stack([x, x[:, ::-1]]) if directions == 2 else x[None]
-        gates = x @ mx.swapaxes(self.Wx, 1, 2)[:, None] + self.bias[:, None, None]
+        both_ways = mx.stack([x, x[:, ::-1]]) if directions == 2 else x[None]
+        # the projections of all steps at once; only the recurrence goes step by step
+        gates = both_ways @ mx.swapaxes(self.Wx, 1, 2)[:, None] + self.bias[:, None, None]
         outputs, state = scan(gates, self.Wh, state)
         if directions == 2:
             return mx.concatenate([outputs[0], outputs[1][:, ::-1]], axis=-1), state
         return outputs[0], state
-
-
-def scan(gates: mx.array, weight: mx.array, state: Pair) -> tuple[mx.array, Pair]:
-    """The recurrence: h, c = cell(gates[t] + h·weightᵀ, c) for every step t.
-
-    gates : (directions, batch, steps, 4·hidden), the projected input with bias
-    weight : (directions, 4·hidden, hidden)
-    state : h and c, (directions, batch, hidden)
-    Returns all h, (directions, batch, steps, hidden), and the last state.
-    On the CPU it runs in NumPy: a step costs a third of MLX's graph overhead there (no transfer, the memory is shared).
-    """
-    dtype, arrays = gates.dtype, [gates, weight, *state]
-    if gates.shape[2] == 0:
-        return mx.zeros((*gates.shape[:3], weight.shape[2]), dtype=dtype), state
-    if on_cpu():
-        arrays = [array.astype(mx.float32) for array in arrays]
-    found = in_numpy(scan_numpy, scan_graph, *arrays, least=0).astype(dtype)
-    return found[:, :, :-1], (found[:, :, -2], found[:, :, -1])
-
-
-def scan_graph(gates: mx.array, weight: mx.array, h: mx.array, c: mx.array) -> mx.array:
-    """All h, then the last c, (directions, batch, steps + 1, hidden), as an MLX graph; it is handed to the device in
-    blocks, so that that can start while the rest is built."""
-    transposed, blocks = mx.swapaxes(weight, 1, 2), []
-    for start in range(0, gates.shape[2], BLOCK):
-        outputs = []
-        for step in range(start, min(start + BLOCK, gates.shape[2])):
-            i, f, g, o = mx.split(gates[:, :, step] + h @ transposed, 4, axis=-1)
-            c = mx.sigmoid(f) * c + mx.sigmoid(i) * mx.tanh(g)
-            h = mx.sigmoid(o) * mx.tanh(c)
-            outputs.append(h)
-        blocks.append(mx.stack(outputs, axis=2))  # one buffer a block: a GPU has a limited number of them
-        with suppress(ValueError):  # inside mx.compile and mx.vmap nothing can be computed yet
-            mx.async_eval(blocks[-1], h, c)
-    return mx.concatenate([*blocks, c[:, :, None]], axis=2)
-
-
-def scan_numpy(gates: np.ndarray, weight: np.ndarray, h: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """The same in NumPy: few calls a step, each into memory that is there."""
-    hidden = weight.shape[2]
-
-    def arranged(x: np.ndarray) -> np.ndarray:
-        # sigmoid(x) = (tanh(x/2) + 1)/2: one tanh over all four gates, of which i, f and o, now together, are halved
-        i_f, g, o = np.split(np.ascontiguousarray(x), [2 * hidden, 3 * hidden], axis=-1)
-        return np.concatenate([i_f * 0.5, o * 0.5, g], axis=-1, dtype=np.float32)
-
-    added = arranged(gates.transpose(2, 0, 1, 3))  # time first, so that a step reads one contiguous block
-    transposed = 0.5 * arranged(weight.transpose(0, 2, 1))  # h is kept doubled
-    h, c = 2 * h, c.copy()
-    outputs = np.empty((len(added) + 1, *h.shape), np.float32)
-    z, part = np.empty_like(added[0]), np.empty_like(c)
-    i, f, o, g = (z[..., k * hidden : (k + 1) * hidden] for k in range(4))
-    rows: Any = zip(added, outputs, strict=False)
-    for step, out in rows:
-        np.matmul(h, transposed, out=z)
-        z += step
-        np.tanh(z, out=z)
-        z[..., : 3 * hidden] += 1
-        np.multiply(i, g, out=part)
-        c *= f
-        c += part
-        c *= 0.5
-        np.tanh(c, out=part)
-        h = np.multiply(o, part, out=out)
-    outputs[:-1] *= 0.5
-    outputs[-1] = c
-    return outputs.transpose(1, 2, 0, 3)

@@ -25,23 +25,29 @@ class Model(BaseModel):
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.args = args
-        size, lda = args.embedding_size, args.lda_size
+        size = args.embedding_size
+        lda_size = args.lda_size
         with mx.stream(mx.cpu):
-            self.mean1, self.lda = mx.zeros((size,), dtype=mx.float64), mx.zeros((size, lda), dtype=mx.float64)
-            self.mean2, self.mu, self.psi = (mx.zeros((lda,), dtype=mx.float64) for _ in range(3))
-            self.tr = mx.zeros((lda, lda), dtype=mx.float64)
+            self.mean1 = mx.zeros((size,), dtype=mx.float64)
+            self.lda = mx.zeros((size, lda_size), dtype=mx.float64)
+            self.mean2 = mx.zeros((lda_size,), dtype=mx.float64)
+            self.mu = mx.zeros((lda_size,), dtype=mx.float64)
+            self.psi = mx.zeros((lda_size,), dtype=mx.float64)
+            self.tr = mx.zeros((lda_size, lda_size), dtype=mx.float64)
 
     def cast_predicate(self, path: str) -> bool:
+        """Nothing leaves float64."""
         return False
 
     def __call__(self, embeddings: mx.array) -> mx.array:
         """embeddings (n, 256), as the speaker model gives them → (n, 128) in float64"""
-        size, lda = self.lda.shape
+        size, lda_size = self.lda.shape
         with mx.stream(mx.cpu):
             x = _unit(embeddings.astype(mx.float64) - self.mean1) * size**0.5
-            x = _unit(x @ self.lda - self.mean2) * lda**0.5
+            x = _unit(x @ self.lda - self.mean2) * lda_size**0.5
             return (x - self.mu) @ self.tr.T
 
 
 def _unit(x: mx.array) -> mx.array:
+    """Rows of length 1: (n, size) → (n, size)"""
     return x / mx.sqrt(mx.square(x).sum(axis=-1, keepdims=True))

@@ -17,6 +17,7 @@ from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, layers,
 from mlx_speech.models.layers import LSTM, FilterBank, TimeNorm
 
 SLOPE = 0.01  # of every LeakyReLU
+SINCNET_FEATURES = 60
 
 
 @dataclass
@@ -35,22 +36,28 @@ class ModelArgs(BaseModelArgs):
     sample_rate: int = positive(16000)
 
     def conflicts(self) -> list[str]:
-        sound = self.warm_up is None or (len(self.warm_up) == 2 and min(self.warm_up) >= 0)
-        return [] if sound else [f"warm_up is {brief(self.warm_up)}, not two lengths"]
+        """What is wrong with `warm_up`, where it is given."""
+        if self.warm_up is None or (len(self.warm_up) == 2 and min(self.warm_up) >= 0):
+            return []
+        return [f"warm_up is {brief(self.warm_up)}, not two lengths"]
 
 
 class SincNet(nn.Module):
-    """Waveform (batch, samples, 1) → features (batch, frames, 60), a frame every 270 samples at stride 10."""
+    """Learnt band-pass filters and two convolutions over a waveform (pyannote.audio `models.blocks.sincnet`)."""
 
     def __init__(self, stride: int):
         super().__init__()
         self.wav_norm = TimeNorm(1)
         self.conv0 = FilterBank(80, 251, stride)
-        self.conv1, self.conv2 = nn.Conv1d(80, 60, 5), nn.Conv1d(60, 60, 5)
-        self.norm0, self.norm1, self.norm2 = TimeNorm(80), TimeNorm(60), TimeNorm(60)
+        self.conv1 = nn.Conv1d(80, SINCNET_FEATURES, 5)
+        self.conv2 = nn.Conv1d(SINCNET_FEATURES, SINCNET_FEATURES, 5)
+        self.norm0 = TimeNorm(80)
+        self.norm1 = TimeNorm(SINCNET_FEATURES)
+        self.norm2 = TimeNorm(SINCNET_FEATURES)
         self.pool = nn.MaxPool1d(3, 3)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """Waveform (batch, samples, 1) → features (batch, frames, 60), a frame every 270 samples at stride 10"""
         x = mx.abs(self.conv0(self.wav_norm(x)))
         x = nn.leaky_relu(self.norm0(self.pool(x)), SLOPE)
         x = nn.leaky_relu(self.norm1(self.pool(self.conv1(x))), SLOPE)
@@ -58,37 +65,49 @@ class SincNet(nn.Module):
 
 
 class Model(BaseModel):
+    """SincNet, LSTMs, linear layers and a classifier (pyannote.audio `models.segmentation.PyanNet`)."""
+
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.args = args
         directions = 2 if args.lstm_bidirectional else 1
         width = args.lstm_hidden_size * directions
         self.sincnet = SincNet(args.sincnet_stride)
-        self.lstm = [LSTM(width if k else 60, args.lstm_hidden_size, directions) for k in range(args.lstm_num_layers)]
+        self.lstm = []
+        inputs = SINCNET_FEATURES
+        for _ in range(args.lstm_num_layers):
+            self.lstm.append(LSTM(inputs, args.lstm_hidden_size, directions))
+            inputs = width
         widths = [width] + [args.linear_hidden_size] * args.linear_num_layers
-        self.linear = [nn.Linear(i, o) for i, o in pairwise(widths)]
+        self.linear = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths)]
         self.classifier = nn.Linear(widths[-1], args.num_classes)
 
     def __call__(self, waveform: mx.array) -> mx.array:
         """waveform (batch, samples) → (batch, frames, classes)
 
         Log-probabilities over the powerset classes, or, of a multilabel model, one probability per speaker. 160 000
-        samples give 589 frames, 80 000 give 293. Chunks do not influence each other.
+        samples give 589 frames, 80 000 give 293. Chunks do not influence each other. Raises `OptionError` where there
+        are too few samples for a frame.
         """
         if self.num_frames(waveform.shape[1]) < 1:
-            said = f"{waveform.shape[1]} samples are too few"
-            raise OptionError(f"{said} for a frame of PyanNet: at least 991 at stride 10")
+            samples = waveform.shape[1]
+            raise OptionError(f"{samples} samples are too few for a frame of PyanNet: at least 991 at stride 10")
         x = self.sincnet(waveform[..., None])
         for layer in self.lstm:
             x, _ = layer(x)
         for layer in self.linear:
             x = nn.leaky_relu(layer(x), SLOPE)
         x = self.classifier(x).astype(mx.float32)
-        multilabel = self.args.powerset_max_classes is None
-        return mx.sigmoid(x) if multilabel else x - mx.logsumexp(x, axis=-1, keepdims=True)
+        if self.args.powerset_max_classes is None:
+            return mx.sigmoid(x)
+        return x - mx.logsumexp(x, axis=-1, keepdims=True)
 
     def num_frames(self, samples: int) -> int:
         """How many frames a chunk of `samples` gives (0 where it is too short for one)."""
-        for kernel, stride in [(251, self.args.sincnet_stride), (3, 3), (5, 1), (3, 3), (5, 1), (3, 3)]:
-            samples = (samples - kernel) // stride + 1 if samples >= kernel else 0
+        pool = (3, 3)
+        conv = (5, 1)
+        for kernel, stride in [(251, self.args.sincnet_stride), pool, conv, pool, conv, pool]:
+            if samples < kernel:
+                return 0
+            samples = (samples - kernel) // stride + 1
         return samples

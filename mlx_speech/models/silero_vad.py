@@ -25,8 +25,10 @@ class ModelArgs(BaseModelArgs):
     hidden_size: int = field(default=128, metadata={"min": 1})
 
     def conflicts(self) -> list[str]:
-        sound = self.sample_rates and set(self.sample_rates) <= {8000, 16000} and len(self.sample_rates) <= 2
-        return [] if sound else [f"sample_rates is {brief(self.sample_rates)}, not 16000, 8000 or both"]
+        """What is wrong with `sample_rates`."""
+        if self.sample_rates and set(self.sample_rates) <= {8000, 16000} and len(self.sample_rates) <= 2:
+            return []
+        return [f"sample_rates is {brief(self.sample_rates)}, not 16000, 8000 or both"]
 
 
 class State(NamedTuple):
@@ -38,16 +40,25 @@ class State(NamedTuple):
 
 
 class Branch(nn.Module):
-    """The network of one sampling rate, on `window` new samples preceded by `context` old ones."""
+    """The network of one sampling rate, on `window` new samples preceded by `context` old ones.
+
+    It is `_model` or `_model_8k` of `silero_vad.jit`.
+    """
 
     def __init__(self, sample_rate: int, hidden_size: int):
         super().__init__()
         scale = sample_rate // 8000
-        self.window, self.context = 256 * scale, 32 * scale
-        n_fft, bins = 128 * scale, 64 * scale + 1
+        self.window = 256 * scale
+        self.context = 32 * scale
+        n_fft = 128 * scale
+        bins = n_fft // 2 + 1
         self.stft = nn.Conv1d(1, 2 * bins, n_fft, stride=n_fft // 2, bias=False)
-        sizes = [(bins, 128, 1), (128, 64, 2), (64, 64, 2), (64, 128, 1)]
-        self.encoder = [nn.Conv1d(i, o, 3, stride=s, padding=1) for i, o, s in sizes]
+        self.encoder = [
+            nn.Conv1d(bins, 128, 3, padding=1),
+            nn.Conv1d(128, 64, 3, stride=2, padding=1),
+            nn.Conv1d(64, 64, 3, stride=2, padding=1),
+            nn.Conv1d(64, 128, 3, padding=1),
+        ]
         self.lstm = LSTM(128, hidden_size)
         self.head = nn.Linear(hidden_size, 1)
 
@@ -63,20 +74,26 @@ class Branch(nn.Module):
 
     def __call__(self, audio: mx.array, state: State) -> tuple[mx.array, State]:
         """audio (batch, windows·window) → probabilities (batch, windows), next state"""
-        batch, windows = audio.shape[0], audio.shape[1] // self.window
+        batch = audio.shape[0]
+        windows = audio.shape[1] // self.window
         audio = mx.concatenate([state.context, audio], axis=1)
-        probabilities, h, c = [], state.h, state.c
+        h = state.h
+        c = state.c
+        probabilities = []
         at_once = max(1, WINDOWS_AT_ONCE // batch)
         for start in range(0, windows, at_once):
-            stop = min(start + at_once, windows)
-            piece = mx.contiguous(audio[:, start * self.window : stop * self.window + self.context])
-            shape = (batch, stop - start, self.window + self.context)
+            count = min(at_once, windows - start)
+            first = start * self.window
+            piece = mx.contiguous(audio[:, first : first + count * self.window + self.context])
+            shape = (batch, count, self.context + self.window)
             framed = mx.as_strided(piece, shape, (piece.shape[1], self.window, 1))
-            features = self.encode(framed.reshape(-1, shape[2])).reshape(batch, stop - start, -1)
+            features = self.encode(framed.reshape(-1, shape[2])).reshape(batch, count, -1)
             x, (h, c) = self.lstm(features, (h, c))
-            probabilities.append(mx.sigmoid(self.head(nn.relu(x))[..., 0]))
-            mx.eval(probabilities[-1], h, c)
-        return mx.concatenate(probabilities, axis=1), State(h, c, audio[:, audio.shape[1] - self.context :])
+            probability = mx.sigmoid(self.head(nn.relu(x))[..., 0])
+            mx.eval(probability, h, c)  # so that memory is bounded, however long the audio is
+            probabilities.append(probability)
+        context = audio[:, audio.shape[1] - self.context :]
+        return mx.concatenate(probabilities, axis=1), State(h, c, context)
 
 
 class Model(BaseModel):
@@ -89,38 +106,51 @@ class Model(BaseModel):
             self[f"vad_{rate // 1000}k"] = Branch(rate, args.hidden_size)
 
     def cast_predicate(self, path: str) -> bool:
-        return False  # in float16 probabilities move by 2e-3, and regions with them
+        """Nothing: in float16 probabilities move by 2e-3, and regions with them."""
+        return False
 
     def branch(self, sample_rate: int) -> Branch:
         """The network that serves `sample_rate`; raises `OptionError` for a rate it cannot serve."""
-        rate = 16000 if sample_rate % 16000 == 0 and sample_rate > 0 else sample_rate
+        rate = sample_rate
+        if sample_rate > 0 and sample_rate % 16000 == 0:
+            rate = 16000
         if rate not in self.args.sample_rates:
             known = " and ".join(str(r) for r in self.args.sample_rates)
             raise OptionError(f"sample_rate={sample_rate}: this VAD takes {known} Hz and multiples of 16000")
         return self[f"vad_{rate // 1000}k"]
 
     def initial_state(self, batch: int = 1, sample_rate: int = 16000) -> State:
-        """The state before the first sample."""
+        """The state of `batch` recordings before the first sample."""
         zeros = mx.zeros((1, batch, self.args.hidden_size))
-        return State(zeros, zeros, mx.zeros((batch, self.branch(sample_rate).context)))
+        context = mx.zeros((batch, self.branch(sample_rate).context))
+        return State(zeros, zeros, context)
 
-    def __call__(self, audio: mx.array, sample_rate: int = 16000, state: State | None = None):
+    def __call__(
+        self, audio: mx.array, sample_rate: int = 16000, state: State | None = None
+    ) -> mx.array | tuple[mx.array, State]:
         """Probability of speech per window (512 samples at 16 kHz, 256 at 8 kHz), each in 0..1.
 
         audio : (samples,) or (batch, samples), float in -1..1; the end is padded with zeros to a whole window
         state : of an earlier call, or `initial_state()`, for live audio, which has to come in whole windows
-        Returns (windows,) or (batch, windows); with `state` given, also the next state.
+
+        Returns (windows,) or (batch, windows); with `state` given, also the next state. Raises `OptionError` for a rate
+        it cannot serve, and for live audio in other pieces.
         """
         network = self.branch(sample_rate)
         single = audio.ndim == 1
-        audio = audio[None] if single else audio
+        if single:
+            audio = audio[None]
         if sample_rate > 16000:
             audio = audio[:, :: sample_rate // 16000]
-        rest = -audio.shape[1] % network.window
-        if rest and state is not None:
+        missing = -audio.shape[1] % network.window
+        if missing and state is not None:
             raise OptionError(f"live audio comes in multiples of {network.window} samples, not {audio.shape[1]}")
-        audio = mx.pad(audio, [(0, 0), (0, rest)])
-        before = self.initial_state(audio.shape[0], sample_rate) if state is None else state
-        found, after = network(audio, before) if audio.shape[1] else (mx.zeros(audio.shape), before)
-        probabilities = found[0] if single else found
-        return probabilities if state is None else (probabilities, after)
+        audio = mx.pad(audio, [(0, 0), (0, missing)])
+        next_state = self.initial_state(audio.shape[0], sample_rate) if state is None else state
+        if audio.shape[1]:
+            probabilities, next_state = network(audio, next_state)
+        else:
+            probabilities = mx.zeros(audio.shape)
+        if single:
+            probabilities = probabilities[0]
+        return probabilities if state is None else (probabilities, next_state)

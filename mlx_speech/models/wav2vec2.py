@@ -7,7 +7,7 @@ convolution, post-norm encoder) and "large", XLSR, XLS-R and MMS (layer norm in 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,9 +15,12 @@ import mlx.nn as nn
 from mlx_speech.errors import OptionError, brief
 from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, layers, positive
 from mlx_speech.models.layers import TimeNorm
-from mlx_speech.ops.kernels import attention, gelu
+from mlx_speech.ops.attention import attention
+from mlx_speech.ops.gelu import gelu
 
-_SIZES = {"min": 1, "max": 65536, "length": 32}
+CONV_LIMITS = {"min": 1, "max": 65536, "length": 32}  # of widths, kernels and strides, and of the number of layers
+
+Count = TypeVar("Count", int, mx.array)
 
 
 @dataclass
@@ -27,9 +30,9 @@ class ModelArgs(BaseModelArgs):
     num_hidden_layers: int = layers(12)
     num_attention_heads: int = positive(12)
     intermediate_size: int = positive(3072)
-    conv_dim: list[int] = field(default_factory=lambda: [512] * 7, metadata=_SIZES)
-    conv_kernel: list[int] = field(default_factory=lambda: [10, 3, 3, 3, 3, 2, 2], metadata=_SIZES)
-    conv_stride: list[int] = field(default_factory=lambda: [5, 2, 2, 2, 2, 2, 2], metadata=_SIZES)
+    conv_dim: list[int] = field(default_factory=lambda: [512] * 7, metadata=CONV_LIMITS)
+    conv_kernel: list[int] = field(default_factory=lambda: [10, 3, 3, 3, 3, 2, 2], metadata=CONV_LIMITS)
+    conv_stride: list[int] = field(default_factory=lambda: [5, 2, 2, 2, 2, 2, 2], metadata=CONV_LIMITS)
     conv_bias: bool = False
     feat_extract_norm: str = "group"
     do_stable_layer_norm: bool = False
@@ -45,26 +48,29 @@ class ModelArgs(BaseModelArgs):
     sample_rate: int = positive(16000)
 
     def conflicts(self) -> list[str]:
-        said, width = [], self.hidden_size
+        """What is wrong with the sizes beside each other."""
+        problems = []
         lengths = {len(self.conv_dim), len(self.conv_kernel), len(self.conv_stride)}
         if len(lengths) > 1 or 0 in lengths:
-            said.append("conv_dim, conv_kernel and conv_stride have different lengths, or none")
+            problems.append("conv_dim, conv_kernel and conv_stride have different lengths, or none")
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
-            if width % getattr(self, name):
-                said.append(f"{name} is {getattr(self, name)}, which does not divide hidden_size, {width}")
+            divisor = getattr(self, name)
+            if self.hidden_size % divisor:
+                problems.append(f"{name} is {divisor}, which does not divide hidden_size, {self.hidden_size}")
         if self.feat_extract_norm not in ("group", "layer"):
-            said.append(f"feat_extract_norm is {brief(self.feat_extract_norm)}, neither group nor layer")
+            problems.append(f"feat_extract_norm is {brief(self.feat_extract_norm)}, neither group nor layer")
         if self.blank_id >= self.vocab_size:
-            said.append(f"blank_id is {self.blank_id}, and there are {self.vocab_size} outputs")
-        return said
+            problems.append(f"blank_id is {self.blank_id}, and there are {self.vocab_size} outputs")
+        return problems
 
 
 class ConvLayer(nn.Module):
-    """A convolution, its norm and an exact GELU. Frames past a row's own length never reach the statistics."""
+    """A convolution, its norm and an exact GELU (transformers `Wav2Vec2GroupNormConvLayer` and its kin)."""
 
     def __init__(self, args: ModelArgs, index: int):
         super().__init__()
-        inputs, outputs = args.conv_dim[index - 1] if index else 1, args.conv_dim[index]
+        inputs = args.conv_dim[index - 1] if index else 1
+        outputs = args.conv_dim[index]
         self.conv = nn.Conv1d(inputs, outputs, args.conv_kernel[index], args.conv_stride[index], bias=args.conv_bias)
         if args.feat_extract_norm != "group":
             self.layer_norm = nn.LayerNorm(outputs)
@@ -72,64 +78,95 @@ class ConvLayer(nn.Module):
             self.layer_norm = TimeNorm(outputs)
 
     def __call__(self, x: mx.array, lengths: mx.array | None) -> mx.array:
+        """x (batch, steps, inputs) → (batch, frames, outputs)
+
+        lengths : (batch,) frames of each row that the norm over time counts; all, where None
+        """
         x = self.conv(x)
-        if "layer_norm" in self:
-            norm = self.layer_norm
-            x = norm(x, lengths) if isinstance(norm, TimeNorm) else norm(x)
-        return gelu(x)
+        if "layer_norm" not in self:
+            return gelu(x)
+        if isinstance(self.layer_norm, TimeNorm):
+            return gelu(self.layer_norm(x, lengths))
+        return gelu(self.layer_norm(x))
 
 
 class FeatureExtractor(nn.Module):
+    """The convolutions over the waveform; `Model` calls them one by one, since lengths change in between."""
+
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.conv_layers = [ConvLayer(args, index) for index in range(len(args.conv_dim))]
 
 
 class FeatureProjection(nn.Module):
+    """From the width of the convolutions to that of the encoder (transformers `Wav2Vec2FeatureProjection`)."""
+
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.layer_norm = nn.LayerNorm(args.conv_dim[-1], eps=args.layer_norm_eps)
         self.projection = nn.Linear(args.conv_dim[-1], args.hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """x (batch, frames, last of conv_dim) → (batch, frames, hidden)"""
         return self.projection(self.layer_norm(x))
 
 
 class PositionalConv(nn.Module):
-    """A grouped convolution over 128 frames; its weight norm is folded at conversion."""
+    """A grouped convolution over 128 frames, which stands for positions (transformers
+    `Wav2Vec2PositionalConvEmbedding`). Its weight norm is folded at conversion."""
 
     def __init__(self, args: ModelArgs):
         super().__init__()
-        kernel, groups = args.num_conv_pos_embeddings, args.num_conv_pos_embedding_groups
-        self.conv = nn.Conv1d(args.hidden_size, args.hidden_size, kernel, padding=kernel // 2, groups=groups)
+        width = args.hidden_size
+        kernel = args.num_conv_pos_embeddings
+        groups = args.num_conv_pos_embedding_groups
+        self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
         self._surplus = 1 - kernel % 2  # an even kernel gives one frame too many
 
     def __call__(self, x: mx.array) -> mx.array:
+        """x (batch, frames, hidden) → (batch, frames, hidden)"""
         y = self.conv(x)
         return gelu(y[:, : y.shape[1] - self._surplus])
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention (transformers `Wav2Vec2Attention`)."""
+
     def __init__(self, args: ModelArgs):
         super().__init__()
         width = args.hidden_size
         self._heads = args.num_attention_heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def split(self, x: mx.array) -> mx.array:
+        """(batch, frames, hidden) → (batch, heads, frames, width of a head)"""
+        return x.reshape(*x.shape[:2], self._heads, -1).transpose(0, 2, 1, 3)
 
     def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
-        shape = (*x.shape[:2], self._heads, -1)
-        q, k, v = (layer(x).reshape(shape).transpose(0, 2, 1, 3) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        y = attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
+        """x (batch, frames, hidden) → (batch, frames, hidden)
+
+        mask : True where a frame is seen, (batch, 1, 1, frames); all are, where None
+        """
+        queries = self.split(self.q_proj(x))
+        keys = self.split(self.k_proj(x))
+        values = self.split(self.v_proj(x))
+        y = attention(queries, keys, values, scale=queries.shape[-1] ** -0.5, mask=mask)
         return self.out_proj(y.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 class FeedForward(nn.Module):
+    """Two linear layers (transformers `Wav2Vec2FeedForward`)."""
+
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.intermediate_dense = nn.Linear(args.hidden_size, args.intermediate_size)
         self.output_dense = nn.Linear(args.intermediate_size, args.hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """x (batch, frames, hidden) → (batch, frames, hidden)"""
         return self.output_dense(gelu(self.intermediate_dense(x)))
 
 
@@ -138,16 +175,21 @@ class Adapter(nn.Module):
 
     def __init__(self, args: ModelArgs):
         super().__init__()
-        width, inner = args.hidden_size, args.adapter_attn_dim or 0
+        width = args.hidden_size
+        inner = args.adapter_attn_dim or 0
         self.norm = nn.LayerNorm(width)
         self.linear_1 = nn.Linear(width, inner)
         self.linear_2 = nn.Linear(inner, width)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """x (batch, frames, hidden) → (batch, frames, hidden)"""
         return self.linear_2(nn.relu(self.linear_1(self.norm(x))))
 
 
 class EncoderLayer(nn.Module):
+    """Attention and feed-forward, with norms behind ("base", transformers `Wav2Vec2EncoderLayer`) or before them
+    ("large", `Wav2Vec2EncoderLayerStableLayerNorm`)."""
+
     def __init__(self, args: ModelArgs):
         super().__init__()
         self._pre_norm = args.do_stable_layer_norm
@@ -159,15 +201,20 @@ class EncoderLayer(nn.Module):
             self.adapter_layer = Adapter(args)
 
     def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
+        """x (batch, frames, hidden), mask (batch, 1, 1, frames) → (batch, frames, hidden)"""
         if not self._pre_norm:
             x = self.layer_norm(x + self.attention(x, mask))
             return self.final_layer_norm(x + self.feed_forward(x))
         x = x + self.attention(self.layer_norm(x), mask)
         x = x + self.feed_forward(self.final_layer_norm(x))
-        return x + self.adapter_layer(x) if "adapter_layer" in self else x
+        if "adapter_layer" in self:
+            x = x + self.adapter_layer(x)
+        return x
 
 
 class Encoder(nn.Module):
+    """Positions and the layers (transformers `Wav2Vec2Encoder` and `Wav2Vec2EncoderStableLayerNorm`)."""
+
     def __init__(self, args: ModelArgs):
         super().__init__()
         self._pre_norm = args.do_stable_layer_norm
@@ -176,19 +223,28 @@ class Encoder(nn.Module):
         self.layers = [EncoderLayer(args) for _ in range(args.num_hidden_layers)]
 
     def __call__(self, x: mx.array, lengths: mx.array | None) -> mx.array:
+        """x (batch, frames, hidden) → (batch, frames, hidden)
+
+        lengths : (batch,) frames of each row that are its own; all, where None
+        """
         mask = None
         if lengths is not None:
             valid = mx.arange(x.shape[1]) < lengths[:, None]
             x = mx.where(valid[..., None], x, 0)  # what a row alone would see past its end: zeros
             mask = valid[:, None, None]
         x = x + self.pos_conv_embed(x)
-        x = x if self._pre_norm else self.layer_norm(x)
+        if not self._pre_norm:
+            x = self.layer_norm(x)
         for layer in self.layers:
             x = layer(x, mask)
-        return self.layer_norm(x) if self._pre_norm else x
+        if self._pre_norm:
+            x = self.layer_norm(x)
+        return x
 
 
 class Wav2Vec2(nn.Module):
+    """All but the CTC head, as the original's parameters are named; `Model` calls its parts."""
+
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.feature_extractor = FeatureExtractor(args)
@@ -197,6 +253,8 @@ class Wav2Vec2(nn.Module):
 
 
 class Model(BaseModel):
+    """wav2vec2 with a CTC head (transformers `Wav2Vec2ForCTC`)."""
+
     quantizable = True
 
     def __init__(self, args: ModelArgs):
@@ -210,10 +268,11 @@ class Model(BaseModel):
         return ".attention." in path or ".feed_forward." in path
 
     def quant_recipe(self, path: str) -> str:
+        """Feed-forward layers bear fewer bits best."""
         return "high" if ".attention." in path else "low"
 
-    def num_frames(self, samples: Any) -> Any:
-        """How many frames `samples` give: 400 → 1, 16 000 → 49, 480 000 → 1 499."""
+    def num_frames(self, samples: Count) -> Count:
+        """How many frames `samples` give: 400 → 1, 16 000 → 49, 480 000 → 1 499; a number, or (batch,) of them."""
         for kernel, stride in zip(self.args.conv_kernel, self.args.conv_stride, strict=True):
             samples = (samples - kernel) // stride + 1
         return samples
@@ -224,15 +283,19 @@ class Model(BaseModel):
         A model with `args.do_normalize` was trained on `features.normalize(waveform)`; it is for the caller to apply.
         lengths : (batch,) samples of each row that are its own; the rest is padding, which changes nothing: a row's
         first `num_frames(length)` logits are those it has alone (also in the group-norm kind, whose statistics run
-        over time). Fewer than 400 samples (at the usual kernels) have to be padded by the caller.
+        over time).
+
+        Raises `OptionError` where the samples are too few for a frame, 400 at the usual kernels: the caller has to pad
+        them.
         """
         samples = waveform.shape[1]
         if self.num_frames(samples) < 1:
             raise OptionError(f"{samples} samples are too few for wav2vec2: pad them with zeros to 400 or more")
         x = waveform[..., None].astype(self.wav2vec2.feature_projection.projection.weight.dtype)
-        for k, layer in enumerate(self.wav2vec2.feature_extractor.conv_layers):
+        for index, layer in enumerate(self.wav2vec2.feature_extractor.conv_layers):
             if lengths is not None:
-                lengths = (lengths - self.args.conv_kernel[k]) // self.args.conv_stride[k] + 1
+                lengths = (lengths - self.args.conv_kernel[index]) // self.args.conv_stride[index] + 1
             x = layer(x, lengths)
-        x = self.wav2vec2.encoder(self.wav2vec2.feature_projection(x), lengths)
+        x = self.wav2vec2.feature_projection(x)
+        x = self.wav2vec2.encoder(x, lengths)
         return self.lm_head(x)

@@ -15,6 +15,9 @@ import numpy as np
 from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, positive
 from mlx_speech.models.layers import Conv2d
 
+BOTTLENECK_EXPANSION = 4  # outputs of a bottleneck, for each channel inside it
+EPSILON = 1e-8  # pyannote.audio's, against masks that are zero throughout
+
 
 @dataclass
 class ModelArgs(BaseModelArgs):
@@ -30,11 +33,12 @@ class ModelArgs(BaseModelArgs):
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions, or a bottleneck of 1×1, 3×3 and 1×1, beside a shortcut."""
+    """Two 3×3 convolutions, or a bottleneck of 1×1, 3×3 and 1×1, beside a shortcut (wespeaker `BasicBlock` and
+    `Bottleneck`)."""
 
     def __init__(self, inputs: int, planes: int, stride: int, bottleneck: bool):
         super().__init__()
-        outputs = planes * (4 if bottleneck else 1)
+        outputs = planes * BOTTLENECK_EXPANSION if bottleneck else planes
         if bottleneck:
             self.conv1 = Conv2d(inputs, planes, 1)
             self.conv2 = Conv2d(planes, planes, 3, stride=stride, padding=1)
@@ -46,28 +50,38 @@ class Block(nn.Module):
             self.shortcut = Conv2d(inputs, outputs, 1, stride=stride)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """x (batch, mel, frames, inputs) → (batch, mel / stride, frames / stride, outputs), rounded up"""
         y = self.conv2(nn.relu(self.conv1(x)))
         if "conv3" in self:
             y = self.conv3(nn.relu(y))
-        return nn.relu(y + (self.shortcut(x) if "shortcut" in self else x))
+        if "shortcut" in self:
+            x = self.shortcut(x)
+        return nn.relu(y + x)
 
 
 class Model(BaseModel):
+    """A ResNet over a filterbank, pooled over time under masks (wespeaker `ResNet`, with `TSTP` pooling)."""
+
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.args = args
-        inputs, expansion = args.base_channels, 4 if args.bottleneck else 1
+        inputs = args.base_channels
+        expansion = BOTTLENECK_EXPANSION if args.bottleneck else 1
         self.conv1 = Conv2d(1, inputs, 3, padding=1)
         for stage, count in enumerate(args.num_blocks):
-            planes, blocks = args.base_channels * 2**stage, []
-            for k in range(count):
-                blocks.append(Block(inputs, planes, 2 if stage and k == 0 else 1, args.bottleneck))
+            planes = args.base_channels * 2**stage
+            blocks = []
+            for index in range(count):
+                halves = stage > 0 and index == 0  # every stage but the first begins by halving
+                blocks.append(Block(inputs, planes, 2 if halves else 1, args.bottleneck))
                 inputs = planes * expansion
             self[f"layer{stage + 1}"] = blocks
-        self.seg_1 = nn.Linear(2 * inputs * (args.num_mel_bins // 8), args.embedding_size)
+        features = inputs * (args.num_mel_bins // 8)
+        self.seg_1 = nn.Linear(2 * features, args.embedding_size)
 
     def cast_predicate(self, path: str) -> bool:
-        return not path.startswith("seg_1")  # pooling and the last layer stay in float32
+        """All but the last layer: it and the pooling stay in float32."""
+        return not path.startswith("seg_1")
 
     def trunk(self, fbank: mx.array) -> mx.array:
         """fbank (batch, frames, mel bins) → features (batch, frames after three halvings, mel bins / 8 · channels)"""
@@ -86,20 +100,11 @@ class Model(BaseModel):
         weights of any resolution, → (batch, speakers, embedding). A mask that is zero throughout gives the bias.
         """
         if masks is None:
-            mean, deviation = features.mean(axis=1), mx.sqrt(mx.var(features, axis=1, ddof=1))
-            return self.seg_1(mx.concatenate([mean, deviation], axis=-1))
-        frames = features.shape[1]
-        step = np.float32(masks.shape[2] / frames)  # torch's "nearest" interpolation, which multiplies in float32
-        nearest = np.minimum(np.floor(np.arange(frames, dtype=np.float32) * step), masks.shape[2] - 1).astype(np.int32)
-        weights = masks[:, :, mx.array(nearest)].astype(mx.float32)
-        total = weights.sum(axis=2, keepdims=True) + 1e-8
-        mean = weights @ features / total  # (batch, speakers, size)
-        # two passes, one speaker at a time: E[x²] − E[x]² loses the digits that the bar asks for
-        speakers = range(weights.shape[1])
-        squares = [(weights[:, s, None] @ mx.square(features - mean[:, s, None]))[:, 0] for s in speakers]
-        variance = mx.stack(squares, axis=1)
-        correction = total - mx.square(weights).sum(axis=2, keepdims=True) / total + 1e-8
-        return self.seg_1(mx.concatenate([mean, mx.sqrt(variance / correction)], axis=-1))
+            mean = features.mean(axis=1)
+            deviation = mx.sqrt(mx.var(features, axis=1, ddof=1))
+        else:
+            mean, deviation = _weighted_statistics(features, _at_resolution(masks, features.shape[1]))
+        return self.seg_1(mx.concatenate([mean, deviation], axis=-1))
 
     def __call__(self, fbank: mx.array, masks: mx.array | None = None) -> mx.array:
         """fbank (batch, frames, mel bins), centred → (batch, embedding), not normalised.
@@ -107,3 +112,30 @@ class Model(BaseModel):
         With masks (batch, speakers, mask_frames): (batch, speakers, embedding); the trunk runs once for all of them.
         """
         return self.pool(self.trunk(fbank), masks)
+
+
+def _at_resolution(masks: mx.array, frames: int) -> mx.array:
+    """masks (batch, speakers, mask_frames) → (batch, speakers, frames) in float32, each the nearest (torch's
+    `interpolate(mode="nearest")`, which multiplies in float32)."""
+    mask_frames = masks.shape[2]
+    step = np.float32(mask_frames / frames)
+    places = np.floor(np.arange(frames, dtype=np.float32) * step)
+    nearest = np.minimum(places, mask_frames - 1).astype(np.int32)
+    return masks[:, :, mx.array(nearest)].astype(mx.float32)
+
+
+def _weighted_statistics(features: mx.array, weights: mx.array) -> tuple[mx.array, mx.array]:
+    """Mean and unbiased standard deviation under weights (pyannote.audio `models.blocks.pooling.StatsPool`).
+
+    features (batch, frames, size), weights (batch, speakers, frames) → each (batch, speakers, size)
+    """
+    total = weights.sum(axis=2, keepdims=True) + EPSILON
+    mean = weights @ features / total
+    # two passes, one speaker at a time: E[x²] − E[x]² loses the digits that parity asks for
+    squares = []
+    for speaker in range(weights.shape[1]):
+        centred = features - mean[:, speaker, None]
+        squares.append((weights[:, speaker, None] @ mx.square(centred))[:, 0])
+    variance = mx.stack(squares, axis=1)
+    correction = total - mx.square(weights).sum(axis=2, keepdims=True) / total + EPSILON
+    return mean, mx.sqrt(variance / correction)

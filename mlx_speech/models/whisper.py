@@ -15,9 +15,10 @@ import numpy as np
 
 from mlx_speech.errors import OptionError
 from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
-from mlx_speech.ops.kernels import attention, gelu
+from mlx_speech.ops.attention import attention
+from mlx_speech.ops.gelu import gelu
 
-SLOTS = 64  # the size of a window is a multiple: shapes change rarely
+SLOT_MULTIPLE = 64  # a cache has so many slots, or twice as many, and so on: shapes change rarely
 MAX_POSITIONS = 1 << 24  # of the encoder, times its width: they are computed as soon as a model is built
 
 
@@ -37,16 +38,20 @@ class ModelArgs(BaseModelArgs):
     silent_padding: bool = False  # trained with digital silence behind a recording, not with zeros in its spectrogram
 
     def conflicts(self) -> list[str]:
-        said = []
-        for side in ("audio", "text"):
-            width, heads = getattr(self, f"n_{side}_state"), getattr(self, f"n_{side}_head")
+        """What is wrong with the sizes beside each other."""
+        problems = []
+        sides = [
+            ("audio", self.n_audio_state, self.n_audio_head),
+            ("text", self.n_text_state, self.n_text_head),
+        ]
+        for side, width, heads in sides:
             if width % heads:
-                said.append(f"n_{side}_head is {heads}, which does not divide n_{side}_state, {width}")
+                problems.append(f"n_{side}_head is {heads}, which does not divide n_{side}_state, {width}")
         if self.n_audio_state != self.n_text_state or self.n_audio_state % 2 or self.n_audio_state < 4:
-            said.append(f"n_audio_state and n_text_state are {self.n_audio_state} and {self.n_text_state}")
+            problems.append(f"n_audio_state and n_text_state are {self.n_audio_state} and {self.n_text_state}")
         if self.n_audio_ctx * self.n_audio_state > MAX_POSITIONS:
-            said.append(f"n_audio_ctx is {self.n_audio_ctx}, too many positions")
-        return said
+            problems.append(f"n_audio_ctx is {self.n_audio_ctx}, too many positions")
+        return problems
 
 
 def sinusoids(length: int, channels: int) -> np.ndarray:
@@ -57,6 +62,8 @@ def sinusoids(length: int, channels: int) -> np.ndarray:
 
 
 class Attention(nn.Module):
+    """Multi-head attention, to the same sequence or to another one (openai/whisper `MultiHeadAttention`)."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self._heads = heads
@@ -70,15 +77,26 @@ class Attention(nn.Module):
         return x.reshape(x.shape[0], x.shape[1], self._heads, -1).transpose(0, 2, 1, 3)
 
     def keys_values(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """x (batch, steps, width) → keys and values, each (batch, heads, steps, width of a head)"""
         return self.split(self.key(x)), self.split(self.value(x))
 
     def __call__(self, x: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None = None) -> mx.array:
-        q = self.split(self.query(x))
-        y = attention(q, keys, values, scale=q.shape[-1] ** -0.5, mask=mask)
+        """Attention of every step of x to the keys.
+
+        x (batch, steps, width), keys and values (batch, heads, m, width of a head) → (batch, steps, width)
+        mask : "causal", or True where a step sees a key, of a shape that broadcasts to (batch, heads, steps, m)
+        """
+        queries = self.split(self.query(x))
+        y = attention(queries, keys, values, scale=queries.shape[-1] ** -0.5, mask=mask)
         return self.out(y.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 class Block(nn.Module):
+    """A layer of the encoder, or with `cross` of the decoder (openai/whisper `ResidualAttentionBlock`).
+
+    It has no `__call__`: encoder and decoder put its parts together, each in its way.
+    """
+
     def __init__(self, width: int, heads: int, cross: bool):
         super().__init__()
         self.attn = Attention(width, heads)
@@ -91,16 +109,25 @@ class Block(nn.Module):
         self.mlp_ln = nn.LayerNorm(width)
 
     def mlp(self, x: mx.array) -> mx.array:
+        """The feed-forward layers and their residual, (batch, steps, width) → (batch, steps, width)."""
         return x + self.mlp2(gelu(self.mlp1(self.mlp_ln(x))))
 
-    def decode(self, layer: int, x: mx.array, window: Window, mask: mx.array | str | None) -> mx.array:
-        """As layer `layer` of a decoder, whose keys and values are added to the window."""
+    def decode(self, layer: int, x: mx.array, cache: DecoderCache, mask: mx.array | str | None) -> mx.array:
+        """A step as layer `layer` of a decoder, whose keys and values are added to the cache.
+
+        x (rows, group, width), mask (rows, 1, group, slots·group) → (rows, group, width)
+        """
         y = self.attn_ln(x)
-        x = x + self.attn(y, *window.append(layer, *self.attn.keys_values(y)), mask)
-        return self.mlp(x + self.cross_attn(self.cross_attn_ln(x), *window.audio[layer]))
+        keys, values = cache.append(layer, *self.attn.keys_values(y))
+        x = x + self.attn(y, keys, values, mask)
+        audio_keys, audio_values = cache.audio[layer]
+        x = x + self.cross_attn(self.cross_attn_ln(x), audio_keys, audio_values)
+        return self.mlp(x)
 
 
 class AudioEncoder(nn.Module):
+    """Two convolutions, positions, and layers of self-attention (openai/whisper `AudioEncoder`)."""
+
     def __init__(self, args: ModelArgs):
         super().__init__()
         width = args.n_audio_state
@@ -112,29 +139,32 @@ class AudioEncoder(nn.Module):
 
     def __call__(self, mel: mx.array) -> mx.array:
         """mel (batch, 3000, n_mels) → (batch, 1500, width). Raises `OptionError` for another number of frames."""
-        if mel.shape[1] != 2 * self.positional_embedding.shape[0]:
-            raise OptionError(f"{mel.shape[1]} frames: this encoder takes {2 * self.positional_embedding.shape[0]}")
+        expected = 2 * self.positional_embedding.shape[0]
+        if mel.shape[1] != expected:
+            raise OptionError(f"{mel.shape[1]} frames: this encoder takes {expected}")
         x = gelu(self.conv1(mel.astype(self.conv1.weight.dtype)))
         x = gelu(self.conv2(x))
         x = x + self.positional_embedding
         for block in self.blocks:
             y = block.attn_ln(x)
-            x = block.mlp(x + block.attn(y, *block.attn.keys_values(y)))
+            keys, values = block.attn.keys_values(y)
+            x = block.mlp(x + block.attn(y, keys, values))
         return self.ln_post(x)
 
 
 @dataclass
-class Window:
-    """What the decoder remembers of a running batch: jobs (chunks of audio) that come and go, each with a `group` of
-    hypotheses. At every step all of them write to the same slot; once in a while what is too old is cut off.
+class DecoderCache:
+    """Keys and values of a running batch, whose rows (chunks of audio) come and go.
 
-    Whisper adds positions to its input, so keys may lie anywhere, and a hypothesis is told by `visible` which entries
-    are its past: reordering beams moves no keys, and a prompt is kept once for the whole group.
+    Each row has a `group` of hypotheses. At every step all hypotheses of all rows write to the same slot; once in a
+    while the slots that no row needs any more are given up. Whisper adds positions to its input, so keys may lie
+    anywhere, and `visible` tells which entries are a hypothesis's past: reordering beams moves no keys, and a prompt is
+    kept once for the whole group.
 
-    keys, values : per layer, (jobs, heads, slots, group, width of a head)
-    audio : per layer, the keys and values of the encoded audio, (jobs, heads, 1500, width of a head)
-    visible : (jobs, group, slots, group), True where a hypothesis sees the entry of a slot that another one wrote
-    lengths : the tokens of each job so far, 0 where there is none
+    keys, values : per layer, (rows, heads, slots, group, width of a head)
+    audio : per layer, keys and values of the encoded audio, each (rows, heads, 1500, width of a head)
+    visible : (rows, group, slots, group), True where a hypothesis sees the entry that another one wrote to a slot
+    lengths : tokens of each row so far, (rows,); 0 where it is free
     position : the slot that is written next
     """
 
@@ -146,65 +176,99 @@ class Window:
     position: int = 0
 
     def append(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Put in a step, (jobs, heads, group, width); returns all entries, (jobs, heads, slots·group, width)."""
-        self.keys[layer][:, :, self.position], self.values[layer][:, :, self.position] = keys, values
+        """Write a step of a layer to the slot at `position`.
+
+        keys and values (rows, heads, group, width of a head) → those of all slots, each (rows, heads, slots·group,
+        width of a head)
+        """
+        self.keys[layer][:, :, self.position] = keys
+        self.values[layer][:, :, self.position] = values
         return self.keys[layer].flatten(2, 3), self.values[layer].flatten(2, 3)
 
-    def enter(self, layer: int, jobs: list[int], keys: mx.array, values: mx.array, audio: tuple) -> None:
-        """Put in prompts, (len(jobs), heads, steps, width), which end before `position`, and the audio."""
-        start = self.position - keys.shape[2]
-        for row, job in enumerate(jobs):
-            self.keys[layer][job, :, start : self.position, 0] = keys[row]
-            self.values[layer][job, :, start : self.position, 0] = values[row]
-            for buffer, new in zip(self.audio[layer], audio, strict=True):
-                buffer[job] = new[row]
+    def enter(
+        self, layer: int, rows: list[int], keys: mx.array, values: mx.array, audio: tuple[mx.array, mx.array]
+    ) -> None:
+        """Write the prompts of rows that enter, which end before `position`, and their audio, for a layer.
 
-    def show(self, jobs: list[int], lengths: list[int]) -> None:
-        """Of the jobs that entered, only the prompts are seen, by the whole group."""
-        slots, group = self.visible.shape[2:]
-        visible = np.zeros((len(jobs), group, slots, group), dtype=bool)
-        for row, (job, length) in enumerate(zip(jobs, lengths, strict=True)):
-            visible[row, :, self.position - length : self.position, 0] = True
-            self.lengths[job] = length
-        self.visible[mx.array(jobs)] = mx.array(visible)
+        rows : their numbers, (entering,)
+        keys, values : of the prompts, (entering, heads, steps, width of a head); a shorter one is padded in front
+        audio : keys and values, each (entering, heads, 1500, width of a head)
+        """
+        prompt = slice(self.position - keys.shape[2], self.position)
+        audio_keys, audio_values = audio
+        for index, row in enumerate(rows):
+            # the first hypothesis has the prompt for the whole group
+            self.keys[layer][row, :, prompt, 0] = keys[index]
+            self.values[layer][row, :, prompt, 0] = values[index]
+            self.audio[layer][0][row] = audio_keys[index]
+            self.audio[layer][1][row] = audio_values[index]
 
-    def leave(self, job: int) -> None:
-        """The job is done: nothing of it is kept."""
-        self.lengths[job] = 0
+    def show(self, rows: list[int], lengths: list[int]) -> None:
+        """Of the rows that entered, every hypothesis sees the prompt and nothing else.
+
+        rows : their numbers, (entering,)
+        lengths : of their prompts, (entering,)
+        """
+        _, _, slots, group = self.visible.shape
+        visible = np.zeros((len(rows), group, slots, group), dtype=bool)
+        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            visible[index, :, self.position - length : self.position, 0] = True
+            self.lengths[row] = length
+        self.visible[mx.array(rows)] = mx.array(visible)
+
+    def leave(self, row: int) -> None:
+        """The row is done and free: nothing of it is needed any more."""
+        self.lengths[row] = 0
 
     def reorder(self, sources: mx.array) -> None:
-        """Every hypothesis continues that of its job in `sources`, (jobs, group)."""
+        """Every hypothesis continues that of its row whose number is in `sources`, (rows, group)."""
         self.visible = mx.take_along_axis(self.visible, sources[:, :, None, None], axis=1)
 
-    def keep(self, jobs: list[int]) -> None:
-        """Only these jobs stay, in this order."""
-        index = mx.array(jobs)
-        self.keys, self.values = ([buffer[index] for buffer in buffers] for buffers in (self.keys, self.values))
+    def keep(self, rows: list[int]) -> None:
+        """Only these rows stay, in this order; `rows` (kept,) are their numbers."""
+        index = mx.array(rows)
+        self.keys = [keys[index] for keys in self.keys]
+        self.values = [values[index] for values in self.values]
         self.audio = [(keys[index], values[index]) for keys, values in self.audio]
-        self.visible, self.lengths = self.visible[index], [self.lengths[job] for job in jobs]
+        self.visible = self.visible[index]
+        self.lengths = [self.lengths[row] for row in rows]
 
     def make_room(self, before: int, after: int) -> None:
-        """Have as many slots before `position`, and behind it; slots that no job needs any more are given up."""
-        if before <= self.position <= self.visible.shape[2] - after:
+        """Have at least `before` slots before `position`, and `after` from it on; where slots are added, those that no
+        row needs any more are given up."""
+        slots = self.visible.shape[2]
+        if before <= self.position <= slots - after:
             return
-        kept = min(self.position, max(self.lengths))
-        front = max(0, before - kept)
-        slots = -(-(front + kept + max(after, SLOTS // 2)) // SLOTS) * SLOTS
+        needed = min(self.position, max(self.lengths))
+        front = max(0, before - needed)
+        # half a multiple more than is asked for, so that the next steps find room
+        wanted = front + needed + max(after, SLOT_MULTIPLE // 2)
+        back = -(-wanted // SLOT_MULTIPLE) * SLOT_MULTIPLE - front - needed
 
         def moved(buffer: mx.array) -> mx.array:
-            pad = [(0, 0), (0, 0), (front, slots - front - kept), *[(0, 0)] * (buffer.ndim - 3)]
-            return mx.pad(buffer[:, :, self.position - kept : self.position], pad)
+            """(rows, …, slots, …) → the same with other slots, which are the third axis"""
+            padding = [(0, 0)] * buffer.ndim
+            padding[2] = (front, back)
+            return mx.pad(buffer[:, :, self.position - needed : self.position], padding)
 
-        self.keys, self.values = ([moved(buffer) for buffer in buffers] for buffers in (self.keys, self.values))
+        self.keys = [moved(keys) for keys in self.keys]
+        self.values = [moved(values) for values in self.values]
         self.visible = moved(self.visible)
-        self.position = front + kept
+        self.position = front + needed
 
 
 class TextDecoder(nn.Module):
+    """Text as tokens, one after the other, given the encoded audio (openai/whisper `TextDecoder`).
+
+    Whole texts by calling it; a running batch by `new_cache`, `prefill` and `step`.
+    """
+
     def __init__(self, args: ModelArgs):
         super().__init__()
         width = args.n_text_state
-        self._context, self._audio_context, self._heads = args.n_text_ctx, args.n_audio_ctx, args.n_text_head
+        self._context = args.n_text_ctx
+        self._audio_context = args.n_audio_ctx
+        self._heads = args.n_text_head
         self.token_embedding = nn.Embedding(args.n_vocab, width)
         self.positional_embedding = mx.zeros((args.n_text_ctx, width))
         self.blocks = [Block(width, args.n_text_head, cross=True) for _ in range(args.n_text_layer)]
@@ -216,6 +280,10 @@ class TextDecoder(nn.Module):
         Raises `OptionError` beyond n_text_ctx (448) tokens.
         """
         states, _ = self.cross_attention(tokens, encoded, [])
+        return self._logits(states)
+
+    def _logits(self, states: mx.array) -> mx.array:
+        """(…, width) → (…, vocabulary) in float32: the embedding is the output layer too"""
         return self.token_embedding.as_linear(states).astype(mx.float32)
 
     def cross_attention(
@@ -224,6 +292,7 @@ class TextDecoder(nn.Module):
         """One pass over whole texts that shows where the decoder looks (openai/whisper: hooks on `cross_attn`).
 
         tokens (batch, n), encoded (batch, 1500, width), heads : (layer, head) pairs, sorted
+
         Returns the states (batch, n, width) of which `token_embedding.as_linear` makes logits, and the scores of
         `heads` before the softmax, for each layer that has some, (batch, heads, n, 1500) in float32. Raises
         `OptionError` beyond n_text_ctx tokens.
@@ -237,7 +306,7 @@ class TextDecoder(nn.Module):
             x = x + block.attn(y, *block.attn.keys_values(y), "causal")
             y = block.cross_attn_ln(x)
             keys, values = block.cross_attn.keys_values(encoded)
-            chosen = mx.array([head for at, head in heads if at == layer], mx.int32)
+            chosen = mx.array([head for its_layer, head in heads if its_layer == layer], mx.int32)
             if chosen.size:
                 query = block.cross_attn.split(block.cross_attn.query(y))[:, chosen].astype(mx.float32)
                 key = keys[:, chosen].astype(mx.float32)
@@ -245,61 +314,76 @@ class TextDecoder(nn.Module):
             x = block.mlp(x + block.cross_attn(y, keys, values))
         return self.ln(x), scores
 
-    def new_window(self, jobs: int, group: int) -> Window:
-        """An empty window for a running batch."""
-        width, heads, dtype = self.ln.weight.size, self._heads, self.ln.weight.dtype
-
-        def empty(*shape: int) -> mx.array:
-            return mx.zeros((jobs, heads, *shape, width // heads), dtype)
-
-        audio = [(empty(self._audio_context), empty(self._audio_context)) for _ in self.blocks]
-        keys, values = ([empty(0, group) for _ in self.blocks] for _ in range(2))
-        return Window(keys, values, audio, mx.zeros((jobs, group, 0, group), mx.bool_), [0] * jobs)
+    def new_cache(self, rows: int, group: int) -> DecoderCache:
+        """An empty cache for a running batch of `rows` chunks of audio, with `group` hypotheses each."""
+        width = self.ln.weight.size // self._heads
+        dtype = self.ln.weight.dtype
+        keys = []
+        values = []
+        audio = []
+        for _ in self.blocks:
+            keys.append(mx.zeros((rows, self._heads, 0, group, width), dtype))
+            values.append(mx.zeros((rows, self._heads, 0, group, width), dtype))
+            audio_keys = mx.zeros((rows, self._heads, self._audio_context, width), dtype)
+            audio_values = mx.zeros((rows, self._heads, self._audio_context, width), dtype)
+            audio.append((audio_keys, audio_values))
+        visible = mx.zeros((rows, group, 0, group), mx.bool_)
+        return DecoderCache(keys, values, audio, visible, lengths=[0] * rows)
 
     def prefill(
-        self, window: Window, jobs: list[int], encoded: mx.array, prompts: list[list[int]], at: list[int]
+        self, cache: DecoderCache, rows: list[int], encoded: mx.array, prompts: list[list[int]], positions: list[int]
     ) -> tuple[mx.array, mx.array]:
-        """Jobs enter the window: their audio, (len(jobs), 1500, width), and their prompts, of any lengths.
+        """Chunks of audio enter rows of the cache, with their prompts.
 
-        Returns the logits after each prompt, and those after its token with the index in `at`, (len(jobs), vocabulary)
+        rows : numbers of free rows, (entering,)
+        encoded : their audio, (entering, 1500, width)
+        prompts : their tokens, of any lengths from 1
+        positions : a place in each prompt, (entering,)
+
+        Returns the logits after each prompt, and those after its token at the position, each (entering, vocabulary) in
+        float32.
         """
-        longest = max(map(len, prompts))
-        pads = [longest - len(prompt) for prompt in prompts]
-        tokens = mx.array([[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)])
-        index, first = mx.arange(longest), mx.array(pads)[:, None]
-        x = self.token_embedding(tokens) + self.positional_embedding[mx.maximum(index - first, 0)]
-        # padding sees itself: with nothing to see it would become NaN
-        mask = ((index <= index[:, None]) & (index >= first)[:, None]) | (index == index[:, None])
-        window.make_room(longest, 1)
+        longest = max(len(prompt) for prompt in prompts)
+        padding = [longest - len(prompt) for prompt in prompts]
+        padded = [[0] * count + list(prompt) for count, prompt in zip(padding, prompts, strict=True)]
+        index = mx.arange(longest)
+        first = mx.array(padding)[:, None]
+        x = self.token_embedding(mx.array(padded)) + self.positional_embedding[mx.maximum(index - first, 0)]
+        past = (index <= index[:, None]) & (index >= first)[:, None]
+        itself = index == index[:, None]
+        mask = past | itself  # padding sees itself: with nothing to see it would become NaN
+        cache.make_room(longest, 1)
         for layer, block in enumerate(self.blocks):
             y = block.attn_ln(x)
             keys, values = block.attn.keys_values(y)
             audio = block.cross_attn.keys_values(encoded)
             x = x + block.attn(y, keys, values, mask[:, None])
             x = block.mlp(x + block.cross_attn(block.cross_attn_ln(x), *audio))
-            window.enter(layer, jobs, keys, values, audio)
-        window.show(jobs, [len(prompt) for prompt in prompts])
-        x = mx.stack([x[:, -1], x[mx.arange(len(jobs)), mx.array(pads) + mx.array(at)]])
-        last, asked = self.token_embedding.as_linear(self.ln(x)).astype(mx.float32)
-        return last, asked
+            cache.enter(layer, rows, keys, values, audio)
+        cache.show(rows, [len(prompt) for prompt in prompts])
+        asked = x[mx.arange(len(rows)), mx.array(padding) + mx.array(positions)]
+        logits = self._logits(self.ln(mx.stack([x[:, -1], asked])))
+        return logits[0], logits[1]
 
-    def step(self, window: Window, tokens: mx.array) -> mx.array:
-        """One more token for every hypothesis, (jobs, group) → logits (jobs, group, vocabulary) in float32."""
-        jobs, group = tokens.shape
-        # a job that is done may go on beyond the context until it leaves; nobody looks at it
-        positions = mx.array([min(length, self._context - 1) for length in window.lengths])
+    def step(self, cache: DecoderCache, tokens: mx.array) -> mx.array:
+        """One more token for every hypothesis: tokens (rows, group) → logits (rows, group, vocabulary) in float32."""
+        rows, group = tokens.shape
+        # a row that is done may go on beyond the context until it leaves; nobody looks at it
+        positions = mx.array([min(length, self._context - 1) for length in cache.lengths])
         x = self.token_embedding(tokens) + self.positional_embedding[positions][:, None]
-        window.make_room(0, 1)
-        window.visible[:, :, window.position] = mx.eye(group).astype(mx.bool_)
-        mask = window.visible.reshape(jobs, 1, group, -1)
+        cache.make_room(0, 1)
+        cache.visible[:, :, cache.position] = mx.eye(group).astype(mx.bool_)
+        mask = cache.visible.reshape(rows, 1, group, -1)
         for layer, block in enumerate(self.blocks):
-            x = block.decode(layer, x, window, mask)
-        window.lengths = [length + 1 if length else 0 for length in window.lengths]
-        window.position += 1
-        return self.token_embedding.as_linear(self.ln(x)).astype(mx.float32)
+            x = block.decode(layer, x, cache, mask)
+        cache.lengths = [length + 1 if length else 0 for length in cache.lengths]
+        cache.position += 1
+        return self._logits(self.ln(x))
 
 
 class Model(BaseModel):
+    """Whisper of any size: `encoder` and `decoder`, or both by calling it."""
+
     quantizable = True
 
     def __init__(self, args: ModelArgs):

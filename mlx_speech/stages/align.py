@@ -23,8 +23,9 @@ import numpy as np
 from mlx_speech import steps
 from mlx_speech.blas import on_cpu
 from mlx_speech.errors import OptionError, in_range
-from mlx_speech.features import SAMPLE_RATE, normalize, one_channel
+from mlx_speech.features import normalize, one_channel
 from mlx_speech.languages import UNSPACED
+from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.spelling import clusters, is_mark, split_words, spoken
 from mlx_speech.steps import Steps
 from mlx_speech.transcript import Char, Segment, Word

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from mlx_speech.errors import in_range
-from mlx_speech.features import SAMPLE_RATE
+from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.transcript import Chunk, Region
 
 LOUD_RMS = 0.01  # -40 dBFS; a recording above it is expected to hold speech

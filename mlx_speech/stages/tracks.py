@@ -12,7 +12,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from mlx_speech.features import SAMPLE_RATE
+from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.transcript import Diarization, Region, Turn
 
 LEAST_SPEECH = 1.0  # seconds; a track with less has no speaker

@@ -233,7 +233,7 @@ def _compare_logits(
 
 def _stepwise(model: Any, tokens: mx.array, encoded: mx.array) -> np.ndarray:
     """The logits of tokens, (batch, tokens), decoded one after another, (batch, tokens, vocabulary)."""
-    window = model.decoder.new_window(2, 1)
+    window = model.decoder.new_cache(2, 1)
     first, _ = model.decoder.prefill(window, [0, 1], encoded, tokens[:, :1].tolist(), [0, 0])
     steps = [first[:, None]]
     for k in range(1, tokens.shape[1]):

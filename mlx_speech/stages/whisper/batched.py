@@ -16,8 +16,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.errors import OptionError, in_range
-from mlx_speech.features import SAMPLE_RATE, log_mel
+from mlx_speech.features import log_mel
 from mlx_speech.models.whisper import Model
+from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.whisper import coverage, decode, fallback, word_times
 from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job
 from mlx_speech.stages.whisper.segments import believed, is_sure, segments_of_chunk

@@ -15,8 +15,9 @@ import numpy as np
 
 from mlx_speech import steps
 from mlx_speech.errors import OptionError
-from mlx_speech.features import SAMPLE_RATE, log10_mel
+from mlx_speech.features import log10_mel
 from mlx_speech.models.whisper import Model, ModelArgs
+from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.whisper import decode, fallback, word_times
 from mlx_speech.stages.whisper.batched import HOP_LENGTH, INPUT_STRIDE
 from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job

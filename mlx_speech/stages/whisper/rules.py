@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.models.whisper import ModelArgs
-from mlx_speech.ops.kernels import FANIN, in_parts, log_sum_exp
+from mlx_speech.ops.log_sum_exp import PART_SIZE, in_parts, log_sum_exp
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def top(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
     best_parts = mx.sort(_largest(parts.max(axis=-1), min(k, parts.shape[-2])), axis=-1)
     values = mx.take_along_axis(parts, best_parts[..., None], axis=-2).flatten(-2)
     places = _largest(values, k)
-    indices = mx.take_along_axis(best_parts, places // FANIN, axis=-1) * FANIN + places % FANIN
+    indices = mx.take_along_axis(best_parts, places // PART_SIZE, axis=-1) * PART_SIZE + places % PART_SIZE
     return mx.take_along_axis(values, places, axis=-1), indices
 
 

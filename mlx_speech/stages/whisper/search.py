@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.models.whisper import Model
-from mlx_speech.ops.kernels import log_sum_exp
+from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.stages.whisper.rules import Rules, State, top, with_rows
 
 CHECK_EVERY = 4  # steps between looks at what was sampled: each look waits for the device
@@ -96,7 +96,7 @@ class Batch:
         self.rows: list[_Row | None] = [None] * size
         self._decoder = model.decoder
         self._no_speech = no_speech  # the token
-        self._cache = model.decoder.new_window(size, group)
+        self._cache = model.decoder.new_cache(size, group)
 
     @property
     def entries(self) -> list[Entry]:

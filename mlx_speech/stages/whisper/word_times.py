@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.models.whisper import Model, ModelArgs
-from mlx_speech.ops.kernels import log_sum_exp
+from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment, Word
 

@@ -1,0 +1,80 @@
+"""Scaled dot-product attention (Vaswani et al. 2017)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_speech.ops.cpu import in_numpy, in_parallel, slices, suits_numpy
+
+SMALLEST_KEYS_FOR_NUMPY = 1 << 15  # numbers; of fewer, ending MLX's lazy evaluation costs more than NumPy saves
+QUERIES_PER_BLOCK = 256  # whose scores stay in cache
+QUERIES_PER_THREAD = 24  # of all heads; fewer do not pay for a second thread
+
+
+def attention(
+    queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: mx.array | str | None = None
+) -> mx.array:
+    """softmax(scale·Q·Kᵀ)·V, as `mx.fast.scaled_dot_product_attention`.
+
+    queries (batch, heads, n, width), keys and values (batch, heads, m, width) → (batch, heads, n, width)
+    mask : True where a query sees a key, of a shape that broadcasts to (batch, heads, n, m), or "causal"
+
+    In NumPy where there are many keys and the mask is no name, else in MLX's own kernel.
+    """
+    graph = partial(attention_graph, scale=scale, mask=mask)
+    if isinstance(mask, str) or keys.size < SMALLEST_KEYS_FOR_NUMPY or not suits_numpy(queries, keys, values):
+        return graph(queries, keys, values)
+    return in_numpy(partial(attention_numpy, scale=scale, mask=mask), graph, queries, keys, values)
+
+
+def attention_graph(
+    queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: mx.array | str | None
+) -> mx.array:
+    """queries (batch, heads, n, width), keys and values (batch, heads, m, width) → (batch, heads, n, width), as a graph
+    of MLX."""
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+
+
+def attention_numpy(
+    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, *, scale: float, mask: mx.array | None
+) -> np.ndarray:
+    """queries (batch, heads, n, width), keys and values (batch, heads, m, width) → (batch, heads, n, width), a head or
+    some rows of the batch at a time."""
+    batch, heads, n, _ = queries.shape
+    queries = queries * np.float32(scale)
+    visible = None
+    if mask is not None:
+        visible = np.broadcast_to(np.array(mask), (batch, heads, n, keys.shape[2]))
+    result = np.empty_like(queries, order="C")
+
+    def compute_head(head: tuple[int, ...]) -> None:
+        transposed = np.ascontiguousarray(keys[head].T)
+        for block in slices(n, QUERIES_PER_BLOCK):
+            block_visible = None if visible is None else visible[head][block]
+            result[head][block] = _attend(queries[head][block], transposed, values[head], block_visible)
+
+    def compute_rows(rows: slice) -> None:
+        transposed = keys[rows].swapaxes(-1, -2)
+        rows_visible = None if visible is None else visible[rows]
+        result[rows] = _attend(queries[rows], transposed, values[rows], rows_visible)
+
+    if n >= QUERIES_PER_THREAD:
+        in_parallel(compute_head, np.ndindex(batch, heads))
+    else:
+        in_parallel(compute_rows, slices(batch, max(1, QUERIES_PER_THREAD // (heads * n))))
+    return result
+
+
+def _attend(
+    queries: np.ndarray, transposed_keys: np.ndarray, values: np.ndarray, visible: np.ndarray | None
+) -> np.ndarray:
+    """queries (…, n, width), transposed_keys (…, width, m), values (…, m, width), visible (…, n, m) → (…, n, width)"""
+    scores = queries @ transposed_keys
+    if visible is not None:
+        np.copyto(scores, -np.inf, where=~visible)
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    return (scores @ values) / scores.sum(axis=-1, keepdims=True)

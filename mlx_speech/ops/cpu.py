@@ -1,0 +1,104 @@
+"""What the NumPy versions of the operations share: when they can run, their threads, cutting into parts.
+
+MLX's CPU back end computes elementwise operations and sums number by number, on one thread. NumPy works in blocks that
+stay in a core's cache, and, by the parts of `in_parallel`, on all cores.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias, TypeVar, cast
+
+import mlx.core as mx
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from mlx_speech.blas import on_cpu
+
+Part = TypeVar("Part")
+OneOrMore: TypeAlias = mx.array | tuple[mx.array, ...] | list[mx.array]  # MLX hands over a single array as it is
+
+# How many threads a matrix product has is one setting of the process: only one operation at a time may change it.
+_BLAS_SETTING = threading.Lock()
+
+
+class Threads(NamedTuple):
+    """blas : limits the threads of NumPy's matrix products
+    pool : as many threads as those had
+    """
+
+    blas: ThreadpoolController
+    pool: ThreadPoolExecutor
+
+
+def suits_numpy(*arrays: mx.array) -> bool:
+    """Whether NumPy can compute with these arrays where they are: in float32, on the CPU."""
+    return on_cpu() and all(array.dtype == mx.float32 for array in arrays)
+
+
+def in_numpy(compute: Callable[..., np.ndarray], graph: Callable[..., mx.array], *arrays: mx.array) -> mx.array:
+    """`compute`, of views of the arrays.
+
+    compute : takes NumPy arrays of the shapes of `arrays`, and returns a new one
+    graph : the same as a graph of MLX. It gives the derivatives, which do not see through NumPy, and takes over inside
+        mx.compile and mx.vmap, where arrays have no values
+    arrays : float32, of any shapes
+    """
+
+    def compute_or_trace(*arrays: mx.array) -> mx.array:
+        try:
+            mx.eval(arrays)
+        except ValueError:  # inside mx.compile and mx.vmap
+            return graph(*arrays)
+        # A matrix product takes one core here, since its parts run on all of them; threads that another library's
+        # products keep waiting would take the cores from them.
+        with _BLAS_SETTING, threads().blas.limit(limits=1):
+            return mx.array(compute(*numpy_views(arrays)))
+
+    def vjp(primals: OneOrMore, cotangent: mx.array, _: mx.array) -> tuple[mx.array, ...]:
+        return tuple(mx.vjp(graph, _as_list(primals), [cotangent])[1])
+
+    def jvp(primals: OneOrMore, tangents: OneOrMore) -> mx.array:
+        return mx.jvp(graph, _as_list(primals), _as_list(tangents))[1][0]
+
+    function = mx.custom_function(compute_or_trace)
+    function.vjp(vjp)
+    function.jvp(jvp)
+    return cast(mx.array, function(*arrays))
+
+
+def numpy_views(arrays: Iterable[mx.array]) -> list[np.ndarray]:
+    """The arrays, which are evaluated, as NumPy sees them, without a copy."""
+    return [np.array(array, copy=False) for array in arrays]
+
+
+def in_parallel(compute: Callable[[Part], None], parts: Iterable[Part]) -> None:
+    """Call `compute` with every part, on all cores: NumPy lets go of Python's lock while it computes."""
+    parts = list(parts)
+    if len(parts) == 1:
+        compute(parts[0])
+        return
+    for _ in threads().pool.map(compute, parts):  # an exception of a part is raised here
+        pass
+
+
+def slices(length: int, size: int) -> list[slice]:
+    """Cut 0 to `length` into slices of `size`, the last of which may reach beyond the end."""
+    return [slice(start, start + size) for start in range(0, length, size)]
+
+
+@lru_cache
+def threads() -> Threads:
+    """The threads that the operations compute on, made once."""
+    blas = ThreadpoolController().select(user_api="blas")
+    count = max((library["num_threads"] for library in blas.info()), default=None)
+    return Threads(blas, ThreadPoolExecutor(count))
+
+
+def _as_list(arrays: OneOrMore) -> list[mx.array]:
+    if isinstance(arrays, mx.array):
+        return [arrays]
+    return list(arrays)
