@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import errno
 import io
+import os
+import shutil
 import struct
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import av
 from av.error import FFmpegError
 from av.format import Flags
 from av.stream import Disposition
 
-from mlx_speech.errors import AudioError
+from mlx_speech.errors import AudioError, OptionError
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -52,7 +57,7 @@ FORMATS = ",".join(
 RAW_NAMES = frozenset({".al", ".alaw", ".mulaw", ".pcm", ".raw", ".s16le", ".sb", ".sw", ".ub", ".ul", ".ulaw", ".uw"})
 # The formats whose header states the length. For others FFmpeg estimates it from the bit rate, or from what is left.
 STATES_LENGTH = ("aiff", "ape", "au", "caf", "flac", "matroska", "mov", "mp3", "tta", "w64", "wav", "wv")
-WRAP = "ffmpeg -f s16le -ar RATE -ac CHANNELS -i FILE out.wav"
+COMMAND_FOR_RAW = "ffmpeg -f s16le -ar RATE -ac CHANNELS -i FILE out.wav"
 # Frames one behind the other and no times. FFmpeg counts them, all at the rate of the first.
 RAW = "aac ac3 ac4 amr amrnb amrwb dts dtshd eac3 loas mlp mp3 s337m sbc spdif truehd".split()
 UNTIMED = (*RAW, "avi")  # where pieces of sound have no times of their own; an avi's are guessed from sizes
@@ -63,7 +68,7 @@ SKIPPED_SHARE = 0.25  # of the bytes that a pause would hold if it were sound
 MISSING_BYTES = 1024  # a file this much shorter than a length in its header has been cut
 RIFF_UNKNOWN = 0x7FF0_0000  # programs that write to a pipe put a length from here on
 XING_SLACK = 16  # FFmpeg's: an mp3 that is longer than its header says by a 16th of it has been joined
-PADDING = 4096  # bytes; more zeros than this are a hole
+LONGEST_PADDING = 4096  # bytes; more zeros than this are a hole
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI")  # what may stand between or behind the frames of an mp3
 
 JITTER = 0.1  # seconds that times may be off, as in FFmpeg's aresample: milliseconds of Matroska, drifting clocks
@@ -89,6 +94,59 @@ class Track:
     label: str
 
 
+def name_of(source: object) -> str:
+    """What messages call `source`, on one line."""
+    if isinstance(source, str | os.PathLike):
+        name = "standard input" if source == "-" else os.fspath(source)
+    else:
+        name = getattr(source, "name", None)
+    return " ".join(name.split("\n")) if isinstance(name, str) and name else "the given file"
+
+
+@contextmanager
+def seekable(source: object, name: str) -> Iterator[BinaryIO]:
+    """`source` opened at its start. What comes through a pipe is copied to a temporary file first, since an m4a may
+    keep its index at the end."""
+    if isinstance(source, str | os.PathLike) and source != "-":
+        with _open(Path(source), name) as file, _at_start(file) as start:
+            yield start
+        return
+    file = getattr(sys.stdin, "buffer", None) if isinstance(source, str) else source
+    if isinstance(file, io.TextIOBase):
+        raise AudioError(f'{name}: opened as text: open it with "rb"')
+    if not hasattr(file, "read"):
+        raise OptionError(f'a {type(file).__name__} is no recording: give a path, "-" or a file opened with "rb"')
+    with _at_start(cast(BinaryIO, file)) as start:
+        yield start
+
+
+def _open(path: Path, name: str) -> BinaryIO:
+    try:
+        if path.is_dir():
+            raise AudioError(f"{name}: is a folder: name a recording in it")
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise AudioError(f"{name}: there is no such file: check the path and its spelling") from error
+    except ValueError as error:  # a null character
+        raise AudioError(f"{name!r}: no file can have this name") from error
+
+
+@contextmanager
+def _at_start(file: BinaryIO) -> Iterator[BinaryIO]:
+    try:
+        can_seek = not hasattr(file, "seekable") or file.seekable()
+    except ValueError as error:
+        raise AudioError(f"{name_of(file)}: the file object is closed") from error
+    if can_seek:
+        file.seek(0)
+        yield file
+    else:
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(file, copy)
+            copy.seek(0)
+            yield copy
+
+
 def _refuse(url: str, *_: object) -> BinaryIO:
     raise PermissionError(f"it asks for another file ({url})")
 
@@ -103,11 +161,11 @@ def open_media(file: BinaryIO, name: str) -> InputContainer:
         return av.open(file, mode="r", container_options=allowed, metadata_errors="ignore", io_open=_refuse)
     except (FFmpegError, ValueError) as error:
         if PurePath(name).suffix.lower() in RAW_NAMES:
-            said = "raw samples, which do not say their rate, are not read here"
-            raise AudioError(f"{name}: {said}: make a wav of them ({WRAP})") from error
+            problem = "raw samples, which do not say their rate, are not read here"
+            raise AudioError(f"{name}: {problem}: make a wav of them ({COMMAND_FOR_RAW})") from error
         if isinstance(error, FFmpegError) and error.errno == errno.EINVAL:  # known, but not among FORMATS
-            said = "is a playlist, script, picture, subtitles or raw samples, which are not read here"
-            raise AudioError(f"{name}: {said}: give the recording itself") from error
+            problem = "is a playlist, script, picture, subtitles or raw samples, which are not read here"
+            raise AudioError(f"{name}: {problem}: give the recording itself") from error
         raise AudioError(f"{name}: is no recording of a known format, or broken: does a player open it?") from error
 
 
@@ -122,14 +180,19 @@ def tracks_of(container: InputContainer, name: str) -> list[Track]:
 
 
 def _label(number: int, stream: AudioStream) -> str:
-    title = "".join(letter for letter in stream.metadata.get("title", "") if letter.isprintable()).strip()
+    title = stream.metadata.get("title", "")
+    title = "".join(letter for letter in title if letter.isprintable()).strip()
     if len(title) > LONGEST_TITLE:
         title = title[:LONGEST_TITLE] + "…"
     language = stream.language or ""
-    said = [f'"{title}"'] if title else []
+    details = []
+    if title:
+        details.append(f'"{title}"')
     if language.isalnum() and language != "und":
-        said.append(language)
-    return f"{number} ({', '.join(said)})" if said else str(number)
+        details.append(language)
+    if not details:
+        return str(number)
+    return f"{number} ({', '.join(details)})"
 
 
 def chosen_tracks(
@@ -171,7 +234,7 @@ class Clock:
 
     def __init__(self, container: InputContainer, limit: float) -> None:
         streams = [stream for stream in container.streams if _runs(stream)]
-        starts = [start for start in map(_start, streams) if start is not None]
+        starts = [start for start in (_start(stream) for stream in streams) if start is not None]
         # What lies before zero is not shown: it is there for the decoder to start on.
         self._origin = max(0.0, min(starts)) if starts else None
         # A track that is all there is begins with its first frame, but for what was lost before.
@@ -188,24 +251,29 @@ class Clock:
         self._end = 0.0  # of what has been placed
         self.dropped: tuple[float, float] | None = None  # the first jump that is no gap: where it is, and its length
 
-    def see(self, packet: Packet, own: bool) -> None:
-        """Every packet of the file before its frames are placed; `own` are those of this track."""
-        if own:
+    def see(self, packet: Packet, of_track: bool) -> None:
+        """Every packet of the file before its frames are placed; `of_track` are those of this track."""
+        if of_track:
             if self._chained and packet.has_sidedata("strings_metadata"):  # the head of another link
                 self._longest_jump = min(self._longest_jump, LONGEST_JUMP)
         elif packet.dts is not None and packet.stream.index in self._indices:
             time = float(packet.dts * packet.time_base)
             start, end = self._runs.get(packet.stream.index, (time, time))
-            unbroken = abs(time - end) <= LONGEST_JUMP
-            self._runs[packet.stream.index] = (start, max(end, time)) if unbroken else (time, time)
+            if abs(time - end) <= LONGEST_JUMP:
+                self._runs[packet.stream.index] = (start, max(end, time))
+            else:
+                self._runs[packet.stream.index] = (time, time)
 
     def silence_before(self, frame: AudioFrame, following: AudioFrame | None) -> float:
         """Seconds of silence that belong before `frame`, which is then placed; `following` is the one behind it."""
         duration = frame.samples / frame.sample_rate
-        first, self._first = self._first, False
         silence = 0.0
-        if frame.time is not None and (first or self._timed):
-            silence = self._late_start(frame, following) if first else self._gap(frame, following)
+        if frame.time is not None:
+            if self._first:
+                silence = self._late_start(frame, following)
+            elif self._timed:
+                silence = self._gap(frame, following)
+        self._first = False
         self._end += silence + duration
         return silence
 
@@ -246,7 +314,8 @@ class Clock:
 
     def _ran_on(self, start: float, end: float) -> bool:
         """Whether another stream has run from `start` to `end`."""
-        return any(first - INTERLEAVED <= start and end <= last + INTERLEAVED for first, last in self._runs.values())
+        runs = self._runs.values()
+        return any(first - INTERLEAVED <= start and end <= last + INTERLEAVED for first, last in runs)
 
     def _drop(self, late: float) -> None:
         if self.dropped is None:
@@ -288,7 +357,9 @@ def is_tag(container: InputContainer, packet: Packet) -> bool:
         return False
     data = bytes(packet)
     content = data.lstrip(b"\0")
-    return content.startswith(TAGS) if content else len(data) <= PADDING
+    if not content:
+        return len(data) <= LONGEST_PADDING
+    return content.startswith(TAGS)
 
 
 def is_hole(packet: Packet) -> bool:
@@ -312,26 +383,28 @@ class Losses:
         self._silence = 0.0  # seconds of silence for what is lost
         self._failed_since = False  # the last frame
         self._passed: int | None = None  # bytes of the file up to the last packet that were in no packet
-        self._skipped = [0, 0]  # of those, before the last frame and since
+        self._skipped_before = 0  # of those, before the last frame
+        self._skipped_since = 0
         self._read = 0  # bytes in packets
-        self._own = 0  # of these, bytes of the track
+        self._read_of_track = 0  # of these, bytes of the track
 
     @property
     def seconds(self) -> float:
         """Of lost sound, as far as is known."""
         return max(self._in_packets, self._silence)
 
-    def see(self, packet: Packet, own: bool) -> None:
-        """Every packet of the file; `own` are those of this track."""
+    def see(self, packet: Packet, of_track: bool) -> None:
+        """Every packet of the file; `of_track` are those of this track."""
         if self._in_order and packet.pos is not None and packet.pos >= 0:
             # An ogg has many packets at one place, so that only a new highest number tells of bytes in between.
             passed = packet.pos - self._read
             if self._passed is None:
                 self._passed = passed
-            self._skipped[1] += max(0, passed - self._passed)
+            self._skipped_since += max(0, passed - self._passed)
             self._passed = max(self._passed, passed)
             self._read += packet.size
-        self._own += packet.size if own else 0
+        if of_track:
+            self._read_of_track += packet.size
 
     def fail(self, packet: Packet) -> None:
         """A packet of the track did not decode, and is no tag."""
@@ -342,14 +415,15 @@ class Losses:
     def before_frame(self) -> Hole:
         """What was noticed since the last frame."""
         # In an ogg the packet before a hole already bears the place of the page behind it.
-        found = Hole(self._gapless or self._failed_since, sum(self._skipped))
+        hole = Hole(self._gapless or self._failed_since, self._skipped_before + self._skipped_since)
         self._failed_since = False
-        self._skipped = [self._skipped[1], 0]
-        return found
+        self._skipped_before = self._skipped_since
+        self._skipped_since = 0
+        return hole
 
     def silence(self, seconds: float, hole: Hole, decoded: float) -> None:
         """So much was put in before a frame; `decoded` seconds are there before it."""
-        expected = seconds * self._own / decoded if decoded else 0.0
+        expected = seconds * self._read_of_track / decoded if decoded else 0.0
         bytes_there = hole.skipped > max(MISSING_BYTES, SKIPPED_SHARE * expected)
         if hole.certain or bytes_there:
             self._silence += seconds
@@ -374,8 +448,8 @@ def stated_end(container: InputContainer, stream: AudioStream, file: BinaryIO) -
         return None
     if kind == "mov" and not stream.frames:  # its table of samples is empty; FFmpeg gives it the length of the others
         return None
-    own = kind != "matroska"  # which states one length for all
-    if own and stream.duration is not None and stream.time_base is not None:
+    length_is_of_track = kind != "matroska"  # which states one length for all
+    if length_is_of_track and stream.duration is not None and stream.time_base is not None:
         return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
     if container.duration is not None and len(container.streams) == 1:
         return container.duration / av.time_base

@@ -18,7 +18,7 @@ import av
 import numpy as np
 import pytest
 
-from mlx_speech.audio import audio_from_array, load_audio, louder
+from mlx_speech.audio import audio_from_array, blocks, load_audio, louder
 from mlx_speech.errors import AudioError, OptionError
 
 LOSSLESS = [("wav", "pcm_f32le"), ("wav", "pcm_f64le"), ("wav", "pcm_s24le"), ("flac", "flac"), ("aiff", "pcm_s16be")]
@@ -720,3 +720,80 @@ def test_damaged_files_give_sound_or_one_error(kind, codec):
         else:
             assert np.abs(sound).max(initial=0) <= 1
             assert sound.size or kind == "mov"  # one byte may empty its table of samples
+
+
+def heard(read: Callable[[], np.ndarray]) -> tuple[np.ndarray, list[str]]:
+    """What a function reads, and its warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sound = read()
+    assert all(warning.filename == __file__ for warning in caught)
+    return sound, [str(warning.message) for warning in caught]
+
+
+def joined(data: bytes, block_seconds: float, **options) -> np.ndarray:
+    """The blocks of a recording, one behind the other, after a look at their times and sizes."""
+    sounds = [np.zeros(0, np.float32)]
+    position = 0
+    rate = options.get("sample_rate", 16_000)
+    for start, sound in blocks(io.BytesIO(data), block_seconds=block_seconds, **options):
+        assert start == position / rate and sound.dtype == np.float32
+        sounds.append(sound)
+        position += sound.size
+    assert {sound.size for sound in sounds[1:-1]} <= {round(block_seconds * rate)}
+    assert sounds[-1].size <= round(block_seconds * rate)
+    return np.concatenate(sounds)
+
+
+def same_in_blocks(data: bytes, block_seconds: float, **options) -> None:
+    """The blocks are what `load_audio` gives, with its warnings, or its error."""
+    try:
+        expected, said = heard(lambda: load_audio(io.BytesIO(data), **options))
+    except AudioError as error:  # an m4a that breaks off
+        with pytest.raises(AudioError) as caught:
+            joined(data, block_seconds, **options)
+        assert str(caught.value) == str(error)
+        return
+    found, warned = heard(lambda: joined(data, block_seconds, **options))
+    assert found.tobytes() == expected.tobytes() and warned == said
+
+
+@pytest.mark.parametrize("block_seconds", [0.05, 1.0, 1.7, 60.0])
+@pytest.mark.parametrize(("kind", "codec"), LOSSLESS + LOSSY + MORE)
+def test_blocks_join_to_what_load_audio_gives(kind, codec, block_seconds):
+    """To the last bit, and with the same warnings: of one channel and of two, of which one cancels the other for a
+    while, at another rate, and of a file that breaks off."""
+    noise = np.random.default_rng(12).uniform(-0.5, 0.5, 200_000).astype(np.float32)
+    turned = np.where(np.arange(noise.size) < 100_000, -noise, noise)
+    cases = [(encode(kind, codec, 48_000, noise), {}), (encode(kind, codec, 48_000, noise), {"sample_rate": 22_050})]
+    cases.append((encode(kind, codec, 48_000, np.stack([noise, turned]), "stereo"), {}))
+    cases.append((cases[0][0][: len(cases[0][0]) * 2 // 3], {}))
+    for data, options in cases:
+        same_in_blocks(data, block_seconds, **options)
+
+
+def test_blocks_come_while_a_recording_is_decoded():
+    """Sound on another scale in the second half does not keep the first from being heard."""
+    sound = np.concatenate([tone(300, 16_000, 20), np.full(16_000, 20.0)])
+    found = blocks(io.BytesIO(encode("wav", "pcm_f32le", 16_000, sound)), block_seconds=2)
+    assert [next(found)[0] for _ in range(5)] == [0, 2, 4, 6, 8]
+    with pytest.raises(AudioError, match="its samples reach 20"):
+        list(found)
+    long = blocks(io.BytesIO(pcm(np.zeros(160_000))), block_seconds=1, max_duration=5)
+    assert next(long)[1].size == 16_000
+    with pytest.raises(AudioError, match="longer than 5 s"):
+        list(long)
+    assert not list(blocks(io.BytesIO(empty("wav", "pcm_f32le"))))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"audio_track": "all"}, "blocks are of one track"),
+        *(({"block_seconds": seconds}, "block_seconds is") for seconds in (0, -1, 1e-6, float("nan"), float("inf"))),
+        ({"sample_rate": 7}, "a sample rate of 7 Hz"),
+    ],
+)
+def test_blocks_of_nothing_are_refused(options, says):
+    with pytest.raises(OptionError, match=says):
+        next(blocks(io.BytesIO(pcm(np.zeros(1000))), **options))

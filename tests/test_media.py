@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 from av.filter import Graph
-from test_audio import SCRIPTS, decode, encode, lag, pcm, rms, tone
+from test_audio import SCRIPTS, decode, encode, lag, pcm, rms, same_in_blocks, tone
 
 from mlx_speech.audio import load_audio, load_tracks
 from mlx_speech.errors import AudioError, OptionError
@@ -146,6 +146,20 @@ def test_a_gap_in_the_sound_is_silence_and_no_damage(kind, codec, picture):
     assert not found[round(2.3 * RATE) : round(3.3 * RATE)].any()
 
 
+@pytest.mark.parametrize(("kind", "codec"), GAPS)
+def test_blocks_have_the_same_silence(kind, codec):
+    """Sound that begins late and has a gap, and one of several tracks."""
+    late = [(1.2, noise(2.048, 1)), (4.5, noise(1.024, 2))]
+    same_in_blocks(film(kind, codec, late, picture=8), 0.7)
+    if kind not in ("flv", "asf"):
+        for number in (None, 2):
+            same_in_blocks(film(kind, codec, [(0, noise(1.024))], late), 0.7, audio_track=number)
+
+
+def test_blocks_follow_a_clock_that_jumps():
+    same_in_blocks(later("mpegts", "aac", 0) + later("mpegts", "aac", 5000), 0.7)
+
+
 @pytest.mark.parametrize("rate", [8000, 48_000])
 def test_a_gap_at_another_rate(rate):
     found = decode(
@@ -228,7 +242,7 @@ def placed(
     clock = Clock(container, limit)
     for time in picture:
         dts = round(1000 * time)
-        clock.see(cast(Any, SimpleNamespace(dts=dts, time_base=Fraction(1, 1000), stream=streams[1])), own=False)
+        clock.see(cast(Any, SimpleNamespace(dts=dts, time_base=Fraction(1, 1000), stream=streams[1])), of_track=False)
     count = round(duration * 100_000)
     frames: list[Any] = [SimpleNamespace(samples=count, sample_rate=100_000, time=time) for time in times]
     found = [
