@@ -12,18 +12,13 @@ one of several by libswresample's weights too, those of `ffmpeg -ac 1`.
 from __future__ import annotations
 
 import inspect
-import io
 import math
 import os
-import shutil
-import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import av
@@ -131,7 +126,7 @@ def blocks(
     options = _Options(sample_rate, max_duration, audio_track)
     start = 0
     with _opened(source, options) as (file, container):
-        recording = _Recording(file, container, _name(source), options)
+        recording = _Recording(file, container, media.name_of(source), options)
         reader = recording.readers[0]
         for _ in recording.packets():
             while reader.sink.ready >= size:
@@ -264,59 +259,6 @@ def _mono_array(array: np.ndarray, rate: int) -> np.ndarray:
     return np.concatenate(seconds)
 
 
-def _name(source: object) -> str:
-    """What messages call `source`, on one line."""
-    if isinstance(source, str | os.PathLike):
-        name = "standard input" if source == "-" else os.fspath(source)
-    else:
-        name = getattr(source, "name", None)
-    return " ".join(name.split("\n")) if isinstance(name, str) and name else "the given file"
-
-
-@contextmanager
-def _seekable(source: object, name: str) -> Iterator[BinaryIO]:
-    """`source` opened at its start. What comes through a pipe is copied to a temporary file first, since an m4a may
-    keep its index at the end."""
-    if isinstance(source, str | os.PathLike) and source != "-":
-        with _open(Path(source), name) as file, _at_start(file) as start:
-            yield start
-        return
-    file = getattr(sys.stdin, "buffer", None) if isinstance(source, str) else source
-    if isinstance(file, io.TextIOBase):
-        raise AudioError(f'{name}: opened as text: open it with "rb"')
-    if not hasattr(file, "read"):
-        raise OptionError(f'a {type(file).__name__} is no recording: give a path, "-" or a file opened with "rb"')
-    with _at_start(cast(BinaryIO, file)) as start:
-        yield start
-
-
-def _open(path: Path, name: str) -> BinaryIO:
-    try:
-        if path.is_dir():
-            raise AudioError(f"{name}: is a folder: name a recording in it")
-        return path.open("rb")
-    except FileNotFoundError as error:
-        raise AudioError(f"{name}: there is no such file: check the path and its spelling") from error
-    except ValueError as error:  # a null character
-        raise AudioError(f"{name!r}: no file can have this name") from error
-
-
-@contextmanager
-def _at_start(file: BinaryIO) -> Iterator[BinaryIO]:
-    try:
-        seekable = not hasattr(file, "seekable") or file.seekable()
-    except ValueError as error:
-        raise AudioError(f"{_name(file)}: the file object is closed") from error
-    if seekable:
-        file.seek(0)
-        yield file
-    else:
-        with tempfile.TemporaryFile() as copy:
-            shutil.copyfileobj(file, copy)
-            copy.seek(0)
-            yield copy
-
-
 # --- a file ----------------------------------------------------------------------------------------------------------
 
 
@@ -327,9 +269,9 @@ def _opened(source: Source, options: _Options) -> Iterator[tuple[BinaryIO, Input
     check_track(options.audio_track)
     if not options.max_duration > 0:
         raise OptionError(f"max_duration is {options.max_duration}: give a number of seconds above 0")
-    name = _name(source)
+    name = media.name_of(source)
     try:
-        with _seekable(source, name) as file:
+        with media.seekable(source, name) as file:
             file.seek(0)
             with media.open_media(file, name) as container:
                 yield file, container
@@ -340,7 +282,7 @@ def _opened(source: Source, options: _Options) -> Iterator[tuple[BinaryIO, Input
 def _load(source: Source, options: _Options) -> list[np.ndarray]:
     """What `load_audio` adds up: one array for every track that is asked for."""
     with _opened(source, options) as (file, container):
-        recording = _Recording(file, container, _name(source), options)
+        recording = _Recording(file, container, media.name_of(source), options)
         for _ in recording.packets():
             pass
         recording.close()

@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import errno
 import io
+import os
+import shutil
 import struct
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import av
 from av.error import FFmpegError
 from av.format import Flags
 from av.stream import Disposition
 
-from mlx_speech.errors import AudioError
+from mlx_speech.errors import AudioError, OptionError
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -87,6 +92,59 @@ class Track:
     number: int
     stream: AudioStream
     label: str
+
+
+def name_of(source: object) -> str:
+    """What messages call `source`, on one line."""
+    if isinstance(source, str | os.PathLike):
+        name = "standard input" if source == "-" else os.fspath(source)
+    else:
+        name = getattr(source, "name", None)
+    return " ".join(name.split("\n")) if isinstance(name, str) and name else "the given file"
+
+
+@contextmanager
+def seekable(source: object, name: str) -> Iterator[BinaryIO]:
+    """`source` opened at its start. What comes through a pipe is copied to a temporary file first, since an m4a may
+    keep its index at the end."""
+    if isinstance(source, str | os.PathLike) and source != "-":
+        with _open(Path(source), name) as file, _at_start(file) as start:
+            yield start
+        return
+    file = getattr(sys.stdin, "buffer", None) if isinstance(source, str) else source
+    if isinstance(file, io.TextIOBase):
+        raise AudioError(f'{name}: opened as text: open it with "rb"')
+    if not hasattr(file, "read"):
+        raise OptionError(f'a {type(file).__name__} is no recording: give a path, "-" or a file opened with "rb"')
+    with _at_start(cast(BinaryIO, file)) as start:
+        yield start
+
+
+def _open(path: Path, name: str) -> BinaryIO:
+    try:
+        if path.is_dir():
+            raise AudioError(f"{name}: is a folder: name a recording in it")
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise AudioError(f"{name}: there is no such file: check the path and its spelling") from error
+    except ValueError as error:  # a null character
+        raise AudioError(f"{name!r}: no file can have this name") from error
+
+
+@contextmanager
+def _at_start(file: BinaryIO) -> Iterator[BinaryIO]:
+    try:
+        can_seek = not hasattr(file, "seekable") or file.seekable()
+    except ValueError as error:
+        raise AudioError(f"{name_of(file)}: the file object is closed") from error
+    if can_seek:
+        file.seek(0)
+        yield file
+    else:
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(file, copy)
+            copy.seek(0)
+            yield copy
 
 
 def _refuse(url: str, *_: object) -> BinaryIO:
