@@ -21,8 +21,9 @@ from mlx_speech.errors import AudioError, OptionError
 from mlx_speech.loading import load
 from mlx_speech.models.wav2vec2 import Model, ModelArgs
 from mlx_speech.stages import align as stage
-from mlx_speech.stages.align import Labels, align, log_probabilities, viterbi
+from mlx_speech.stages.align import Labels, align, log_probabilities
 from mlx_speech.stages.spelling import split_words, spoken
+from mlx_speech.stages.viterbi import viterbi
 from mlx_speech.transcript import Segment, Word
 
 RATE, HOP = 16_000, 0.02
@@ -197,8 +198,8 @@ def test_a_batch_is_its_segments_alone_in_any_order() -> None:
 def test_one_viterbi_or_many_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     audio, segments = make.speech(12), segments_of(TEXTS)
     expected = align(segments, audio, tiny(), language="en", batch_size=2)
-    monkeypatch.setattr(stage, "CELLS", 1)
-    monkeypatch.setattr(stage, "LONGEST", 1)
+    monkeypatch.setattr(stage, "BYTES_PER_VITERBI", 1)
+    monkeypatch.setattr(stage, "SAMPLES_PER_ROW", 1)
     assert align(segments, audio, tiny(), language="en", batch_size=2) == expected
 
 
@@ -270,7 +271,7 @@ def check_times(words: list[Word], expected: list[tuple[str, float, float]], wit
 def test_planted_characters_that_fill_their_time(offset: float) -> None:
     frames = "...hhheelll.llloo|||....wwwoorrlldd..."
     words = times(frames, Planted(LATIN), "Hello, world!", offset=offset)
-    check_times(words, [("Hello,", 3, 17), ("world!", 24, 35 + stage.TAIL)])
+    check_times(words, [("Hello,", 3, 17), ("world!", 24, 35 + stage.TAIL_FRAMES)])
     assert all(word.aligned and word.score > 0.99 for word in words)
 
 
@@ -278,7 +279,7 @@ def test_planted_spikes() -> None:
     frames = "...h...e...l...l...o........|..w...o...r...l...d........"
     words = times(frames, Planted(LATIN), "hello world")
     # "o" ends after its spike and TAIL, not at the delimiter; so does "d"
-    check_times(words, [("hello", 3, 20 + stage.TAIL), ("world", 31, 48 + stage.TAIL)])
+    check_times(words, [("hello", 3, 20 + stage.TAIL_FRAMES), ("world", 31, 48 + stage.TAIL_FRAMES)])
 
 
 def test_characters_of_words() -> None:
@@ -295,7 +296,7 @@ def test_characters_of_words() -> None:
 def test_numbers_are_spelled_and_belong_to_their_word() -> None:
     frames = "..i..|..f.o.r.t.y.|.t.w.o..|.m.e.n...."
     words = times(frames, Planted(LATIN), "I, 42 men", return_char_alignments=True)
-    check_times(words, [("I,", 2, 5), ("42", 8, 25 + stage.TAIL - 1), ("men", 29, 37.5)], within=1.01)
+    check_times(words, [("I,", 2, 5), ("42", 8, 25 + stage.TAIL_FRAMES - 1), ("men", 29, 37.5)], within=1.01)
     four, two = words[1].chars
     assert (four.text, two.text) == ("4", "2") and four.end == two.start and four.score == two.score > 0.9
 
@@ -304,7 +305,7 @@ def test_an_unknown_word_takes_the_frames_between_its_neighbours() -> None:
     """Hindi has no words for numbers here, so 42 is two wildcards, in whose frames nine letters are heard."""
     frames = "..a.b..|..p.q.r.s.t.u.v.w.x...|..c.d....."
     words = times(frames, Planted(LATIN), "ab 42 cd", language="hi")
-    check_times(words, [("ab", 2, 7), ("42", 10, 27 + stage.TAIL), ("cd", 33, 38.5)], within=1.01)
+    check_times(words, [("ab", 2, 7), ("42", 10, 27 + stage.TAIL_FRAMES), ("cd", 33, 38.5)], within=1.01)
     assert words[1].aligned and words[1].score > 0.5
 
 
@@ -317,7 +318,7 @@ def test_characters_are_the_words_of_chinese_and_its_spaces_are_not_missed() -> 
 def test_lengths_between_the_buckets_do_not_matter() -> None:
     for frames in (10, 48, 49, 50, 51, 99):
         words = times("." * 3 + "a" + "." * frames, Planted(LATIN), "a")
-        check_times(words, [("a", 3, 4 + stage.TAIL)])
+        check_times(words, [("a", 3, 4 + stage.TAIL_FRAMES)])
 
 
 # --- what words hold to ----------------------------------------------------------------------------------------------
