@@ -12,5 +12,5 @@ DEMO = ASSETS / "demo"  # small originals, and recordings
 
 
 def table(name: str) -> dict[str, Any]:
-    """A table by its name: "align", "credits" or "languages"."""
+    """A table by its name, that of a file in assets/tables: "abbreviations", "align", "credits" …"""
     return json.loads((ASSETS / "tables" / f"{name}.json").read_text(encoding="utf-8"))

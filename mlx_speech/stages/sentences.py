@@ -14,27 +14,27 @@ from itertools import pairwise
 import numpy as np
 
 from mlx_speech.languages import is_torn, unspaced
+from mlx_speech.package_data import table
 from mlx_speech.transcript import Segment, Word, space_between
 
 MAX_GAP = 1.0  # seconds between segments of one sentence
 PAUSE = 0.25  # seconds behind a full stop that may belong to an abbreviation, from which it ends the sentence
 MAX_DURATION = 30.0  # seconds; a longer sentence is cut at its longest pause
+LEAST_WEIGHT = 1e-6  # of a word in a mean, in seconds, so that words of no length count alike
 
 _TERMINAL = ".!?…。！？｡．‼⁇⁈⁉؟۔।॥։።፧။។៕།"
+_GREEK_TERMINAL = _TERMINAL + ";\u037e"  # its question mark is a semicolon
 _CLOSING = "\"'”’»›)]}」』）】》〉〕｣＂"
 _OPENING = "\"'“‘„‚«‹([{¿¡「『（【《〈〔｢—–-"
-# without their last full stop: these never end a sentence
-_TITLES: str = (
-    "en mr mrs ms dr prof st mt gen col sgt capt lt rev hon gov sen rep vs e.g i.e cf approx dept"
-    "|de hr fr dr prof z.b d.h u.a v.a bzw ca st evtl ggf inkl vgl sog|fr m mm mme mlle dr p.ex cf env"
-    "|es sr sra srta dr dra d ud uds p.ej|it sig sig.ra dott dr prof avv ing p.es|pt sr sra dr dra prof p.ex"
-    "|nl dhr mevr dr drs prof ir bijv d.w.z o.a m.n t.a.v|sv t.ex bl.a dvs d.v.s s.k f.d ca dr prof"
-    "|da f.eks bl.a dvs ca dr hr fr|no f.eks bl.a dvs ca dr|fi esim ns mm dr|pl np m.in tzn tj dr prof ul"
-    "|cs např tj mj dr ing mgr|ru т.е т.к т.н г ул им проф"
-)
-_SOMETIMES = ("etc", "jr", "sr", "inc", "ltd", "co", "corp", "usw", "usf", "osv", "m.m", "atd", "itd")  # these may
-_BEFORE_NUMBERS = ("no", "nos", "nr", "fig", "vol", "p", "pp", "art", "ch", "sec")  # these do, but for a number behind
-_ORDINALS = frozenset({"de", "da", "no", "nn", "fi", "cs", "sk", "pl", "hu", "hr", "sl", "sr", "et", "lv", "tr", "is"})
+_INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # "J", "U.S", without the last full stop
+LONGEST_ORDINAL = 2  # digits: "31. Oktober"; behind a longer number a sentence ends
+
+# abbreviations in small letters, without their last full stop
+_ABBREVIATIONS = table("abbreviations")
+_TITLES: dict[str, list[str]] = _ABBREVIATIONS["titles"]  # code → those that never end a sentence
+_SOMETIMES_LAST = frozenset(_ABBREVIATIONS["sometimes_last"])  # of any language: a sentence may end behind these
+_BEFORE_NUMBERS = frozenset(_ABBREVIATIONS["before_numbers"])  # ends a sentence, but where a number follows
+_ORDINAL_POINTS = frozenset(_ABBREVIATIONS["ordinal_points"])  # languages that write "3. Oktober"
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,14 @@ def split_sentences(segments: Sequence[Segment], language: str) -> tuple[Segment
         if not run[0].words:
             sentences += run
             continue
-        code, start = run[0].language or language, 0
+        code = run[0].language or language
         pieces = _pieces(run)
-        cased = any(piece.word.text.lstrip(_OPENING)[:1].isupper() for piece in pieces)
-        for k in range(len(pieces)):
-            if k + 1 == len(pieces) or _ends(pieces[start : k + 1], pieces[k + 1], code, cased):
-                sentences += [_sentence(part) for part in _short(pieces[start : k + 1])]
-                start = k + 1
+        cased = any(_first_letter(piece.word.text).isupper() for piece in pieces)
+        start = 0
+        for stop in range(1, len(pieces) + 1):
+            if stop == len(pieces) or _ends(pieces[start:stop], pieces[stop], code, cased):
+                sentences += [_sentence(part) for part in _short(pieces[start:stop])]
+                start = stop
     return tuple(sentences)
 
 
@@ -83,14 +84,21 @@ def _runs(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
 
 
 def _continues(last: Segment, segment: Segment) -> bool:
-    if not last.words or not segment.words or last.language != segment.language or last.speaker != segment.speaker:
+    """Whether a sentence may go on from one segment to the next."""
+    if not last.words or not segment.words:
         return False
-    before, after = last.words[-1], segment.words[0]
+    if last.language != segment.language or last.speaker != segment.speaker:
+        return False
+    before = last.words[-1]
+    after = segment.words[0]
     return before.speaker == after.speaker and after.start - before.end <= MAX_GAP
 
 
 def _punctuated(run: list[Segment]) -> list[list[Segment]]:
-    return [run] if any(set(_TERMINAL) & set(segment.text) for segment in run) else [[segment] for segment in run]
+    """The run, or its segments one by one where it has no punctuation."""
+    if any(set(_TERMINAL) & set(segment.text) for segment in run):
+        return [run]
+    return [[segment] for segment in run]
 
 
 def _pieces(run: list[Segment]) -> list[_Piece]:
@@ -102,11 +110,19 @@ def _pieces(run: list[Segment]) -> list[_Piece]:
         before = " " if segment.spaced and not pieces else space_between(last_text, segment)
         place = 0
         for word, (start, end) in zip(segment.words, spans, strict=True):
-            behind = text[end:] if end == spans[-1][1] and word is segment.words[-1] else ""
+            behind = ""
+            if word is segment.words[-1] and end == spans[-1][1]:
+                behind = text[end:]
             pieces.append(_Piece(word, before + text[place:start], behind, segment))
-            before, place = "", end
+            before = ""
+            place = end
         last_text = text
     return pieces
+
+
+def _first_letter(word: str) -> str:
+    """Behind quotes and brackets; "" where there is none."""
+    return word.lstrip(_OPENING)[:1]
 
 
 def _ends(pieces: list[_Piece], next_piece: _Piece, language: str, cased: bool) -> bool:
@@ -114,63 +130,95 @@ def _ends(pieces: list[_Piece], next_piece: _Piece, language: str, cased: bool) 
 
     cased : whether words of this text begin with capitals at all
     """
+    last = pieces[-1]
     following = next_piece.word
-    if not pieces[-1].behind + next_piece.before and is_torn(pieces[-1].word.text, following.text):
+    touches = not last.behind + next_piece.before
+    if touches and is_torn(last.word.text, following.text):
         return False  # the point in "3.5"
     if not following.text.strip(_CLOSING + _TERMINAL):  # « Oui. »
         return False
-    *before, core = (piece.word.text.rstrip(_CLOSING) for piece in pieces[-2:])
-    core = core or "".join(before)
-    if not core or core[-1] not in _TERMINAL + (";\u037e" if language == "el" else ""):
+    core = last.word.text.rstrip(_CLOSING)
+    if not core and len(pieces) > 1:  # a closing mark alone
+        core = pieces[-2].word.text.rstrip(_CLOSING)
+    terminal = _GREEK_TERMINAL if language == "el" else _TERMINAL
+    if not core or core[-1] not in terminal:
         return False
-    start = following.text.lstrip(_OPENING)[:1]
-    if cased and start.islower():
+    if cased and _first_letter(following.text).islower():
         return False
-    if core[-1] != "." or core.endswith("..") or unspaced(core[-2:-1]):
+    is_full_stop = core[-1] == "." and not core.endswith("..") and not unspaced(core[-2:-1])
+    if not is_full_stop:
         return True
     name = core[:-1].lstrip(_OPENING)
-    known = name.lower()
-    titles = _titles(language)
-    if known in titles or (known in _BEFORE_NUMBERS and start.isdecimal()):
+    if _belongs_to_abbreviation(name, following.text, language):
         return False
     if name.isdecimal() and len(pieces) == 1:  # the number of a list's item
         return False
-    initials = re.fullmatch(r"(?:[^\W\d_]\.)*[^\W\d_]", name) is not None
-    if initials or known in _SOMETIMES or (name.isdecimal() and len(name) <= 2 and language in _ORDINALS):
-        return following.start - pieces[-1].word.end >= PAUSE
+    if _may_belong_to_abbreviation(name, language):
+        return following.start - last.word.end >= PAUSE
     return True
 
 
-def _titles(language: str) -> list[str]:
-    """Those of English for a language that has none: what is said in it may be translated, or be English."""
-    titles = dict(entry.split(" ", 1) for entry in _TITLES.split("|"))
-    return titles.get(language, titles["en"]).split()
+def _belongs_to_abbreviation(name: str, following: str, language: str) -> bool:
+    """Whether the full stop behind a word never ends a sentence. name : the word without it"""
+    known = name.lower()
+    # English for a language that has none: what is said in it may be translated, or be English.
+    titles = _TITLES.get(language, _TITLES["en"])
+    if known in titles:
+        return True
+    return known in _BEFORE_NUMBERS and _first_letter(following).isdecimal()
+
+
+def _may_belong_to_abbreviation(name: str, language: str) -> bool:
+    """Whether the full stop behind a word may be that of initials, an abbreviation or an ordinal number."""
+    if _INITIALS.fullmatch(name) or name.lower() in _SOMETIMES_LAST:
+        return True
+    return name.isdecimal() and len(name) <= LONGEST_ORDINAL and language in _ORDINAL_POINTS
 
 
 def _short(pieces: list[_Piece]) -> list[list[_Piece]]:
     """Cut at the longest pause, of equals that nearest the middle, until nothing is longer than `MAX_DURATION`."""
-    parts, waiting = [], [pieces]
+    parts: list[list[_Piece]] = []
+    waiting = [pieces]
     while waiting:
         part = waiting.pop()
         if len(part) < 2 or part[-1].word.end - part[0].word.start <= MAX_DURATION:
             parts.append(part)
             continue
-        pauses = [round(after.word.start - before.word.end, 3) for before, after in pairwise(part)]
-        cut = max(range(1, len(part)), key=lambda k: (pauses[k - 1], -abs(2 * k - len(part))))
-        waiting += [part[cut:], part[:cut]]
+        cut = _longest_pause(part)
+        waiting.append(part[cut:])
+        waiting.append(part[:cut])
     return parts
 
 
+def _longest_pause(pieces: list[_Piece]) -> int:
+    """The piece before which it is; of equals, that nearest the middle."""
+    pauses = [round(after.word.start - before.word.end, 3) for before, after in pairwise(pieces)]
+
+    def rank(k: int) -> tuple[float, int]:
+        return pauses[k - 1], -abs(2 * k - len(pieces))
+
+    return max(range(1, len(pieces)), key=rank)
+
+
 def _sentence(pieces: list[_Piece]) -> Segment:
+    """The pieces as a segment; its figures are means over theirs, weighed by the duration of the words."""
     words = tuple(piece.word for piece in pieces)
-    text = "".join(piece.before + piece.word.text + piece.behind for piece in pieces).strip()
-    weights = np.array([piece.word.duration for piece in pieces]) + 1e-6  # words of no length count alike
+    text = "".join(piece.before + piece.word.text + piece.behind for piece in pieces)
+    weights = np.array([word.duration for word in words]) + LEAST_WEIGHT
 
-    def mean(name: str) -> float:
-        return float(np.average([getattr(piece.segment, name) for piece in pieces], weights=weights))
+    def mean(values: list[float]) -> float:
+        return float(np.average(values, weights=weights))
 
-    means = {name: mean(name) for name in ("temperature", "avg_logprob", "compression_ratio", "no_speech_prob")}
-    first = pieces[0].segment
-    spaced = pieces[0].before[:1].isspace()
-    times = {"start": words[0].start, "end": words[-1].end}
-    return replace(first, **times, text=text, words=words, tokens=(), spaced=spaced, **means)
+    return replace(
+        pieces[0].segment,
+        start=words[0].start,
+        end=words[-1].end,
+        text=text.strip(),
+        words=words,
+        tokens=(),
+        spaced=pieces[0].before[:1].isspace(),
+        temperature=mean([piece.segment.temperature for piece in pieces]),
+        avg_logprob=mean([piece.segment.avg_logprob for piece in pieces]),
+        compression_ratio=mean([piece.segment.compression_ratio for piece in pieces]),
+        no_speech_prob=mean([piece.segment.no_speech_prob for piece in pieces]),
+    )
