@@ -265,8 +265,8 @@ def test_contradictions_name_both_options(numbers: dict[str, int], names: tuple[
 
 
 def test_bounds_that_meet_are_a_number() -> None:
-    assert cluster.speaker_bounds(min_speakers=3, max_speakers=3) == cluster.Bounds(3, 3, 3)
-    assert cluster.speaker_bounds(2, 1, 5) == cluster.Bounds(2, 2, 2)
+    assert cluster.speaker_bounds(min_speakers=3, max_speakers=3) == cluster.SpeakerBounds(3, 3, 3)
+    assert cluster.speaker_bounds(2, 1, 5) == cluster.SpeakerBounds(2, 2, 2)
     assert [cluster.speaker_bounds().target(k) for k in (1, 7)] == [None, None]
     assert [cluster.speaker_bounds(None, 2, 4).target(k) for k in (1, 2, 4, 9)] == [2, None, None, 4]
 

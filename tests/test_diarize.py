@@ -247,7 +247,9 @@ def test_names_are_in_the_originals_order_beyond_ten(pldas: Any) -> None:
         theirs = original(Given(clustering, pldas[0], PARAMS[clustering]), heard.segmentations, heard.embeddings, 10.0)
         assert len(ours.embeddings) >= 12 and len(ours.turns) > 50
         same(ours, theirs)
-        centroids = cluster.cluster(heard.embeddings, heard.segmentations, cluster.Bounds(), **given_params(given))[1]
+        centroids = cluster.cluster(
+            heard.embeddings, heard.segmentations, cluster.SpeakerBounds(), **given_params(given)
+        )[1]
         assert np.array_equal(ours.embeddings["SPEAKER_02"], centroids[10])  # "10" sorts before "2"
 
 
@@ -359,7 +361,7 @@ def test_the_rule_of_version_3_takes_every_voice() -> None:
     rng = np.random.default_rng(1)
     for place, voice in enumerate(rng.normal(size=(2, 256))):
         embeddings[20 * place :, place] = voice + 0.1 * rng.normal(size=(40 - 20 * place, 256))
-    run = partial(cluster.cluster, embeddings, segmentations, cluster.Bounds(), clustering=AHC)
+    run = partial(cluster.cluster, embeddings, segmentations, cluster.SpeakerBounds(), clustering=AHC)
     assert len(run()[1]) == 1 and len(run(min_active_ratio=0.0)[1]) == 2
 
 

@@ -182,10 +182,10 @@ def _meeting(seconds: float) -> tuple[np.ndarray, np.ndarray]:
 
 def clustering_ours(device: str, quick: bool, seconds: float) -> Call:
     model = _ours(device, quick)
-    from mlx_speech.stages.cluster import Bounds, cluster
+    from mlx_speech.stages.cluster import SpeakerBounds, cluster
 
     segmentations, embeddings = _meeting(seconds)
-    return lambda: cluster(embeddings, segmentations, Bounds(), plda=model.plda)[0]
+    return lambda: cluster(embeddings, segmentations, SpeakerBounds(), plda=model.plda)[0]
 
 
 def clustering_pyannote(device: str, quick: bool, seconds: float) -> Call:

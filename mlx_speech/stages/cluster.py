@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -27,47 +27,63 @@ NONE = -2  # in place of a cluster
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """How many speakers may be found; `low` and `high` are both `num` where that is given."""
+class SpeakerBounds:
+    """How many speakers may be found: from `low` to `high`, which are both `num` where one number is asked for.
+
+    least_is_given : whether somebody has asked for a least number, so that fewer are worth a warning
+    """
 
     num: int | None = None
     low: int = 1
     high: float = math.inf
+    least_is_given: bool = field(default=False, compare=False)
 
-    def within(self, count: int) -> Bounds:
+    def within(self, count: int) -> SpeakerBounds:
         """The same, asking for no more speakers than there are vectors."""
-        low, high = max(1, min(count, self.low)), max(1, min(count, self.high))
-        return Bounds(low if low == high else self.num, low, high)
+        low = max(1, min(count, self.low))
+        high = max(1, min(count, self.high))
+        num = low if low == high else self.num
+        return SpeakerBounds(num, low, high, self.least_is_given)
 
     def target(self, found: int) -> int | None:
         """The number to force on a clustering that found another one, or None."""
-        wanted = self.low if found < self.low else self.high if found > self.high else self.num
-        return None if wanted is None or wanted == found else int(wanted)
+        if found < self.low:
+            return self.low
+        if found > self.high:
+            return int(self.high)
+        if self.num is None or self.num == found:
+            return None
+        return self.num
 
 
 def speaker_bounds(
     num_speakers: int | None = None, min_speakers: int | None = None, max_speakers: int | None = None
-) -> Bounds:
+) -> SpeakerBounds:
     """Raises `OptionError`, naming the options, for numbers below one or that contradict each other."""
-    given = {"num_speakers": num_speakers, "min_speakers": min_speakers, "max_speakers": max_speakers}
-    for name, value in given.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
+    numbers = {"num_speakers": num_speakers, "min_speakers": min_speakers, "max_speakers": max_speakers}
+    for name, value in numbers.items():
+        if value is None:
+            continue
+        is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not is_whole or value < 1:
             raise OptionError(f"{name} is {brief(value)}: it has to be a whole number from 1")
-    low, high = min_speakers or 1, max_speakers or math.inf
+    low = min_speakers or 1
+    high = max_speakers or math.inf
     if low > high:
         raise OptionError(f"min_speakers is {low}, but max_speakers is {high}: it has to be at least min_speakers")
     if num_speakers is None:
-        return Bounds(int(low) if low == high else None, low, high)
-    if not low <= num_speakers <= high:
-        name, other = ("min_speakers", low) if num_speakers < low else ("max_speakers", high)
-        raise OptionError(f"num_speakers is {num_speakers}, but {name} is {other}: give one of them")
-    return Bounds(num_speakers, num_speakers, num_speakers)
+        return SpeakerBounds(low if low == high else None, low, high, min_speakers is not None)
+    if num_speakers < low:
+        raise OptionError(f"num_speakers is {num_speakers}, but min_speakers is {low}: give one of them")
+    if num_speakers > high:
+        raise OptionError(f"num_speakers is {num_speakers}, but max_speakers is {high}: give one of them")
+    return SpeakerBounds(num_speakers, num_speakers, num_speakers, least_is_given=True)
 
 
 def cluster(
     embeddings: np.ndarray,
     segmentations: np.ndarray,
-    bounds: Bounds,
+    bounds: SpeakerBounds,
     *,
     clustering: str = "VBxClustering",
     params: Mapping[str, Any] | None = None,
@@ -88,33 +104,44 @@ def cluster(
     """
     check(clustering, params, plda)
     settings = {**CLUSTERINGS[clustering], **(params or {})}
-    active = np.asarray(segmentations.any(axis=1))
+    active = np.asarray(segmentations.any(axis=1))  # (chunks, speakers)
     valid = np.isfinite(embeddings).all(axis=2) & (embeddings != 0).any(axis=2)
     chosen = valid & active
     if min_active_ratio > 0:
         alone = segmentations.sum(axis=2, keepdims=True) == 1
         chosen &= (segmentations * alone).sum(axis=1) >= min_active_ratio * segmentations.shape[1]
     vectors = embeddings[chosen]
-    if len(vectors) < 2 or (clustering == "AgglomerativeClustering" and bounds.within(len(vectors)).high < 2):
-        found = vectors if len(vectors) else embeddings[valid & active]
-        centroids = found.mean(axis=0, keepdims=True) if len(found) else np.zeros((1, embeddings.shape[2]))
-        return np.where(active, 0, NONE), centroids
-    if clustering == "AgglomerativeClustering":
-        labels = agglomerate(vectors, bounds.within(len(vectors)), settings["threshold"], settings["min_cluster_size"])
-        centroids, constrained = _means(vectors, labels), False
+    bounds_here = bounds.within(len(vectors))
+    is_agglomerative = clustering == "AgglomerativeClustering"
+    if len(vectors) < 2 or (is_agglomerative and bounds_here.high < 2):
+        return np.where(active, 0, NONE), _one_centroid(vectors if len(vectors) else embeddings[valid & active])
+    # Keeping the speakers of a window apart would bring speakers back that were not asked for.
+    constrained = False
+    if is_agglomerative:
+        labels = agglomerate(vectors, bounds_here, settings["threshold"], settings["min_cluster_size"])
+        centroids = _means(vectors, labels)
     else:
         centroids = _vbx_centroids(vectors, plda, settings)
         target = bounds.target(len(centroids))
-        if target is not None:
+        if target is None:
+            constrained = True
+        else:
             centroids = _means(vectors, kmeans(_unit(vectors), target))
-        constrained = target is None  # which would bring speakers back that were not asked for
     voices = embeddings.reshape(-1, embeddings.shape[2])
     similarity = 2 - _distances(voices, centroids).reshape(*active.shape, -1)  # from the cosine distance
-    hard = constrained_argmax(similarity, active) if constrained else similarity.argmax(axis=2)
-    return np.where(active, hard, NONE), centroids
+    clusters = constrained_argmax(similarity, active) if constrained else similarity.argmax(axis=2)
+    return np.where(active, clusters, NONE), centroids
 
 
-CLUSTERINGS: dict[str, dict[str, float]] = {  # and the settings of community-1 and of 3.1
+def _one_centroid(vectors: np.ndarray) -> np.ndarray:
+    """The mean of vectors (n, dimension), (1, dimension); zeros where there are none."""
+    if not len(vectors):
+        return np.zeros((1, vectors.shape[1]))
+    return vectors.mean(axis=0, keepdims=True)
+
+
+# the clusterings, and the settings that community-1 and 3.1 have
+CLUSTERINGS: dict[str, dict[str, float]] = {
     "VBxClustering": {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8},
     "AgglomerativeClustering": {"threshold": 0.7045654963945799, "min_cluster_size": 12},
 }
@@ -127,16 +154,19 @@ def check(clustering: str, params: Mapping[str, Any] | None, plda: object) -> No
     if clustering == "VBxClustering" and plda is None:
         raise ConfigError("VBxClustering needs a PLDA: use a pipeline that has one, or AgglomerativeClustering")
     for name, value in (params or {}).items():
-        known = name in CLUSTERINGS[clustering]
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
-        if not (number if known else name == "method" and value == "centroid"):
+        if name in CLUSTERINGS[clustering]:
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            is_supported = is_number and 0 < value < math.inf
+        else:
+            is_supported = name == "method" and value == "centroid"
+        if not is_supported:
             raise ConfigError(f"{clustering}: {brief(name)} is {brief(value)}, which is not supported")
 
 
 # --- agglomerative ---------------------------------------------------------------------------------------------------
 
 
-def agglomerate(vectors: np.ndarray, bounds: Bounds, threshold: float, min_cluster_size: int) -> np.ndarray:
+def agglomerate(vectors: np.ndarray, bounds: SpeakerBounds, threshold: float, min_cluster_size: int) -> np.ndarray:
     """Centroid linkage cut at `threshold`, or where it gives the number of large clusters asked for; small clusters
     join the most similar large one (pyannote.audio `AgglomerativeClustering.cluster`).
 
@@ -144,40 +174,46 @@ def agglomerate(vectors: np.ndarray, bounds: Bounds, threshold: float, min_clust
     """
     from scipy.cluster.hierarchy import fcluster
 
-    count, units = len(vectors), _unit(vectors)
-    size = min(min_cluster_size, max(1, round(0.1 * count)))
+    units = _unit(vectors)
+    least_size = min(min_cluster_size, max(1, round(0.1 * len(vectors))))  # of a large cluster
     tree = centroid_linkage(units)
     labels = fcluster(tree, threshold, criterion="distance") - 1
-    target = bounds.target(int((np.bincount(labels) >= size).sum()))
+    large_count = int((np.bincount(labels) >= least_size).sum())
+    target = bounds.target(large_count)
     if target is not None:
         merges = tree.copy()
-        merges[:, 2] = np.arange(count - 1)
-        labels = fcluster(merges, _best_merge(tree, threshold, size, target), criterion="distance") - 1
+        merges[:, 2] = np.arange(len(tree))  # cut at a row, as heights need not grow in a centroid linkage
+        labels = fcluster(merges, _best_merge(tree, threshold, least_size, target), criterion="distance") - 1
     sizes = np.bincount(labels)
-    large, small = np.flatnonzero(sizes >= size), np.flatnonzero(sizes < size)
+    large = np.flatnonzero(sizes >= least_size)
+    small = np.flatnonzero(sizes < least_size)
     if not small.size:
         return labels
     centroids = _means(units, labels)
+    nearest = _distances(centroids[large], centroids[small]).argmin(axis=0)
     joined = np.arange(len(sizes))
-    joined[small] = large[_distances(centroids[large], centroids[small]).argmin(axis=0)]
+    joined[small] = large[nearest]
     return np.unique(joined[labels], return_inverse=True)[1]
 
 
-def _best_merge(tree: np.ndarray, threshold: float, size: int, target: int) -> int:
-    """The row of `tree` up to which to merge so that `target` clusters have `size` members, or nearly as many: of
-    those that do, the one whose height is closest to `threshold`."""
+def _best_merge(tree: np.ndarray, threshold: float, least_size: int, target: int) -> int:
+    """The row of `tree` up to which to merge so that `target` clusters have `least_size` members, or nearly as many:
+    of those that do, the one whose height is closest to `threshold`."""
     count = len(tree) + 1
-    members, large = np.concatenate([np.ones(count), tree[:, 3]]), np.zeros(count, dtype=int)
-    large[0] = count if size <= 1 else 0
-    for row, (a, b) in enumerate(tree[:, :2].astype(int)):
-        change = int(members[count + row] >= size) - int(members[a] >= size) - int(members[b] >= size)
-        large[row + 1] = large[row] + change
+    sizes = np.concatenate([np.ones(count), tree[:, 3]])  # of single vectors, then of what each row merges
+    large = np.zeros(count, dtype=int)  # how many large clusters there are before each row
+    if least_size <= 1:
+        large[0] = count
+    for row, (one, other) in enumerate(tree[:, :2].astype(int)):
+        appeared = int(sizes[count + row] >= least_size)
+        vanished = int(sizes[one] >= least_size) + int(sizes[other] >= least_size)
+        large[row + 1] = large[row] + appeared - vanished
     order = np.argsort(np.abs(tree[:, 2] - threshold))  # as the original sorts, in case of equals
-    order = order[tree[order, 3] >= size]
-    off = np.abs(large[order + 1] - target)
-    if off.min() >= abs(1 - target):
+    order = order[tree[order, 3] >= least_size]
+    missed = np.abs(large[order + 1] - target)
+    if missed.min() >= abs(1 - target):
         return count - 1  # all in one
-    return int(order[off.argmin()])
+    return int(order[missed.argmin()])
 
 
 # --- VBx -------------------------------------------------------------------------------------------------------------
@@ -191,7 +227,7 @@ def _vbx_centroids(vectors: np.ndarray, plda: Any, settings: Mapping[str, float]
     with mx.stream(mx.cpu):  # float64
         features = np.array(plda(mx.array(vectors, dtype=mx.float64)))
     gamma, prior = vbx(labels, features, np.array(plda.psi), Fa=settings["Fa"], Fb=settings["Fb"])
-    weights = gamma[:, prior > MIN_PRIOR]
+    weights = gamma[:, prior > MIN_PRIOR]  # (n, speakers)
     return weights.T @ vectors / weights.sum(axis=0, keepdims=True).T
 
 
@@ -258,14 +294,17 @@ def constrained_argmax(similarity: np.ndarray, active: np.ndarray) -> np.ndarray
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine distances of a (n, dimension) and b (m, dimension), (n, m)."""
     from scipy.spatial.distance import cdist
 
     return cdist(a, b, metric="cosine")
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
+    """vectors (n, dimension), each of length 1."""
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def _means(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Of the vectors (n, dimension) of each label, in order of the labels (n,); (clusters, dimension)."""
     return np.stack([vectors[labels == label].mean(axis=0) for label in np.unique(labels)])

@@ -16,18 +16,24 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_speech import steps
 from mlx_speech.blas import on_cpu
 from mlx_speech.errors import ConfigError, OptionError, brief, in_range
-from mlx_speech.features import one_channel, speaker_fbank
+from mlx_speech.features import SAMPLE_RATE, one_channel, speaker_fbank
 from mlx_speech.models.diarization_pipeline import Model
 from mlx_speech.stages import cluster, windows
+from mlx_speech.stages.cluster import SpeakerBounds, speaker_bounds
 from mlx_speech.stages.windows import Windows
+from mlx_speech.steps import Steps
 from mlx_speech.transcript import Diarization, Turn
 
-FRAMES = Windows(duration=991 / 16_000, step=270 / 16_000)  # of PyanNet with the stride that all published ones have
+# of PyanNet with the stride that all published ones have
+FRAMES = Windows(duration=991 / SAMPLE_RATE, step=270 / SAMPLE_RATE)
 MIN_SAMPLES = 400  # of a filterbank frame: a voice needs more for an embedding of its own
-SHARES = (0.0, 0.15), (0.15, 0.95)  # of the work, for the progress: segmentation and embeddings
-BLOCK = 1 << 16  # frames that are sorted at once, for the memory
+# How much of the work is done behind segmentation and behind the embeddings; clustering is the rest.
+SHARE_BEHIND_SEGMENTATION = 0.15
+SHARE_BEHIND_EMBEDDINGS = 0.95
+FRAMES_PER_SORT = 1 << 16  # that are sorted at once, for the memory
 
 
 def diarize(
@@ -51,35 +57,89 @@ def diarize(
     where they are wrong, `ConfigError` for a pipeline with settings that are not supported, and `AudioError` for audio
     of another shape.
     """
+    work = diarize_steps(
+        audio,
+        model,
+        num_speakers=num_speakers,
+        min_speakers=min_speakers,
+        max_speakers=max_speakers,
+        batch_size=batch_size,
+    )
+    if on_progress is None:
+        return steps.run(work)
+    duration = np.size(audio) / SAMPLE_RATE
+    return steps.run(work, lambda seconds: on_progress(seconds / duration))
+
+
+def diarize_steps(
+    audio: Any,
+    model: Model,
+    *,
+    num_speakers: int | None = None,
+    min_speakers: int | None = None,
+    max_speakers: int | None = None,
+    batch_size: int = 32,
+) -> Steps[Diarization]:
+    """`diarize` in steps of a batch of windows, and one of clustering: yields the seconds of audio done, as far as the
+    work can be counted in them, and returns who speaks when.
+
+    Warns and raises as `diarize` does, at the first step.
+    """
     in_range(1, math.inf, batch_size=batch_size)
-    speakers = {"num_speakers": num_speakers, "min_speakers": min_speakers, "max_speakers": max_speakers}
-    bounds = cluster.speaker_bounds(**speakers)
-    settings = checked(model.params)
-    cluster.check(model.clustering, settings["clustering"], model.plda)
+    bounds = speaker_bounds(num_speakers, min_speakers, max_speakers)
+    params = checked(model.params)
+    cluster.check(model.clustering, params["clustering"], model.plda)
     samples = one_channel(audio, "speakers are told apart")
-    report = on_progress or (lambda done: None)
     if not samples.size:
-        return _without_turns(bounds, num_speakers or min_speakers)
+        return _without_turns(bounds)
+    duration = samples.size / SAMPLE_RATE
     args = model.segmentation.args
     size = round(args.duration * args.sample_rate)
-    starts = windows.starts(samples.size, size, round(model.segmentation_step * args.duration * args.sample_rate))
-    heard = segment(samples, model.segmentation, starts, size, batch_size)
-    scores = segmentations = np.concatenate(list(_reported(heard, len(starts), report, SHARES[0])))
+    step = round(model.segmentation_step * args.duration * args.sample_rate)
+    starts = windows.starts(samples.size, size, step)
+
+    score_batches: list[np.ndarray] = []
+    windows_done = 0
+    for batch in segment(samples, model.segmentation, starts, size, batch_size):
+        score_batches.append(batch)
+        windows_done += len(batch)
+        yield duration * (SHARE_BEHIND_SEGMENTATION * windows_done / len(starts))
+    scores = np.concatenate(score_batches)
+    segmentations = scores
     if args.powerset_max_classes is None:
-        segmentations = windows.binarize(scores, settings["segmentation"]["threshold"]).astype(np.int8)
+        segmentations = windows.binarize(scores, params["segmentation"]["threshold"]).astype(np.int8)
     if not segmentations.any():
-        return _without_turns(bounds, num_speakers or min_speakers)
+        return _without_turns(bounds)
+
     masks = voice_masks(segmentations, size, exclude_overlap=model.embedding_exclude_overlap)
-    spoken = np.flatnonzero(masks.any(axis=(1, 2)))
+    voiced = np.flatnonzero(masks.any(axis=(1, 2)))  # windows in which somebody speaks
     # On the CPU a ResNet gains nothing from a batch, and its convolutions need 1 GB for every window in it.
-    together = 1 if on_cpu() else batch_size
-    vectors = embed(samples, model.embedding, [starts[k] for k in spoken], size, masks[spoken], together)
-    embeddings = np.full((*masks.shape[::2], model.embedding.args.embedding_size), np.nan, dtype=np.float32)
-    embeddings[spoken] = np.concatenate(list(_reported(vectors, len(spoken), report, SHARES[1])))
-    given = {name: getattr(model, name) for name in ("plda", "clustering", "params", "segmentation_step")}
-    given |= {"duration": args.duration, "frames": windows.frames_of(args)} | speakers
-    result = from_stages(segmentations, embeddings, scores=scores, **given)
-    report(1.0)
+    embedding_batch = 1 if on_cpu() else batch_size
+    vectors = embed(samples, model.embedding, [starts[k] for k in voiced], size, masks[voiced], embedding_batch)
+    shape = (len(starts), masks.shape[2], model.embedding.args.embedding_size)
+    embeddings = np.full(shape, np.nan, dtype=np.float32)
+    windows_done = 0
+    for batch in vectors:
+        embeddings[voiced[windows_done : windows_done + len(batch)]] = batch
+        windows_done += len(batch)
+        share = (SHARE_BEHIND_EMBEDDINGS - SHARE_BEHIND_SEGMENTATION) * windows_done / len(voiced)
+        yield duration * (SHARE_BEHIND_SEGMENTATION + share)
+
+    result = from_stages(
+        segmentations,
+        embeddings,
+        duration=args.duration,
+        scores=scores,
+        plda=model.plda,
+        clustering=model.clustering,
+        params=model.params,
+        num_speakers=num_speakers,
+        min_speakers=min_speakers,
+        max_speakers=max_speakers,
+        segmentation_step=model.segmentation_step,
+        frames=windows.frames_of(args),
+    )
+    yield duration
     return result
 
 
@@ -111,53 +171,77 @@ def from_stages(
 
     Warns and raises as `diarize` does.
     """
-    bounds = cluster.speaker_bounds(num_speakers, min_speakers, max_speakers)
+    bounds = speaker_bounds(num_speakers, min_speakers, max_speakers)
     settings = checked(params)
     cluster.check(clustering, settings["clustering"], plda)
-    segmentations, embeddings = np.asarray(segmentations), np.asarray(embeddings)
+    segmentations = np.asarray(segmentations)
+    embeddings = np.asarray(embeddings)
     scores = segmentations if scores is None else np.asarray(scores)
-    if segmentations.ndim != 3 or embeddings.ndim != 3 or scores.shape != segmentations.shape:
-        raise OptionError("segmentations and scores have to be (chunks, frames, speakers), embeddings 3-dimensional")
-    if embeddings.shape[:2] != segmentations.shape[::2]:
-        raise OptionError(f"embeddings of {embeddings.shape[:2]} (chunks, speakers) for {segmentations.shape[::2]}")
-    heard = segmentations.shape[1] * frames.step
-    if not 0.8 * duration <= heard <= 1.05 * duration:
-        raise OptionError(f"duration is {duration:g} s, but windows have frames for {heard:.2f} s: it is a window's")
+    _check_shapes(segmentations, embeddings, scores)
+    seconds_of_frames = segmentations.shape[1] * frames.step
+    if not 0.8 * duration <= seconds_of_frames <= 1.05 * duration:
+        message = f"duration is {duration:g} s, but windows have frames for {seconds_of_frames:.2f} s"
+        raise OptionError(f"{message}: it is a window's")
     if not len(segmentations):
-        return _without_turns(bounds, num_speakers or min_speakers)
+        return _without_turns(bounds)
     chunks = Windows(duration, segmentation_step * duration)
-    count = segmentations.sum(axis=2, keepdims=True)
-    count = np.rint(windows.aggregate(count, len(count), chunks, frames)[:, 0]).astype(int)
+    speaking = segmentations.sum(axis=2, keepdims=True)
+    count = np.rint(windows.aggregate(speaking, len(speaking), chunks, frames)[:, 0]).astype(int)
     if not count.any():
-        return _without_turns(bounds, num_speakers or min_speakers)
-    how: dict[str, Any] = {"clustering": clustering, "params": settings["clustering"], "plda": plda}
-    clusters, centroids = cluster.cluster(embeddings, segmentations, bounds, min_active_ratio=min_active_ratio, **how)
+        return _without_turns(bounds)
+    clusters, centroids = cluster.cluster(
+        embeddings,
+        segmentations,
+        bounds,
+        clustering=clustering,
+        params=settings["clustering"],
+        plda=plda,
+        min_active_ratio=min_active_ratio,
+    )
     count = np.minimum(count, bounds.high).astype(int)
     activations = windows.aggregate(_by_cluster(scores, clusters), len(scores), chunks, frames, skip_average=True)
-    min_off = settings["segmentation"]["min_duration_off"]
-    turns = _turns(strongest(activations, count), frames, min_off)
-    exclusive = _turns(strongest(activations, np.minimum(count, 1)), frames, min_off)
-    # 10 before 2, as the original sorts
-    names = {k: f"SPEAKER_{n:02d}" for n, k in enumerate(sorted({k for _, _, k in turns}, key=str))}
+    min_duration_off = settings["segmentation"]["min_duration_off"]
+    turns = _turns(strongest(activations, count), frames, min_duration_off)
+    exclusive = _turns(strongest(activations, np.minimum(count, 1)), frames, min_duration_off)
+    names = _names(turns)
     if not bounds.low <= len(names) <= bounds.high:
         _warn_of_number(len(names), bounds)
-    silent = np.zeros((max(names, default=-1) + 1, centroids.shape[1]))  # more at once than there are clusters
-    silent[: len(centroids)] = centroids[: len(silent)]
-    named, alone = (tuple(Turn(start, end, names[k]) for start, end, k in found) for found in (turns, exclusive))
-    return Diarization(named, alone, {name: tuple(silent[k].tolist()) for k, name in names.items()})
+    # More may speak at once than there are clusters: those have no centroid.
+    vectors = np.zeros((max(names, default=-1) + 1, centroids.shape[1]))
+    vectors[: len(centroids)] = centroids[: len(vectors)]
+    return Diarization(
+        tuple(Turn(start, end, names[k]) for start, end, k in turns),
+        tuple(Turn(start, end, names[k]) for start, end, k in exclusive),
+        {name: tuple(vectors[k].tolist()) for k, name in names.items()},
+    )
 
 
-def _without_turns(bounds: cluster.Bounds, least: int | None) -> Diarization:
-    """Nobody speaks. least : how many were asked for, if any number was"""
-    if least is not None:
+def _check_shapes(segmentations: np.ndarray, embeddings: np.ndarray, scores: np.ndarray) -> None:
+    """Raises `OptionError` where they do not belong together."""
+    if segmentations.ndim != 3 or embeddings.ndim != 3 or scores.shape != segmentations.shape:
+        raise OptionError("segmentations and scores have to be (chunks, frames, speakers), embeddings 3-dimensional")
+    voices = segmentations.shape[::2]
+    if embeddings.shape[:2] != voices:
+        raise OptionError(f"embeddings of {embeddings.shape[:2]} (chunks, speakers) for {voices}")
+
+
+def _names(turns: list[tuple[float, float, int]]) -> dict[int, str]:
+    """Of the clusters that have turns; 10 before 2, as the original sorts."""
+    clusters = sorted({k for _, _, k in turns}, key=str)
+    return {k: f"SPEAKER_{number:02d}" for number, k in enumerate(clusters)}
+
+
+def _without_turns(bounds: SpeakerBounds) -> Diarization:
+    """Nobody speaks, which is worth a warning where somebody was asked for."""
+    if bounds.least_is_given:
         _warn_of_number(0, bounds)
     return Diarization()
 
 
-def _warn_of_number(found: int, bounds: cluster.Bounds) -> None:
+def _warn_of_number(found: int, bounds: SpeakerBounds) -> None:
     """Say that other speakers have turns than were asked for."""
     if bounds.low == bounds.high:
-        asked = f"{bounds.low} {'was' if bounds.low == 1 else 'were'}"
+        asked = f"{bounds.low} was" if bounds.low == 1 else f"{bounds.low} were"
     elif math.isfinite(bounds.high):
         asked = f"{bounds.low} to {bounds.high} were"
     else:
@@ -176,15 +260,16 @@ def checked(params: Mapping[str, Any] | None) -> dict[str, Any]:
     """A pipeline's `params` with what they leave out. Raises `ConfigError` for settings of the wrong kind."""
     if not isinstance(params, Mapping | None):
         raise ConfigError(f"params is {brief(params)}, not a set of values")
-    found = {"clustering": {}, "segmentation": {}, **(params or {})}
+    result = {"clustering": {}, "segmentation": {}, **(params or {})}
     for section in ("clustering", "segmentation"):
-        if not isinstance(found[section], Mapping):
-            raise ConfigError(f"params: {section} is {brief(found[section])}, not a set of values")
-    segmentation = {"threshold": 0.5, "min_duration_off": 0.0, **found["segmentation"]}
+        if not isinstance(result[section], Mapping):
+            raise ConfigError(f"params: {section} is {brief(result[section])}, not a set of values")
+    segmentation = {"threshold": 0.5, "min_duration_off": 0.0, **result["segmentation"]}
     for name, value in segmentation.items():
         if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
             raise ConfigError(f"params: segmentation.{brief(name)} is {brief(value)}, not a number from 0")
-    return {**found, "segmentation": segmentation}
+    result["segmentation"] = segmentation
+    return result
 
 
 # --- the models ------------------------------------------------------------------------------------------------------
@@ -192,8 +277,11 @@ def checked(params: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def powerset(num_classes: int, max_set_size: int) -> np.ndarray:
     """The speakers of every class: none, one alone, two of them…; (powerset classes, num_classes) of 0 and 1."""
-    sets = [s for size in range(max_set_size + 1) for s in combinations(range(num_classes), size)]
-    return np.array([[int(k in s) for k in range(num_classes)] for s in sets], dtype=np.int8)
+    rows: list[list[int]] = []
+    for size in range(max_set_size + 1):
+        for speakers in combinations(range(num_classes), size):
+            rows.append([int(k in speakers) for k in range(num_classes)])
+    return np.array(rows, dtype=np.int8)
 
 
 def segment(audio: np.ndarray, model: Any, starts: list[int], size: int, batch_size: int) -> Iterator[np.ndarray]:
@@ -202,11 +290,16 @@ def segment(audio: np.ndarray, model: Any, starts: list[int], size: int, batch_s
     0 or 1 of a powerset model (the most probable class), and the scores of a multilabel one.
     """
     args = model.args
-    mapping = powerset(args.num_speakers, args.powerset_max_classes) if args.powerset_max_classes else None
+    mapping = None
+    if args.powerset_max_classes:
+        mapping = mx.array(powerset(args.num_speakers, args.powerset_max_classes))
 
     def compute(waveforms: mx.array, rows: slice) -> mx.array:
+        """waveforms (batch, samples) → (batch, frames, speakers)"""
         scores = model(waveforms)
-        return scores if mapping is None else mx.array(mapping)[scores.argmax(axis=-1)]
+        if mapping is None:
+            return scores
+        return mapping[scores.argmax(axis=-1)]
 
     return windows.slide(audio, starts, size, compute, batch_size)
 
@@ -229,10 +322,18 @@ def embed(
     masks : (windows, frames, speakers). The trunk runs once per window for all of its voices.
     """
     args = model.args
-    front = {name: getattr(args, name) for name in ("num_mel_bins", "frame_length", "frame_shift", "sample_rate")}
 
     def compute(waveforms: mx.array, rows: slice) -> mx.array:
-        features = model.trunk(speaker_fbank(waveforms, args.fbank_centering_span, **front))
+        """waveforms (batch, samples) → (windows, speakers, dimension); the batch may have rows of zeros at its end"""
+        fbank = speaker_fbank(
+            waveforms,
+            args.fbank_centering_span,
+            num_mel_bins=args.num_mel_bins,
+            frame_length=args.frame_length,
+            frame_shift=args.frame_shift,
+            sample_rate=args.sample_rate,
+        )
+        features = model.trunk(fbank)
         weights = mx.array(masks[rows].transpose(0, 2, 1))
         return model.pool(features[: len(weights)], weights)
 
@@ -244,10 +345,10 @@ def embed(
 
 def _by_cluster(scores: np.ndarray, clusters: np.ndarray) -> Iterator[np.ndarray]:
     """Of every window, (frames, clusters): the highest score of the voices that belong to the cluster."""
-    for score, own in zip(scores, clusters, strict=True):
+    for score, voices in zip(scores, clusters, strict=True):
         result = np.zeros((len(score), clusters.max() + 1), dtype=np.float32)
-        for k in np.unique(own[own != cluster.NONE]):
-            result[:, k] = score[:, own == k].max(axis=1)
+        for k in np.unique(voices[voices != cluster.NONE]):
+            result[:, k] = score[:, voices == k].max(axis=1)
         yield result
 
 
@@ -255,10 +356,11 @@ def strongest(activations: np.ndarray, count: np.ndarray) -> np.ndarray:
     """The `count` (frames,) speakers of every frame with the highest activations (frames, clusters); bool, with
     columns for more speakers where there are fewer clusters than that. Equals go as NumPy sorts them here, as in the
     original."""
-    activations = np.pad(activations, ((0, 0), (0, max(0, count.max() - activations.shape[1]))))
+    missing = max(0, count.max() - activations.shape[1])
+    activations = np.pad(activations, ((0, 0), (0, missing)))
     chosen = np.zeros(activations.shape, dtype=bool)
-    for start in range(0, len(chosen), BLOCK):
-        block = slice(start, start + BLOCK)
+    for start in range(0, len(chosen), FRAMES_PER_SORT):
+        block = slice(start, start + FRAMES_PER_SORT)
         order = np.argsort(-activations[block], axis=-1)
         np.put_along_axis(chosen[block], order, np.arange(order.shape[1]) < count[block, None], axis=1)
     return chosen
@@ -266,19 +368,9 @@ def strongest(activations: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 def _turns(chosen: np.ndarray, frames: Windows, min_duration_off: float) -> list[tuple[float, float, int]]:
     """(frames, speakers) bool → (start, end, speaker) in order of time."""
-    turns = []
+    turns: list[tuple[float, float, int]] = []
     for k in range(chosen.shape[1]):
-        stretches = [(frames.middle(a), frames.middle(b)) for a, b in windows.runs(chosen[:, k])]
+        runs = windows.runs(chosen[:, k])
+        stretches = [(frames.middle(first), frames.middle(last)) for first, last in runs]
         turns += [(start, end, k) for start, end in windows.fill(stretches, min_duration_off)]
     return sorted(turns)
-
-
-def _reported(
-    batches: Iterator[np.ndarray], total: int, report: Callable[[float], None], share: tuple[float, float]
-) -> Iterator[np.ndarray]:
-    """The same batches, telling `report` how much of the `share` of the whole work is done."""
-    done = 0
-    for batch in batches:
-        done += len(batch)
-        report(share[0] + (share[1] - share[0]) * done / total)
-        yield batch
