@@ -216,6 +216,15 @@ def test_progress_reaches_the_whole_sound() -> None:
     assert seen == [4.0, 6.0]
 
 
+def test_steps_give_others_a_turn_and_return_the_same() -> None:
+    segments, audio = segments_of(["one", "two", "three"]), make.speech(6)
+    work = stage.align_steps(segments, audio, tiny(), language="en", batch_size=2)
+    assert [next(work), next(work)] == [4.0, 6.0]
+    with pytest.raises(StopIteration) as stopped:
+        next(work)
+    assert stopped.value.value == align(segments, audio, tiny(), language="en", batch_size=2)
+
+
 # --- planted sound ---------------------------------------------------------------------------------------------------
 
 

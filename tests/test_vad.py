@@ -321,3 +321,16 @@ def test_long_recordings_go_block_by_block(monkeypatch: pytest.MonkeyPatch, rate
     assert done == sorted(done) and len(done) == 10 and done[-1] == audio.size / rate
     assert blocks.shape == whole.shape and np.abs(blocks - whole).max() < 1e-6
     assert len(vad.detect_speech(audio, model, sample_rate=rate)) > 1
+
+
+def test_detection_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_speech import steps
+    from mlx_speech.stages import vad
+
+    audio = load_audio(real("data/audio/vad/silero_test.wav"))
+    model = mlx_speech.load("silero_vad")
+    seconds: list[float] = []
+    regions = steps.run(vad.detect_speech_steps(audio, model), seconds.append)
+    assert seconds == [pytest.approx(30, abs=0.1), 60.0]
+    monkeypatch.setattr(vad, "SECONDS_PER_BLOCK", 1e9)
+    assert regions == detect_speech(audio, model)

@@ -1,6 +1,8 @@
-"""Words × speaker turns → who says what. After `assign_word_speakers` of whisperx (3.8), with these differences: words
-are compared with the turns that do not overlap, a word a little off every turn takes the nearest one's speaker (by the
-gap between them, where whisperx compares middles), and a segment is split where its speaker changes.
+"""Words × speaker turns → who says what.
+
+After `assign_word_speakers` of whisperx (3.8), with these differences: words are compared with the turns that do not
+overlap, a word a little off every turn takes the nearest one's speaker (by the gap between them, where whisperx
+compares middles), and a segment is split where its speaker changes.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def assign_speakers(
         if split and any(speakers):
             result += _split(replace(segment, words=words))
         else:
-            result.append(replace(segment, words=words, speaker=turns.speaker(segment, gap)[0]))
+            speaker, _ = turns.speaker(segment, gap)
+            result.append(replace(segment, words=words, speaker=speaker))
     return tuple(result)
 
 
@@ -56,7 +59,8 @@ class _Turns:
 
     def speaker(self, region: Region, gap: float) -> tuple[str | None, float]:
         """Who speaks most of the region, the earlier of equals, and for how long; or within `gap` seconds of it."""
-        low, high = bisect_right(self.reach, region.start), bisect_left(self.starts, region.end)
+        low = bisect_right(self.reach, region.start)
+        high = bisect_left(self.starts, region.end)
         seconds: dict[str, float] = {}
         for turn in self.turns[low:high]:
             shared = min(turn.end, region.end) - max(turn.start, region.start)
@@ -64,35 +68,56 @@ class _Turns:
                 seconds[turn.speaker] = seconds.get(turn.speaker, 0.0) + shared
         if seconds:
             return max(seconds.items(), key=lambda item: item[1])
-        before = [self.turns[self.latest[low - 1]]] if low else []
-        near = before + self.turns[low : high + 1]
-        gaps = [max(turn.start - region.end, region.start - turn.end, 0.0) for turn in near]
-        closest = min(range(len(near)), key=gaps.__getitem__, default=None)
-        return (None if closest is None or gaps[closest] > gap else near[closest].speaker), 0.0
+        candidates = self.turns[low : high + 1]
+        if low:
+            candidates.insert(0, self.turns[self.latest[low - 1]])
+        closest = min(candidates, key=lambda turn: _gap(turn, region), default=None)
+        if closest is None or _gap(closest, region) > gap:
+            return None, 0.0
+        return closest.speaker, 0.0
+
+
+def _gap(one: Region, other: Region) -> float:
+    """Seconds between them; 0 where they touch."""
+    return max(one.start - other.end, other.start - one.end, 0.0)
 
 
 def _speakers_of_words(segment: Segment, turns: _Turns, gap: float) -> list[str | None]:
     """One for each word; those that the text writes as one ("$43" and ",000") are one person's."""
     groups = segment.whole_words()
-    spoken = [Region(min(w.start for w in group), max(w.end for w in group)) for group in groups]
-    speakers = _smoothed(spoken, [turns.speaker(region, gap) for region in spoken])
-    return [speaker for speaker, group in zip(speakers, groups, strict=True) for _ in group]
+    regions: list[Region] = []
+    for group in groups:
+        start = min(word.start for word in group)
+        end = max(word.end for word in group)
+        regions.append(Region(start, end))
+    speakers = _smoothed(regions, [turns.speaker(region, gap) for region in regions])
+    speakers_of_words: list[str | None] = []
+    for speaker, group in zip(speakers, groups, strict=True):
+        speakers_of_words += [speaker] * len(group)
+    return speakers_of_words
 
 
-def _smoothed(words: Sequence[Region], found: Sequence[tuple[str | None, float]]) -> list[str | None]:
-    """Speakers of words without those flips of a single word that the turns hardly support."""
-    speakers = [speaker for speaker, _ in found]
+def _smoothed(words: Sequence[Region], shares: Sequence[tuple[str | None, float]]) -> list[str | None]:
+    """Speakers of words without those flips of a single word that the turns hardly support.
+
+    shares : of each word, its speaker and how many seconds of it are that one's
+    """
+    speakers = [speaker for speaker, _ in shares]
     for k in range(1, len(words) - 1):
-        before, own, after = speakers[k - 1 : k + 2]
-        weak = words[k].duration <= SHORT_WORD and found[k][1] <= words[k].duration / 2
-        if weak and own is not None and before is not None and before == after:
+        before, current, after = speakers[k - 1 : k + 2]
+        if current is None or before is None or before != after:
+            continue
+        _, seconds = shares[k]
+        if words[k].duration <= SHORT_WORD and seconds <= words[k].duration / 2:
             speakers[k] = before
     return speakers
 
 
 def _split(segment: Segment) -> list[Segment]:
     """One segment for each run of words of one speaker; words of nobody stay with those before them."""
-    words, cuts, speakers = segment.words, [0], [next(w.speaker for w in segment.words if w.speaker)]
+    words = segment.words
+    cuts = [0]  # the first word of each run
+    speakers = [next(word.speaker for word in words if word.speaker)]
     for k, word in enumerate(words):
         if word.speaker and word.speaker != speakers[-1]:
             cuts.append(k)
@@ -100,16 +125,32 @@ def _split(segment: Segment) -> list[Segment]:
     if len(cuts) == 1:
         return [replace(segment, speaker=speakers[0])]
     text, spans = segment.placed()
-    bare = replace(segment, tokens=())
     result: list[Segment] = []
     for k, (cut, speaker) in enumerate(zip(cuts, speakers, strict=True)):
-        first, last = k == 0, k + 1 == len(cuts)
-        stop = len(words) if last else cuts[k + 1]
-        low = 0 if first else spans[cut][0]
-        high = len(text) if last else spans[stop][0]
-        start = segment.start if first else words[cut].start
-        end = segment.end if last else words[stop - 1].end
-        part = replace(bare, start=start, end=max(start, end), text=text[low:high].strip(), words=words[cut:stop])
-        spaced = segment.spaced if first else text[:low] != text[:low].rstrip()
-        result.append(replace(part, speaker=speaker, spaced=spaced))
+        # what is before the first word and behind the last one stays with them
+        start = segment.start
+        text_start = 0
+        spaced = segment.spaced
+        if k > 0:
+            start = words[cut].start
+            text_start = spans[cut][0]
+            spaced = text[:text_start] != text[:text_start].rstrip()
+        stop = len(words)
+        end = segment.end
+        text_end = len(text)
+        if k + 1 < len(cuts):
+            stop = cuts[k + 1]
+            end = words[stop - 1].end
+            text_end = spans[stop][0]
+        part = replace(
+            segment,
+            start=start,
+            end=max(start, end),
+            text=text[text_start:text_end].strip(),
+            words=words[cut:stop],
+            speaker=speaker,
+            spaced=spaced,
+            tokens=(),
+        )
+        result.append(part)
     return result

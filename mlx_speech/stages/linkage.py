@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-COMPACT = 0.8  # the part of the rows in use below which those that are not are removed
-BLOCK = 512  # vectors whose nearest are found by one product
+LEAST_SHARE_IN_USE = 0.8  # of the rows; below it those that are not in use are removed
+VECTORS_PER_PRODUCT = 512  # whose nearest are found by one product
 
 
 def centroid_linkage(vectors: np.ndarray) -> np.ndarray:
@@ -41,29 +41,35 @@ class _Rows:
         self.squares = np.einsum("nd,nd->n", self.single, self.single)
         # ten times how far two distances from float32 products are off
         self.margin = 8 * vectors.shape[1] ** 0.5 * np.finfo(np.float32).eps * self.squares.max(initial=0)
-        self.numbers, self.sizes = np.arange(count), np.ones(count)
+        self.numbers = np.arange(count)
+        self.sizes = np.ones(count)
         self.left = count
-        self.near, self.neighbour = np.full(count, np.inf), np.full(count, -1)
+        self.near = np.full(count, np.inf)
+        self.neighbour = np.full(count, -1)
         self.exact = np.zeros(count, dtype=bool)  # whether `near` is, and not a lower bound
-        for start in range(0, count - 1, BLOCK):
-            block = self.single[start : start + BLOCK]
+        for start in range(0, count - 1, VECTORS_PER_PRODUCT):
+            block = self.single[start : start + VECTORS_PER_PRODUCT]
             rough = self.squares[start:] - 2 * (block @ self.single[start:].T)
-            for k, row in enumerate(range(start, min(start + BLOCK, count - 1))):
+            for k, row in enumerate(range(start, min(start + VECTORS_PER_PRODUCT, count - 1))):
                 self._settle(row, rough[k, k + 1 :] + self.squares[row])
 
     def merge(self, number: int) -> tuple[float, float, float, float]:
         """Merge the two nearest clusters; the new one is called `number` and takes the row of the first: large
         clusters, which are near to many, come to lie before most and are the neighbour of few."""
         a, b = self._nearest()
-        result = (*sorted((self.numbers[a], self.numbers[b])), np.sqrt(self.near[a]), self.sizes[a] + self.sizes[b])
-        self.centroids[a] += (self.sizes[b] / result[3]) * (self.centroids[b] - self.centroids[a])
+        lower, higher = sorted((self.numbers[a], self.numbers[b]))
+        distance = np.sqrt(self.near[a])
+        size = self.sizes[a] + self.sizes[b]
+        self.centroids[a] += (self.sizes[b] / size) * (self.centroids[b] - self.centroids[a])
         self.single[a] = self.centroids[a]
         self.squares[a] = self.single[a] @ self.single[a]
-        self.numbers[a], self.sizes[a] = number, result[3]
+        self.numbers[a] = number
+        self.sizes[a] = size
         self.exact[(self.neighbour == a) | (self.neighbour == b)] = False
-        self.squares[b], self.near[b] = np.inf, np.inf  # not in use any more
+        self.squares[b] = np.inf  # not in use any more
+        self.near[b] = np.inf
         self.left -= 1
-        if self.left < COMPACT * len(self.near):
+        if self.left < LEAST_SHARE_IN_USE * len(self.near):
             a = self._compact(a)
         rough = self.squares + (self.squares[a] - 2 * (self.single @ self.single[a]))
         self._settle(a, rough[a + 1 :])
@@ -71,7 +77,7 @@ class _Rows:
         distances = self._distances(closer, a)
         less = distances < self.near[closer]
         self._set(closer[less], distances[less], a)
-        return result
+        return lower, higher, distance, size
 
     def _nearest(self) -> tuple[int, int]:
         """The two rows whose distance is the smallest."""
@@ -93,7 +99,9 @@ class _Rows:
         self._set(row, distances.min(), candidates[distances.argmin()])
 
     def _set(self, rows: int | np.ndarray, near: float | np.ndarray, neighbour: int) -> None:
-        self.near[rows], self.neighbour[rows], self.exact[rows] = near, neighbour, True
+        self.near[rows] = near
+        self.neighbour[rows] = neighbour
+        self.exact[rows] = True
 
     def _distances(self, others: np.ndarray, row: int) -> np.ndarray:
         """Squared, in float64."""

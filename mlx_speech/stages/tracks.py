@@ -12,19 +12,20 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
+from mlx_speech.features import SAMPLE_RATE
 from mlx_speech.transcript import Diarization, Region, Turn
 
-SAMPLE_RATE = 16_000
 LEAST_SPEECH = 1.0  # seconds; a track with less has no speaker
 MOST_OVERLAP = 0.5  # of the speech of the track that has less: people talk by turns, and copies at once
 MOST_LIKENESS = 0.3  # correlation of two tracks; more means that one hears the other
-BLOCK = 1 << 17  # samples that are correlated at once
-REACH = 1 << 13  # samples that one track may be late: half a second
+SAMPLES_PER_BLOCK = 1 << 17  # that are correlated at once
+MAX_DELAY = 1 << 13  # samples that one track may be late: half a second
+SILENCE = 1e-20  # energy below any sound's, for the division
 
 
 def speaking(regions: Sequence[Sequence[Region]]) -> list[int]:
     """The indices of the tracks in which somebody speaks. regions : of speech, of every track"""
-    return [k for k, own in enumerate(regions) if sum(region.duration for region in own) >= LEAST_SPEECH]
+    return [k for k, track_regions in enumerate(regions) if _duration(track_regions) >= LEAST_SPEECH]
 
 
 def speakers_apart(tracks: Sequence[np.ndarray], regions: Sequence[Sequence[Region]]) -> bool:
@@ -38,7 +39,7 @@ def speakers_apart(tracks: Sequence[np.ndarray], regions: Sequence[Sequence[Regi
     if len(chosen) < 2:
         return False
     for one, other in combinations(chosen, 2):
-        less = min(sum(region.duration for region in regions[k]) for k in (one, other))
+        less = min(_duration(regions[one]), _duration(regions[other]))
         if _overlap(regions[one], regions[other]) > MOST_OVERLAP * less:
             return False
         if likeness(tracks[one], tracks[other]) > MOST_LIKENESS:
@@ -56,38 +57,63 @@ def turns_of_tracks(tracks: Sequence[np.ndarray], regions: Sequence[Sequence[Reg
     levels = {k: _energy(tracks[k], regions[k]) for k in chosen}
     names = {k: f"SPEAKER_{number:02d}" for number, k in enumerate(chosen)}
     turns = [Turn(region.start, region.end, names[k]) for k in chosen for region in regions[k]]
-    edges = sorted({edge for turn in turns for edge in (turn.start, turn.end)})
     exclusive: list[Turn] = []
-    for start, end in pairwise(edges):
-        piece = Region(start, end)
-        active = [k for k in chosen if any(own.start <= start and end <= own.end for own in regions[k])]
+    for piece in _pieces(turns):
+        active = [k for k in chosen if any(_holds(region, piece) for region in regions[k])]
         if not active:
             continue
-        loudest = max(active, key=lambda k: _energy(tracks[k], [piece]) / max(levels[k], 1e-20))
+        loudness = {k: _energy(tracks[k], [piece]) / max(levels[k], SILENCE) for k in active}
+        speaker = names[max(active, key=loudness.__getitem__)]
         before = exclusive[-1] if exclusive else None
-        if before is not None and before.speaker == names[loudest] and before.end == start:
-            exclusive[-1] = Turn(before.start, end, before.speaker)
+        if before is not None and before.speaker == speaker and before.end == piece.start:
+            exclusive[-1] = Turn(before.start, piece.end, speaker)
         else:
-            exclusive.append(Turn(start, end, names[loudest]))
-    return Diarization(tuple(sorted(turns, key=lambda turn: (turn.start, turn.end))), tuple(exclusive))
+            exclusive.append(Turn(piece.start, piece.end, speaker))
+    turns.sort(key=lambda turn: (turn.start, turn.end))
+    return Diarization(tuple(turns), tuple(exclusive))
+
+
+def _pieces(turns: Sequence[Turn]) -> list[Region]:
+    """The time from each start or end of a turn to the next."""
+    edges: set[float] = set()
+    for turn in turns:
+        edges.add(turn.start)
+        edges.add(turn.end)
+    return [Region(start, end) for start, end in pairwise(sorted(edges))]
+
+
+def _holds(region: Region, piece: Region) -> bool:
+    """Whether the piece lies within the region."""
+    return region.start <= piece.start and piece.end <= region.end
 
 
 def likeness(one: np.ndarray, other: np.ndarray) -> float:
     """How much two tracks are the same sound, 0..1: their correlation, at the delay of up to half a second at which it
     is greatest. one, other : (samples,)"""
     size = min(one.size, other.size)
-    cross = np.zeros(BLOCK + 1, np.complex128)
-    energies = np.zeros(2)
-    for start in range(0, size, BLOCK):
-        parts = [np.asarray(track[start : min(start + BLOCK, size)], np.float64) for track in (one, other)]
-        spectra = [np.fft.rfft(part, 2 * BLOCK) for part in parts]
-        cross += spectra[0] * spectra[1].conj()
-        energies += [float(np.dot(part, part)) for part in parts]
-    if not energies.all():
+    cross = np.zeros(SAMPLES_PER_BLOCK + 1, np.complex128)  # the spectrum of the correlation
+    energy_of_one = 0.0
+    energy_of_other = 0.0
+    for start in range(0, size, SAMPLES_PER_BLOCK):
+        stop = min(start + SAMPLES_PER_BLOCK, size)
+        block_of_one = np.asarray(one[start:stop], np.float64)
+        block_of_other = np.asarray(other[start:stop], np.float64)
+        # twice as long, with zeros: the correlation of a block must not go round its end
+        spectrum_of_one = np.fft.rfft(block_of_one, 2 * SAMPLES_PER_BLOCK)
+        spectrum_of_other = np.fft.rfft(block_of_other, 2 * SAMPLES_PER_BLOCK)
+        cross += spectrum_of_one * spectrum_of_other.conj()
+        energy_of_one += float(np.dot(block_of_one, block_of_one))
+        energy_of_other += float(np.dot(block_of_other, block_of_other))
+    if not energy_of_one or not energy_of_other:
         return 0.0
     correlation = np.abs(np.fft.irfft(cross))
-    nearest = max(correlation[:REACH].max(), correlation[-REACH:].max())
-    return float(nearest / np.sqrt(energies.prod()))
+    nearest = max(correlation[:MAX_DELAY].max(), correlation[-MAX_DELAY:].max())
+    return float(nearest / np.sqrt(energy_of_one * energy_of_other))
+
+
+def _duration(regions: Sequence[Region]) -> float:
+    """Seconds of all of them."""
+    return sum(region.duration for region in regions)
 
 
 def _overlap(one: Sequence[Region], other: Sequence[Region]) -> float:

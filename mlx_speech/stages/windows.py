@@ -16,7 +16,7 @@ import numpy as np
 
 from mlx_speech.blas import on_cpu
 
-CPU_BATCH = 8  # windows; there, more of them at once only take memory
+MAX_BATCH_ON_CPU = 8  # windows; there, more of them at once only take memory
 EPSILON = 1e-12  # weight of a frame within the warm-up, which counts only where no other window has that frame
 
 
@@ -41,18 +41,20 @@ class Windows:
 def frames_of(args: Any) -> Windows:
     """The frames of a PyanNet, by its receptive field (pyannote.audio `Model.receptive_field`).
 
-    args : the model's arguments. Behind the SincNet filters, three poolings by 3 with convolutions of 5 in between
-    make 75 of their outputs a frame, and 27 of them a step.
+    args : the model's arguments. Behind the SincNet filters of 251 samples, three poolings by 3 with convolutions of 5
+    in between make 75 of their outputs a frame, and 27 of them a step.
     """
-    stride = args.sincnet_stride
-    return Windows((251 + 74 * stride) / args.sample_rate, 27 * stride / args.sample_rate)
+    samples = 251 + 74 * args.sincnet_stride
+    step = 27 * args.sincnet_stride
+    return Windows(samples / args.sample_rate, step / args.sample_rate)
 
 
 def starts(num_samples: int, size: int, step: int) -> list[int]:
     """The first sample of every window of `size` samples; one that reaches over the end covers the rest, if any."""
-    complete = (num_samples - size) // step + 1 if num_samples >= size else 0
-    rest = num_samples < size or (num_samples - size) % step > 0
-    return [k * step for k in range(complete + rest)]
+    if num_samples < size:
+        return [0]
+    count = math.ceil((num_samples - size) / step) + 1
+    return [k * step for k in range(count)]
 
 
 def slide(
@@ -66,15 +68,17 @@ def slide(
         that there are at most four sizes of batches. It runs while the batch before is brought to the host.
     """
     pending: mx.array | None = None
-    batch_size = min(batch_size, CPU_BATCH) if on_cpu() else batch_size
-    quantum = max(1, batch_size // 4)
+    if on_cpu():
+        batch_size = min(batch_size, MAX_BATCH_ON_CPU)
+    quantum = max(1, batch_size // 4)  # batches have a multiple of it in rows
     for begin in range(0, len(first), batch_size):
         rows = slice(begin, min(begin + batch_size, len(first)))
         count = rows.stop - begin
-        waveforms = np.zeros((min(batch_size, -(-count // quantum) * quantum), size), dtype=np.float32)
+        row_count = min(batch_size, math.ceil(count / quantum) * quantum)
+        waveforms = np.zeros((row_count, size), dtype=np.float32)
         for row, start in zip(waveforms, first[rows], strict=False):
-            part = audio[start : start + size]
-            row[: len(part)] = part
+            samples = audio[start : start + size]
+            row[: len(samples)] = samples
         output = compute(mx.array(waveforms), rows)[:count]
         mx.async_eval(output)
         if pending is not None:
@@ -103,24 +107,39 @@ def aggregate(
     missing : for frames that no window has
     skip_average : the sum instead of the mean
     """
-    total = frames.closest(windows.duration + (count - 1) * windows.step + 0.5 * frames.duration) + 1
-    result = weights = seen = profile = np.zeros((total, 0), dtype=np.float32)
+    end = windows.duration + (count - 1) * windows.step
+    total = frames.closest(end + 0.5 * frames.duration) + 1
+    result = np.zeros((total, 0), dtype=np.float32)  # without windows there are no classes
+    weights = result
+    seen = result
+    profile = result
     for k, score in enumerate(scores):
         size, classes = score.shape
         if k == 0:
-            result, weights, seen = (np.zeros((total, classes), dtype=np.float32) for _ in range(3))
-            profile = np.hamming(size)[:, None] if hamming else np.ones((size, 1))
-            left, right = (round(seconds / windows.duration * size) for seconds in warm_up)
-            profile[:left] *= EPSILON
-            profile[max(left, size - right) :] *= EPSILON
+            result = np.zeros((total, classes), dtype=np.float32)
+            weights = np.zeros_like(result)
+            seen = np.zeros_like(result)
+            profile = _profile(size, windows.duration, warm_up, hamming)
         begin = frames.closest(k * windows.step + 0.5 * frames.duration)
-        place = slice(begin, min(begin + size, total))
+        inside = slice(begin, min(begin + size, total))
+        length = inside.stop - begin
         known = ~np.isnan(score)
-        result[place] += (np.where(known, score, 0.0) * profile)[: place.stop - begin]
-        weights[place] += (known * profile)[: place.stop - begin]
-        seen[place] = np.maximum(seen[place], known[: place.stop - begin])
-    mean = result if skip_average else result / np.maximum(weights, EPSILON)
-    return np.where(seen > 0, mean, np.float32(missing))
+        result[inside] += (np.where(known, score, 0.0) * profile)[:length]
+        weights[inside] += (known * profile)[:length]
+        seen[inside] = np.maximum(seen[inside], known[:length])
+    if not skip_average:
+        result = result / np.maximum(weights, EPSILON)
+    return np.where(seen > 0, result, np.float32(missing))
+
+
+def _profile(size: int, duration: float, warm_up: tuple[float, float], hamming: bool) -> np.ndarray:
+    """The weights of the frames of a window, (size, 1), as `aggregate` describes them."""
+    profile = np.hamming(size)[:, None] if hamming else np.ones((size, 1))
+    left = round(warm_up[0] / duration * size)
+    right = round(warm_up[1] / duration * size)
+    profile[:left] *= EPSILON
+    profile[max(left, size - right) :] *= EPSILON
+    return profile
 
 
 def binarize(scores: np.ndarray, onset: float, offset: float | None = None) -> np.ndarray:
@@ -128,32 +147,42 @@ def binarize(scores: np.ndarray, onset: float, offset: float | None = None) -> n
 
     scores : (..., frames, classes); before either has happened, the state is off
     """
+    if offset is None:
+        offset = onset
     on = scores > onset
-    known = on | (scores < (onset if offset is None else offset))
-    last = np.maximum.accumulate(np.where(known, np.arange(scores.shape[-2])[:, None], -1), axis=-2)
-    return np.take_along_axis(on, np.maximum(last, 0), axis=-2) & (last >= 0)
+    decided = on | (scores < offset)
+    frames = np.arange(scores.shape[-2])[:, None]
+    last_decided = np.maximum.accumulate(np.where(decided, frames, -1), axis=-2)
+    return np.take_along_axis(on, np.maximum(last_decided, 0), axis=-2) & (last_decided >= 0)
 
 
 def runs(active: np.ndarray) -> list[tuple[int, int]]:
     """active (frames,) bool → (first frame, first frame that is off again) of every stretch, which lasts from the
     middle of the one to that of the other; at the end, the last frame. A stretch of the last frame alone is none."""
     changes = np.flatnonzero(np.diff(active, prepend=False, append=False)).tolist()
-    stretches = [(a, min(b, len(active) - 1)) for a, b in zip(changes[::2], changes[1::2], strict=True)]
-    return [(a, b) for a, b in stretches if b > a]
+    stretches: list[tuple[int, int]] = []
+    for first, off in zip(changes[::2], changes[1::2], strict=True):
+        last = min(off, len(active) - 1)
+        if last > first:
+            stretches.append((first, last))
+    return stretches
 
 
 def cut(scores: np.ndarray, stretch: tuple[int, int], max_frames: float) -> list[tuple[int, int]]:
     """A stretch of `runs` in pieces of at most `max_frames`: one that grows longer ends at the lowest of the scores
     (frames,) in the second half of what it has by then (Bain et al. 2023, WhisperX's `Binarize`)."""
     start, end = stretch
-    pieces, searched = [], start
+    pieces: list[tuple[int, int]] = []
+    searched = start  # where the frames begin that have not been looked at
     while end - start > max_frames:
         beyond = start + int(max_frames) + 1
         half = searched + (beyond - searched) // 2
         lowest = half + int(scores[half:beyond].argmin())
         pieces.append((start, lowest))
-        start, searched = lowest, lowest + 1
-    return [*pieces, (start, end)]
+        start = lowest
+        searched = lowest + 1
+    pieces.append((start, end))
+    return pieces
 
 
 def fill(
@@ -163,8 +192,11 @@ def fill(
     `max_duration`; what touches has been cut on purpose and stays."""
     merged: list[tuple[float, float]] = []
     for start, end in stretches:
-        if merged and 0 < start - merged[-1][1] < min_duration_off and end - merged[-1][0] <= max_duration:
-            merged[-1] = merged[-1][0], end
-        else:
-            merged.append((start, end))
+        if merged:
+            last_start, last_end = merged[-1]
+            is_short_gap = 0 < start - last_end < min_duration_off
+            if is_short_gap and end - last_start <= max_duration:
+                merged[-1] = (last_start, end)
+                continue
+        merged.append((start, end))
     return merged
