@@ -21,8 +21,9 @@ from mlx_speech.errors import AudioError, OptionError
 from mlx_speech.loading import load
 from mlx_speech.models.wav2vec2 import Model, ModelArgs
 from mlx_speech.stages import align as stage
-from mlx_speech.stages.align import Labels, align, log_probabilities, viterbi
+from mlx_speech.stages.align import Labels, align, log_probabilities
 from mlx_speech.stages.spelling import split_words, spoken
+from mlx_speech.stages.viterbi import viterbi
 from mlx_speech.transcript import Segment, Word
 
 RATE, HOP = 16_000, 0.02

@@ -30,6 +30,7 @@ from pyannote.pipeline.parameter import ParamDict, Uniform
 
 import mlx_speech
 import mlx_speech.convert
+from mlx_speech import steps
 from mlx_speech.audio import load_audio
 from mlx_speech.errors import AudioError, ConfigError, OptionError
 from mlx_speech.models.diarization_pipeline import Model
@@ -499,6 +500,9 @@ def test_the_pipeline_gives_the_originals_turns(both: Both, name: str, clusterin
     ours = diarize(samples, model, on_progress=done.append)
     assert 2 <= len(ours.embeddings) <= 6 and len(ours.turns) >= 8
     assert done == sorted(done) and len(done) > 10 and done[-1] == 1.0
+    seconds: list[float] = []
+    assert ours == steps.run(stage.diarize_steps(samples, model), seconds.append)
+    assert seconds[-1] == len(samples) / 16000 and np.allclose(seconds, np.array(done) * seconds[-1])
     same(ours, theirs.apply(file), tolerance=1e-4)
     for number in (1, 2, 5):
         forced = diarize(samples, model, num_speakers=number)

@@ -215,7 +215,7 @@ def test_nothing_takes_lazy_names_of_the_package() -> None:
 
 # what a stage may import of its own wing: the parts it is made of
 PARTS = {
-    "align": {"spelling"},
+    "align": {"spelling", "viterbi"},
     "diarize": {"cluster", "windows"},
     "cluster": {"linkage"},
     "vad_pyannet": {"windows"},

@@ -25,7 +25,8 @@ from mlx_speech.stages.whisper.segments import as_segment
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.stages.whisper.word_times import WordTiming, place_words, tidy
 from mlx_speech.transcript import Char, Chunk, Diarization, Segment, Transcript, Turn, Word, space_between
-from mlx_speech.writers import FORMATS, as_dict, cues, to_srt, to_vtt
+from mlx_speech.writers import FORMATS, as_dict, to_srt, to_vtt
+from mlx_speech.writers.cues import MAX_WIDTH, columns
 
 QUICK = settings(max_examples=150, deadline=None, derandomize=True)
 
@@ -297,18 +298,18 @@ def test_wide_spaces_count_as_wide() -> None:
         text = "\u3000".join(dice.choices(phrases, k=12))
         lines = lines_of(to_srt(Transcript((Segment(0.0, 9.0, text, words=words(*split_words(text))),), "ja")))
         check_lines(lines, text)
-        assert all(cues.columns(line) <= cues.MAX_WIDTH for line in lines)
+        assert all(columns(line) <= MAX_WIDTH for line in lines)
 
 
 @QUICK
 @given(cut_sentences(), st.sampled_from(LAYOUTS))
 def test_lines_are_pieces_of_the_text_wherever_words_are_parted(segment: Segment, layout: dict[str, Any]) -> None:
     lines = lines_of(to_srt(Transcript((segment,)), **layout))
-    long = {word for word in segment.text.split() if cues.columns(word) > cues.MAX_WIDTH}
+    long = {word for word in segment.text.split() if columns(word) > MAX_WIDTH}
     if not long:
         check_lines(lines, segment.text)
     if not layout:
-        assert all(cues.columns(line) <= cues.MAX_WIDTH for line in lines)
+        assert all(columns(line) <= MAX_WIDTH for line in lines)
     assert "".join("".join(lines).split()) == "".join(segment.text.split())
 
 

@@ -125,7 +125,7 @@ def _spoken(segments: int, frames: int, characters: int) -> tuple[list[np.ndarra
 
 
 def viterbi_ours(segments: int, frames: int, characters: int) -> Call:
-    from mlx_speech.stages.align import viterbi
+    from mlx_speech.stages.viterbi import viterbi
 
     log_probs, targets = _spoken(segments, frames, characters)
 

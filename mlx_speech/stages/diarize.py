@@ -19,9 +19,8 @@ import numpy as np
 from mlx_speech import steps
 from mlx_speech.blas import on_cpu
 from mlx_speech.errors import ConfigError, OptionError, brief, in_range
-from mlx_speech.features import one_channel, speaker_fbank
+from mlx_speech.features import SAMPLE_RATE, one_channel, speaker_fbank
 from mlx_speech.models.diarization_pipeline import Model
-from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages import cluster, windows
 from mlx_speech.stages.cluster import SpeakerBounds, speaker_bounds
 from mlx_speech.stages.windows import Windows
