@@ -171,7 +171,9 @@ print(sorted(set(sys.modules) & %r))
     assert done.stdout.split("\n")[:2] == ["[]", "[]"], done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["transcribe"], ["diarize"], ["convert"], ["vad"], ["demo"]])
+@pytest.mark.parametrize(
+    "command", [[], ["transcribe"], ["diarize"], ["convert"], ["vad"], ["demo"], ["write"], ["align"]]
+)
 def test_help(command: list[str]) -> None:
     done = python("-m", "mlx_speech", *command, "--help")
     assert done.returncode == 0 and "usage: mlx_speech" in done.stdout and not done.stderr

@@ -60,9 +60,8 @@ def run(audio: str | None, output_dir: str, q_bits: int | None, verbose: bool, s
     with closing(Bars(None)) as report:
         result = pipeline(source, diarize=True, on_progress=report)
     print(writers.to_screen(result), end="")
-    for kind, path in files.items():
-        outputs.write(path, writers.FORMATS[kind](result, uri=source.stem))
-    print(f"mlx_speech: {folder / stem}.{{{','.join(FORMATS)}}}")
+    outputs.write_all(result, files, source.stem, {})
+    print(outputs.listed(folder / stem, FORMATS))
     if truth is not None:
         try:
             print(scores.score([(result, truth)]))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlx_speech import writers
 from mlx_speech.cli.screen import Say
-from mlx_speech.errors import OptionError, OutputError
+from mlx_speech.errors import CorruptFile, OptionError, OutputError, SourceError, SourceNotFound
+from mlx_speech.transcript import Transcript
+from mlx_speech.writers.cues import Layout
 
 FORMATS = tuple(writers.FORMATS)
 ONLY_BY_NAME = ("ctm", "aud")  # not among those of "all"
@@ -25,8 +28,26 @@ def add_output_dir(group: Any, files: str) -> None:
     group.add_argument("-o", "--output-dir", default=".", help=f"where {files} are written (default: here)")
 
 
-def formats_of(text: str, diarized: bool) -> list[str]:
-    """The formats of `--output-format`, each once. Raises `OptionError`."""
+def add_outputs(group: Any) -> None:
+    """The flags for the folder and the formats of transcripts."""
+    usual = "all, which leaves out ctm and aud, and rttm where there are no speakers"
+    formats = f"list of {','.join(FORMATS)} (default: {usual})"
+    add_output_dir(group, "files")
+    group.add_argument("-f", "--output-format", default="all", help=formats)
+
+
+def check_layout(layout: Mapping[str, Any]) -> None:
+    """Raises `OptionError`, before anything runs. layout : fields of `Layout`, as the user gave them"""
+    Layout(**layout)
+    if layout.get("max_line_count") and not layout.get("max_line_width"):
+        raise OptionError("--max-line-count needs --max-line-width: give both")
+
+
+def formats_of(text: str, diarized: bool, advice: str = "add --diarize") -> list[str]:
+    """The formats of `--output-format`, each once. advice : for those who want speakers that are not there
+
+    Raises `OptionError`.
+    """
     kinds: list[str] = []
     for word in text.split(","):
         kind = word.strip().lower()
@@ -38,7 +59,7 @@ def formats_of(text: str, diarized: bool) -> list[str]:
         if kind not in FORMATS:
             raise OptionError(f"--output-format {text}: {kind!r} is not one of {', '.join(FORMATS)}, all")
         if kind == "rttm" and not diarized:
-            raise OptionError("--output-format rttm holds speakers: add --diarize")
+            raise OptionError(f"--output-format rttm holds speakers: {advice}")
     return list(dict.fromkeys(kinds))
 
 
@@ -59,8 +80,8 @@ def make_writable(folder: Path) -> None:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}): choose another --output-dir") from error
 
 
-def check_paths(files: Mapping[str, Iterable[Path]]) -> None:
-    """Raises `OutputError` for results, of each recording, that will not be possible to write."""
+def check_paths(files: Mapping[str, Iterable[Path]], kind: str = "the recording") -> None:
+    """Raises `OutputError` for results, of each source, that will not be possible to write. kind : what a source is"""
     for source, paths in files.items():
         for path in paths:
             try:
@@ -72,7 +93,7 @@ def check_paths(files: Mapping[str, Iterable[Path]]) -> None:
             if stat.S_ISDIR(status.st_mode):
                 raise _unwritable(path, "it is a folder")
             if _is_file(path, source):
-                raise OutputError(f"{path}: is the recording itself: choose another --output-dir")
+                raise OutputError(f"{path}: is {kind} itself: choose another --output-dir")
 
 
 def _unwritable(path: Path, reason: str | None) -> OutputError:
@@ -113,6 +134,34 @@ def _longest_name(folder: Path) -> int:
         except (OSError, ValueError):  # it is not there; or the system has no such word
             continue
     return NAME_MAX
+
+
+def listed(stem: Path, formats: Sequence[str]) -> str:
+    """The files of a result, in a line for the user."""
+    endings = f"{{{','.join(formats)}}}" if len(formats) > 1 else formats[0]
+    return f"mlx_speech: {stem}.{endings}"
+
+
+def read_transcript(source: str) -> Transcript:
+    """The transcript in a JSON file; "-" is standard input. Raises `SourceError` in one line."""
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise SourceNotFound(f"{source}: there is no such file: is the path right?") from error
+    except OSError as error:
+        raise SourceError(f"{source}: cannot be read ({error.strerror}): give a JSON file") from error
+    except UnicodeDecodeError as error:
+        raise CorruptFile(f"{source}: is no text in UTF-8: give a JSON file") from error
+    try:
+        return writers.read_json(text)
+    except CorruptFile as error:
+        raise CorruptFile(f"{source}: {error}") from error
+
+
+def write_all(transcript: Transcript, files: Mapping[str, Path], uri: str, layout: Mapping[str, Any]) -> None:
+    """Write a transcript into `files`, by format. uri : names the recording. Raises `OutputError`."""
+    for kind, path in files.items():
+        write(path, writers.FORMATS[kind](transcript, uri=uri, **layout))
 
 
 def write(path: Path, text: str) -> None:

@@ -141,8 +141,13 @@ def add_audio(parser: Any) -> None:
 
 
 def add_models(group: Any) -> None:
-    """Flags of commands that load models: what they run on, and where models come from."""
+    """Flags of commands that load models of diarization, too."""
     group.add_argument("--diarize-model", metavar="NAME", help="default: pyannote/speaker-diarization-community-1")
+    add_machine(group)
+
+
+def add_machine(group: Any) -> None:
+    """Flags of commands that load models: what they run on, and where models come from."""
     group.add_argument("--device", default=None, help="cpu or gpu (cuda, mps) (default: MLX's)")
     group.add_argument("--model-dir", default=None, metavar="FOLDER", help="where models are kept")
     group.add_argument("--model-cache-only", action=SWITCH, default=False, help="download nothing")

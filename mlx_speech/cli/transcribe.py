@@ -100,10 +100,7 @@ def add_parser(group: Any) -> None:
 
 
 def _add_outputs(group: Any) -> None:
-    usual = "all, which leaves out ctm and aud, and rttm without --diarize"
-    formats = f"list of {','.join(outputs.FORMATS)} (default: {usual})"
-    outputs.add_output_dir(group, "files")
-    group.add_argument("-f", "--output-format", default="all", help=formats)
+    outputs.add_outputs(group)
     group.add_argument("--skip-existing", action="store_true", default=False, help="pass over what is written already")
     add_option(group, LAYOUT["speaker_embeddings"])
     group.add_argument("--quiet", action="store_true", default=False, help="no transcript and no bars on the screen")
@@ -195,7 +192,7 @@ def run(
             say(f"{flag_of(name)} has no meaning here: {instead}")
     named = [name for name, value in given.items() if value]
     layout: Any = {name: given.pop(name) for name in LAYOUT if name in given}
-    _check_layout(layout)
+    outputs.check_layout(layout)
     bars = Bars(given.pop("print_progress"), quiet)
     pipeline = make_pipeline(given, say)
     keywords: Any = keywords_of(given)
@@ -228,16 +225,14 @@ def run(
                     failed.append(failure(source, result, verbose))
                     continue
                 try:
-                    for kind, path in files[source].items():
-                        outputs.write(path, writers.FORMATS[kind](result, uri=stems[source], **layout))
+                    outputs.write_all(result, files[source], stems[source], layout)
                 except OutputError as error:
                     failed.append(failure(source, error, verbose))
                     continue
                 if not quiet:
                     heading = f"# {source}\n" if len(audio) > 1 else ""
                     print(heading + writers.to_screen(result), end="", flush=True)
-                    endings = f"{{{','.join(formats)}}}" if len(formats) > 1 else formats[0]
-                    print(f"mlx_speech: {folder / stems[source]}.{endings}", file=sys.stderr)
+                    print(outputs.listed(folder / stems[source], formats), file=sys.stderr)
                 if verbose:
                     print(timing(result), file=sys.stderr)
                     for region in result.silences:
@@ -287,13 +282,6 @@ def _vad_options(given: Mapping[str, Any], flags: Iterable[str]) -> dict[str, An
         if given[flag] is not None:
             options[names[flag]] = given[flag]
     return options
-
-
-def _check_layout(layout: Mapping[str, Any]) -> None:
-    """Raises `OptionError`, before anything runs."""
-    Layout(**layout)
-    if layout.get("max_line_count") and not layout.get("max_line_width"):
-        raise OptionError("--max-line-count needs --max-line-width: give both")
 
 
 def _check_no_align(keywords: Mapping[str, Any], layout: Mapping[str, Any]) -> None:
