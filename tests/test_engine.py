@@ -69,7 +69,7 @@ def test_a_short_job_does_not_wait_for_a_long_one(engine: Engine) -> None:
     def short(step: int) -> None:
         order.append("short")
 
-    first = engine.submit(count(1000, long))
+    first = engine.submit(count(10**6, long))
     begun.wait(LIMIT)
     second = engine.submit(count(5, short))
     may_go_on.set()
