@@ -17,7 +17,7 @@ from mlx_speech.models.whisper import ModelArgs
 from mlx_speech.stages.whisper import batched
 from mlx_speech.stages.whisper.batched import Recognised, Recognition, Task
 from mlx_speech.stages.whisper.decode import DecodingOptions
-from mlx_speech.stages.whisper.tokenizer import TASKS, TIMESTAMPS, Tokenizer, _byte_alphabet
+from mlx_speech.stages.whisper.tokenizer import TASKS, TIMESTAMPS, Tokenizer, Vocabulary, _byte_alphabet
 from mlx_speech.stages.whisper.turns import Turns
 from mlx_speech.transcript import Chunk, Region, Segment, Word
 
@@ -27,7 +27,7 @@ FALLBACK = DecodingOptions(temperature=(0.0, 0.5, 1.0), best_of=2, sample_len=6,
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", *TASKS, *TIMESTAMPS)
 # letters, and no words, so that a step takes no time
 LETTERS = {letter: index for index, letter in enumerate(_byte_alphabet())}
-VOCABULARY = Tokenizer((LETTERS, [], {name: index for index, name in enumerate(SPECIAL, 256)}, True))
+VOCABULARY = Tokenizer(Vocabulary(LETTERS, [], {name: index for index, name in enumerate(SPECIAL, 256)}, True))
 
 
 class Short(Script):

@@ -1,8 +1,8 @@
 """Speech × text → the speech that has no text.
 
 The detector says where somebody speaks, the recogniser where its text stands. Whisper may end a text early, at a
-pause or behind a timestamp that opens a segment; what is left without text is heard again (`asr`), and put where it was
-said.
+pause or behind a timestamp that opens a segment; what is left without text is heard again (`batched`), and put where it
+was said.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from mlx_speech.transcript import Chunk, Region, Segment, Word
 
 MIN_SPEECH = 1.0  # seconds of speech without text that are worth a second hearing
-LEAST_WORD = 0.05  # seconds of speech that a word takes, on the average of some
+MIN_WORD = 0.05  # seconds of speech that a word takes, on the average of several
 MAX_WORD = 2.0  # seconds; a word that seems to last longer has swallowed what stands beside it
+
+DecodeText = Callable[[Sequence[int]], str]  # tokens → text
 
 
 def uncovered(chunk: Chunk, segments: Sequence[Segment], *, min_speech: float = MIN_SPEECH) -> list[Chunk]:
@@ -29,15 +32,15 @@ def uncovered(chunk: Chunk, segments: Sequence[Segment], *, min_speech: float = 
     """
     stretches = []
     # words without any time stand where the alignment lost its way, and were said in what follows or comes before
-    lost = Counter(word.start for segment in segments for word in segment.words if word.duration == 0)
+    lost_words = Counter(word.start for segment in segments for word in segment.words if word.duration == 0)
     end = chunk.start
     for region in [*text_regions(segments), Region(chunk.end, chunk.end)]:
         stretch = Region(end, region.start)
         regions = tuple(overlap(chunk.regions, stretch))
         # what is left of a region beside its words may only be that their times are not exact
         clear = [part for part in regions if part in chunk.regions or part.duration > min_speech]
-        beside = lost[stretch.start] + lost[stretch.end]
-        if _speech(clear) - beside * MAX_WORD / 2 > min_speech:
+        lost_beside = lost_words[stretch.start] + lost_words[stretch.end]
+        if _speech(clear) - lost_beside * MAX_WORD / 2 > min_speech:
             stretches.append(Chunk(stretch.start, stretch.end, regions))
         end = max(end, region.end)
     return stretches
@@ -49,9 +52,11 @@ def text_regions(segments: Iterable[Segment]) -> list[Region]:
     for segment in segments:
         if not segment.words:
             regions.append(Region(segment.start, segment.end))
+        last = len(segment.words) - 1
         for place, word in enumerate(segment.words):
-            is_last = place == len(segment.words) - 1
-            regions += _spoken_parts(word, is_first=place == 0 and not is_last, is_last=is_last)
+            is_last = place == last
+            is_first = place == 0 and not is_last
+            regions += _spoken_parts(word, is_first=is_first, is_last=is_last)
     return sorted(regions, key=lambda region: region.start)
 
 
@@ -68,7 +73,9 @@ def _spoken_parts(word: Region, *, is_first: bool, is_last: bool) -> list[Region
     end = Region(word.end - half, word.end)
     if is_last:
         return [beginning]
-    return [end] if is_first else [beginning, end]
+    if is_first:
+        return [end]
+    return [beginning, end]
 
 
 def overlap(regions: Iterable[Region], stretch: Region) -> list[Region]:
@@ -83,7 +90,10 @@ def overlap(regions: Iterable[Region], stretch: Region) -> list[Region]:
 
 def region_by_region(chunk: Chunk, *, min_speech: float = MIN_SPEECH) -> list[Chunk]:
     """The regions of a chunk as chunks that reach halfway to their neighbours, short ones together with those behind
-    them: where nothing was heard in all of it, a window with less silence may help."""
+    them: where nothing was heard in all of it, a window with less silence may help.
+
+    min_speech : seconds of speech that a chunk has, if all of it has as much
+    """
     groups: list[list[Region]] = []
     for region in chunk.regions:
         if groups and _speech(groups[-1]) <= min_speech:
@@ -91,21 +101,20 @@ def region_by_region(chunk: Chunk, *, min_speech: float = MIN_SPEECH) -> list[Ch
         else:
             groups.append([region])
     if len(groups) > 1 and _speech(groups[-1]) <= min_speech:
-        rest = groups.pop()
-        groups[-1] += rest
-    chunks = []
-    for k, group in enumerate(groups):
-        start = (groups[k - 1][-1].end + group[0].start) / 2 if k else chunk.start
-        end = (group[-1].end + groups[k + 1][0].start) / 2 if k + 1 < len(groups) else chunk.end
-        chunks.append(Chunk(start, end, tuple(group)))
-    return chunks
+        last = groups.pop()
+        groups[-1] += last
+    edges = [chunk.start]
+    for before, behind in pairwise(groups):
+        edges.append((before[-1].end + behind[0].start) / 2)
+    edges.append(chunk.end)
+    return [Chunk(edges[k], edges[k + 1], tuple(group)) for k, group in enumerate(groups)]
 
 
 def _speech(regions: Iterable[Region]) -> float:
     return sum(region.duration for region in regions)
 
 
-def make_room(segments: Iterable[Segment], stretch: Region, decode: Callable[[Sequence[int]], str]) -> list[Segment]:
+def make_room(segments: Iterable[Segment], stretch: Region, decode: DecodeText) -> list[Segment]:
     """The segments of which none reaches into a stretch that was heard again.
 
     A segment with words before and behind it becomes two; words that seemed to last into it end or begin there.
@@ -133,7 +142,7 @@ def without_misplaced(
     segments: Sequence[Segment],
     heard: Sequence[Segment],
     regions: Sequence[Region],
-    decode: Callable[[Sequence[int]], str],
+    decode: DecodeText,
 ) -> list[Segment]:
     """The segments less the words that were heard again, for the alignment had put them where there is no room for
     them: into a pause, or all into one moment.
@@ -143,37 +152,40 @@ def without_misplaced(
         places that these have, they were said once, in the stretch
     regions : of speech; decode : tokens → text
     """
-    again = [_plain(word.text) for segment in heard for word in segment.words]
+    result = list(segments)
+    again = [_letters(word.text) for segment in heard for word in segment.words]
+    if not again:
+        return result
     start = heard[0].start
-    before = [word for segment in segments if segment.end <= start for word in segment.words]
-    behind = [word for segment in segments if segment.end > start for word in segment.words]
+    before = [word for segment in result if segment.end <= start for word in segment.words]
+    behind = [word for segment in result if segment.end > start for word in segment.words]
     for words in (before[-len(again) :], behind[: len(again)]):
         speech = sum(_speech(overlap(regions, word)) for word in words)
-        misplaced = speech <= LEAST_WORD * len(words)
-        if again and misplaced and [_plain(word.text) for word in words] == again:
-            segments = _without(segments, words, decode)
-    return list(segments)
+        is_misplaced = speech <= MIN_WORD * len(words)
+        if is_misplaced and [_letters(word.text) for word in words] == again:
+            result = _without(result, words, decode)
+    return result
 
 
-def _without(
-    segments: Iterable[Segment], words: Sequence[Word], decode: Callable[[Sequence[int]], str]
-) -> list[Segment]:
-    """The segments less some of the words, which are the first or the last of theirs."""
+def _without(segments: Iterable[Segment], words: Sequence[Word], decode: DecodeText) -> list[Segment]:
+    """The segments less some of their words, which are the first or the last of a segment."""
     result: list[Segment] = []
     for segment in segments:
         gone = [word for word in segment.words if any(word is other for other in words)]
-        left: Segment | None = segment
-        if gone and gone[0] is segment.words[0]:
-            left = _parted(segment, len(gone), decode)[1]
-        elif gone:
-            left = _parted(segment, len(segment.words) - len(gone), decode)[0]
+        if not gone:
+            result.append(segment)
+            continue
+        if gone[0] is segment.words[0]:
+            _, left = _parted(segment, len(gone), decode)
+        else:
+            left, _ = _parted(segment, len(segment.words) - len(gone), decode)
         if left is not None:
             result.append(left)
     return result
 
 
-def _plain(word: str) -> str:
-    """Without marks, in small letters."""
+def _letters(word: str) -> str:
+    """A word without marks, in small letters."""
     return "".join(character for character in word.casefold() if character.isalnum())
 
 
@@ -193,19 +205,35 @@ def _from(word: Word, start: float) -> Word:
     return replace(word, start=max(word.start, start), end=max(word.end, start))
 
 
-def _parted(
-    segment: Segment, count: int, decode: Callable[[Sequence[int]], str]
-) -> tuple[Segment | None, Segment | None]:
+def _parted(segment: Segment, count: int, decode: DecodeText) -> tuple[Segment | None, Segment | None]:
     """A segment up to its first `count` words, and from there on; None where that has no words."""
-    if count in (0, len(segment.words)):
-        return (segment, None) if count else (None, segment)
+    if count == 0:
+        return None, segment
+    if count == len(segment.words):
+        return segment, None
     text, spans = segment.placed()
-    place = spans[count][0]
-    tokens = segment.tokens
-    said = text[:place].strip()
-    # a character may be several tokens, and has its own letter only with the last
-    cut = next((k for k in range(len(tokens)) if decode(tokens[:k]).strip().startswith(said)), len(tokens))
-    before = replace(segment, text=text[:place].rstrip(), words=segment.words[:count], tokens=tokens[:cut])
-    spaced = text[:place] != before.text
-    behind = replace(segment, text=text[place:], words=segment.words[count:], tokens=tokens[cut:], spaced=spaced)
+    start = spans[count][0]  # of the second part, in the text
+    cut = _tokens_of(text[:start].strip(), segment.tokens, decode)
+    before = replace(
+        segment,
+        text=text[:start].rstrip(),
+        words=segment.words[:count],
+        tokens=segment.tokens[:cut],
+    )
+    behind = replace(
+        segment,
+        text=text[start:],
+        words=segment.words[count:],
+        tokens=segment.tokens[cut:],
+        spaced=text[:start] != before.text,
+    )
     return before, behind
+
+
+def _tokens_of(text: str, tokens: Sequence[int], decode: DecodeText) -> int:
+    """How many of the tokens make the text that theirs begins with."""
+    # a character may be several tokens, and has its own letter only with the last
+    for count in range(len(tokens)):
+        if decode(tokens[:count]).strip().startswith(text):
+            return count
+    return len(tokens)

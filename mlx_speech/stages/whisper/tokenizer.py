@@ -14,16 +14,21 @@ import gzip
 import json
 import string
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import count, groupby
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING
 
 from mlx_speech.errors import ConfigError, CorruptFile, OptionError, SourceError, brief, shorten
 from mlx_speech.languages import LANGUAGES, to_language_code
 from mlx_speech.package_data import ASSETS
 
-# Languages whose tokens openai/whisper gathers into characters, not into words; its list has no Khmer and no Tibetan.
+if TYPE_CHECKING:
+    import tokenizers
+
+# Languages whose tokens openai/whisper gathers into characters, not into words. Its list has no Khmer and no Tibetan;
+# with `languages.UNSPACED`, which has them, their words would not be upstream's.
 SPLIT_BY_CHARACTER = ("zh", "ja", "th", "lo", "my", "yue")
 
 TIMESTAMPS = [f"<|{k * 0.02:.2f}|>" for k in range(1501)]  # 0.00 to 30.00 s
@@ -38,59 +43,91 @@ RANKS = ASSETS / "whisper_tokenizer"
 PUBLISHED = {ENGLISH_ONLY: "gpt2.tiktoken", 51865: "multilingual.tiktoken", 51866: "multilingual.tiktoken"}
 MAX_TOKEN = 256  # bytes; OpenAI's longest has 128
 MAX_FILE = 1 << 26  # bytes; the largest tokenizers have 10 million
-# What annotates rather than says: speaker names in brackets, notes of music … "-" and "'" do so only before a word.
-SYMBOLS = '" # ( ) * + / : ; < = > @ [ \\ ] ^ _ ` { | } ~ 「 」 『 』 << >> <<< >>> -- --- -( -[ '
-SYMBOLS += "(' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪"
-MUSIC = "♩♪♫♬♭♮♯"  # several tokens each; the first is shared by symbols that are not spoken either
 
-Parts: TypeAlias = tuple[dict[str, int], list[tuple[str, str]], dict[str, int], bool]  # what a Tokenizer is made of
+# What annotates rather than says: speaker names in brackets, notes of music … (openai/whisper `non_speech_tokens`)
+SINGLE_SYMBOLS = tuple('"#()*+/:;<=>@[\\]^_`{|}~「」『』')
+OPENING_SYMBOLS = ("<<", "<<<", "-(", "-[", "('", '("', "((", "(((", "[[", "{{")
+CLOSING_SYMBOLS = (">>", ">>>", "))", ")))", "]]", "}}")
+DASHES = ("--", "---")
+SEVERAL_NOTES = ("♪♪", "♪♪♪")
+SYMBOLS = (*SINGLE_SYMBOLS, *OPENING_SYMBOLS, *CLOSING_SYMBOLS, *DASHES, *SEVERAL_NOTES)
+MUSIC = tuple("♩♪♫♬♭♮♯")  # several tokens each; the first is shared by symbols that are not spoken either
+ANNOTATE_BEFORE_A_WORD = (" -", " '")  # elsewhere they are spelling
+
+REPLACEMENT = "\ufffd"  # stands for bytes that are no character
+NUMERALS = frozenset("0123456789%$£")  # characters of what `suppress_numerals` stands for
 
 
-class Tokenizer:
-    """The ids of the special tokens, and text to ids and back. It is made of:
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a `Tokenizer` is made of.
 
     vocab : every token, spelled in GPT-2's alphabet of bytes → id
     merges : pairs of tokens, in the order in which they are joined
     added : special tokens that `vocab` lacks → id
     ignore_merges : a word that is a token is taken as it is, as tiktoken does
 
+    Raises `ValueError` for ids that are none, and for merges of other tokens.
+    """
+
+    vocab: dict[str, int]
+    merges: list[tuple[str, str]]
+    added: dict[str, int]
+    ignore_merges: bool
+
+    def __post_init__(self) -> None:
+        for index in (*self.vocab.values(), *self.added.values()):
+            if type(index) is not int or not 0 <= index < 1 << 31:
+                raise ValueError("ids that are no numbers")
+        for left, right in self.merges:
+            if not (left in self.vocab and right in self.vocab and left + right in self.vocab):
+                raise ValueError("merges of tokens that it does not have")
+
+
+class Tokenizer:
+    """The ids of the special tokens, and text to ids and back.
+
     eot, sot, translate, transcribe, sot_lm, sot_prev, no_speech, no_timestamps, timestamp_begin : ids
     multilingual : whether languages can be told apart; languages : code → id, empty where not
     n_vocab : the ids lie below it, timestamps included
+
+    Raises `ConfigError` for a vocabulary that is not a Whisper's.
     """
 
-    def __init__(self, parts: Parts):
-        import tokenizers
-
-        vocab, merges, added, ignore_merges = parts
-        if not all(type(index) is int and 0 <= index < 1 << 31 for index in [*vocab.values(), *added.values()]):
-            raise ValueError("ids that are no numbers")
-        if not all(left in vocab and right in vocab and left + right in vocab for left, right in merges):
-            raise ValueError("merges of tokens that it does not have")
-        self._backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, ignore_merges=ignore_merges))
-        self._backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        self._backend.decoder = tokenizers.decoders.ByteLevel()
-        ids = {**vocab, **added}
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        ids = {**vocabulary.vocab, **vocabulary.added}
         ids.setdefault("<|nospeech|>", ids.get("<|nocaptions|>", -1))  # its name in older files
         needed = ("<|endoftext|>", "<|startoftranscript|>", *TASKS)
         missing = [token for token in needed if ids.get(token, -1) < 0]
         if missing:
             raise ConfigError(f"not a Whisper's vocabulary: it lacks {', '.join(missing)}")
-        self.eot, self.sot, self.translate, self.transcribe, *rest = (ids[token] for token in needed)
-        self.sot_lm, self.sot_prev, self.no_speech, self.no_timestamps = rest
+        self.eot = ids["<|endoftext|>"]
+        self.sot = ids["<|startoftranscript|>"]
+        self.translate = ids["<|translate|>"]
+        self.transcribe = ids["<|transcribe|>"]
+        self.sot_lm = ids["<|startoflm|>"]
+        self.sot_prev = ids["<|startofprev|>"]
+        self.no_speech = ids["<|nospeech|>"]
+        self.no_timestamps = ids["<|notimestamps|>"]
+
         languages = {code: ids[f"<|{code}|>"] for code in LANGUAGES if f"<|{code}|>" in ids}
         self.languages = languages if self.eot != GPT2 else {}
         self.multilingual = bool(self.languages)
-        # older files of transformers end with <|notimestamps|>, and mean the same
-        times = [ids[token] for token in TIMESTAMPS if token in ids] or [self.no_timestamps + k for k in range(1, 1502)]
-        self.timestamp_begin, self.n_vocab = times[0], times[-1] + 1
-        text = [index for token, index in vocab.items() if not (token.startswith("<|") and token.endswith("|>"))]
-        special = [*(ids[token] for token in needed[1:]), *languages.values()]
-        ordered = max(text, default=-1) < self.eot < min(special) <= max(special) < self.timestamp_begin
-        if not ordered or times != list(range(self.timestamp_begin, self.n_vocab)):
+
+        times = [ids[token] for token in TIMESTAMPS if token in ids]
+        if not times:  # older files of transformers end with <|notimestamps|>, and mean the same
+            times = [self.no_timestamps + 1 + k for k in range(len(TIMESTAMPS))]
+        self.timestamp_begin = times[0]
+        self.n_vocab = times[-1] + 1
+
+        text = [index for token, index in vocabulary.vocab.items() if not _is_special(token)]
+        special = [ids[token] for token in needed[1:]] + list(languages.values())
+        in_order = max(text, default=-1) < self.eot < min(special) <= max(special) < self.timestamp_begin
+        if not in_order or times != list(range(self.timestamp_begin, self.n_vocab)):
             raise ConfigError("not a Whisper's vocabulary: text, special tokens and timestamps are in another order")
         self._special = {index: token for token, index in ids.items() if index >= self.eot}
-        self._special |= dict(enumerate(TIMESTAMPS, self.timestamp_begin))
+        self._special.update(enumerate(TIMESTAMPS, self.timestamp_begin))
+        self._backend = _byte_level_bpe(vocabulary)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
@@ -103,12 +140,13 @@ class Tokenizer:
 
         Raises `SourceError` where there is none, or where it has more tokens than the model.
         """
-        found = _beside(folder, n_vocab) if folder is not None else None
-        if found is None:
-            found = _published(folder or "this model", n_vocab)
-        if found.n_vocab > n_vocab:
-            raise ConfigError(f"{folder}: {found.n_vocab} tokens for a model that knows {n_vocab}: fetch it again")
-        return found
+        tokenizer = _beside(folder, n_vocab) if folder is not None else None
+        if tokenizer is None:
+            tokenizer = _published(folder or "this model", n_vocab)
+        if tokenizer.n_vocab > n_vocab:
+            said = f"{tokenizer.n_vocab} tokens for a model that knows {n_vocab}"
+            raise ConfigError(f"{folder}: {said}: fetch it again")
+        return tokenizer
 
     def sot_sequence(self, language: str | None, task: str) -> tuple[int, ...]:
         """What a transcript starts with, without <|notimestamps|>; no language means English, as upstream.
@@ -122,7 +160,9 @@ class Tokenizer:
         code = to_language_code(language or "en")
         if code not in self.languages:
             raise OptionError(f"language {code}: this model does not know it, only {shorten(list(self.languages), 12)}")
-        return (self.sot, self.languages[code], self.transcribe if task == "transcribe" else self.translate)
+        if task == "translate":
+            return (self.sot, self.languages[code], self.translate)
+        return (self.sot, self.languages[code], self.transcribe)
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text; the name of a special token in it is text like any other."""
@@ -134,52 +174,89 @@ class Tokenizer:
 
     def decode_with_timestamps(self, tokens: Iterable[int]) -> str:
         """The text, and every special token by its name: <|1.08|>."""
-        runs = groupby(map(int, tokens), key=lambda token: token < self.eot)
-        texts = (self.decode(run) if text else "".join(self._special.get(t, "") for t in run) for text, run in runs)
+        texts = []
+        for is_text, run in groupby(map(int, tokens), key=lambda token: token < self.eot):
+            if is_text:
+                texts.append(self.decode(run))
+            else:
+                texts += [self._special.get(token, "") for token in run]
         return "".join(texts)
 
     @cached_property
     def non_speech_tokens(self) -> tuple[int, ...]:
         """Tokens that annotate rather than speak, which `suppress_tokens="-1"` stands for."""
-        result = {*self.encode(" -")[:1], *self.encode(" '")[:1]}
-        for symbol in (*SYMBOLS.split(), *MUSIC):
-            for tokens in (self.encode(symbol), self.encode(f" {symbol}")):
-                result.update(tokens[:1] if len(tokens) == 1 or symbol in MUSIC else ())
+        result: set[int] = set()
+        for text in ANNOTATE_BEFORE_A_WORD:
+            result.update(self.encode(text)[:1])
+        for symbol in SYMBOLS + MUSIC:
+            for text in (symbol, f" {symbol}"):
+                tokens = self.encode(text)
+                if len(tokens) == 1 or symbol in MUSIC:
+                    result.update(tokens[:1])
         return tuple(sorted(result))
 
     @cached_property
     def numeral_tokens(self) -> tuple[int, ...]:
         """Tokens with a digit or one of % $ £, which `suppress_numerals` stands for (WhisperX)."""
         texts = self._backend.decode_batch([[token] for token in range(self.eot)])
-        return tuple(token for token, text in enumerate(texts) if not set("0123456789%$£").isdisjoint(text))
+        return tuple(token for token, text in enumerate(texts) if not NUMERALS.isdisjoint(text))
 
     def split_to_word_tokens(self, tokens: Sequence[int], language: str | None) -> tuple[list[str], list[list[int]]]:
         """`tokens` as words, each with its tokens: between spaces, or by character in languages without them."""
         pieces = self._split_on_unicode(tokens)
+        if language not in SPLIT_BY_CHARACTER:
+            pieces = self._joined(pieces)
+        return [text for text, _ in pieces], [ids for _, ids in pieces]
+
+    def _joined(self, pieces: Sequence[tuple[str, list[int]]]) -> list[tuple[str, list[int]]]:
+        """Pieces as words: what follows without a space belongs to the word before, but for punctuation and special
+        tokens."""
         words: list[tuple[str, list[int]]] = []
-        for piece, ids in pieces if language not in SPLIT_BY_CHARACTER else ():
-            if not words or ids[0] >= self.eot or piece.startswith(" ") or piece.strip() in string.punctuation:
-                words.append((piece, ids))
+        for text, ids in pieces:
+            is_special = ids[0] >= self.eot
+            is_punctuation = text.strip() in string.punctuation
+            if not words or is_special or is_punctuation or text.startswith(" "):
+                words.append((text, ids))
             else:
-                words[-1] = (words[-1][0] + piece, words[-1][1] + ids)
-        words = words or pieces
-        return [word for word, _ in words], [ids for _, ids in words]
+                word, word_ids = words[-1]
+                words[-1] = (word + text, word_ids + ids)
+        return words
 
     def _split_on_unicode(self, tokens: Sequence[int]) -> list[tuple[str, list[int]]]:
         """The shortest runs of tokens that are whole characters, or bytes that are none in the full text either."""
         full = self.decode_with_timestamps(tokens)
         pieces: list[tuple[str, list[int]]] = []
-        run, offset = list[int](), 0
+        run: list[int] = []
+        offset = 0
         for token in tokens:
             run.append(token)
             text = self.decode_with_timestamps(run)
-            wrong = text.find("\ufffd")
-            if wrong < 0 or full[offset + wrong : offset + wrong + 1] == "\ufffd":
+            broken = text.find(REPLACEMENT)
+            if broken < 0 or full[offset + broken : offset + broken + 1] == REPLACEMENT:
                 pieces.append((text, run))
                 offset += len(text)
                 run = []
-        # where two broken characters meet in one token, upstream loses the rest or fails
-        return [*pieces, (self.decode_with_timestamps(run), run)] if run else pieces
+        if run:  # where two broken characters meet in one token, upstream loses the rest or fails
+            pieces.append((self.decode_with_timestamps(run), run))
+        return pieces
+
+
+def _is_special(token: str) -> bool:
+    return token.startswith("<|") and token.endswith("|>")
+
+
+def _byte_level_bpe(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+    import tokenizers
+
+    merges = vocabulary.merges
+    model = tokenizers.models.BPE(vocabulary.vocab, merges, ignore_merges=vocabulary.ignore_merges)
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    return backend
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def from_ranks(path: Path, n_vocab: int) -> Tokenizer:
@@ -194,15 +271,17 @@ def from_ranks(path: Path, n_vocab: int) -> Tokenizer:
 def _beside(folder: Path, n_vocab: int) -> Tokenizer | None:
     """The tokenizer whose files lie in `folder`, None where there are none. Raises `SourceError`."""
     usual = folder / PUBLISHED.get(n_vocab, "multilingual.tiktoken")
-    ranks = [usual, *sorted(path for path in folder.glob("*.tiktoken") if path != usual)]
-    places: list[tuple[Path, Callable[[Path], Parts]]] = [
+    others = sorted(path for path in folder.glob("*.tiktoken") if path != usual)
+    read_ranks = partial(_ranks, n_vocab=n_vocab)
+    readers: list[tuple[Path, Callable[[Path], Vocabulary]]] = [
         (folder / "tokenizer.json", _tokenizer_json),
         (folder / "merges.txt", _legacy),
-        *((path, partial(_ranks, n_vocab=n_vocab)) for path in ranks),
+        (usual, read_ranks),
+        *((path, read_ranks) for path in others),
         (folder / "vocabulary.json", _vocabulary),
         (folder / "vocabulary.txt", _vocabulary),
     ]
-    for path, read in places:
+    for path, read in readers:
         if path.is_file():
             return _built(path, read)
     return None
@@ -215,7 +294,8 @@ def _published(place: str | Path, n_vocab: int) -> Tokenizer:
     return from_ranks(RANKS / f"{PUBLISHED[n_vocab]}.gz", n_vocab)
 
 
-def _built(path: Path, read: Callable[[Path], Parts]) -> Tokenizer:
+def _built(path: Path, read: Callable[[Path], Vocabulary]) -> Tokenizer:
+    """The tokenizer of a file. Raises `SourceError` naming it, of the kind that fits."""
     try:
         if path.stat().st_size > MAX_FILE:
             raise ValueError(f"{path.stat().st_size} bytes are too many")
@@ -228,32 +308,43 @@ def _built(path: Path, read: Callable[[Path], Parts]) -> Tokenizer:
         raise CorruptFile(f"{path}: no tokenizer that can be read ({brief(str(error))}): fetch it again") from error
 
 
-def _tokenizer_json(path: Path) -> Parts:
+def _tokenizer_json(path: Path) -> Vocabulary:
+    """transformers' and tokenizers' own file."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    model, before = content["model"], content["pre_tokenizer"]
+    model = content["model"]
+    before = content["pre_tokenizer"]
     if model.get("type", "BPE") != "BPE" or before["type"] != "ByteLevel" or before.get("add_prefix_space"):
         raise ConfigError("not a byte-level BPE, as all of Whisper's are")
-    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    merges = []
+    for pair in model["merges"]:
+        left, right = pair.split(" ") if isinstance(pair, str) else pair
+        merges.append((left, right))
     added = {token["content"]: token["id"] for token in content["added_tokens"]}
-    return model["vocab"], [(left, right) for left, right in pairs], added, bool(model.get("ignore_merges"))
+    return Vocabulary(model["vocab"], merges, added, bool(model.get("ignore_merges")))
 
 
-def _legacy(path: Path) -> Parts:
+def _legacy(path: Path) -> Vocabulary:
     """merges.txt, with vocab.json and, where there is one, added_tokens.json beside it."""
-    extra = path.with_name("added_tokens.json")
-    added = json.loads(extra.read_text(encoding="utf-8")) if extra.is_file() else {}
     vocab = json.loads(path.with_name("vocab.json").read_text(encoding="utf-8"))
-    lines = [line.split(" ") for line in path.read_text(encoding="utf-8").split("\n")]
-    return vocab, [(line[0], line[1]) for line in lines if len(line) == 2 and line[0] != "#version:"], added, False
+    added = {}
+    extra = path.with_name("added_tokens.json")
+    if extra.is_file():
+        added = json.loads(extra.read_text(encoding="utf-8"))
+    merges = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        pair = line.split(" ")
+        if len(pair) == 2 and pair[0] != "#version:":
+            merges.append((pair[0], pair[1]))
+    return Vocabulary(vocab, merges, added, False)
 
 
-def _ranks(path: Path, n_vocab: int) -> Parts:
+def _ranks(path: Path, n_vocab: int) -> Vocabulary:
     """A file of ranks: a line is a token's bytes in base64, and its rank, which is its id."""
     content = path.read_bytes()
     if path.suffix == ".gz":
         content = gzip.decompress(content)
     lines = [line.rpartition(" ") for line in content.decode("ascii").splitlines() if line]
-    # After the text: <|endoftext|>, <|startoftranscript|>, the languages, the tasks, the timestamps.
+    # after the text: <|endoftext|>, <|startoftranscript|>, the languages, the tasks, the timestamps
     languages = n_vocab - len(lines) - 2 - len(TASKS) - len(TIMESTAMPS)
     english_only = len(lines) == GPT2
     if not 0 <= languages <= len(LANGUAGES) or english_only != (n_vocab == ENGLISH_ONLY):
@@ -270,10 +361,10 @@ def _ranks(path: Path, n_vocab: int) -> Parts:
     names += [f"<|{code}|>" for code in list(LANGUAGES)[:languages]]
     names += [*TASKS, *TIMESTAMPS]
     added = {token: index for index, token in enumerate(names, len(vocab))}
-    return vocab, _merges(vocab), added, True
+    return Vocabulary(vocab, _merges(vocab), added, True)
 
 
-def _vocabulary(path: Path) -> Parts:
+def _vocabulary(path: Path) -> Vocabulary:
     """CTranslate2's list of all tokens, in the order of their ids: an array in JSON, or a line each.
 
     It has no merges; the ids of text tokens are their ranks, as in every vocabulary that was trained as GPT-2's was.
@@ -290,7 +381,7 @@ def _vocabulary(path: Path) -> Parts:
     end = ids["<|endoftext|>"]
     vocab = {token: index for token, index in ids.items() if index < end}
     added = {token: index for token, index in ids.items() if index >= end}
-    return vocab, _merges(vocab), added, True
+    return Vocabulary(vocab, _merges(vocab), added, True)
 
 
 def _byte_alphabet() -> list[str]:

@@ -12,6 +12,7 @@ Until `tidy`, words are upstream's in every respect: their text keeps its leadin
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
@@ -25,7 +26,15 @@ from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment, Word
 
 TOKENS_PER_SECOND = 50  # positions of the encoder
+FRAMES_PER_POSITION = 2  # of 10 ms
 SHORTEST = 1 / TOKENS_PER_SECOND  # seconds that a segment lasts, as from one timestamp to the next
+
+MEDIAN_WIDTH = 7  # neighbours, openai/whisper's `medfilt_width`
+MAX_MEDIAN = 0.7  # seconds; a longer median of the words' durations tells nothing
+FIRST_WORDS = 8  # of a segment, by which it is judged
+IMPROBABLE = 0.15  # the probability below which a word is suspicious
+SHORT_WORD = 0.133  # seconds
+LONG_WORD = 2.0  # seconds
 
 PREPEND_PUNCTUATIONS = "\"'“¿([{-"
 APPEND_PUNCTUATIONS = "\"'.。,，!！?？:：”)]}、"
@@ -64,31 +73,38 @@ def find_alignment(
 
     Raises `OptionError` for a text that does not fit the decoder's context.
     """
+    result: list[list[WordTiming]] = [[] for _ in texts]
     rows = [row for row, text in enumerate(texts) if text]
-    found: list[list[WordTiming]] = [[] for _ in texts]
     if not rows:
-        return found
-    own = [(tokenizer.sot_sequence(languages[row], task), row) for row in rows]
-    inputs = [[*start, tokenizer.no_timestamps, *texts[row], tokenizer.eot] for start, row in own]
-    chosen = encoded if len(rows) == encoded.shape[0] else encoded[mx.array(rows)]
+        return result
+    starts = [tokenizer.sot_sequence(languages[row], task) for row in rows]
+    inputs = []
+    for row, start in zip(rows, starts, strict=True):
+        inputs.append([*start, tokenizer.no_timestamps, *texts[row], tokenizer.eot])
     longest = max(map(len, inputs))  # the causal mask hides the padding
     tokens = mx.array([row + [tokenizer.eot] * (longest - len(row)) for row in inputs])
-    states, layers = model.decoder.cross_attention(tokens, chosen, alignment_heads(model.args))
+    if len(rows) < encoded.shape[0]:
+        encoded = encoded[mx.array(rows)]
+    states, layers = model.decoder.cross_attention(tokens, encoded, alignment_heads(model.args))
     scores = mx.concatenate(layers, axis=1)
 
-    matrices, probabilities = [], []
-    for k, (start, row) in enumerate(own):
-        first, last = len(start), len(inputs[k]) - 1  # notimestamps, which says when the first word begins; eot
-        matrices.append(_matrix(scores[k, :, : last + 1, : num_frames[row] // 2])[first:last])
-        logits = model.decoder.token_embedding.as_linear(states[k, first : last - 1]).astype(mx.float32)
+    matrices = []
+    probabilities = []
+    for place, row in enumerate(rows):
+        # from <|notimestamps|>, which says when the first word begins, to the last token of the text
+        first = len(starts[place])
+        last = len(inputs[place]) - 1
+        frames = num_frames[row] // FRAMES_PER_POSITION
+        matrices.append(_matrix(scores[place, :, : last + 1, :frames])[first:last])
+        logits = model.decoder.token_embedding.as_linear(states[place, first : last - 1]).astype(mx.float32)
         probabilities.append(_probabilities(logits[:, : tokenizer.eot], mx.array(list(texts[row]))))
     mx.eval(matrices, probabilities)
 
     paths = dtw([-np.array(matrix) for matrix in matrices])
     for row, path, probability in zip(rows, paths, probabilities, strict=True):
-        words = tokenizer.split_to_word_tokens([*texts[row], tokenizer.eot], languages[row])
-        found[row] = _timings(words, path, np.array(probability, dtype=np.float64))
-    return found
+        words, tokens_of_words = tokenizer.split_to_word_tokens([*texts[row], tokenizer.eot], languages[row])
+        result[row] = _timings(words, tokens_of_words, path, np.array(probability, dtype=np.float64))
+    return result
 
 
 def alignment_heads(args: ModelArgs) -> list[tuple[int, int]]:
@@ -97,10 +113,12 @@ def alignment_heads(args: ModelArgs) -> list[tuple[int, int]]:
     Those of the configuration where all of them exist (distilled models may carry their teacher's), else all heads of
     the second half of the layers, as openai/whisper has it.
     """
-    heads = args.alignment_heads or []
-    if heads and all(len(pair) == 2 and pair[0] < args.n_text_layer and pair[1] < args.n_text_head for pair in heads):
-        return sorted({(layer, head) for layer, head in heads})
-    return list(product(range(args.n_text_layer // 2, args.n_text_layer), range(args.n_text_head)))
+    layers = args.n_text_layer
+    known = [pair for pair in args.alignment_heads or [] if len(pair) == 2]
+    known = [pair for pair in known if pair[0] < layers and pair[1] < args.n_text_head]
+    if known and len(known) == len(args.alignment_heads or []):
+        return sorted({(layer, head) for layer, head in known})
+    return list(product(range(layers // 2, layers), range(args.n_text_head)))
 
 
 def _matrix(scores: mx.array) -> mx.array:
@@ -112,7 +130,7 @@ def _matrix(scores: mx.array) -> mx.array:
 
 
 def _probabilities(logits: mx.array, tokens: mx.array) -> mx.array:
-    """logits (n, vocabulary), tokens (n,) → (n,)"""
+    """The probability of each token, from its logits: (n, vocabulary), (n,) → (n,)."""
     chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1)
     return mx.exp(chosen - log_sum_exp(logits))[:, 0]
 
@@ -124,21 +142,39 @@ def median_filter(x: mx.array) -> mx.array:
     third and the fourth of the other six, and those follow from two sorted triples. NaN counts as the greatest.
     """
     length = x.shape[-1]
-    if length <= 3:
+    reach = MEDIAN_WIDTH // 2
+    if length <= reach:
         return x
     x = mx.where(mx.isnan(x), mx.inf, x)
-    x = mx.concatenate([x[..., 3:0:-1], x, x[..., -2:-5:-1]], axis=-1)
-    low, high = mx.minimum(x[..., :-2], x[..., 1:-1]), mx.maximum(x[..., :-2], x[..., 1:-1])
-    third = x[..., 2:]
-    triple = mx.minimum(low, third), mx.maximum(low, mx.minimum(high, third)), mx.maximum(high, third)
-    (a1, a2, a3), (b1, b2, b3) = ([part[..., k : k + length] for part in triple] for k in (0, 4))
-    low = mx.minimum(mx.minimum(a3, b3), mx.minimum(mx.maximum(a1, b2), mx.maximum(a2, b1)))
-    high = mx.maximum(mx.maximum(a1, b1), mx.maximum(mx.minimum(a2, b3), mx.minimum(a3, b2)))
-    middle = mx.minimum(mx.maximum(x[..., 3:-3], low), high)
-    return mx.where(mx.isinf(middle), mx.nan, middle)
+    x = mx.concatenate([x[..., reach:0:-1], x, x[..., -2 : -2 - reach : -1]], axis=-1)
+    lowest, middle, highest = _sorted_triples(x)
+    # the three before the centre and the three behind it
+    before = [part[..., :length] for part in (lowest, middle, highest)]
+    behind = [part[..., reach + 1 : reach + 1 + length] for part in (lowest, middle, highest)]
+    third = mx.minimum(before[2], behind[2])
+    third = mx.minimum(third, mx.minimum(mx.maximum(before[0], behind[1]), mx.maximum(before[1], behind[0])))
+    fourth = mx.maximum(before[0], behind[0])
+    fourth = mx.maximum(fourth, mx.maximum(mx.minimum(before[1], behind[2]), mx.minimum(before[2], behind[1])))
+    centre = x[..., reach : reach + length]
+    median = mx.minimum(mx.maximum(centre, third), fourth)
+    return mx.where(mx.isinf(median), mx.nan, median)
+
+
+def _sorted_triples(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """The lowest, the middle and the highest of every three neighbours along the last axis."""
+    first = x[..., :-2]
+    second = x[..., 1:-1]
+    last = x[..., 2:]
+    low = mx.minimum(first, second)
+    high = mx.maximum(first, second)
+    return mx.minimum(low, last), mx.maximum(low, mx.minimum(high, last)), mx.maximum(high, last)
 
 
 # --- dynamic time warping --------------------------------------------------------------------------------------------
+
+FROM_DIAGONAL = 0
+FROM_ABOVE = 1
+FROM_LEFT = 2
 
 
 def dtw(costs: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -148,47 +184,79 @@ def dtw(costs: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
     Added in float32, and as in openai/whisper `dtw_cpu`, a tie means a step from the left, even where the cell above
     and the one before it tie and both are cheaper.
     """
-    rows, columns = max(cost.shape[0] for cost in costs), max(cost.shape[1] for cost in costs)
+    rows = max(cost.shape[0] for cost in costs)
+    columns = max(cost.shape[1] for cost in costs)
     skewed = np.full((rows + columns + 1, len(costs), rows + 1), np.inf, dtype=np.float32)  # [i + j, matrix, i]
     for k, cost in enumerate(costs):
         i, j = np.indices(cost.shape) + 1
         skewed[i + j, k, i] = cost
     trace = np.zeros(skewed.shape, dtype=np.int8)
-    before, last = np.full((2, len(costs), rows + 1), np.inf, dtype=np.float32)
-    before[:, 0] = 0
+    # the sums along the last two anti-diagonals
+    last = np.full((len(costs), rows + 1), np.inf, dtype=np.float32)
+    last_but_one = last.copy()
+    last_but_one[:, 0] = 0
     for step in range(2, rows + columns + 1):
-        diagonal, up, left = before[:, :-1], last[:, :-1], last[:, 1:]
+        diagonal = last_but_one[:, :-1]
+        up = last[:, :-1]
+        left = last[:, 1:]
+        # comparisons with NaN are false, so then it is left
         take_diagonal = (diagonal < up) & (diagonal < left)
-        take_up = (up < diagonal) & (up < left)  # comparisons with NaN are false, so then it is left
+        take_up = (up < diagonal) & (up < left)
         best = np.where(take_diagonal, diagonal, np.where(take_up, up, left))
-        trace[step, :, 1:] = 2 - 2 * take_diagonal - take_up
-        before, last = last, skewed[step].copy()
+        trace[step, :, 1:] = FROM_LEFT
+        trace[step, :, 1:][take_up] = FROM_ABOVE
+        trace[step, :, 1:][take_diagonal] = FROM_DIAGONAL
+        last_but_one = last
+        last = skewed[step].copy()
         last[:, 1:] += best
     return [_backtrace(trace[:, k], *cost.shape) for k, cost in enumerate(costs)]
 
 
-def _backtrace(trace: np.ndarray, i: int, j: int) -> tuple[np.ndarray, np.ndarray]:
-    """trace [i + j, i] : 0 where a step came diagonally, 1 from above, 2 from the left"""
+def _backtrace(trace: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and columns of a path from the last cell of a matrix.
+
+    trace [i + j, i] : where a step came from, FROM_DIAGONAL, FROM_ABOVE or FROM_LEFT
+    """
+    i = rows
+    j = columns
     path = []
     while i > 0 or j > 0:
         path.append((i - 1, j - 1))
-        came = 2 if i == 0 else 1 if j == 0 else int(trace[i + j, i])
-        i, j = i - (came != 2), j - (came != 1)
-    rows, columns = np.array(path[::-1], dtype=np.int64).reshape(-1, 2).T
-    return rows, columns
+        if i == 0:
+            source = FROM_LEFT
+        elif j == 0:
+            source = FROM_ABOVE
+        else:
+            source = int(trace[i + j, i])
+        if source != FROM_LEFT:
+            i -= 1
+        if source != FROM_ABOVE:
+            j -= 1
+    path_rows, path_columns = np.array(path[::-1], dtype=np.int64).reshape(-1, 2).T
+    return path_rows, path_columns
 
 
 def _timings(
-    words: tuple[list[str], list[list[int]]], path: tuple[np.ndarray, np.ndarray], probabilities: np.ndarray
+    words: Sequence[str],
+    tokens_of_words: Sequence[Sequence[int]],
+    path: tuple[np.ndarray, np.ndarray],
+    probabilities: np.ndarray,
 ) -> list[WordTiming]:
-    """Times where the path enters a word's first token and the one after its last; eot, the last word, is left out."""
+    """Times where the path enters a word's first token and the one after its last; eot, the last word, is left out.
+
+    path : rows and columns, (steps,) each
+    probabilities : of the text tokens, (n,)
+    """
     rows, columns = path
-    jumps = columns[np.diff(rows, prepend=-1) > 0] / TOKENS_PER_SECOND
-    bounds = np.cumsum([0, *map(len, words[1][:-1])]).tolist()
-    return [
-        WordTiming(word, tuple(tokens), float(jumps[i]), float(jumps[j]), float(np.mean(probabilities[i:j])))
-        for word, tokens, i, j in zip(*words, bounds, bounds[1:], strict=False)
-    ]
+    entered = columns[np.diff(rows, prepend=-1) > 0] / TOKENS_PER_SECOND  # seconds, of each token
+    timings = []
+    first = 0
+    for word, tokens in zip(words[:-1], tokens_of_words[:-1], strict=True):
+        end = first + len(tokens)
+        probability = float(np.mean(probabilities[first:end]))
+        timings.append(WordTiming(word, tuple(tokens), float(entered[first]), float(entered[end]), probability))
+        first = end
+    return timings
 
 
 # --- words in their segments -----------------------------------------------------------------------------------------
@@ -209,16 +277,20 @@ def place_words(
     `is_anomalous` needs. Give the result to `get_end` for the next window, and words to `tidy` when all is done.
     """
     durations = [timing.end - timing.start for timing in timings if timing.end != timing.start]
-    median = min(0.7, float(np.median(durations))) if durations else 0.0
+    median = 0.0
     if durations:
+        median = min(MAX_MEDIAN, float(np.median(durations)))
         timings = _shorten(timings, 2 * median)
-    rest, placed = merge_punctuations(timings)[::-1], []
+    waiting = deque(merge_punctuations(timings))
+    placed = []
     for segment in segments:
-        missing, words = sum(token < tokenizer.eot for token in segment.tokens), []
-        while rest and missing > 0:
-            timing = rest.pop()
+        missing = sum(token < tokenizer.eot for token in segment.tokens)
+        words = []
+        while waiting and missing > 0:
+            timing = waiting.popleft()
             missing -= len(timing.tokens)
-            start, end = (float(np.round(offset + time, 2)) for time in (timing.start, timing.end))
+            start = float(np.round(offset + timing.start, 2))
+            end = float(np.round(offset + timing.end, 2))
             words.append(Word(start, end, timing.word, score=timing.probability))
         segment = replace(segment, words=tuple(words))
         if words:
@@ -265,30 +337,40 @@ def _shorten(timings: Sequence[WordTiming], longest: float) -> list[WordTiming]:
 
 def _settle(segment: Segment, last_speech: float, median: float) -> Segment:
     """Words after a pause made short, and the segment's bounds and those of its words reconciled."""
-    starts, ends = [word.start for word in segment.words], [word.end for word in segment.words]
+    starts = [word.start for word in segment.words]
+    ends = [word.end for word in segment.words]
     longest = 2 * median
-    long = ends[0] - starts[0] > longest or (len(ends) > 1 and ends[1] - starts[0] > 2 * longest)
-    if ends[0] - last_speech > 4 * median and long:
+    is_long = ends[0] - starts[0] > longest
+    if len(ends) > 1:
+        is_long = is_long or ends[1] - starts[0] > 2 * longest
+    if ends[0] - last_speech > 4 * median and is_long:
         if len(ends) > 1 and ends[1] - starts[1] > longest:
-            ends[0] = starts[1] = max(ends[1] / 2, ends[1] - longest)
+            boundary = max(ends[1] / 2, ends[1] - longest)
+            ends[0] = boundary
+            starts[1] = boundary
         starts[0] = max(0.0, ends[0] - longest)
-    start, end = segment.start, segment.end
+    start = segment.start
     if start < ends[0] and start - 0.5 > starts[0]:
         starts[0] = max(0.0, min(ends[0] - median, start))
     else:
         start = starts[0]
+    end = segment.end
     if end > starts[-1] and end + 0.5 < ends[-1]:
         ends[-1] = max(starts[-1] + median, end)
     else:
         end = ends[-1]
-    words = zip(segment.words, starts, ends, strict=True)
-    return replace(segment, start=start, end=end, words=tuple(replace(w, start=s, end=e) for w, s, e in words))
+    words = []
+    for word, word_start, word_end in zip(segment.words, starts, ends, strict=True):
+        words.append(replace(word, start=word_start, end=word_end))
+    return replace(segment, start=start, end=end, words=tuple(words))
 
 
 def get_end(segments: Sequence[Segment]) -> float | None:
     """The end of the last word, or of the last segment where none has words (openai/whisper `utils.get_end`)."""
-    words = (word.end for segment in reversed(segments) for word in reversed(segment.words))
-    return next(words, segments[-1].end if segments else None)
+    for segment in reversed(segments):
+        if segment.words:
+            return segment.words[-1].end
+    return segments[-1].end if segments else None
 
 
 def tidy(words: Sequence[Word], start: float, end: float) -> tuple[Word, ...]:
@@ -337,8 +419,10 @@ def tidy_segments(segments: Sequence[Segment], start: float, end: float) -> list
 def anomaly_score(word: Word) -> float:
     """How unlike a spoken word it is: improbable, very short or very long (openai/whisper `word_anomaly_score`)."""
     duration = word.end - word.start
-    improbable = 1.0 if word.score < 0.15 else 0.0
-    return improbable + max(0.0, 0.133 - duration) * 15 + max(0.0, duration - 2.0)
+    score = 1.0 if word.score < IMPROBABLE else 0.0
+    score += max(0.0, SHORT_WORD - duration) * 15
+    score += max(0.0, duration - LONG_WORD)
+    return score
 
 
 def is_anomalous(segment: Segment | None) -> bool:
@@ -346,7 +430,8 @@ def is_anomalous(segment: Segment | None) -> bool:
     (openai/whisper `is_segment_anomaly`); one without words, or None, is not."""
     if segment is None or not segment.words:
         return False
-    words = [word for word in segment.words if word.text not in PREPEND_PUNCTUATIONS + APPEND_PUNCTUATIONS][:8]
+    words = [word for word in segment.words if word.text not in PREPEND_PUNCTUATIONS + APPEND_PUNCTUATIONS]
+    words = words[:FIRST_WORDS]
     score = sum(map(anomaly_score, words))
     return score >= 3 or score + 0.01 >= len(words)
 
