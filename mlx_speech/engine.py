@@ -29,6 +29,7 @@ from mlx_speech.errors import MLXSpeechError, OutOfMemory, PipelineClosed
 from mlx_speech.request import Event, Heard, Progress, Request
 from mlx_speech.steps import Steps
 
+SECONDS_OF_TURNS = 0.3  # between two units of shared work, at least one turn each: short steps are soon over
 SECONDS_TO_END = 30.0  # that the exit of the interpreter waits for a step that is under way
 _OUT_OF_MEMORY = re.compile(r"alloc|out of memory|OutOfMemory")
 
@@ -137,11 +138,24 @@ class Engine:
     def _work(self) -> None:
         """Turns, until nothing is left to do."""
         while self._under_way and not self._closed:
-            moved = [self._turn(entry) for entry in list(self._under_way)]
-            if not self._shared() and not any(moved):
+            moved = self._turns()
+            if not self._shared() and not moved:
                 self._take_in(self._inbox.get())
             while not self._inbox.empty():
                 self._take_in(self._inbox.get())
+
+    def _turns(self) -> bool:
+        """A turn of every job, and more of those that have something to do, for a while; whether any had."""
+        start = time.perf_counter()
+        moved = False
+        able = list(self._under_way)
+        while able:
+            able = [entry for entry in able if self._turn(entry)]
+            moved = moved or bool(able)
+            if time.perf_counter() - start > SECONDS_OF_TURNS:
+                break
+            able = [entry for entry in able if entry in self._under_way]
+        return moved
 
     def _take_in(self, entry: _Entry | None) -> None:
         if entry is not None:

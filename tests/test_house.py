@@ -209,6 +209,22 @@ def test_imports_run_one_way() -> None:
     assert not wrong, wrong
 
 
+def test_no_circle_of_imports() -> None:
+    """Of modules that import each other when they are imported themselves."""
+    imported: dict[str, set[str]] = {}
+    for found in OURS:
+        if not found.lazy and found.name != "mlx_speech":
+            imported.setdefault(module_of(found.file), set()).add(found.name)
+    left = dict(imported)
+    while True:  # take away what imports nothing that is left
+        free = [module for module, names in left.items() if not names & left.keys()]
+        if not free:
+            break
+        for module in free:
+            del left[module]
+    assert not left, sorted(left)
+
+
 def test_nothing_takes_lazy_names_of_the_package() -> None:
     """`from mlx_speech import x` is for submodules; a lazy name would hide which way the import runs."""
     for file in MODULES:
@@ -299,7 +315,7 @@ def test_no_work_at_import_and_no_broad_excepts() -> None:
                 caught = ast.unparse(node.type) if node.type else "everything"
                 broad += [file.name] if caught in ("everything", "Exception", "BaseException") else []
             assert not isinstance(node, (ast.Assert, ast.Global)), f"{file}:{node.lineno}"
-    # where one bad recording must not stop the others: the batch that it shares, its own steps, the thread that reads it
+    # where one bad recording must not stop the others: its batch, its own steps, the thread that reads it
     assert broad == ["batches.py", "engine.py", "engine.py"]
 
 

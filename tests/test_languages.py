@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_speech import languages
-from mlx_speech.pipeline import _joined
+from mlx_speech.batches import _joined
 from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.sentences import split_sentences
 from mlx_speech.stages.spelling import split_words

@@ -263,6 +263,20 @@ def test_schedules(pipe: Pipeline, speech: np.ndarray, tmp_path: Path) -> None:
     assert not pipe._batches._batches
 
 
+@pytest.mark.parametrize("options", [{"beam_size": 3}, {"sequential": True}, {"without_timestamps": True}, {}])
+def test_results_have_the_log_probability_of_every_token(
+    pipe: Pipeline, speech: np.ndarray, options: dict[str, Any]
+) -> None:
+    given = {"word_timestamps": None, "segment_resolution": "chunk", "sample_len": 30, **GREEDY, **options}
+    segments = pipe(np.tile(speech, 4), **given).segments
+    assert segments
+    for segment in segments:
+        assert len(segment.token_logprobs) == len(segment.tokens) > 0
+        assert all(logprob <= 1e-6 for logprob in segment.token_logprobs)
+    sentences = pipe(speech, **ATTENTION).segments
+    assert all(len(segment.token_logprobs) == len(segment.tokens) for segment in sentences)
+
+
 # --- the end ---------------------------------------------------------------------------------------------------------
 
 

@@ -151,6 +151,7 @@ def _split(segment: Segment) -> list[Segment]:
             speaker=speaker,
             spaced=spaced,
             tokens=(),
+            token_logprobs=(),
         )
         result.append(part)
     return result

@@ -216,6 +216,7 @@ def _sentence(pieces: list[_Piece]) -> Segment:
         text=text.strip(),
         words=words,
         tokens=(),
+        token_logprobs=(),
         spaced=pieces[0].before[:1].isspace(),
         temperature=mean([piece.segment.temperature for piece in pieces]),
         avg_logprob=mean([piece.segment.avg_logprob for piece in pieces]),

@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_speech.blas import on_cpu
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.features import log_mel
 from mlx_speech.models.whisper import Model
@@ -30,6 +31,7 @@ HOP_LENGTH = 160  # samples of a mel frame
 INPUT_STRIDE = 2  # mel frames of one of the encoder's positions, and of a timestamp
 MIN_PROGRESS = 0.2  # seconds that a hearing has to be shorter than the one before that it came from
 MAX_HEARINGS = 12  # of a chunk
+AT_ONCE_ON_CPU = 1  # chunks that are encoded, or whose words are timed: more are no faster there, and others wait
 SEEDS_APART = 1 << 32  # between the seeds of the stretches of a chunk
 
 
@@ -328,7 +330,8 @@ class Recognition:
     """Chunks of many owners → their segments, in running batches. It is used in one thread, the one that owns MLX.
 
     options : of tasks that bring none; all tasks have the same `group`
-    batch_size : chunks that are encoded at once, rows that are decoded at once, and rows that are decoded again at once
+    batch_size : chunks that are encoded at once (on a CPU fewer), rows that are decoded at once, and rows that are
+        decoded again at once. An owner that has no row gets one more where all are taken
 
     Owners take turns, task by task, so that a short recording does not wait behind a long one. What a task gives does
     not depend on the others. Where the text leaves out more than a second of a chunk's `regions`, that stretch is heard
@@ -341,8 +344,10 @@ class Recognition:
         self._tokenizer = tokenizer
         self._options = options
         self._batch_size = batch_size
+        self._at_once = min(batch_size, AT_ONCE_ON_CPU) if on_cpu() else batch_size
         self._turns: Turns[Stretch, Job] = Turns()
         self._decoder = fallback.FallbackDecoder(model, tokenizer, options, batch_size=batch_size)
+        self._encoded_last = False
         self._heard: list[Heard] = []
         self._finished: list[Recognised] = []
 
@@ -394,14 +399,10 @@ class Recognition:
         """
         if self._are_words_due():
             self._time_words()
+        elif stretches := self._stretches_to_encode():
+            self._encode(stretches)
         else:
-            stretches = self._stretches_to_encode()
-            if stretches:
-                self._encode(stretches)
-            else:
-                self._fill_rows()
-                for job, result in self._decoder.advance(self._turns.owners):
-                    self._decoded(job, result)
+            self._decode()
         done = self._finished
         self._finished = []
         return done
@@ -412,7 +413,10 @@ class Recognition:
         return self._decoder.room(owner)
 
     def _stretches_to_encode(self) -> list[Stretch]:
-        """A batch of them where one is due for a free row, else none."""
+        """A batch of them where one is due for a free row, else none. Where owners share the rows, they are decoded
+        between two batches: nobody waits until another one's rows are filled."""
+        if self._encoded_last and len(self._owners()) > 1:
+            return []
         owners = [owner for owner in self._turns.owners if self._room(owner) > 0]
         if not owners:
             return []
@@ -420,13 +424,14 @@ class Recognition:
         ready = sum(self._turns.ready(owner) for owner in owners)
         unready = [owner for owner in owners if not self._turns.ready(owner)]
         if any(owner in unready for owner in owners[:free]):
-            return self._turns.take_raw(unready, self._batch_size)
+            return self._turns.take_raw(unready, self._at_once)
         if ready < free:
-            return self._turns.take_raw(owners, self._batch_size)
+            return self._turns.take_raw(owners, self._at_once)
         return []
 
     def _encode(self, stretches: Sequence[Stretch]) -> None:
         """Encode stretches, but for those that are encoded already; then they are ready for a row."""
+        self._encoded_last = True
         known = [None if stretch.again else stretch.task.encoded for stretch in stretches]
         new = [stretch.audio for stretch, encoded in zip(stretches, known, strict=True) if encoded is None]
         rows = iter(_rows(encode(new, self._model)) if new else [])
@@ -441,6 +446,17 @@ class Recognition:
                 owner=task.owner,
             )
             self._turns.add_ready(task.owner, job)
+
+    def _owners(self) -> set[Hashable]:
+        """Those who have something waiting, or in a row."""
+        return {*self._turns.owners, *(job.owner for job in self._decoder.jobs)}
+
+    def _decode(self) -> None:
+        """A few steps with the jobs that are in the rows, and those that are ready."""
+        self._encoded_last = False
+        self._fill_rows()
+        for job, result in self._decoder.advance(self._turns.owners):
+            self._decoded(job, result)
 
     def _fill_rows(self) -> None:
         """Let jobs that are ready enter free rows, of one owner after the other."""
@@ -469,14 +485,17 @@ class Recognition:
 
     def _are_words_due(self) -> bool:
         """Whether a batch of stretches waits for them, or an owner waits for nothing else."""
-        if len(self._heard) >= self._batch_size:
-            return True
-        busy = {*self._turns.owners, *(job.owner for job in self._decoder.jobs)}
-        return any(heard.stretch.task.owner not in busy for heard in self._heard)
+        return len(self._heard) >= self._at_once or any(self._waits_for_words(heard) for heard in self._heard)
+
+    def _waits_for_words(self, heard: Heard) -> bool:
+        """Whether the owner waits for nothing else."""
+        return heard.stretch.task.owner not in self._owners()
 
     def _time_words(self) -> None:
-        batch = self._heard[: self._batch_size]
-        del self._heard[: self._batch_size]
+        """Those of a batch of stretches; first of the owners that wait for nothing else."""
+        waiting = sorted(self._heard, key=lambda heard: not self._waits_for_words(heard))
+        batch = waiting[: self._at_once]
+        self._heard = [heard for heard in self._heard if heard not in batch]
         for stretch, placed in _with_words(batch, self._model, self._tokenizer, self._options):
             self._note(stretch, placed)
 

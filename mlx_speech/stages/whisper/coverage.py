@@ -219,12 +219,14 @@ def _parted(segment: Segment, count: int, decode: DecodeText) -> tuple[Segment |
         text=text[:start].rstrip(),
         words=segment.words[:count],
         tokens=segment.tokens[:cut],
+        token_logprobs=segment.token_logprobs[:cut],
     )
     behind = replace(
         segment,
         text=text[start:],
         words=segment.words[count:],
         tokens=segment.tokens[cut:],
+        token_logprobs=segment.token_logprobs[cut:],
         spaced=text[:start] != before.text,
     )
     return before, behind

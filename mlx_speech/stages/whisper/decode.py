@@ -174,11 +174,11 @@ class TemperatureDecoder:
 
     @property
     def room(self) -> int:
-        """How many jobs may enter."""
-        return self._batch_size - len(self.jobs)
+        """How many jobs may enter, if there are to be `batch_size` of them."""
+        return max(0, self._batch_size - len(self.jobs))
 
     def enter(self, jobs: Sequence[Job]) -> None:
-        """Begin to decode as many jobs as there is `room` for. Raises `OptionError` as `initial_tokens` does."""
+        """Begin to decode jobs. Raises `OptionError` as `initial_tokens` does."""
         if not jobs:
             return
         entries = self._entries(jobs)
@@ -210,8 +210,8 @@ class TemperatureDecoder:
         return done
 
     def _rows_for(self, jobs: int) -> int:
-        """Powers of two, as every size has kernels and buffers of its own."""
-        return min(1 << max(0, jobs - 1).bit_length(), self._batch_size)
+        """Powers of two, as every size has kernels and buffers of its own; beyond the batch size as many as needed."""
+        return max(jobs, min(1 << max(0, jobs - 1).bit_length(), self._batch_size))
 
     def _new_batch(self, size: int) -> Batch:
         options = self._options

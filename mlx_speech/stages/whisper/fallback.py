@@ -36,7 +36,7 @@ class FallbackDecoder:
     Jobs enter at the first temperature. What fails there waits for a second batch beside the first one, of which every
     turn has another temperature; it begins when it would be full, or when an owner waits for nothing else. So there are
     two batches at most, and jobs that fail do not stop those of other owners; of one owner at most 2·batch_size are
-    held.
+    held. The first batch has more rows than batch_size, at most twice as many, where owners come who have none in it.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, options: DecodingOptions, *, batch_size: int) -> None:
@@ -57,9 +57,16 @@ class FallbackDecoder:
         return [*self._first.jobs, *self._failed_jobs()]
 
     def room(self, owner: Hashable = None) -> int:
-        """How many jobs of an owner may enter: none while a batch of its own has failed."""
+        """How many jobs of an owner may enter: none while a batch of its own has failed; one where all rows are taken,
+        and none of them is its own."""
         failed = sum(job.owner == owner for job in self._failed_jobs())
-        return self._first.room if failed < self._batch_size else 0
+        if failed >= self._batch_size:
+            return 0
+        jobs = self._first.jobs
+        if len(jobs) < self._batch_size:
+            return self._batch_size - len(jobs)
+        has_row = owner is None or any(job.owner == owner for job in jobs)
+        return 0 if has_row or len(jobs) >= 2 * self._batch_size else 1
 
     def enter(self, jobs: Sequence[Job]) -> None:
         """Begin to decode as many jobs as there is `room` for. Raises `OptionError` as `initial_tokens` does."""

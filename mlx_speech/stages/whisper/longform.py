@@ -310,8 +310,13 @@ class _WindowDecoder:
         if used is not None:
             ahead = window.seek + (result.tokens[used - 1] - begin) * INPUT_STRIDE
         segments: list[Segment] | None = []
+        place = 0  # of the piece, among the tokens
         for start, end, tokens in pieces:
-            segments.append(as_segment(window.start + start, window.start + end, tokens, result, self.tokenizer))
+            logprobs = result.token_logprobs[place : place + len(tokens)]
+            place += len(tokens)
+            start += window.start
+            end += window.start
+            segments.append(as_segment(start, end, tokens, result, self.tokenizer, logprobs))
         if self.word_timestamps:
             segments = self._with_words(window, segments, encoded)
             is_single = ends_with_single_timestamp(result.tokens, begin)

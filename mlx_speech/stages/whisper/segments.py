@@ -57,9 +57,17 @@ def split_at_timestamps(
 
 
 def as_segment(
-    start: float, end: float, tokens: tuple[int, ...], result: DecodingResult, tokenizer: Tokenizer
+    start: float,
+    end: float,
+    tokens: tuple[int, ...],
+    result: DecodingResult,
+    tokenizer: Tokenizer,
+    token_logprobs: tuple[float, ...] = (),
 ) -> Segment:
-    """A piece of what was decoded; `tokens` may hold timestamps."""
+    """A piece of what was decoded, from start to end in seconds; `tokens` may hold timestamps.
+
+    token_logprobs : of these tokens, those that are known
+    """
     text = tokenizer.decode(tokens)
     return Segment(
         start,
@@ -72,6 +80,7 @@ def as_segment(
         avg_logprob=result.avg_logprob,
         compression_ratio=result.compression_ratio,
         no_speech_prob=result.no_speech_prob,
+        token_logprobs=token_logprobs,
     )
 
 
@@ -91,16 +100,22 @@ def segments_of_chunk(
         return []
     begin = tokenizer.timestamp_begin
     tokens = result.tokens
+    logprobs = result.token_logprobs
     if options.without_timestamps:  # no rule keeps the decoder from saying some
         tokens = tuple(token for token in tokens if token < tokenizer.eot)
+        pairs = zip(result.token_logprobs, result.tokens, strict=False)
+        logprobs = tuple(logprob for logprob, token in pairs if token < tokenizer.eot)
     pieces, used = split_at_timestamps(tokens, begin, math.inf)
     if used is not None:
         pieces.append((_seconds(tokens[used], begin), math.inf, tokens[used:]))
     segments = []
+    place = 0  # of the piece, among the tokens
     for start, end, piece in pieces:
+        piece_logprobs = logprobs[place : place + len(piece)]
+        place += len(piece)
         start = min(chunk.start + start, chunk.end)
         end = min(chunk.start + end, chunk.end)
-        segment = as_segment(start, end, piece, result, tokenizer)
+        segment = as_segment(start, end, piece, result, tokenizer, piece_logprobs)
         if segment.text and segment.start < segment.end:
             segments.append(segment)
     return segments
