@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mlx_speech.transcript import Region, Segment, Transcript, Turn, Word
-from mlx_speech.writers.cues import LayoutKeywords, one_line
+from mlx_speech.writers.cues import LayoutKeywords
+from mlx_speech.writers.pieces import one_line
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
