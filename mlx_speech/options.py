@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from mlx_speech.errors import OptionError, brief
@@ -384,6 +384,12 @@ def _detector(method: Any, vad_options: Any) -> dict[str, Any]:
         if name not in names:
             raise OptionError(f"{name} is no option of vad_method {method!r}, whose are {', '.join(names)}")
     return {method: DETECTORS[method](**vad_options)}
+
+
+def check_positive(name: str, value: float | None, unit: str) -> None:
+    """Raises `OptionError` for what is neither None nor a number above 0. unit : what to give, for the message"""
+    if value is not None and not (isinstance(value, Real) and value > 0):
+        raise OptionError(f"{name} is {brief(value)}: give {unit}, above 0")
 
 
 def checked_batch_size(value: Any) -> int | str:

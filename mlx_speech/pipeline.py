@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,11 +23,20 @@ from mlx_speech.audio import MAX_DURATION, louder
 from mlx_speech.batches import Batches
 from mlx_speech.engine import WAITING, Engine, Job, elsewhere, result_of, silently, told
 from mlx_speech.environment import Environment
-from mlx_speech.errors import OptionError, brief
+from mlx_speech.errors import OptionError
 from mlx_speech.loading import Models
-from mlx_speech.options import AudioTrack, Dtype, Options, SpeakerKeywords, TranscribeOptions, checked_batch_size
+from mlx_speech.options import (
+    AudioTrack,
+    Dtype,
+    Interpolation,
+    Options,
+    SpeakerKeywords,
+    TranscribeOptions,
+    check_positive,
+    checked_batch_size,
+)
 from mlx_speech.package_data import DEMO
-from mlx_speech.recording import Recording, by_language, in_order, with_rate, without_mlx
+from mlx_speech.recording import Recording, by_language, in_order, with_rate, with_speaker, without_mlx
 from mlx_speech.request import Event, Progress, Request
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.align import align_steps
@@ -95,8 +104,8 @@ class Pipeline:
         memory_limit: float | None = None,
         max_duration: float = MAX_DURATION,
     ) -> None:
-        _check_positive("memory_limit", memory_limit, "gigabytes")
-        _check_positive("max_duration", max_duration, "seconds")
+        check_positive("memory_limit", memory_limit, "gigabytes")
+        check_positive("max_duration", max_duration, "seconds")
         environment = Environment(device, memory_limit)
         if isinstance(q_bits, Integral):
             q_bits = int(q_bits)  # NumPy's cannot be written into a configuration
@@ -143,11 +152,10 @@ class Pipeline:
         Raises `AudioError`, `OptionError`, `SourceError`, `OutOfMemory`, `PipelineClosed`, `ForkedProcess`.
         """
         results = self.transcribe([with_rate(audio, sample_rate)], on_progress=on_progress, **options)
-        for _, result in results:
-            if isinstance(result, Exception):
-                raise result
-            return result
-        raise AssertionError("a recording without a result")
+        ((_, result),) = results
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def transcribe(
         self,
@@ -208,19 +216,24 @@ class Pipeline:
         sample_rate: int | None = None,
         language: str | None = None,
         on_progress: ProgressCallback | None = None,
-        interpolate_method: Literal["nearest", "linear", "ignore"] = "nearest",
+        interpolate_method: Interpolation = "nearest",
         return_char_alignments: bool = False,
+        diarize: bool | None = None,
+        **numbers: Unpack[SpeakerKeywords],
     ) -> Transcript:
         """A transcript with the times of its words, found anew by forced alignment with its language's wav2vec2.
 
         transcript : whose segments say roughly when they are said, as read from a file
         language : of segments that do not say theirs; by default the transcript's
+        diarize, numbers : as of `Options`: find the speakers, too; without it everybody keeps what was theirs
         Words of a language without an alignment model stay as they are. Raises as `__call__`.
         """
         options = Options.of(
             language=language or transcript.language,
             interpolate_method=interpolate_method,
             return_char_alignments=return_char_alignments,
+            diarize=diarize,
+            **numbers,
         )
         recording = Recording(without_mlx(with_rate(audio, sample_rate)), options, segments=transcript.segments)
         recording.language = options.language
@@ -471,6 +484,8 @@ class Pipeline:
         if recording.segments:
             yield from self._align(recording)
         self._release("align")
+        recording.segments = tuple(with_speaker(segment) for segment in recording.segments)
+        yield from self._find_speakers(recording)
         return recording.transcript()
 
     def _check(self, options: Options) -> Job[None]:
@@ -583,8 +598,3 @@ class Pipeline:
         """Let go of the models of these stages, with little memory."""
         if self._low_memory:
             self.models.release(*stages)
-
-
-def _check_positive(name: str, value: float | None, unit: str) -> None:
-    if value is not None and not (isinstance(value, Real) and value > 0):
-        raise OptionError(f"{name} is {brief(value)}: give {unit}, above 0")

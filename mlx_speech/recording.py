@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -145,6 +145,13 @@ def by_language(segments: tuple[Segment, ...], default: str | None) -> dict[str,
         language = segment.language or default or "en"
         groups.setdefault(language, []).append(segment)
     return {language: tuple(group) for language, group in groups.items()}
+
+
+def with_speaker(segment: Segment) -> Segment:
+    """A segment whose words are its speaker's, if it has one."""
+    if segment.speaker is None:
+        return segment
+    return replace(segment, words=tuple(replace(word, speaker=segment.speaker) for word in segment.words))
 
 
 def name_of(source: Any) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,20 @@ def test_an_abandoned_generator_is_cancelled(pipe: Pipeline, speech: np.ndarray)
     results.close()  # type: ignore[attr-defined]
     assert pipe(speech[:16_000], **GREEDY).duration == 1.0
     assert not pipe._batches._batches
+
+
+def test_a_transcript_is_aligned_and_diarized_anew(pipe: Pipeline, speech: np.ndarray) -> None:
+    read = Transcript(pipe(speech, word_timestamps=None, **GREEDY).segments, language="en")
+    aligned = pipe.align(read, speech)
+    assert [segment.text for segment in aligned.segments] == [segment.text for segment in read.segments]
+    assert all(segment.words for segment in aligned.segments) and aligned.duration == 11.0
+    named = Transcript(tuple(replace(segment, speaker="Anna") for segment in read.segments), language="en")
+    kept = pipe.align(named, speech)
+    assert {word.speaker for word in kept.words} == {"Anna"}
+    found = pipe.align(named, speech, num_speakers=2)
+    assert found.diarization == pipe.diarize(speech, num_speakers=2)
+    assert {word.speaker for word in found.words} <= {turn.speaker for turn in found.diarization.turns}
+    assert pipe.align(Transcript(), speech).segments == ()
 
 
 # --- turns -----------------------------------------------------------------------------------------------------------

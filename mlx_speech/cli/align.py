@@ -8,16 +8,16 @@ from typing import Any
 
 from mlx_speech import writers
 from mlx_speech.cli import outputs
-from mlx_speech.cli.parser import add_command, add_machine, add_option, add_options
+from mlx_speech.cli.parser import add_command, add_models, add_option, add_options
 from mlx_speech.cli.screen import Bars, Say, timing
 from mlx_speech.cli.setup import make_pipeline
 from mlx_speech.fields import options_of
-from mlx_speech.options import Options, WordOptions
+from mlx_speech.options import Options, SpeakerOptions, WordOptions
 from mlx_speech.writers.cues import Layout
 
 DESCRIPTION = (
-    "Find the times of a transcript's words by forced alignment with the wav2vec2 of its language, and write it again. "
-    "It is read from a JSON file that mlx_speech or WhisperX wrote."
+    "Find the times of a transcript's words by forced alignment with the wav2vec2 of its language, with --diarize the "
+    "speakers, too, and write it again. It is read from a JSON file that mlx_speech or WhisperX wrote."
 )
 LAYOUT = options_of(Layout)
 
@@ -31,9 +31,10 @@ def add_parser(group: Any) -> None:
     add_option(parser, options_of(Options)["language"], help="of what was said (default: the transcript's)")
     words = options_of(WordOptions)
     add_options(parser, [words["interpolate_method"], words["return_char_alignments"]])
+    add_options(parser, options_of(SpeakerOptions).values())
     outputs.add_outputs(parser)
     add_options(parser.add_argument_group("subtitles"), LAYOUT.values())
-    add_machine(parser.add_argument_group("machine"))
+    add_models(parser.add_argument_group("models and machine"))
 
 
 def run(transcript: str, audio: str, output_dir: str, output_format: str, verbose: bool, say: Say, **given: Any) -> int:
@@ -42,9 +43,9 @@ def run(transcript: str, audio: str, output_dir: str, output_format: str, verbos
     outputs.check_layout(layout)
     bars = Bars(given.pop("print_progress"))
     original = outputs.read_transcript(transcript)
-    formats = outputs.formats_of(
-        output_format, diarized=original.diarization is not None, advice=f"{transcript} has none: leave rttm out"
-    )
+    speakers = SpeakerOptions(**{name: given[name] for name in options_of(SpeakerOptions) if name in given})
+    diarized = speakers.wanted or original.diarization is not None
+    formats = outputs.formats_of(output_format, diarized=diarized, advice="add --diarize, or leave rttm out")
     pipeline = make_pipeline(given, say)
     folder = outputs.expanded(output_dir)
     stem = outputs.stems_of([transcript], folder, formats, say)[transcript]
