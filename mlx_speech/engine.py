@@ -152,8 +152,8 @@ class Engine:
         while able:
             able = [entry for entry in able if self._turn(entry)]
             moved = moved or bool(able)
-            if time.perf_counter() - start > SECONDS_OF_TURNS:
-                break
+            if time.perf_counter() - start > SECONDS_OF_TURNS or not self._inbox.empty():
+                break  # others are waiting
             able = [entry for entry in able if entry in self._under_way]
         return moved
 
