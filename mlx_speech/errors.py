@@ -24,6 +24,10 @@ from __future__ import annotations
 import reprlib
 from numbers import Real
 
+MAX_SHOWN_NAME = 120  # characters of a name in a list of them
+MAX_SHOWN_VALUE = 80  # characters of a text or another value
+MAX_SHOWN_BITS = 128  # of a whole number
+
 
 class MLXSpeechError(Exception):
     """Base of all errors raised on purpose; `mlx_speech` prints it as one line and exits with `exit_code`."""
@@ -110,17 +114,28 @@ def in_range(low: float, high: float, **options: float | None) -> None:
 
 def shorten(names: list[str], limit: int = 8) -> str:
     """`names` as one line for a message: all of them, or the first `limit` and how many more."""
-    shown = ", ".join(name if len(name) <= 120 else f"{name[:120]}…" for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    shown: list[str] = []
+    for name in names[:limit]:
+        if len(name) > MAX_SHOWN_NAME:
+            shown.append(f"{name[:MAX_SHOWN_NAME]}…")
+        else:
+            shown.append(name)
+    line = ", ".join(shown)
+    if len(names) > limit:
+        return f"{line} and {len(names) - limit} more"
+    return line
 
 
 class _Brief(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()
-        self.maxstring = self.maxother = 80
+        self.maxstring = MAX_SHOWN_VALUE
+        self.maxother = MAX_SHOWN_VALUE
 
     def repr_int(self, x: int, level: int) -> str:  # Python refuses to spell out very long ones
-        return repr(x) if x.bit_length() <= 128 else f"a number of {x.bit_length()} bits"
+        if x.bit_length() > MAX_SHOWN_BITS:
+            return f"a number of {x.bit_length()} bits"
+        return repr(x)
 
 
 def brief(value: object) -> str:

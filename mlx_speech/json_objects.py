@@ -63,7 +63,7 @@ class JsonObject:
         """A number; `default` where it is missing."""
         return _to_float(self._value(name, default), self._path(name))
 
-    def flag(self, name: str, default: bool) -> bool:
+    def flag(self, name: str, default: bool | None = None) -> bool:
         """True or false; `default` where it is missing."""
         value = self._value(name, default)
         if not isinstance(value, bool):

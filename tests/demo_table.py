@@ -12,7 +12,8 @@ from pyannote.metrics.detection import DetectionErrorRate
 
 import mlx_speech
 from mlx_speech import detect_speech, load_audio
-from mlx_speech.evaluation.scores import Scores, read_truth, score
+from mlx_speech.evaluation.references import read_truth
+from mlx_speech.evaluation.scores import Scores, score
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.transcript import Region, Transcript
 

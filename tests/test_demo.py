@@ -15,7 +15,8 @@ from demo_table import measure, table, truths
 
 from mlx_speech import cli, load_audio, package_data
 from mlx_speech.errors import OptionError
-from mlx_speech.evaluation.scores import read_truth, score
+from mlx_speech.evaluation.references import read_truth
+from mlx_speech.evaluation.scores import score
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.transcript import Diarization, Segment, Transcript, Turn, Word
 

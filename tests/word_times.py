@@ -23,7 +23,9 @@ import real_weights
 from whisper import _ALIGNMENT_HEADS
 
 from mlx_speech import Pipeline, load_audio
+from mlx_speech.evaluation.references import read_textgrid
 from mlx_speech.package_data import DEMO
+from mlx_speech.transcript import Word
 
 BEGIN, END = "<!-- times: python tests/word_times.py -->", "<!-- /times -->"
 ENGLISH = hearing.DATA / "data" / "audio" / "en"
@@ -54,15 +56,9 @@ def read_pocketsphinx(path: Path) -> list[Timed]:
     return words
 
 
-def read_textgrid(path: Path) -> list[Timed]:
-    """The words of the first tier of a TextGrid in Praat's short form: start, end and text, a line each."""
-    lines = path.read_text().split('"words"', 1)[1].split('"IntervalTier"')[0].strip().splitlines()
-    intervals = lines[3:]  # behind the tier's start, its end and the number of intervals
-    words = []
-    for start, end, text in zip(intervals[::3], intervals[1::3], intervals[2::3], strict=True):
-        if text.strip('"') not in SILENCE:
-            words.append(Timed(plain(text), float(start), float(end)))
-    return words
+def timed(words: Iterable[Word]) -> list[Timed]:
+    """Without those that are silence."""
+    return [Timed(plain(word.text), word.start, word.end) for word in words if word.text not in SILENCE]
 
 
 def truths() -> dict[Path, list[Timed]]:
@@ -70,7 +66,8 @@ def truths() -> dict[Path, list[Timed]]:
     found = {
         ENGLISH / f"{name}.wav": read_pocketsphinx(ENGLISH / f"{name}.pocketsphinx_align.json") for name in ALIGNED
     }
-    found[ENGLISH / "acoustic_corpus.wav"] = read_textgrid(ENGLISH / "acoustic_corpus.TextGrid")
+    tiers = read_textgrid((ENGLISH / "acoustic_corpus.TextGrid").read_text())
+    found[ENGLISH / "acoustic_corpus.wav"] = timed(next(words for name, words in tiers.items() if "words" in name))
     return found
 
 

@@ -34,7 +34,7 @@ def add_parser(group: Any) -> None:
 
 def run(audio: str | None, output_dir: str, q_bits: int | None, verbose: bool, say: Say) -> int:
     """Transcribe a recording, by default the one that comes with the package, with its small models, and score it."""
-    from mlx_speech.evaluation import scores
+    from mlx_speech.evaluation import references, scores
     from mlx_speech.package_data import DEMO
     from mlx_speech.pipeline import Pipeline
 
@@ -44,7 +44,7 @@ def run(audio: str | None, output_dir: str, q_bits: int | None, verbose: bool, s
     stem = outputs.stems_of([str(source)], folder, FORMATS, say)[str(source)]
     files = {kind: folder / f"{stem}.{kind}" for kind in FORMATS}
     beside = source.with_suffix(".json")
-    truth = scores.read_truth(beside)
+    truth = references.read_truth(beside)
     if truth is not None and beside.resolve() == (folder / beside.name).resolve():
         raise OutputError(f"{beside}: says what was spoken, and would be overwritten: choose another --output-dir")
     outputs.make_writable(folder)

@@ -20,7 +20,8 @@ import mlx_speech
 from mlx_speech import cli, writers
 from mlx_speech.convert import convert
 from mlx_speech.errors import AudioError, OptionError, SourceError
-from mlx_speech.evaluation.scores import read_truth, score
+from mlx_speech.evaluation.references import read_truth
+from mlx_speech.evaluation.scores import score
 from mlx_speech.transcript import Diarization, Segment, Transcript, Turn, Word
 
 ROOT = Path(mlx_speech.__file__).parent
