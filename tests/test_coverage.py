@@ -295,7 +295,7 @@ class Placed:
             text = "".join(f" {word}" for word in words)
             yield job, DecodingResult(tuple(self.tokenizer.encode(text)), text, "sv", -0.3, 0.0, 0.0, 1.0)
 
-    def placed(self, waiting: Sequence[batched.Heard], *_: Any) -> Iterator[tuple[Any, list[Segment]]]:
+    def placed(self, waiting: Sequence[batched.DecodedStretch], *_: Any) -> Iterator[tuple[Any, list[Segment]]]:
         for heard in waiting:
             chunk, segment = heard.stretch.chunk, heard.segments[0]
             times = self.hearings[min(self.heard.index((chunk.start, chunk.end)), len(self.hearings) - 1)]
@@ -374,7 +374,7 @@ def test_a_short_first_hearing_does_not_forbid_a_second(tokenizer: Tokenizer, mo
 
 def test_a_chunk_is_not_heard_for_ever(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stutter(Placed):
-        def placed(self, waiting: Sequence[batched.Heard], *_: Any) -> Iterator[tuple[Any, list[Segment]]]:
+        def placed(self, waiting: Sequence[batched.DecodedStretch], *_: Any) -> Iterator[tuple[Any, list[Segment]]]:
             for heard in waiting:
                 chunk, (segment,) = heard.stretch.chunk, heard.segments
                 word = Word(chunk.start, chunk.end, "Yeah")

@@ -60,7 +60,7 @@ def _planted(monkeypatch: pytest.MonkeyPatch) -> None:
     def encode(audios: Sequence[np.ndarray], model: Any) -> mx.array:
         return mx.array(np.stack([np.full((1500, WIDTH), audio[0]) for audio in audios]).astype(np.float32))
 
-    def with_words(batch: Sequence[batched.Heard], *_: Any) -> Iterator[tuple[Any, list[Segment]]]:
+    def with_words(batch: Sequence[batched.DecodedStretch], *_: Any) -> Iterator[tuple[Any, list[Segment]]]:
         for heard in batch:
             yield heard.stretch, [with_word(segment) for segment in heard.segments]
 
@@ -184,7 +184,7 @@ def is_tried_again(recognition: Recognition) -> bool:
 
 
 def waits_for_words(recognition: Recognition) -> bool:
-    return bool(recognition._heard)
+    return bool(recognition._untimed)
 
 
 @pytest.mark.parametrize("others", [0, 3])
@@ -318,3 +318,17 @@ def test_a_task_that_cannot_be_done_harms_no_other(wrong: dict[str, Any], said: 
     with pytest.raises(OptionError, match=said):
         recognition.add(replace(task(2), **wrong))
     assert len(finish(recognition)) == 1
+
+
+@pytest.mark.parametrize(("on_cpu", "sizes"), [(True, {1}), (False, {4})])
+def test_a_piece_of_work_is_small(on_cpu: bool, sizes: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, where chunks take as long one by one; on a GPU a batch is encoded at once."""
+    encoded: list[int] = []
+    encode = batched.encode
+    monkeypatch.setattr(batched, "encode", lambda audios, model: encoded.append(len(audios)) or encode(audios, model))
+    monkeypatch.setattr(batched, "on_cpu", lambda: on_cpu)
+    recognition = Recognition(ScriptedModel(Short(1)), VOCABULARY, GREEDY, batch_size=4)
+    for _ in range(8):
+        recognition.add(task(10))
+    assert len(finish(recognition)) == 8
+    assert set(encoded) == sizes and sum(encoded) == 8

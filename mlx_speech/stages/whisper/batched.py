@@ -1,7 +1,7 @@
 """Chunks of speech → segments of text, many chunks at once, and the language that is spoken.
 
-Every chunk is recognised on its own, as WhisperX does it: one chunk and silence fill Whisper's window, which is encoded
-in a batch with others, and its row is decoded among those of other chunks.
+Every chunk is recognised on its own, as WhisperX does it: one chunk and silence fill Whisper's
+window, which is encoded in a batch with others, and its row is decoded among those of other chunks.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import numpy as np
 
 from mlx_speech.blas import on_cpu
 from mlx_speech.errors import OptionError, in_range
-from mlx_speech.features import log_mel
+from mlx_speech.features import SAMPLE_RATE, log_mel
 from mlx_speech.models.whisper import Model
-from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.whisper import coverage, decode, fallback, word_times
 from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job
 from mlx_speech.stages.whisper.segments import believed, is_sure, segments_of_chunk
@@ -31,8 +30,8 @@ HOP_LENGTH = 160  # samples of a mel frame
 INPUT_STRIDE = 2  # mel frames of one of the encoder's positions, and of a timestamp
 MIN_PROGRESS = 0.2  # seconds that a hearing has to be shorter than the one before that it came from
 MAX_HEARINGS = 12  # of a chunk
-AT_ONCE_ON_CPU = 1  # chunks that are encoded, or whose words are timed: more are no faster there, and others wait
 SEEDS_APART = 1 << 32  # between the seeds of the stretches of a chunk
+CHUNKS_AT_ONCE_ON_CPU = 1  # that are encoded, or whose words are timed: more would not be faster there
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +46,8 @@ class Task:
     seed : of what is sampled; None: 0, or in `transcribe` its place among the tasks
     options : its own; None: those of whoever recognises it. The `group` has to be the same
     multilingual : detect its language, whatever `language` says
-    hallucination_silence_threshold : seconds; where it has words, segments that look made up are left out if a longer
-        silence, or the edge of the chunk, is on both sides of them
+    hallucination_silence_threshold : seconds; where it has words, segments that look made up are
+        left out if a longer silence, or the edge of the chunk, is on both sides of them
     owner : whose it is, by a key or by the object itself; owners take turns
     """
 
@@ -99,36 +98,34 @@ def transcribe(
     hallucination_silence_threshold: float | None = None,
     on_silence: Callable[[Task, Region], None] | None = None,
 ) -> Iterator[tuple[Task, tuple[Segment, ...]]]:
-    """Each task once, in any order, with its segments: in seconds of the recording, inside the chunk, in order.
+    """Each task once, in any order, with its segments: in seconds of the recording, inside the
+    chunk, in order.
 
     options : of tasks that bring none
-    batch_size : chunks that are encoded at once, and rows that are decoded at once. Tasks are pulled as rows become
-        free; besides those being decoded, at most that many are waiting, and as many wait to be retried, or for the
-        times of their words
+    batch_size : chunks that are encoded at once, and rows that are decoded at once. Tasks are
+        pulled as rows become free; besides those being decoded, at most that many are waiting, and
+        as many wait to be retried, or for the times of their words
     multilingual, hallucination_silence_threshold : as of `Task`, for all of them
-    on_silence : called with the speech of a chunk's regions in which nothing was heard on a second hearing either
+    on_silence : called with the speech of a chunk's regions in which nothing was heard on a second
+        hearing either
 
-    A chunk that is silent by `no_speech_threshold` has no segments. Where the text leaves out more than a second of
-    the chunk's `regions`, that stretch is heard again, as a row of its own. Raises `OptionError` for a chunk that is
-    longer than the model's window, and for a batch size below 1.
+    A chunk that is silent by `no_speech_threshold` has no segments. Where the text leaves out more
+    than a second of the chunk's `regions`, that stretch is heard again, as a row of its own. Raises
+    `OptionError` for a chunk that is longer than the model's window, and for a batch size below 1.
     """
     recognition = Recognition(model, tokenizer, options, batch_size=batch_size)
-    silence_threshold = hallucination_silence_threshold
     numbered = enumerate(tasks)
     while True:
         for number, task in islice(numbered, max(0, batch_size - recognition.waiting)):
-            recognition.add(
-                replace(
-                    task,
-                    key=task,  # the caller gets its own back
-                    # the number of the task, not its place in a batch, so that any batch size draws the same samples
-                    seed=number if task.seed is None else task.seed,
-                    multilingual=multilingual or task.multilingual,
-                    hallucination_silence_threshold=(
-                        task.hallucination_silence_threshold if silence_threshold is None else silence_threshold
-                    ),
-                )
-            )
+            own = replace(task, key=task)  # so that the caller gets its task back
+            if task.seed is None:  # not the place in a batch, so that any batch size draws the same
+                own = replace(own, seed=number)
+            if multilingual:
+                own = replace(own, multilingual=True)
+            if hallucination_silence_threshold is not None:
+                threshold = hallucination_silence_threshold
+                own = replace(own, hallucination_silence_threshold=threshold)
+            recognition.add(own)
         if recognition.idle:
             return
         for done in recognition.advance():
@@ -151,8 +148,8 @@ def detect_language(
     """The language spoken in a recording and its probability: the mean over several chunks.
 
     audio : (samples,)
-    chunks : where somebody speaks; of `max_chunks` stretches of them the longest chunk is heard. Without any, the
-        start of the recording is.
+    chunks : where somebody speaks; of `max_chunks` stretches of them the longest chunk is heard.
+        Without any, the start of the recording is.
     keep : gets what was encoded of the chunks that were heard, so that it need not be done again
 
     English-only models give ("en", 1.0). Raises `OptionError` for `max_chunks` below 1.
@@ -182,10 +179,12 @@ def _longest_chunks(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
 
 
 def encode(audios: Sequence[np.ndarray], model: Model) -> mx.array:
-    """Recordings of at most a window, (samples,) each → (batch, positions, width); each as loud as it is by itself.
+    """Recordings of at most a window, (samples,) each → (batch, positions, width); each as loud as
+    it is by itself.
 
-    The spectrogram is zero behind a recording, as in openai/whisper's `transcribe` and in faster-whisper; that of
-    digital silence, which WhisperX puts there, costs OpenAI's models words. Models trained with it say so.
+    The spectrogram is zero behind a recording, as in openai/whisper's `transcribe` and in
+    faster-whisper; that of digital silence, which WhisperX puts there, costs OpenAI's models words.
+    Models trained with it say so.
     """
     window = samples_per_window(model)
     padded = np.zeros((len(audios), window + 2 * HOP_LENGTH), np.float32)  # so that its end is not mirrored
@@ -200,7 +199,7 @@ def encode(audios: Sequence[np.ndarray], model: Model) -> mx.array:
     return model.encoder(mel)
 
 
-# --- chunks of many owners, a step at a time -------------------------------------------------------------------------
+# --- chunks of many owners, a step at a time ------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +228,11 @@ class Stretch:
         return (self.task.seed or 0) + self.number * SEEDS_APART
 
     @property
+    def encoded(self) -> mx.array | None:
+        """(positions, width), where the task brought it."""
+        return None if self.again else self.task.encoded
+
+    @property
     def audio(self) -> np.ndarray:
         """(samples,)"""
         if not self.again:
@@ -240,8 +244,8 @@ class Stretch:
 
 @dataclass(eq=False)
 class _Hearing:
-    """A task under way. What is missing after a hearing is heard in the next one, all of it before anything is made of
-    it: so nothing depends on which stretch comes back first.
+    """A task under way. What is missing after a hearing is heard in the next one, all of it before
+    anything is made of it: so nothing depends on which stretch comes back first.
 
     segments : that were heard so far, in order
     silences : as of `Recognised`
@@ -269,7 +273,7 @@ class _Hearing:
         self.heard.append((stretch, segments))
         self.pending -= 1
 
-    def next_stretches(self, decode_text: Callable[[Sequence[int]], str]) -> list[Stretch]:
+    def next_stretches(self, decode_text: coverage.DecodeText) -> list[Stretch]:
         """When nothing is pending: what has to be heard again.
 
         decode_text : tokens → text
@@ -285,17 +289,20 @@ class _Hearing:
                 stretches.append(self.stretch(chunk, language))
         return stretches
 
-    def _add(self, stretch: Stretch, segments: Sequence[Segment], decode_text: Callable[[Sequence[int]], str]) -> None:
+    def _add(self, stretch: Stretch, segments: Sequence[Segment], decode_text: coverage.DecodeText) -> None:
         if stretch.again:
             room = coverage.make_room(self.segments, stretch.chunk, decode_text)
             regions = self.task.chunk.regions
             self.segments = coverage.without_misplaced(room, segments, regions, decode_text)
-        self.segments = sorted([*self.segments, *segments], key=lambda segment: (segment.start, segment.end))
+        both = [*self.segments, *segments]
+        self.segments = sorted(both, key=lambda segment: (segment.start, segment.end))
 
     def _missing(self, stretch: Stretch, segments: Sequence[Segment]) -> list[Chunk]:
-        """The parts of a stretch whose text is missing, and that are worth another hearing; the others are silences.
+        """The parts of a stretch whose text is missing, and that are worth another hearing; the
+        others are silences.
 
-        segments : with words wherever the chunk has regions: Whisper's own stamps may span what it passed over
+        segments : with words wherever the chunk has regions: Whisper's own stamps may span what it
+            passed over
         """
         chunks: list[Chunk] = []
         for missing in coverage.uncovered(stretch.chunk, segments):
@@ -318,7 +325,7 @@ class _Hearing:
 
 
 @dataclass(frozen=True, eq=False)
-class Heard:
+class DecodedStretch:
     """A stretch whose segments wait for the times of their words."""
 
     job: Job
@@ -327,15 +334,16 @@ class Heard:
 
 
 class Recognition:
-    """Chunks of many owners → their segments, in running batches. It is used in one thread, the one that owns MLX.
+    """Chunks of many owners → their segments, in running batches. It is used in one thread, the one
+    that owns MLX.
 
     options : of tasks that bring none; all tasks have the same `group`
-    batch_size : chunks that are encoded at once (on a CPU fewer), rows that are decoded at once, and rows that are
-        decoded again at once. An owner that has no row gets one more where all are taken
+    batch_size : chunks that are encoded at once on a GPU, rows that are decoded at once, and rows
+        that are decoded again at once. An owner that has no row gets one more where all are taken
 
-    Owners take turns, task by task, so that a short recording does not wait behind a long one. What a task gives does
-    not depend on the others. Where the text leaves out more than a second of a chunk's `regions`, that stretch is heard
-    again, before the owner's next tasks.
+    Owners take turns, task by task, so that a short recording does not wait behind a long one. What
+    a task gives does not depend on the others. Where the text leaves out more than a second of a
+    chunk's `regions`, that stretch is heard again, before the owner's next tasks.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, options: DecodingOptions, *, batch_size: int) -> None:
@@ -344,38 +352,41 @@ class Recognition:
         self._tokenizer = tokenizer
         self._options = options
         self._batch_size = batch_size
-        self._at_once = min(batch_size, AT_ONCE_ON_CPU) if on_cpu() else batch_size
         self._turns: Turns[Stretch, Job] = Turns()
         self._decoder = fallback.FallbackDecoder(model, tokenizer, options, batch_size=batch_size)
+        self._chunks_at_once = min(batch_size, CHUNKS_AT_ONCE_ON_CPU) if on_cpu() else batch_size
         self._encoded_last = False
-        self._heard: list[Heard] = []
+        self._untimed: list[DecodedStretch] = []
         self._finished: list[Recognised] = []
 
     @property
     def waiting(self) -> int:
-        """Tasks, and stretches to be heard again, that are not in a row yet; below `batch_size` more are welcome."""
+        """Tasks, and stretches to be heard again, that are not in a row yet; below `batch_size`
+        more are welcome."""
         return len(self._turns)
 
     @property
     def idle(self) -> bool:
         """Whether everything that was added has been returned, or cancelled."""
-        return not (self._turns or self._decoder.jobs or self._heard or self._finished)
+        return not (self._turns or self._decoder.jobs or self._untimed or self._finished)
 
     def add(self, task: Task) -> None:
         """Queue a task, behind those of the same owner.
 
-        Raises `OptionError` for a chunk that is longer than the model's window, and for a language or a prefix that the
-        model cannot take; `ValueError` for options of another group.
+        Raises `OptionError` for a chunk that is longer than the model's window, and for a language
+        or a prefix that the model cannot take; `ValueError` for options of another group.
         """
         options = task.options or self._options
         if task.options is not None and task.options.group != self._options.group:
-            raise ValueError("a task of another group: its options cannot share a batch with the others'")
+            raise ValueError("a task of another group: its options cannot share a batch with these")
         window = samples_per_window(self._model)
         if task.audio.size > window + HOP_LENGTH:  # times in seconds are not that exact
-            seconds = task.audio.size / SAMPLE_RATE
-            reason = f"a chunk of {seconds:g} s: this model hears {window / SAMPLE_RATE:g} s at once"
-            raise OptionError(f"{reason}; choose a smaller chunk_size")
-        language = None if task.multilingual else task.language
+            length = f"a chunk of {task.audio.size / SAMPLE_RATE:g} s"
+            most = f"this model hears {window / SAMPLE_RATE:g} s at once"
+            raise OptionError(f"{length}: {most}; choose a smaller chunk_size")
+        language = task.language
+        if task.multilingual:
+            language = None
         decode.check_tokens(options, self._tokenizer, self._model.args.n_text_ctx, language)
         stretch = _Hearing(task).stretch(task.chunk, language)
         if stretch.audio.size < INPUT_STRIDE * HOP_LENGTH:
@@ -384,18 +395,19 @@ class Recognition:
             self._turns.add(task.owner, stretch)
 
     def cancel(self, owner: Hashable) -> None:
-        """Forget an owner's tasks: nothing of them is returned from now on, and their rows are free."""
+        """Forget an owner's tasks: nothing of them is returned from now on, and their rows are
+        free."""
         self._turns.drop(owner)
         self._decoder.drop(owner)
-        self._heard = [heard for heard in self._heard if heard.stretch.task.owner != owner]
+        self._untimed = [decoded for decoded in self._untimed if decoded.job.owner != owner]
         self._finished = [done for done in self._finished if done.task.owner != owner]
 
     def advance(self) -> list[Recognised]:
-        """One piece of work, and the tasks that are done with it: a batch of chunks is encoded, or all running batches
-        take a few steps, or the words of a batch get their times.
+        """One piece of work, and the tasks that are done with it: chunks are encoded, or one of the
+        running batches takes a few steps, or the words of a batch get their times.
 
-        After an exception that arises in it, such as for want of memory, the object may be of no more use: make another
-        one, and add the tasks that have not come back.
+        After an exception that arises in it, such as for want of memory, the object may be of no
+        more use: make another one, and add the tasks that have not come back.
         """
         if self._are_words_due():
             self._time_words()
@@ -413,8 +425,11 @@ class Recognition:
         return self._decoder.room(owner)
 
     def _stretches_to_encode(self) -> list[Stretch]:
-        """A batch of them where one is due for a free row, else none. Where owners share the rows, they are decoded
-        between two batches: nobody waits until another one's rows are filled."""
+        """A batch of them where one is due for a free row, else none.
+
+        Where owners share the rows, they are decoded between two batches: nobody waits until
+        another one's rows are filled.
+        """
         if self._encoded_last and len(self._owners()) > 1:
             return []
         owners = [owner for owner in self._turns.owners if self._room(owner) > 0]
@@ -424,21 +439,27 @@ class Recognition:
         ready = sum(self._turns.ready(owner) for owner in owners)
         unready = [owner for owner in owners if not self._turns.ready(owner)]
         if any(owner in unready for owner in owners[:free]):
-            return self._turns.take_raw(unready, self._at_once)
+            return self._turns.take_raw(unready, self._chunks_at_once)
         if ready < free:
-            return self._turns.take_raw(owners, self._at_once)
+            return self._turns.take_raw(owners, self._chunks_at_once)
         return []
 
     def _encode(self, stretches: Sequence[Stretch]) -> None:
-        """Encode stretches, but for those that are encoded already; then they are ready for a row."""
+        """Encode stretches, but for those that are encoded already; then they are ready for a
+        row."""
         self._encoded_last = True
-        known = [None if stretch.again else stretch.task.encoded for stretch in stretches]
-        new = [stretch.audio for stretch, encoded in zip(stretches, known, strict=True) if encoded is None]
-        rows = iter(_rows(encode(new, self._model)) if new else [])
-        for stretch, encoded in zip(stretches, known, strict=True):
+        new = [stretch for stretch in stretches if stretch.encoded is None]
+        rows: list[mx.array] = []
+        if new:
+            rows = _rows(encode([stretch.audio for stretch in new], self._model))
+        rows.reverse()  # popped from the first on
+        for stretch in stretches:
+            encoded = stretch.encoded
+            if encoded is None:
+                encoded = rows.pop()
             task = stretch.task
             job = Job(
-                next(rows) if encoded is None else encoded,
+                encoded,
                 stretch.language,
                 key=stretch,
                 seed=stretch.seed,
@@ -479,23 +500,25 @@ class Recognition:
             segments = segments_of_chunk(stretch.chunk, result, self._tokenizer, options)
         # Whisper's own stamps may span what it passed over, so words say what was heard
         if segments and (stretch.task.words or stretch.chunk.regions):
-            self._heard.append(Heard(job, stretch, segments))
+            self._untimed.append(DecodedStretch(job, stretch, segments))
         else:
             self._note(stretch, segments)
 
     def _are_words_due(self) -> bool:
         """Whether a batch of stretches waits for them, or an owner waits for nothing else."""
-        return len(self._heard) >= self._at_once or any(self._waits_for_words(heard) for heard in self._heard)
+        if len(self._untimed) >= self._chunks_at_once:
+            return True
+        return any(self._waits_for_words(decoded) for decoded in self._untimed)
 
-    def _waits_for_words(self, heard: Heard) -> bool:
-        """Whether the owner waits for nothing else."""
-        return heard.stretch.task.owner not in self._owners()
+    def _waits_for_words(self, decoded: DecodedStretch) -> bool:
+        """Whether its owner waits for nothing else."""
+        return decoded.job.owner not in self._owners()
 
     def _time_words(self) -> None:
         """Those of a batch of stretches; first of the owners that wait for nothing else."""
-        waiting = sorted(self._heard, key=lambda heard: not self._waits_for_words(heard))
-        batch = waiting[: self._at_once]
-        self._heard = [heard for heard in self._heard if heard not in batch]
+        waiting = sorted(self._untimed, key=lambda decoded: not self._waits_for_words(decoded))
+        batch = waiting[: self._chunks_at_once]
+        self._untimed = [decoded for decoded in self._untimed if decoded not in batch]
         for stretch, placed in _with_words(batch, self._model, self._tokenizer, self._options):
             self._note(stretch, placed)
 
@@ -511,34 +534,36 @@ class Recognition:
 
 
 def _rows(encoded: mx.array) -> list[mx.array]:
-    """The rows of a batch, evaluated, each by itself: or one that waits would keep its whole batch in memory."""
+    """The rows of a batch, evaluated, each by itself: or one that waits would keep its whole batch
+    in memory."""
     rows = [encoded[k] * 1 for k in range(len(encoded))]
-    mx.async_eval(rows)
+    mx.eval(rows)
     return rows
 
 
 def _with_words(
-    batch: Sequence[Heard], model: Model, tokenizer: Tokenizer, options: DecodingOptions
+    batch: Sequence[DecodedStretch], model: Model, tokenizer: Tokenizer, options: DecodingOptions
 ) -> Iterator[tuple[Stretch, list[Segment]]]:
     """Give the segments of several stretches their words, in one pass of the decoder."""
     texts = []
-    for heard in batch:
-        tokens = [token for segment in heard.segments for token in segment.tokens]
+    for decoded in batch:
+        tokens = [token for segment in decoded.segments for token in segment.tokens]
         texts.append([token for token in tokens if token < tokenizer.eot])
     timings = word_times.find_alignment(
-        mx.stack([heard.job.encoded for heard in batch]),
+        mx.stack([decoded.job.encoded for decoded in batch]),
         texts,
         model,
         tokenizer,
-        languages=[heard.segments[0].language for heard in batch],
+        languages=[decoded.segments[0].language for decoded in batch],
         task=options.task,
-        num_frames=[heard.stretch.audio.size // HOP_LENGTH for heard in batch],
+        num_frames=[decoded.stretch.audio.size // HOP_LENGTH for decoded in batch],
     )
-    for heard, words in zip(batch, timings, strict=True):
-        task = heard.stretch.task
-        start = heard.stretch.chunk.start
-        end = heard.stretch.chunk.end
-        placed = word_times.place_words(heard.segments, words, offset=start, last_speech=start, tokenizer=tokenizer)
-        if task.words and task.hallucination_silence_threshold is not None:
-            placed = believed(placed, heard.stretch.chunk, task.hallucination_silence_threshold)
-        yield heard.stretch, word_times.tidy_segments(placed, start, end)
+    for decoded, words in zip(batch, timings, strict=True):
+        task = decoded.stretch.task
+        start = decoded.stretch.chunk.start
+        end = decoded.stretch.chunk.end
+        placed = word_times.place_words(decoded.segments, words, offset=start, last_speech=start, tokenizer=tokenizer)
+        threshold = task.hallucination_silence_threshold
+        if task.words and threshold is not None:
+            placed = believed(placed, decoded.stretch.chunk, threshold)
+        yield decoded.stretch, word_times.tidy_segments(placed, start, end)

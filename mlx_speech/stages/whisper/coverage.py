@@ -1,8 +1,8 @@
 """Speech × text → the speech that has no text.
 
-The detector says where somebody speaks, the recogniser where its text stands. Whisper may end a text early, at a
-pause or behind a timestamp that opens a segment; what is left without text is heard again (`batched`), and put where it
-was said.
+The detector says where somebody speaks, the recogniser where its text stands. Whisper may end a
+text early, at a pause or behind a timestamp that opens a segment; what is left without text is
+heard again (`batched`), and put where it was said.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ def uncovered(chunk: Chunk, segments: Sequence[Segment], *, min_speech: float = 
     """The stretches of a chunk whose text is missing, from one piece of text to the next.
 
     chunk : with its `regions` of speech; without any, nothing is missing
-    segments : what was recognised in it, in order; where they have words, these say where the text stands
-    min_speech : seconds; stretches with less speech are not worth it, nor are shorter remains of a region
+    segments : what was recognised in it, in order; where they have words, these say where the text
+        stands
+    min_speech : seconds; stretches with less speech are not worth it, nor are shorter remains of a
+        region
 
     Each stretch is a chunk of its own, with those parts of the regions that lie in it.
     """
     stretches = []
-    # words without any time stand where the alignment lost its way, and were said in what follows or comes before
+    # words without any time stand where the alignment lost its way, and were said in what follows
+    # or comes before
     lost_words = Counter(word.start for segment in segments for word in segment.words if word.duration == 0)
     end = chunk.start
     for region in [*text_regions(segments), Region(chunk.end, chunk.end)]:
@@ -63,8 +66,8 @@ def text_regions(segments: Iterable[Segment]) -> list[Region]:
 def _spoken_parts(word: Region, *, is_first: bool, is_last: bool) -> list[Region]:
     """A word, or the part of a word that is too long in which it is spoken.
 
-    The alignment gives all frames to some word: those of passed over speech behind a text go to its last word, those
-    before it to its first. In between nobody knows, so both ends count.
+    The alignment gives all frames to some word: those of passed over speech behind a text go to its
+    last word, those before it to its first. In between nobody knows, so both ends count.
     """
     if word.duration <= MAX_WORD:
         return [Region(word.start, word.end)]
@@ -89,8 +92,9 @@ def overlap(regions: Iterable[Region], stretch: Region) -> list[Region]:
 
 
 def region_by_region(chunk: Chunk, *, min_speech: float = MIN_SPEECH) -> list[Chunk]:
-    """The regions of a chunk as chunks that reach halfway to their neighbours, short ones together with those behind
-    them: where nothing was heard in all of it, a window with less silence may help.
+    """The regions of a chunk as chunks that reach halfway to their neighbours, short ones together
+    with those behind them: where nothing was heard in all of it, a window with less silence may
+    help.
 
     min_speech : seconds of speech that a chunk has, if all of it has as much
     """
@@ -117,7 +121,8 @@ def _speech(regions: Iterable[Region]) -> float:
 def make_room(segments: Iterable[Segment], stretch: Region, decode: DecodeText) -> list[Segment]:
     """The segments of which none reaches into a stretch that was heard again.
 
-    A segment with words before and behind it becomes two; words that seemed to last into it end or begin there.
+    A segment with words before and behind it becomes two; words that seemed to last into it end or
+    begin there.
 
     stretch : of those that `uncovered` found
     decode : tokens → text
@@ -144,12 +149,12 @@ def without_misplaced(
     regions: Sequence[Region],
     decode: DecodeText,
 ) -> list[Segment]:
-    """The segments less the words that were heard again, for the alignment had put them where there is no room for
-    them: into a pause, or all into one moment.
+    """The segments less the words that were heard again, for the alignment had put them where there
+    is no room for them: into a pause, or all into one moment.
 
     segments : with room for what was heard
-    heard : in a stretch between them; where its words are those before or behind it, and too little is spoken in the
-        places that these have, they were said once, in the stretch
+    heard : in a stretch between them; where its words are those before or behind it, and too little
+        is spoken in the places that these have, they were said once, in the stretch
     regions : of speech; decode : tokens → text
     """
     result = list(segments)

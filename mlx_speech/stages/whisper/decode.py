@@ -1,7 +1,9 @@
-"""Encoded audio → tokens: greedy, sampled and beam search, over a running batch that jobs enter and leave.
+"""Encoded audio → tokens: greedy, sampled and beam search, over a running batch that jobs enter and
+leave.
 
-Results are those of openai/whisper's `decoding.py`, job by job: the rules for blanks, suppressed tokens and timestamps,
-and the ranking of hypotheses. What differs is the order of work, which `search` does.
+Results are those of openai/whisper's `decoding.py`, job by job: the rules for blanks, suppressed
+tokens and timestamps, and the ranking of hypotheses. What differs is the order of work, which
+`search` does.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from mlx_speech.errors import OptionError, in_range
 from mlx_speech.models.whisper import Model
 from mlx_speech.stages.whisper.options import DecodingOptions as DecodingOptions
 from mlx_speech.stages.whisper.rules import Rules
-from mlx_speech.stages.whisper.search import Batch, Beams, Entry, Found, Hypothesis, Samples
+from mlx_speech.stages.whisper.search import Batch, Beams, Entry, Hypothesis, Samples, SearchResult
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
 
@@ -30,7 +32,8 @@ class Job:
 
     encoded : (positions, width), the encoder's output
     language : its code; None: it is detected
-    prompt : tokens of the text before; prefix : tokens that the text begins with. Empty: those of the options
+    prompt : tokens of the text before; prefix : tokens that the text begins with. Empty: those of
+        the options
     key : anything, for the caller
     seed : with the seed of the options, what samples depend on
     options : its own; None: those of whoever decodes it. The `group` has to be the same
@@ -77,7 +80,8 @@ def compression_ratio(text: str) -> float:
 def detect_language(encoded: mx.array, model: Model, tokenizer: Tokenizer) -> list[dict[str, float]]:
     """The probability of every language, for each row of encoded audio, (batch, positions, width).
 
-    Raises `OptionError` for a model that knows English only. Source: openai/whisper `decoding.detect_language`.
+    Raises `OptionError` for a model that knows English only. Source: openai/whisper
+    `decoding.detect_language`.
     """
     if not tokenizer.multilingual:
         raise OptionError("this model knows English only, it cannot detect a language: give none")
@@ -88,18 +92,19 @@ def detect_language(encoded: mx.array, model: Model, tokenizer: Tokenizer) -> li
     return [dict(zip(codes, row, strict=True)) for row in np.array(probabilities).tolist()]
 
 
-# --- the prompt ------------------------------------------------------------------------------------------------------
+# --- the prompt -----------------------------------------------------------------------------------
 
 
 def initial_tokens(
     job: Job, language: str | None, tokenizer: Tokenizer, options: DecodingOptions, context: int
 ) -> list[int]:
-    """[previous text], the language and the task, [prefix]. Source: openai/whisper `DecodingTask._get_initial_tokens`,
-    and for hotwords faster-whisper's `get_prompt`.
+    """[previous text], the language and the task, [prefix]. Source: openai/whisper
+    `DecodingTask._get_initial_tokens`, and for hotwords faster-whisper's `get_prompt`.
 
     context : tokens that the decoder takes
 
-    Raises `OptionError` where they leave no room in the context, and for a language that the model does not know.
+    Raises `OptionError` where they leave no room in the context, and for a language that the model
+    does not know.
     """
     most_previous = context // 2 - 1
     prefix = list(job.prefix) or _encoded(options.prefix, tokenizer)
@@ -130,8 +135,8 @@ def _encoded(text: str | None, tokenizer: Tokenizer) -> list[int]:
 
 
 def check_tokens(options: DecodingOptions, tokenizer: Tokenizer, context: int, language: str | None = None) -> None:
-    """Raises `OptionError` for a prefix that is too long, for suppressed tokens that there are not, and for a language
-    that the model does not know.
+    """Raises `OptionError` for a prefix that is too long, for suppressed tokens that there are not,
+    and for a language that the model does not know.
 
     context : tokens that the decoder takes
     language : a code; None: any that the model knows
@@ -141,14 +146,16 @@ def check_tokens(options: DecodingOptions, tokenizer: Tokenizer, context: int, l
     initial_tokens(Job(mx.zeros((0, 0)), language), language, tokenizer, options, context)
     for token in options.suppressed():
         if token >= tokenizer.n_vocab:
-            raise OptionError(f"suppress_tokens has {token}: the model's go up to {tokenizer.n_vocab - 1}")
+            last = tokenizer.n_vocab - 1
+            raise OptionError(f"suppress_tokens has {token}: the model's go up to {last}")
 
 
-# --- one temperature -------------------------------------------------------------------------------------------------
+# --- one temperature ------------------------------------------------------------------------------
 
 
 class TemperatureDecoder:
-    """Jobs that are decoded at one temperature: 0 with beams or greedily, above 0 the best of several samples.
+    """Jobs that are decoded at one temperature: 0 with beams or greedily, above 0 the best of
+    several samples.
 
     options : of the jobs that bring none; all have the same `group`
     batch_size : jobs that are decoded at once
@@ -197,31 +204,47 @@ class TemperatureDecoder:
                 self._batch = None
 
     def advance(self) -> list[tuple[Job, DecodingResult]]:
-        """Take a few steps; returns the jobs that are done. Rows that nobody has entered before are taken to stay free:
-        where half of them are, or more, they are given up."""
+        """Take a few steps; returns the jobs that are done. Rows that nobody has entered before are
+        taken to stay free: where half of them are, or more, they are given up."""
         if self._batch is None:
             return []
         size = self._rows_for(len(self._batch.entries))
         if size < len(self._batch.rows):
             self._batch.resize(size)
-        done = [self._result(found) for found in self._batch.advance()]
+        done = [self._result(result) for result in self._batch.advance()]
         if not self._batch.entries:
-            self._batch = None  # it may be long until the next one, which should not wait for this one's memory
+            self._batch = None  # it may be long until the next one: its memory is free until then
         return done
 
     def _rows_for(self, jobs: int) -> int:
-        """Powers of two, as every size has kernels and buffers of its own; beyond the batch size as many as needed."""
-        return max(jobs, min(1 << max(0, jobs - 1).bit_length(), self._batch_size))
+        """Powers of two, as every size has kernels and buffers of its own; beyond the batch size as
+        many as needed."""
+        power_of_two = 1 << max(0, jobs - 1).bit_length()
+        return max(jobs, min(power_of_two, self._batch_size))
 
     def _new_batch(self, size: int) -> Batch:
-        options = self._options
-        shared: dict[str, Any] = {"no_speech": self._tokenizer.no_speech, "size": size}
+        no_speech = self._tokenizer.no_speech
+        beam_size = self._options.beam_size
+        if self._temperature == 0 and beam_size is not None:
+            return Beams(
+                self._model,
+                self._rules,
+                no_speech=no_speech,
+                size=size,
+                group=beam_size,
+                candidates=self._options.candidates,
+            )
+        samples = 1
         if self._temperature > 0:
-            samples = options.best_of or 1
-            return Samples(self._model, self._rules, group=samples, temperature=self._temperature, **shared)
-        if options.beam_size is None:
-            return Samples(self._model, self._rules, group=1, temperature=0.0, **shared)
-        return Beams(self._model, self._rules, group=options.beam_size, candidates=options.candidates, **shared)
+            samples = self._options.best_of or 1
+        return Samples(
+            self._model,
+            self._rules,
+            no_speech=no_speech,
+            size=size,
+            group=samples,
+            temperature=self._temperature,
+        )
 
     def _entries(self, jobs: Sequence[Job]) -> list[Entry]:
         context = self._model.args.n_text_ctx
@@ -229,10 +252,15 @@ class TemperatureDecoder:
         for job, language in zip(jobs, self._languages(jobs), strict=True):
             options = job.options or self._options
             prompt = initial_tokens(job, language, self._tokenizer, options, context)
-            limit = min(options.sample_len or context // 2, context + 1 - len(prompt))
-            seeds = (options.seed % 2**64, job.seed % 2**64)
-            known = _Known(job, language)
-            entries.append(Entry(known, job.encoded, prompt, prompt.index(self._tokenizer.sot), limit, seeds))
+            entry = Entry(
+                key=_Known(job, language),
+                encoded=job.encoded,
+                prompt=prompt,
+                sot=prompt.index(self._tokenizer.sot),
+                limit=min(options.sample_len or context // 2, context + 1 - len(prompt)),
+                seeds=(options.seed % 2**64, job.seed % 2**64),
+            )
+            entries.append(entry)
         return entries
 
     def _languages(self, jobs: Sequence[Job]) -> list[str | None]:
@@ -248,17 +276,17 @@ class TemperatureDecoder:
                 languages[place] = max(probabilities, key=probabilities.__getitem__)
         return languages
 
-    def _result(self, found: Found) -> tuple[Job, DecodingResult]:
-        known: _Known = found.entry.key
+    def _result(self, searched: SearchResult) -> tuple[Job, DecodingResult]:
+        known: _Known = searched.entry.key
         options = known.job.options or self._options
-        best = best_hypothesis(found.hypotheses, options.length_penalty)
+        best = best_hypothesis(searched.hypotheses, options.length_penalty)
         text = self._tokenizer.decode(best.tokens).strip()
         result = DecodingResult(
             tokens=best.tokens,
             text=text,
             language=known.language,
             avg_logprob=best.total / (len(best.tokens) + 1),
-            no_speech_prob=found.no_speech_prob,
+            no_speech_prob=searched.no_speech_prob,
             temperature=self._temperature,
             compression_ratio=compression_ratio(text),
             token_logprobs=best.logprobs,
@@ -295,15 +323,23 @@ def decode(
     temperature: float = 0.0,
     batch_size: int = 8,
 ) -> Iterator[tuple[Job, DecodingResult]]:
-    """Decode every job at one temperature: 0 with beams or greedily, above 0 the best of several samples.
+    """Decode every job at one temperature: 0 with beams or greedily, above 0 the best of several
+    samples.
 
-    Jobs are pulled as rows become free, at most `batch_size` at a time, and come back in any order. A job's result does
-    not depend on the others. Raises `OptionError` where prompt and prefix leave no room in the decoder's context.
+    Jobs are pulled as rows become free, at most `batch_size` at a time, and come back in any order.
+    A job's result does not depend on the others. Raises `OptionError` where prompt and prefix leave
+    no room in the decoder's context.
     """
     in_range(0, 100, temperature=temperature)
     in_range(1, math.inf, batch_size=batch_size)
     waiting = iter(jobs)
-    decoder = TemperatureDecoder(model, tokenizer, options, temperature=temperature, batch_size=batch_size)
+    decoder = TemperatureDecoder(
+        model,
+        tokenizer,
+        options,
+        temperature=temperature,
+        batch_size=batch_size,
+    )
     while True:
         decoder.enter(list(islice(waiting, decoder.room)))
         if not decoder.jobs:

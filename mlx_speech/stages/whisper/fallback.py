@@ -1,7 +1,7 @@
 """Encoded audio → tokens, again at a higher temperature where a result looks wrong.
 
-Source: openai/whisper `transcribe.decode_with_fallback`, whose results these are, job by job. Jobs that failed are
-decoded in a batch of their own, beside the one that new jobs enter.
+Source: openai/whisper `transcribe.decode_with_fallback`, whose results these are, job by job. Jobs
+that failed are decoded in a batch of their own, beside the one that new jobs enter.
 """
 
 from __future__ import annotations
@@ -20,23 +20,27 @@ from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
 @dataclass(frozen=True, eq=False)
 class _Failure:
-    """A job that has to be tried again; attempt : the index of the temperature that comes next"""
+    """A job that has to be tried again.
+
+    attempt : the index of the temperature that comes next
+    """
 
     job: Job
     attempt: int
 
 
 class FallbackDecoder:
-    """Jobs that are decoded at the first temperature that gives a result within the thresholds, or else at the last
-    one.
+    """Jobs that are decoded at the first temperature that gives a result within the thresholds, or
+    else at the last one.
 
     options : of the jobs that bring none; all have the same `group`
     batch_size : jobs that are decoded at once, and jobs that are decoded again at once
 
-    Jobs enter at the first temperature. What fails there waits for a second batch beside the first one, of which every
-    turn has another temperature; it begins when it would be full, or when an owner waits for nothing else. So there are
-    two batches at most, and jobs that fail do not stop those of other owners; of one owner at most 2·batch_size are
-    held. The first batch has more rows than batch_size, at most twice as many, where owners come who have none in it.
+    Jobs enter at the first temperature. What fails there waits for a second batch beside the first
+    one, of which every turn has another temperature; it begins when it would be full, or when an
+    owner waits for nothing else. So there are two batches at most, and jobs that fail do not stop
+    those of other owners; of one owner at most 2·batch_size are held. The first batch has more
+    rows than batch_size, at most twice as many, where owners come who have none in it.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, options: DecodingOptions, *, batch_size: int) -> None:
@@ -47,6 +51,7 @@ class FallbackDecoder:
         self._batch_size = batch_size
         self._first = self._at(0)
         self._again: TemperatureDecoder | None = None
+        self._is_again_next = False  # whether it is the second batch's turn to take steps
         self._attempt = 0  # the temperature of the second batch, by index
         self._entered = 0  # jobs in this turn of the second batch
         self._failures: deque[_Failure] = deque()  # from the one that failed first
@@ -57,8 +62,8 @@ class FallbackDecoder:
         return [*self._first.jobs, *self._failed_jobs()]
 
     def room(self, owner: Hashable = None) -> int:
-        """How many jobs of an owner may enter: none while a batch of its own has failed; one where all rows are taken,
-        and none of them is its own."""
+        """How many jobs of an owner may enter: none while a batch of its own has failed; one where
+        all rows are taken, and none of them is its own."""
         failed = sum(job.owner == owner for job in self._failed_jobs())
         if failed >= self._batch_size:
             return 0
@@ -69,7 +74,8 @@ class FallbackDecoder:
         return 0 if has_row or len(jobs) >= 2 * self._batch_size else 1
 
     def enter(self, jobs: Sequence[Job]) -> None:
-        """Begin to decode as many jobs as there is `room` for. Raises `OptionError` as `initial_tokens` does."""
+        """Begin to decode as many jobs as there is `room` for. Raises `OptionError` as
+        `initial_tokens` does."""
         self._first.enter(jobs)
 
     def drop(self, owner: Hashable) -> None:
@@ -80,15 +86,16 @@ class FallbackDecoder:
             self._again.drop(owner)
 
     def advance(self, expected: Collection[Hashable] = ()) -> list[tuple[Job, DecodingResult]]:
-        """Take a few steps with either batch; returns the jobs that are done.
+        """Take a few steps with one of the batches, in turn; returns the jobs that are done.
 
         expected : owners of whom more jobs will enter
         """
-        done = self._judged(self._first.advance(), 0)
         self._retry(expected)
-        if self._again is not None:
-            done += self._judged(self._again.advance(), self._attempt)
-        return done
+        if self._again is not None and (self._is_again_next or not self._first.jobs):
+            self._is_again_next = False
+            return self._judged(self._again.advance(), self._attempt)
+        self._is_again_next = True
+        return self._judged(self._first.advance(), 0)
 
     def _at(self, attempt: int) -> TemperatureDecoder:
         return TemperatureDecoder(
@@ -106,7 +113,8 @@ class FallbackDecoder:
         return jobs
 
     def _judged(self, results: Iterable[tuple[Job, DecodingResult]], attempt: int) -> list[tuple[Job, DecodingResult]]:
-        """Those that are good enough; the others will be tried again, where a temperature is left."""
+        """Those that are good enough; the others will be tried again, where a temperature is
+        left."""
         done = []
         is_last = attempt + 1 == len(self._options.temperature)
         for job, result in results:
@@ -117,7 +125,8 @@ class FallbackDecoder:
         return done
 
     def _retry(self, expected: Collection[Hashable]) -> None:
-        """Let failures enter the second batch, which begins a turn with the temperature of the oldest."""
+        """Let failures enter the second batch, which begins a turn with the temperature of the
+        oldest."""
         if self._again is None or not self._again.jobs:
             self._again = None
             if not self._is_turn_due(expected):
@@ -129,11 +138,13 @@ class FallbackDecoder:
         room = self._again.room
         if others_wait:  # for whom this turn has to end
             room = min(room, 2 * self._batch_size - self._entered)
-        chosen = [failure for failure in self._failures if failure.attempt == self._attempt][: max(0, room)]
-        for failure in chosen:
-            self._failures.remove(failure)
-        self._again.enter([failure.job for failure in chosen])
-        self._entered += len(chosen)
+        jobs: list[Job] = []
+        for failure in list(self._failures):
+            if failure.attempt == self._attempt and len(jobs) < room:
+                self._failures.remove(failure)
+                jobs.append(failure.job)
+        self._again.enter(jobs)
+        self._entered += len(jobs)
 
     def _is_turn_due(self, expected: Collection[Hashable]) -> bool:
         if not self._failures:
@@ -157,10 +168,12 @@ def _needs_fallback(result: DecodingResult, options: DecodingOptions) -> bool:
 def decode_with_fallback(
     jobs: Iterable[Job], model: Model, tokenizer: Tokenizer, options: DecodingOptions, *, batch_size: int = 8
 ) -> Iterator[tuple[Job, DecodingResult]]:
-    """Decode every job at the first temperature that gives a result within the thresholds, or else at the last one.
+    """Decode every job at the first temperature that gives a result within the thresholds, or else
+    at the last one.
 
-    Jobs are pulled as rows become free and come back in any order. At most 2·batch_size are held: once `batch_size`
-    have failed no new ones are pulled until some of these have been decoded at the temperatures that follow.
+    Jobs are pulled as rows become free and come back in any order. At most 2·batch_size are held:
+    once `batch_size` have failed no new ones are pulled until some of these have been decoded at
+    the temperatures that follow.
     """
     decoder = FallbackDecoder(model, tokenizer, options, batch_size=batch_size)
     waiting = iter(jobs)

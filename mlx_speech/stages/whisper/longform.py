@@ -1,7 +1,8 @@
 """A whole recording, window after window, each decoded with the text before it as its prompt.
 
-Source: openai/whisper `transcribe.py`; the same segments. A window begins where the last one's finished segments end;
-so no speech is cut in two and every window knows its context, but windows cannot be decoded side by side.
+Source: openai/whisper `transcribe.py`; the same segments. A window begins where the last one's
+finished segments end; so no speech is cut in two and every window knows its context, but windows
+cannot be decoded side by side.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ import numpy as np
 
 from mlx_speech import steps
 from mlx_speech.errors import OptionError
-from mlx_speech.features import log10_mel
+from mlx_speech.features import SAMPLE_RATE, log10_mel
 from mlx_speech.models.whisper import Model, ModelArgs
-from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.whisper import decode, fallback, word_times
 from mlx_speech.stages.whisper.batched import HOP_LENGTH, INPUT_STRIDE
 from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job
@@ -83,24 +83,30 @@ def transcribe_steps(
     hallucination_silence_threshold: float | None = None,
     clip_timestamps: Sequence[float] = (),
 ) -> steps.Steps[list[Segment]]:
-    """The segments of a recording, in seconds; options and results as of openai/whisper's `transcribe`.
+    """The segments of a recording, in seconds; options and results as of openai/whisper's
+    `transcribe`.
 
     audio : (samples,)
     language : a code; None for that of the first window
-    condition_on_previous_text : the prompt is the text so far, until some is decoded at a temperature above 0.5
-    carry_initial_prompt : `options.initial_prompt` stays in the prompt of every window, before the text so far
-    word_timestamps : words with times, from cross-attention; a window then begins where the last word ends
-    hallucination_silence_threshold : seconds; improbable words between silences longer than this are dropped, and
-        the silence is skipped; needs `word_timestamps`
-    clip_timestamps : start, end, start, end, … in seconds of what is transcribed; the last end may be left out
+    condition_on_previous_text : the prompt is the text so far, until some is decoded at a
+        temperature above 0.5
+    carry_initial_prompt : `options.initial_prompt` stays in the prompt of every window, before the
+        text so far
+    word_timestamps : words with times, from cross-attention; a window then begins where the last
+        word ends
+    hallucination_silence_threshold : seconds; improbable words between silences longer than this
+        are dropped, and the silence is skipped; needs `word_timestamps`
+    clip_timestamps : start, end, start, end, … in seconds of what is transcribed; the last end may
+        be left out
 
-    Yields the seconds of the recording done so far, after each window. As in the original, segments with words may
-    overlap; unlike there, none ends after the recording does, all last, and those without text are left out. Raises
-    `OptionError`.
+    Yields the seconds of the recording done so far, after each window. As in the original, segments
+    with words may overlap; unlike there, none ends after the recording does, all last, and those
+    without text are left out. Raises `OptionError`.
     """
     threshold = hallucination_silence_threshold
     if threshold is not None and not (word_timestamps and threshold >= 0):
-        raise OptionError("hallucination_silence_threshold takes seconds from 0, and needs word_timestamps=True")
+        needs = "takes seconds from 0, and needs word_timestamps=True"
+        raise OptionError(f"hallucination_silence_threshold {needs}")
     mel = _LogMel(np.asarray(audio, np.float32), model.args)
     clips = _clips(clip_timestamps, mel.frames)
     if not clips:
@@ -132,16 +138,17 @@ def transcribe_steps(
             seek = ahead if ahead > seek else window.stop
             if segments is not None:
                 transcript += segments
-                is_prompt = condition_on_previous_text and result.temperature <= MAX_PROMPT_TEMPERATURE
-                history.add(segments, is_prompt)
+                is_sure = result.temperature <= MAX_PROMPT_TEMPERATURE
+                history.add(segments, condition_on_previous_text and is_sure)
             yield min(seek, mel.frames) / FRAMES_PER_SECOND
     duration = mel.samples / SAMPLE_RATE
     return [_within(segment, duration) for segment in transcript]
 
 
 def _within(segment: Segment, duration: float) -> Segment:
-    """The segment and its words inside the recording. The last window is filled up with silence, and Whisper's
-    timestamps may lie there; where a whole segment does, it gets the last moment of the recording."""
+    """The segment and its words inside the recording. The last window is filled up with silence,
+    and Whisper's timestamps may lie there; where a whole segment does, it gets the last moment of
+    the recording."""
     start = max(segment.start, 0.0)
     end = min(segment.end, duration)
     if start >= duration:
@@ -152,24 +159,26 @@ def _within(segment: Segment, duration: float) -> Segment:
 
 
 def _clips(clip_timestamps: Sequence[float], frames: int) -> list[tuple[int, int]]:
-    """(start, end) of what is transcribed, in frames, of which the recording has as many. Raises `OptionError`."""
-    if not all(0 <= second < math.inf for second in clip_timestamps):
-        raise OptionError(f"clip_timestamps are {list(clip_timestamps)}: they have to be seconds, at least 0")
-    points = [round(second * FRAMES_PER_SECOND) for second in clip_timestamps] or [0]
+    """(start, end) of what is transcribed, in frames, of which the recording has as many. Raises
+    `OptionError`."""
+    values = list(clip_timestamps)
+    if not all(0 <= second < math.inf for second in values):
+        raise OptionError(f"clip_timestamps are {values}: they have to be seconds, at least 0")
+    points = [round(second * FRAMES_PER_SECOND) for second in values] or [0]
     if len(points) % 2:
         points.append(max(frames, points[-1]))
     clips = []
     for start, end in zip(points[::2], points[1::2], strict=True):
         if start > end:
-            raise OptionError(f"clip_timestamps are {list(clip_timestamps)}: an end is before its start")
+            raise OptionError(f"clip_timestamps are {values}: an end is before its start")
         if start < min(end, frames):
             clips.append((start, min(end, frames)))
     return clips
 
 
 class _LogMel:
-    """The spectrogram of a recording, of which only what is asked for is in memory; the loudest frame of all sets the
-    floor, as in openai/whisper, where a recording has one spectrogram.
+    """The spectrogram of a recording, of which only what is asked for is in memory; the loudest
+    frame of all sets the floor, as in openai/whisper, where a recording has one spectrogram.
 
     samples, frames : of the recording; size : of the model's window, in frames
     """
@@ -188,12 +197,14 @@ class _LogMel:
             mx.eval(self._floor)
 
     def window(self, start: int, size: int) -> mx.array:
-        """The `size` frames from `start` on, and zeros after them → (frames of a window, n_mels)."""
+        """The `size` frames from `start` on, and zeros after them → (frames of a window,
+        n_mels)."""
         mel = (mx.maximum(self._log10(start, start + size), self._floor) + 4.0) / 4.0
         return mx.pad(mel, [(0, self.size - size), (0, 0)])
 
     def _log10(self, start: int, stop: int) -> mx.array:
-        """Frames `start` to `stop`: the recording is mirrored at its start, and followed by silence."""
+        """Frames `start` to `stop`: the recording is mirrored at its start, and followed by
+        silence."""
         first = start * HOP_LENGTH - HALF_FFT
         end = (stop - 1) * HOP_LENGTH + HALF_FFT
         before = max(0, -first)  # samples that are missing before the start
@@ -210,7 +221,8 @@ class _History:
     """The text so far, as the prompt of the next window.
 
     initial : tokens of the initial prompt
-    room : how many more tokens go into the prompt of a window, where the initial prompt is in all of them; else None
+    room : how many more tokens go into the prompt of a window, where the initial prompt is in all
+        of them; else None
     tokens : of the text since the last reset
     """
 
@@ -237,7 +249,8 @@ class _History:
 
 
 def _without_prompt(options: DecodingOptions) -> DecodingOptions:
-    """Only what the decoder needs of `options`, which may be more than that and conflict without a prompt."""
+    """Only what the decoder needs of `options`, which may be more than that and conflict without a
+    prompt."""
     values = {item.name: getattr(options, item.name) for item in fields(DecodingOptions)}
     values["initial_prompt"] = None
     return DecodingOptions(**values)
@@ -253,7 +266,8 @@ def _history(options: DecodingOptions, tokenizer: Tokenizer, args: ModelArgs, ca
 
 @dataclass(frozen=True)
 class _Window:
-    """`size` frames of the recording from `seek` on; the model hears silence after them, up to `frames`."""
+    """`size` frames of the recording from `seek` on; the model hears silence after them, up to
+    `frames`."""
 
     seek: int
     size: int
@@ -296,12 +310,11 @@ class _WindowDecoder:
     last_speech: float = 0.0
 
     def decode(self, window: _Window, prompt: tuple[int, ...]) -> tuple[DecodingResult, list[Segment] | None, int]:
-        """What was decoded, its segments, and the frame where the next window begins; no segments, not even an empty
-        list, where the window was skipped."""
+        """What was decoded, its segments, and the frame where the next window begins; no segments,
+        not even an empty list, where the window was skipped."""
         encoded = self.model.encoder(self.mel.window(window.seek, window.size)[None])
         job = Job(encoded[0], self.language, prompt, seed=window.seek)
-        results = fallback.decode_with_fallback([job], self.model, self.tokenizer, self.options, batch_size=1)
-        ((_, result),) = results
+        ((_, result),) = fallback.decode_with_fallback([job], self.model, self.tokenizer, self.options, batch_size=1)
         if is_silence(result, self.options):
             return result, None, window.stop
         begin = self.tokenizer.timestamp_begin
@@ -343,7 +356,8 @@ class _WindowDecoder:
     def _after_words(
         self, window: _Window, segments: list[Segment], ahead: int, is_single: bool
     ) -> tuple[list[Segment] | None, int]:
-        """The segments that stay, and the frame where the next window begins, by the times of their words.
+        """The segments that stay, and the frame where the next window begins, by the times of their
+        words.
 
         is_single : whether the window ends with a single timestamp, after which nobody speaks
         """
@@ -367,8 +381,8 @@ class _WindowDecoder:
     def _without_hallucinations(
         self, window: _Window, segments: list[Segment], ahead: int, threshold: float
     ) -> tuple[list[Segment], int]:
-        """Up to the first segment that may be a hallucination and has silence, or another such segment, around it;
-        what comes after is decoded again."""
+        """Up to the first segment that may be a hallucination and has silence, or another such
+        segment, around it; what comes after is decoded again."""
         last_end = self.last_speech
         for k, segment in enumerate(segments):
             following = word_times.next_words_segment(segments[k + 1 :])
@@ -387,8 +401,8 @@ class _WindowDecoder:
     def _is_between_silences(
         window: _Window, segment: Segment, last_end: float, following: Segment | None, threshold: float
     ) -> bool:
-        """Whether nobody speaks before a segment, nor behind it; where it is near an edge of the window, it is taken
-        for granted.
+        """Whether nobody speaks before a segment, nor behind it; where it is near an edge of the
+        window, it is taken for granted.
 
         last_end : seconds; where the words before it end
         following : the segment behind it, where there is one with words

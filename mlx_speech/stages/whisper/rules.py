@@ -1,12 +1,13 @@
-"""What Whisper may say next: openai/whisper's `SuppressBlank`, `SuppressTokens` and `ApplyTimestampRules`.
+"""What Whisper may say next: openai/whisper's `SuppressBlank`, `SuppressTokens` and
+`ApplyTimestampRules`.
 
-They look at little of what was said, and this is kept on the device, so that all hypotheses of a batch are treated at
-once.
+They look at little of what was said, and this is kept on the device, so that all hypotheses of a
+batch are treated at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ NONE_YET = -1  # stands for a token where there is none
 
 
 def top(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
-    """The k largest of a row and their indices, (..., k), from the largest; the first of equals first, also of -inf.
+    """The k largest of a row and their indices, (..., k), from the largest; the first of equals
+    first, also of -inf.
 
     logits : (..., vocabulary)
 
@@ -41,7 +43,8 @@ def top(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
 
 
 def _largest(values: mx.array, k: int) -> mx.array:
-    """The places of the k largest of a row, (..., k). One after the other: MLX's sorts do not keep equals in order."""
+    """The places of the k largest of a row, (..., k). One after the other: MLX's sorts do not keep
+    equals in order."""
     values = mx.maximum(values, BELOW_ALL_LOGITS)
     index = mx.arange(values.shape[-1])
     chosen = []
@@ -70,11 +73,12 @@ class State:
     @classmethod
     def of(cls, sequences: Sequence[Sequence[Sequence[int]]], begin: int) -> State:
         """Of the hypotheses of some jobs, as lists of tokens; timestamps are from `begin`."""
-        count = [[len(tokens) for tokens in group] for group in sequences]
-        last = [[tokens[-1] if tokens else NONE_YET for tokens in group] for group in sequences]
-        latest = [[_last_timestamp(tokens, begin) for tokens in group] for group in sequences]
-        paired = [[len(tokens) < 2 or tokens[-2] >= begin for tokens in group] for group in sequences]
-        return cls(mx.array(count), mx.array(last), mx.array(latest), mx.array(paired))
+        return cls(
+            count=_of_each(sequences, len),
+            last=_of_each(sequences, _last_token),
+            latest=_of_each(sequences, lambda tokens: _last_timestamp(tokens, begin)),
+            paired=_of_each(sequences, lambda tokens: len(tokens) < 2 or tokens[-2] >= begin),
+        )
 
     def after(self, tokens: mx.array, begin: int) -> State:
         """With one more token each, (jobs, group)."""
@@ -100,21 +104,36 @@ class State:
 
 
 def with_rows(values: mx.array, rows: mx.array, new: mx.array) -> mx.array:
-    """A copy of `values`, (jobs, …), whose rows with these indices are `new`; what was read of the old one stays."""
+    """A copy of `values`, (jobs, …), whose rows with these indices are `new`; what was read of the
+    old one stays."""
     changed = mx.array(values)
     changed[rows] = new
     return changed
 
 
+def _of_each(sequences: Sequence[Sequence[Sequence[int]]], value: Callable[[Sequence[int]], int]) -> mx.array:
+    """A value of every hypothesis, (jobs, group)."""
+    return mx.array([[value(tokens) for tokens in group] for group in sequences])
+
+
+def _last_token(tokens: Sequence[int]) -> int:
+    return tokens[-1] if tokens else NONE_YET
+
+
 def _last_timestamp(tokens: Sequence[int], begin: int) -> int:
-    return next((token for token in reversed(tokens) if token >= begin), NONE_YET)
+    for token in reversed(tokens):
+        if token >= begin:
+            return token
+    return NONE_YET
 
 
 class Rules:
-    """openai/whisper's `SuppressBlank`, `SuppressTokens` and `ApplyTimestampRules`, for all hypotheses at once.
+    """openai/whisper's `SuppressBlank`, `SuppressTokens` and `ApplyTimestampRules`, for all
+    hypotheses at once.
 
     tokenizer, args : of the model
-    options : of which those that say what is never said, and which timestamps there are; equal for a whole batch
+    options : of which those that say what is never said, and which timestamps there are; equal for
+        a whole batch
 
     begin : the first timestamp; eot : the end of text; vocab : how many tokens the model knows
     """
@@ -134,7 +153,8 @@ class Rules:
         self.never_first = self._marked(never_first)
         self.last_first = self.begin + self.vocab  # no limit
         if options.max_initial_timestamp:
-            self.last_first = self.begin + round(options.max_initial_timestamp / SECONDS_PER_TIMESTAMP)
+            steps = round(options.max_initial_timestamp / SECONDS_PER_TIMESTAMP)
+            self.last_first = self.begin + steps
 
     def _marked(self, tokens: Iterable[int]) -> mx.array:
         """True where a token is one of `tokens`, (vocabulary,)."""
@@ -143,8 +163,8 @@ class Rules:
         return mx.array(marked)
 
     def __call__(self, logits: mx.array, state: State) -> tuple[mx.array, mx.array]:
-        """logits (jobs, group, vocabulary) → with -inf for what is forbidden; the logarithm of the sum of what is left,
-        (jobs, group, 1), which makes them log-probabilities."""
+        """logits (jobs, group, vocabulary) → with -inf for what is forbidden; the logarithm of the
+        sum of what is left, (jobs, group, 1), which makes them log-probabilities."""
         forbidden = mx.where((state.count == 0)[..., None], self.never_first, self.never)
         if not self.timestamps:
             logits = mx.where(forbidden, -mx.inf, logits)
@@ -165,9 +185,11 @@ class Rules:
         return logits, mx.where(only_times, total_times, total)
 
     def _limits(self, state: State) -> tuple[mx.array, mx.array, mx.array]:
-        """The lowest token, the lowest timestamp and the highest one that are allowed, each (jobs, group).
+        """The lowest token, the lowest timestamp and the highest one that are allowed, each (jobs,
+        group).
 
-        Timestamps come in pairs, except before the end of the text; they do not decrease, and increase in a pair.
+        Timestamps come in pairs, except before the end of the text; they do not decrease, and
+        increase in a pair.
         """
         first = state.count == 0
         after_time = state.last >= self.begin
@@ -181,7 +203,8 @@ class Rules:
 
 
 def suppressed_tokens(tokenizer: Tokenizer, options: DecodingOptions) -> list[int]:
-    """Tokens that are never sampled. Source: openai/whisper `DecodingTask._get_suppress_tokens`; numerals: WhisperX."""
+    """Tokens that are never sampled. Source: openai/whisper `DecodingTask._get_suppress_tokens`;
+    numerals: WhisperX."""
     asked = options.suppressed()
     tokens = [token for token in asked if token >= 0]
     if -1 in asked:

@@ -1,8 +1,8 @@
 """A running batch of texts: greedy, sampled and beam search over rows that entries enter and leave.
 
-Source: openai/whisper `decoding.py`, `GreedyDecoder` and `BeamSearchDecoder`. An entry that is done leaves its row to
-the next one, so that no row waits for the longest text of a batch, and everything but the choice among beams stays on
-the device.
+Source: openai/whisper `decoding.py`, `GreedyDecoder` and `BeamSearchDecoder`. An entry that is done
+leaves its row to the next one, so that no row waits for the longest text of a batch, and everything
+but the choice among beams stays on the device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Entry:
     key : whatever the caller knows it by
     encoded : (positions, width), the encoder's output
     prompt : tokens before those that are searched
-    sot : the index of <|startoftranscript|> in the prompt, after which the model says whether there is speech
+    sot : the index of <|startoftranscript|> in the prompt, after which the model says whether there
+        is speech
     limit : most tokens
     seeds : what samples depend on, each below 2**64
     """
@@ -43,8 +44,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A text: its tokens, without the end of text, the log-probability of each, and the sum of these and that of the
-    end of text, where it has come to one."""
+    """A text: its tokens, without the end of text, the log-probability of each, and the sum of
+    these and that of the end of text, where it has come to one."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -52,8 +53,9 @@ class Hypothesis:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the search has found for an entry: at least one hypothesis, and the probability of silence."""
+class SearchResult:
+    """What the search has found for an entry: at least one hypothesis, and the probability of
+    silence."""
 
     entry: Entry
     hypotheses: list[Hypothesis]
@@ -67,7 +69,8 @@ class _Row:
     no_speech : the probability of silence, a scalar
     steps : tokens of a hypothesis that were asked for; the device may not have come so far
     hypotheses : of a beam search; finished : those of them that have come to the end of text
-    tokens, logprobs : of each sample, as far as they were looked at; totals : sums of the latter, on the device's side
+    tokens, logprobs : of each sample, as far as they were looked at; totals : sums of the latter,
+        on the device's side
     """
 
     entry: Entry
@@ -79,8 +82,8 @@ class _Row:
     logprobs: list[list[float]] = field(default_factory=list)
     totals: list[float] = field(default_factory=list)
 
-    def found(self, hypotheses: list[Hypothesis]) -> Found:
-        return Found(self.entry, hypotheses, float(np.array(self.no_speech)))
+    def result(self, hypotheses: list[Hypothesis]) -> SearchResult:
+        return SearchResult(self.entry, hypotheses, float(np.array(self.no_speech)))
 
 
 class Batch:
@@ -104,7 +107,8 @@ class Batch:
         return [row.entry for row in self.rows if row is not None]
 
     def enter(self, entries: Sequence[Entry]) -> None:
-        """Prefill the prompts of `entries`, for which there have to be free rows, and choose their first tokens."""
+        """Prefill the prompts of `entries`, for which there have to be free rows, and choose their
+        first tokens."""
         indices = [index for index, row in enumerate(self.rows) if row is None][: len(entries)]
         encoded = mx.stack([entry.encoded for entry in entries])
         prompts = [entry.prompt for entry in entries]
@@ -135,7 +139,7 @@ class Batch:
         for index in range(len(kept), size):
             self._cache.leave(index)
 
-    def advance(self) -> list[Found]:
+    def advance(self) -> list[SearchResult]:
         """Take a few steps, and look at them; returns the entries that are done."""
         raise NotImplementedError
 
@@ -145,14 +149,16 @@ class Batch:
         self._cache.leave(index)
 
     def _begin(self, indices: list[int], logits: mx.array) -> None:
-        """Choose the first tokens of the rows that have entered, from their logits, (rows, 1, vocabulary)."""
+        """Choose the first tokens of the rows that have entered, from their logits, (rows, 1,
+        vocabulary)."""
         raise NotImplementedError
 
     def _keep(self, indices: list[int]) -> None:
-        """Rows are now those with these indices, in this order; what is not with the rows follows."""
+        """Rows are now those with these indices, in this order; what is not with the rows
+        follows."""
 
 
-# --- greedy, and samples ---------------------------------------------------------------------------------------------
+# --- greedy, and samples --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -197,7 +203,8 @@ class _Step:
 
 
 class Samples(Batch):
-    """The most probable token, or at a temperature above 0 independent samples. Source: `GreedyDecoder`."""
+    """The most probable token, or at a temperature above 0 independent samples. Source:
+    `GreedyDecoder`."""
 
     def __init__(
         self, model: Model, rules: Rules, *, no_speech: int, size: int, group: int, temperature: float
@@ -209,7 +216,7 @@ class Samples(Batch):
         zeros = mx.zeros((size, group))
         self._hypotheses = Hypotheses(ended, zeros, zeros.astype(mx.int32), zeros.astype(mx.uint32))
 
-    def advance(self) -> list[Found]:
+    def advance(self) -> list[SearchResult]:
         """Take steps up to the next look; the device has work while they are read."""
         while any(row is not None and row.steps < row.entry.limit for row in self.rows):
             logits = self._decoder.step(self._cache, self._hypotheses.state.last)
@@ -235,12 +242,14 @@ class Samples(Batch):
         self._hypotheses = self._hypotheses.put(indices, new)
 
     def _keys(self, entry: Entry) -> list[int]:
-        """A key for each sample: of the seeds and the temperature, not of the row or of what else is decoded."""
+        """A key for each sample: of the seeds and the temperature, not of the row or of what else
+        is decoded."""
         seeds = [*entry.seeds, round(self._temperature * 1e6)]
         return np.random.SeedSequence(seeds).generate_state(self.group).tolist()
 
     def _choose(self, logits: mx.array, before: Hypotheses, rows: Sequence[_Row | None]) -> Hypotheses:
-        """One token more for every hypothesis of `rows`, from its logits, (jobs, group, vocabulary)."""
+        """One token more for every hypothesis of `rows`, from its logits, (jobs, group,
+        vocabulary)."""
         state = before.state
         logits, normaliser = self.rules(logits, state)
         scores = logits
@@ -262,9 +271,9 @@ class Samples(Batch):
     def _keep(self, indices: list[int]) -> None:
         self._hypotheses = self._hypotheses.take(indices)
 
-    def _look(self, count: int) -> list[Found]:
+    def _look(self, count: int) -> list[SearchResult]:
         """Look at the oldest steps; the entries that are done leave."""
-        done: list[Found] = []
+        done: list[SearchResult] = []
         for step in self._steps[:count]:
             tokens = np.array(step.tokens).tolist()
             logprobs = np.array(step.logprobs).tolist()
@@ -278,7 +287,7 @@ class Samples(Batch):
                     row.logprobs[sample].append(logprobs[place][sample])
                 if all(self._has_ended(sample, row.entry.limit) for sample in row.tokens):
                     self._leave(self.rows.index(row))
-                    done.append(row.found(self._texts(row)))
+                    done.append(row.result(self._texts(row)))
         del self._steps[:count]
         return done
 
@@ -296,16 +305,18 @@ class Samples(Batch):
 
 
 def gumbel(keys: mx.array, step: mx.array, vocab: int) -> mx.array:
-    """Gumbel noise for one token of every hypothesis, from its key and its step; both (jobs, group).
+    """Gumbel noise for one token of every hypothesis, from its key and its step; both (jobs,
+    group).
 
-    Returns (jobs, group, vocab). The token with the largest sum of logit and noise is a sample of the softmax.
+    Returns (jobs, group, vocab). The token with the largest sum of logit and noise is a sample of
+    the softmax.
     """
     pairs = mx.stack([keys.astype(mx.uint32), step.astype(mx.uint32)], axis=-1).reshape(-1, 2)
     noise = mx.vmap(lambda key: mx.random.gumbel((vocab,), key=key))(pairs)
     return noise.reshape(*keys.shape, vocab)
 
 
-# --- beams -----------------------------------------------------------------------------------------------------------
+# --- beams ----------------------------------------------------------------------------------------
 
 
 class Beams(Batch):
@@ -319,9 +330,9 @@ class Beams(Batch):
     def __init__(self, model: Model, rules: Rules, *, no_speech: int, size: int, group: int, candidates: int) -> None:
         super().__init__(model, rules, no_speech=no_speech, size=size, group=group)
         self._candidates = candidates
-        self._done: list[Found] = []
+        self._done: list[SearchResult] = []
 
-    def advance(self) -> list[Found]:
+    def advance(self) -> list[SearchResult]:
         """Take a few steps, or fewer, up to the next entry that is done."""
         steps = 0
         while not self._done and self.entries and steps < max(1, CHECK_EVERY):
@@ -333,7 +344,7 @@ class Beams(Batch):
 
     def drop(self, unwanted: Callable[[Entry], bool]) -> None:
         super().drop(unwanted)
-        self._done = [found for found in self._done if not unwanted(found.entry)]
+        self._done = [result for result in self._done if not unwanted(result.entry)]
 
     def _begin(self, indices: list[int], logits: mx.array) -> None:
         state = State.of([[[]] for _ in indices], self.rules.begin)  # all beams are still the same
@@ -364,7 +375,8 @@ class Beams(Batch):
             self._cache.reorder(mx.array(sources))
 
     def _top(self, logits: mx.array, state: State) -> tuple[np.ndarray, np.ndarray]:
-        """The log-probabilities of the best tokens of every beam, and these, (jobs, beams, group + 1)."""
+        """The log-probabilities of the best tokens of every beam, and these, (jobs, beams, group +
+        1)."""
         logits, normaliser = self.rules(logits, state)
         values, tokens = top(logits, self.group + 1)
         values = values - normaliser
@@ -372,7 +384,8 @@ class Beams(Batch):
         return np.array(values), np.array(tokens)
 
     def _extend(self, index: int, row: _Row, values: np.ndarray, tokens: np.ndarray) -> list[int]:
-        """The next beams of a row, from the best tokens of each, (beams, group + 1); returns which ones they continue.
+        """The next beams of a row, from the best tokens of each, (beams, group + 1); returns which
+        ones they continue.
 
         The row leaves when enough of its hypotheses are finished.
         """
@@ -400,7 +413,7 @@ class Beams(Batch):
         row.steps += 1
         if len(row.finished) >= self._candidates or row.steps >= row.entry.limit:
             self._leave(index)
-            self._done.append(row.found(self._best(row)))
+            self._done.append(row.result(self._best(row)))
         return sources
 
     def _best(self, row: _Row) -> list[Hypothesis]:

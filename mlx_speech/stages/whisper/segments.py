@@ -1,4 +1,5 @@
-"""Decoded tokens → segments, cut at Whisper's timestamps by the rules of openai/whisper's `transcribe`."""
+"""Decoded tokens → segments, cut at Whisper's timestamps by the rules of openai/whisper's
+`transcribe`."""
 
 from __future__ import annotations
 
@@ -16,26 +17,31 @@ EDGE = 2.0  # seconds from the start or end of a window, where silence is taken 
 
 
 def is_silence(result: DecodingResult, options: DecodingOptions) -> bool:
-    """Whether the decoder heard no speech: it says so, and is not sure of the text (openai/whisper `transcribe`)."""
-    silent = options.no_speech_threshold is not None and result.no_speech_prob > options.no_speech_threshold
-    sure = options.logprob_threshold is not None and result.avg_logprob > options.logprob_threshold
+    """Whether the decoder heard no speech: it says so, and is not sure of the text (openai/whisper
+    `transcribe`)."""
+    most_silent = options.no_speech_threshold
+    silent = most_silent is not None and result.no_speech_prob > most_silent
+    least_sure = options.logprob_threshold
+    sure = least_sure is not None and result.avg_logprob > least_sure
     return silent and not sure
 
 
 def ends_with_single_timestamp(tokens: Sequence[int], timestamp_begin: int) -> bool:
-    """Whether nobody speaks after the last timestamp: text and one timestamp are the last two tokens."""
+    """Whether nobody speaks after the last timestamp: text and one timestamp are the last two
+    tokens."""
     return [token >= timestamp_begin for token in tokens[-2:]] == [False, True]
 
 
 def split_at_timestamps(
     tokens: Sequence[int], timestamp_begin: int, duration: float
 ) -> tuple[list[tuple[float, float, tuple[int, ...]]], int | None]:
-    """A window's tokens, cut between every two neighbouring timestamps (openai/whisper `transcribe`).
+    """A window's tokens, cut between every two neighbouring timestamps (openai/whisper
+    `transcribe`).
 
     tokens : text and timestamps, as decoded
     duration : of the audio in the window, in seconds
-    Returns (start, end, tokens) of each piece, in seconds of the window, and how many tokens they take up where they
-    leave out an unfinished piece at the end, else None.
+    Returns (start, end, tokens) of each piece, in seconds of the window, and how many tokens they
+    take up where they leave out an unfinished piece at the end, else None.
     """
     is_time = [token >= timestamp_begin for token in tokens]
     times = [_seconds(token, timestamp_begin) for token in tokens]
@@ -93,8 +99,8 @@ def segments_of_chunk(
 ) -> list[Segment]:
     """What was decoded of a chunk, in seconds of the recording; nothing where it is silent.
 
-    Unlike in `longform`, where the next window hears it again, a piece without an end lasts to the chunk's end. What is
-    stamped behind the sound was not said in it, and is left out.
+    Unlike in `longform`, where the next window hears it again, a piece without an end lasts to the
+    chunk's end. What is stamped behind the sound was not said in it, and is left out.
     """
     if is_silence(result, options):
         return []
@@ -122,21 +128,26 @@ def segments_of_chunk(
 
 
 def is_sure(result: DecodingResult, options: DecodingOptions) -> bool:
-    """Whether a second hearing may add its text: it is no silence by the decoder's word alone, and has not failed.
+    """Whether a second hearing may add its text: it is no silence by the decoder's word alone, and
+    has not failed.
 
-    What the first hearing passed over is often no speech, and Whisper makes up text for what is none.
+    What the first hearing passed over is often no speech, and Whisper makes up text for what is
+    none.
     """
-    if options.no_speech_threshold is not None and result.no_speech_prob > options.no_speech_threshold:
+    most_silent = options.no_speech_threshold
+    if most_silent is not None and result.no_speech_prob > most_silent:
         return False
-    if options.logprob_threshold is not None and result.avg_logprob < options.logprob_threshold:
+    least_sure = options.logprob_threshold
+    if least_sure is not None and result.avg_logprob < least_sure:
         return False
-    most = options.compression_ratio_threshold
-    return most is None or result.compression_ratio <= most
+    most_repetitive = options.compression_ratio_threshold
+    return most_repetitive is None or result.compression_ratio <= most_repetitive
 
 
 def believed(segments: Sequence[Segment], chunk: Chunk, threshold: float) -> list[Segment]:
-    """Without those that openai/whisper's `transcribe` skips for its `hallucination_silence_threshold`: anomalous ones
-    between silences, or near the edge of what was heard.
+    """Without those that openai/whisper's `transcribe` skips for its
+    `hallucination_silence_threshold`: anomalous ones between silences, or near the edge of what was
+    heard.
 
     segments : of the chunk, with words as of `word_times.place_words`
     threshold : seconds that a silence is longer than
@@ -148,9 +159,10 @@ def believed(segments: Sequence[Segment], chunk: Chunk, threshold: float) -> lis
         next_start = chunk.end if following is None else following.words[0].start
         near_start = segment.start - chunk.start < EDGE
         near_end = chunk.end - segment.end < EDGE
-        silence_before = segment.start - last_end > threshold or near_start
-        silence_after = next_start - segment.end > threshold or word_times.is_anomalous(following) or near_end
-        if not (word_times.is_anomalous(segment) and silence_before and silence_after):
+        silence_before = segment.start - last_end > threshold
+        silence_after = next_start - segment.end > threshold or word_times.is_anomalous(following)
+        is_alone = (silence_before or near_start) and (silence_after or near_end)
+        if not (word_times.is_anomalous(segment) and is_alone):
             kept.append(segment)
         last_end = segment.end
     return kept

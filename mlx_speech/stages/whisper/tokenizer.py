@@ -1,10 +1,11 @@
 """Whisper's tokens: text ↔ ids, the special ones, and which tokens make a word.
 
-Source: openai/whisper `tokenizer.py`, whose names are kept. The vocabulary is a byte-level BPE, read from a
-`tokenizer.json`, from the older `vocab.json` and `merges.txt`, from ranks as openai-whisper has them (`*.tiktoken`), or
-from CTranslate2's `vocabulary.json`; every id is taken from it, so that vocabularies of other sizes work. OpenAI's own
-ranks come with the package. As in all of Whisper, text comes before `<|endoftext|>`, then the other special tokens,
-then the timestamps, 0.02 s apart.
+Source: openai/whisper `tokenizer.py`, whose names are kept. The vocabulary is a byte-level BPE,
+read from a `tokenizer.json`, from the older `vocab.json` and `merges.txt`, from ranks as
+openai-whisper has them (`*.tiktoken`), or from CTranslate2's `vocabulary.json`; every id is taken
+from it, so that vocabularies of other sizes work. OpenAI's own ranks come with the package. As in
+all of Whisper, text comes before `<|endoftext|>`, then the other special tokens, then the
+timestamps, 0.02 s apart.
 """
 
 from __future__ import annotations
@@ -27,31 +28,45 @@ from mlx_speech.package_data import ASSETS
 if TYPE_CHECKING:
     import tokenizers
 
-# Languages whose tokens openai/whisper gathers into characters, not into words. Its list has no Khmer and no Tibetan;
-# with `languages.UNSPACED`, which has them, their words would not be upstream's.
+# Languages whose tokens openai/whisper gathers into characters, not into words. Its list has no
+# Khmer and no Tibetan; with `languages.UNSPACED`, which has them, their words would not be
+# upstream's.
 SPLIT_BY_CHARACTER = ("zh", "ja", "th", "lo", "my", "yue")
 
 TIMESTAMPS = [f"<|{k * 0.02:.2f}|>" for k in range(1501)]  # 0.00 to 30.00 s
-TASKS = ("<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>")
-GPT2 = 50256  # text tokens of the English-only models, whose vocabulary lists languages that they do not know
-
+TASKS = (
+    "<|translate|>",
+    "<|transcribe|>",
+    "<|startoflm|>",
+    "<|startofprev|>",
+    "<|nospeech|>",
+    "<|notimestamps|>",
+)
+# Text tokens of the English-only models, whose vocabulary lists languages that they do not know.
+GPT2 = 50256
 ENGLISH_ONLY = 51864  # tokens that an English-only model knows
 
-# The ranks that come with the package, by how many tokens the model knows. The multilingual ones serve 99 languages
-# and, since large-v3, 100.
+# The ranks that come with the package, by how many tokens the model knows. The multilingual ones
+# serve 99 languages and, since large-v3, 100.
 RANKS = ASSETS / "whisper_tokenizer"
-PUBLISHED = {ENGLISH_ONLY: "gpt2.tiktoken", 51865: "multilingual.tiktoken", 51866: "multilingual.tiktoken"}
+PUBLISHED = {
+    ENGLISH_ONLY: "gpt2.tiktoken",
+    51865: "multilingual.tiktoken",
+    51866: "multilingual.tiktoken",
+}
 MAX_TOKEN = 256  # bytes; OpenAI's longest has 128
 MAX_FILE = 1 << 26  # bytes; the largest tokenizers have 10 million
 
-# What annotates rather than says: speaker names in brackets, notes of music … (openai/whisper `non_speech_tokens`)
+# What annotates rather than says: speaker names in brackets, notes of music … (openai/whisper
+# `non_speech_tokens`)
 SINGLE_SYMBOLS = tuple('"#()*+/:;<=>@[\\]^_`{|}~「」『』')
 OPENING_SYMBOLS = ("<<", "<<<", "-(", "-[", "('", '("', "((", "(((", "[[", "{{")
 CLOSING_SYMBOLS = (">>", ">>>", "))", ")))", "]]", "}}")
 DASHES = ("--", "---")
 SEVERAL_NOTES = ("♪♪", "♪♪♪")
 SYMBOLS = (*SINGLE_SYMBOLS, *OPENING_SYMBOLS, *CLOSING_SYMBOLS, *DASHES, *SEVERAL_NOTES)
-MUSIC = tuple("♩♪♫♬♭♮♯")  # several tokens each; the first is shared by symbols that are not spoken either
+# Several tokens each, of which the first is shared by symbols that are not spoken either.
+MUSIC = tuple("♩♪♫♬♭♮♯")
 ANNOTATE_BEFORE_A_WORD = (" -", " '")  # elsewhere they are spelling
 
 REPLACEMENT = "\ufffd"  # stands for bytes that are no character
@@ -87,7 +102,8 @@ class Vocabulary:
 class Tokenizer:
     """The ids of the special tokens, and text to ids and back.
 
-    eot, sot, translate, transcribe, sot_lm, sot_prev, no_speech, no_timestamps, timestamp_begin : ids
+    eot, sot, translate, transcribe, sot_lm, sot_prev, no_speech, no_timestamps, timestamp_begin :
+        ids
     multilingual : whether languages can be told apart; languages : code → id, empty where not
     n_vocab : the ids lie below it, timestamps included
 
@@ -122,9 +138,12 @@ class Tokenizer:
 
         text = [index for token, index in vocabulary.vocab.items() if not _is_special(token)]
         special = [ids[token] for token in needed[1:]] + list(languages.values())
-        in_order = max(text, default=-1) < self.eot < min(special) <= max(special) < self.timestamp_begin
-        if not in_order or times != list(range(self.timestamp_begin, self.n_vocab)):
-            raise ConfigError("not a Whisper's vocabulary: text, special tokens and timestamps are in another order")
+        text_is_first = max(text, default=-1) < self.eot < min(special)
+        times_are_last = max(special) < self.timestamp_begin
+        times_count_up = times == list(range(self.timestamp_begin, self.n_vocab))
+        if not (text_is_first and times_are_last and times_count_up):
+            order = "text, special tokens and timestamps are in another order"
+            raise ConfigError(f"not a Whisper's vocabulary: {order}")
         self._special = {index: token for token, index in ids.items() if index >= self.eot}
         self._special.update(enumerate(TIMESTAMPS, self.timestamp_begin))
         self._backend = _byte_level_bpe(vocabulary)
@@ -136,7 +155,8 @@ class Tokenizer:
 
     @classmethod
     def find(cls, folder: Path | None, n_vocab: int) -> Tokenizer:
-        """The tokenizer of the model in `folder`, or, where that has none, OpenAI's for its size of vocabulary.
+        """The tokenizer of the model in `folder`, or, where that has none, OpenAI's for its size of
+        vocabulary.
 
         Raises `SourceError` where there is none, or where it has more tokens than the model.
         """
@@ -144,14 +164,16 @@ class Tokenizer:
         if tokenizer is None:
             tokenizer = _published(folder or "this model", n_vocab)
         if tokenizer.n_vocab > n_vocab:
-            said = f"{tokenizer.n_vocab} tokens for a model that knows {n_vocab}"
-            raise ConfigError(f"{folder}: {said}: fetch it again")
+            reason = f"{tokenizer.n_vocab} tokens for a model that knows {n_vocab}"
+            raise ConfigError(f"{folder}: {reason}: fetch it again")
         return tokenizer
 
     def sot_sequence(self, language: str | None, task: str) -> tuple[int, ...]:
-        """What a transcript starts with, without <|notimestamps|>; no language means English, as upstream.
+        """What a transcript starts with, without <|notimestamps|>; no language means English, as
+        upstream.
 
-        Models that are not multilingual have only one. Raises `OptionError` for a language or task they do not know.
+        Models that are not multilingual have only one. Raises `OptionError` for a language or task
+        they do not know.
         """
         if not self.multilingual:
             return (self.sot,)
@@ -159,7 +181,8 @@ class Tokenizer:
             raise OptionError(f"task={task!r}: choose from transcribe, translate")
         code = to_language_code(language or "en")
         if code not in self.languages:
-            raise OptionError(f"language {code}: this model does not know it, only {shorten(list(self.languages), 12)}")
+            known = shorten(list(self.languages), 12)
+            raise OptionError(f"language {code}: this model does not know it, only {known}")
         if task == "translate":
             return (self.sot, self.languages[code], self.translate)
         return (self.sot, self.languages[code], self.transcribe)
@@ -202,15 +225,16 @@ class Tokenizer:
         return tuple(token for token, text in enumerate(texts) if not NUMERALS.isdisjoint(text))
 
     def split_to_word_tokens(self, tokens: Sequence[int], language: str | None) -> tuple[list[str], list[list[int]]]:
-        """`tokens` as words, each with its tokens: between spaces, or by character in languages without them."""
+        """`tokens` as words, each with its tokens: between spaces, or by character in languages
+        without them."""
         pieces = self._split_on_unicode(tokens)
         if language not in SPLIT_BY_CHARACTER:
             pieces = self._joined(pieces)
         return [text for text, _ in pieces], [ids for _, ids in pieces]
 
     def _joined(self, pieces: Sequence[tuple[str, list[int]]]) -> list[tuple[str, list[int]]]:
-        """Pieces as words: what follows without a space belongs to the word before, but for punctuation and special
-        tokens."""
+        """Pieces as words: what follows without a space belongs to the word before, but for
+        punctuation and special tokens."""
         words: list[tuple[str, list[int]]] = []
         for text, ids in pieces:
             is_special = ids[0] >= self.eot
@@ -223,7 +247,8 @@ class Tokenizer:
         return words
 
     def _split_on_unicode(self, tokens: Sequence[int]) -> list[tuple[str, list[int]]]:
-        """The shortest runs of tokens that are whole characters, or bytes that are none in the full text either."""
+        """The shortest runs of tokens that are whole characters, or bytes that are none in the full
+        text either."""
         full = self.decode_with_timestamps(tokens)
         pieces: list[tuple[str, list[int]]] = []
         run: list[int] = []
@@ -256,11 +281,12 @@ def _byte_level_bpe(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     return backend
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def from_ranks(path: Path, n_vocab: int) -> Tokenizer:
-    """From a file of ranks, as openai-whisper and mlx-whisper have them (`*.tiktoken`, or compressed `*.tiktoken.gz`).
+    """From a file of ranks, as openai-whisper and mlx-whisper have them (`*.tiktoken`, or
+    compressed `*.tiktoken.gz`).
 
     n_vocab : tokens that the model knows; how many languages there are follows from it
     Raises `SourceError` naming the file.
@@ -269,7 +295,8 @@ def from_ranks(path: Path, n_vocab: int) -> Tokenizer:
 
 
 def _beside(folder: Path, n_vocab: int) -> Tokenizer | None:
-    """The tokenizer whose files lie in `folder`, None where there are none. Raises `SourceError`."""
+    """The tokenizer whose files lie in `folder`, None where there are none. Raises
+    `SourceError`."""
     usual = folder / PUBLISHED.get(n_vocab, "multilingual.tiktoken")
     others = sorted(path for path in folder.glob("*.tiktoken") if path != usual)
     read_ranks = partial(_ranks, n_vocab=n_vocab)
@@ -290,7 +317,8 @@ def _beside(folder: Path, n_vocab: int) -> Tokenizer | None:
 def _published(place: str | Path, n_vocab: int) -> Tokenizer:
     """OpenAI's tokenizer of that size, which comes with the package."""
     if n_vocab not in PUBLISHED:
-        raise SourceError(f"{place}: no tokenizer, and {n_vocab} tokens are not OpenAI's: put its tokenizer.json there")
+        reason = f"no tokenizer, and {n_vocab} tokens are not OpenAI's"
+        raise SourceError(f"{place}: {reason}: put its tokenizer.json there")
     return from_ranks(RANKS / f"{PUBLISHED[n_vocab]}.gz", n_vocab)
 
 
@@ -305,7 +333,8 @@ def _built(path: Path, read: Callable[[Path], Vocabulary]) -> Tokenizer:
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CorruptFile(f"{path}: no tokenizer that can be read ({brief(str(error))}): fetch it again") from error
+        reason = f"no tokenizer that can be read ({brief(str(error))})"
+        raise CorruptFile(f"{path}: {reason}: fetch it again") from error
 
 
 def _tokenizer_json(path: Path) -> Vocabulary:
@@ -313,7 +342,9 @@ def _tokenizer_json(path: Path) -> Vocabulary:
     content = json.loads(path.read_text(encoding="utf-8"))
     model = content["model"]
     before = content["pre_tokenizer"]
-    if model.get("type", "BPE") != "BPE" or before["type"] != "ByteLevel" or before.get("add_prefix_space"):
+    is_bpe = model.get("type", "BPE") == "BPE"
+    is_byte_level = before["type"] == "ByteLevel" and not before.get("add_prefix_space")
+    if not (is_bpe and is_byte_level):
         raise ConfigError("not a byte-level BPE, as all of Whisper's are")
     merges = []
     for pair in model["merges"]:
@@ -348,12 +379,14 @@ def _ranks(path: Path, n_vocab: int) -> Vocabulary:
     languages = n_vocab - len(lines) - 2 - len(TASKS) - len(TIMESTAMPS)
     english_only = len(lines) == GPT2
     if not 0 <= languages <= len(LANGUAGES) or english_only != (n_vocab == ENGLISH_ONLY):
-        raise ConfigError(f"{len(lines)} ranks do not make the vocabulary of a model that knows {n_vocab} tokens")
+        model = f"a model that knows {n_vocab} tokens"
+        raise ConfigError(f"{len(lines)} ranks do not make the vocabulary of {model}")
     spell = _byte_alphabet()
     vocab: dict[str, int] = {}
     for encoded, _, rank in lines:
-        empty = encoded in ("", "=")  # OpenAI's last multilingual token, which it writes as "="
-        token = b"" if empty else base64.b64decode(encoded, validate=True)
+        token = b""
+        if encoded not in ("", "="):  # OpenAI's last multilingual token, which it writes as "="
+            token = base64.b64decode(encoded, validate=True)
         vocab["".join(spell[byte] for byte in token)] = int(rank)
     if sorted(vocab.values()) != list(range(len(lines))):
         raise ValueError("ranks that do not count up, or a token twice")
@@ -365,12 +398,16 @@ def _ranks(path: Path, n_vocab: int) -> Vocabulary:
 
 
 def _vocabulary(path: Path) -> Vocabulary:
-    """CTranslate2's list of all tokens, in the order of their ids: an array in JSON, or a line each.
+    """CTranslate2's list of all tokens, in the order of their ids: an array in JSON, or a line
+    each.
 
-    It has no merges; the ids of text tokens are their ranks, as in every vocabulary that was trained as GPT-2's was.
+    It has no merges; the ids of text tokens are their ranks, as in every vocabulary that was
+    trained as GPT-2's was.
     """
     text = path.read_text(encoding="utf-8")
-    tokens = json.loads(text) if path.suffix == ".json" else text.removesuffix("\n").split("\n")
+    tokens = text.removesuffix("\n").split("\n")
+    if path.suffix == ".json":
+        tokens = json.loads(text)
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise ValueError("no list of tokens")
     ids = {token: index for index, token in enumerate(tokens)}
@@ -385,14 +422,16 @@ def _vocabulary(path: Path) -> Vocabulary:
 
 
 def _byte_alphabet() -> list[str]:
-    """GPT-2's letter for each of the 256 bytes: itself where it is printable, else one of those from U+0100."""
+    """GPT-2's letter for each of the 256 bytes: itself where it is printable, else one of those
+    from U+0100."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = count(256)
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def _merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way in which a token is two others, by rank: tiktoken joins the pair whose union ranks lowest."""
+    """Every way in which a token is two others, by rank: tiktoken joins the pair whose union ranks
+    lowest."""
     merges = []
     for token in sorted(vocab, key=vocab.__getitem__):
         if len(token) > MAX_TOKEN:

@@ -1,13 +1,16 @@
-"""When each word is said, from where Whisper's decoder looks: cross-attention and dynamic time warping.
+"""When each word is said, from where Whisper's decoder looks: cross-attention and dynamic time
+warping.
 
-Source: openai/whisper `timing.py`, and the word rules of `transcribe.py`; the same words and times. A window goes
+Source: openai/whisper `timing.py`, and the word rules of `transcribe.py`; the same words and times.
+A window goes
 
-    timings = find_alignment(encoded, [tokens], model, tokenizer, languages=["en"], num_frames=[3000])[0]
-    segments = place_words(segments, timings, offset=…, last_speech=…, tokenizer=tokenizer)
-    last_speech = get_end(segments)             # for the window that follows
+    timings = find_alignment(encoded, [tokens], model, tokenizer, languages=["en"],
+    num_frames=[3000])[0] segments = place_words(segments, timings, offset=…, last_speech=…,
+    tokenizer=tokenizer) last_speech = get_end(segments)             # for the window that follows
     words = tidy(segment.words, segment.start, segment.end)
 
-Until `tidy`, words are upstream's in every respect: their text keeps its leading space, and they may overlap.
+Until `tidy`, words are upstream's in every respect: their text keeps its leading space, and they
+may overlap.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ SENTENCE_END_MARKS = ".。!！?？"
 
 @dataclass(frozen=True)
 class WordTiming:
-    """A word and its tokens; start, end in seconds from the start of the window; probability 0..1."""
+    """A word and its tokens; start, end in seconds from the start of the window; probability
+    0..1."""
 
     word: str
     tokens: tuple[int, ...]
@@ -52,7 +56,7 @@ class WordTiming:
     probability: float
 
 
-# --- where the decoder looks -----------------------------------------------------------------------------------------
+# --- where the decoder looks ----------------------------------------------------------------------
 
 
 def find_alignment(
@@ -65,11 +69,13 @@ def find_alignment(
     task: str = "transcribe",
     num_frames: Sequence[int],
 ) -> list[list[WordTiming]]:
-    """The words of each text and their times, in one pass of the decoder (openai/whisper `find_alignment`).
+    """The words of each text and their times, in one pass of the decoder (openai/whisper
+    `find_alignment`).
 
     encoded : (batch, positions, width), of the windows
     texts : text tokens of each (no timestamps, no special ones); an empty one gives no words
-    languages, num_frames : of each; frames of 10 ms that hold its audio, without the padding to a whole window
+    languages, num_frames : of each; frames of 10 ms that hold its audio, without the padding to a
+        whole window
 
     Raises `OptionError` for a text that does not fit the decoder's context.
     """
@@ -91,27 +97,30 @@ def find_alignment(
     matrices = []
     probabilities = []
     for place, row in enumerate(rows):
-        # from <|notimestamps|>, which says when the first word begins, to the last token of the text
+        # from <|notimestamps|>, which says when the first word begins, to the last token of the
+        # text
         first = len(starts[place])
         last = len(inputs[place]) - 1
         frames = num_frames[row] // FRAMES_PER_POSITION
         matrices.append(_matrix(scores[place, :, : last + 1, :frames])[first:last])
-        logits = model.decoder.token_embedding.as_linear(states[place, first : last - 1]).astype(mx.float32)
-        probabilities.append(_probabilities(logits[:, : tokenizer.eot], mx.array(list(texts[row]))))
+        logits = model.decoder.token_embedding.as_linear(states[place, first : last - 1])
+        text_logits = logits.astype(mx.float32)[:, : tokenizer.eot]
+        probabilities.append(_probabilities(text_logits, mx.array(list(texts[row]))))
     mx.eval(matrices, probabilities)
 
     paths = dtw([-np.array(matrix) for matrix in matrices])
     for row, path, probability in zip(rows, paths, probabilities, strict=True):
-        words, tokens_of_words = tokenizer.split_to_word_tokens([*texts[row], tokenizer.eot], languages[row])
-        result[row] = _timings(words, tokens_of_words, path, np.array(probability, dtype=np.float64))
+        text = [*texts[row], tokenizer.eot]
+        words, tokens_of_words = tokenizer.split_to_word_tokens(text, languages[row])
+        result[row] = _timings(words, tokens_of_words, path, np.array(probability, np.float64))
     return result
 
 
 def alignment_heads(args: ModelArgs) -> list[tuple[int, int]]:
     """The (layer, head) pairs whose cross-attention follows the audio, sorted.
 
-    Those of the configuration where all of them exist (distilled models may carry their teacher's), else all heads of
-    the second half of the layers, as openai/whisper has it.
+    Those of the configuration where all of them exist (distilled models may carry their teacher's),
+    else all heads of the second half of the layers, as openai/whisper has it.
     """
     layers = args.n_text_layer
     known = [pair for pair in args.alignment_heads or [] if len(pair) == 2]
@@ -122,7 +131,8 @@ def alignment_heads(args: ModelArgs) -> list[tuple[int, int]]:
 
 
 def _matrix(scores: mx.array) -> mx.array:
-    """Scores (heads, tokens, frames) → how much each token looks at each frame, (tokens, frames)."""
+    """Scores (heads, tokens, frames) → how much each token looks at each frame, (tokens,
+    frames)."""
     weights = mx.softmax(scores, axis=-1)
     weights = weights - weights.mean(axis=-2, keepdims=True)
     weights = weights / mx.sqrt(mx.square(weights).mean(axis=-2, keepdims=True))
@@ -136,10 +146,12 @@ def _probabilities(logits: mx.array, tokens: mx.array) -> mx.array:
 
 
 def median_filter(x: mx.array) -> mx.array:
-    """The median of every 7 neighbours along the last axis, reflected at the ends; three or fewer stay as they are.
+    """The median of every 7 neighbours along the last axis, reflected at the ends; three or fewer
+    stay as they are.
 
-    Equal to openai/whisper's `median_filter`, which sorts: the middle of seven is their centre, clamped between the
-    third and the fourth of the other six, and those follow from two sorted triples. NaN counts as the greatest.
+    Equal to openai/whisper's `median_filter`, which sorts: the middle of seven is their centre,
+    clamped between the third and the fourth of the other six, and those follow from two sorted
+    triples. NaN counts as the greatest.
     """
     length = x.shape[-1]
     reach = MEDIAN_WIDTH // 2
@@ -149,12 +161,18 @@ def median_filter(x: mx.array) -> mx.array:
     x = mx.concatenate([x[..., reach:0:-1], x, x[..., -2 : -2 - reach : -1]], axis=-1)
     lowest, middle, highest = _sorted_triples(x)
     # the three before the centre and the three behind it
-    before = [part[..., :length] for part in (lowest, middle, highest)]
-    behind = [part[..., reach + 1 : reach + 1 + length] for part in (lowest, middle, highest)]
-    third = mx.minimum(before[2], behind[2])
-    third = mx.minimum(third, mx.minimum(mx.maximum(before[0], behind[1]), mx.maximum(before[1], behind[0])))
-    fourth = mx.maximum(before[0], behind[0])
-    fourth = mx.maximum(fourth, mx.maximum(mx.minimum(before[1], behind[2]), mx.minimum(before[2], behind[1])))
+    low_a = lowest[..., :length]
+    middle_a = middle[..., :length]
+    high_a = highest[..., :length]
+    low_b = lowest[..., reach + 1 :]
+    middle_b = middle[..., reach + 1 :]
+    high_b = highest[..., reach + 1 :]
+    third = mx.minimum(high_a, high_b)
+    third = mx.minimum(third, mx.maximum(low_a, middle_b))
+    third = mx.minimum(third, mx.maximum(middle_a, low_b))
+    fourth = mx.maximum(low_a, low_b)
+    fourth = mx.maximum(fourth, mx.minimum(middle_a, high_b))
+    fourth = mx.maximum(fourth, mx.minimum(high_a, middle_b))
     centre = x[..., reach : reach + length]
     median = mx.minimum(mx.maximum(centre, third), fourth)
     return mx.where(mx.isinf(median), mx.nan, median)
@@ -170,7 +188,7 @@ def _sorted_triples(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     return mx.minimum(low, last), mx.maximum(low, mx.minimum(high, last)), mx.maximum(high, last)
 
 
-# --- dynamic time warping --------------------------------------------------------------------------------------------
+# --- dynamic time warping -------------------------------------------------------------------------
 
 FROM_DIAGONAL = 0
 FROM_ABOVE = 1
@@ -178,15 +196,16 @@ FROM_LEFT = 2
 
 
 def dtw(costs: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The cheapest monotone path through each matrix (n, m): its rows and its columns, (steps,) each; an anti-diagonal
-    of all of them a step.
+    """The cheapest monotone path through each matrix (n, m): its rows and its columns, (steps,)
+    each; an anti-diagonal of all of them a step.
 
-    Added in float32, and as in openai/whisper `dtw_cpu`, a tie means a step from the left, even where the cell above
-    and the one before it tie and both are cheaper.
+    Added in float32, and as in openai/whisper `dtw_cpu`, a tie means a step from the left, even
+    where the cell above and the one before it tie and both are cheaper.
     """
     rows = max(cost.shape[0] for cost in costs)
     columns = max(cost.shape[1] for cost in costs)
-    skewed = np.full((rows + columns + 1, len(costs), rows + 1), np.inf, dtype=np.float32)  # [i + j, matrix, i]
+    shape = (rows + columns + 1, len(costs), rows + 1)
+    skewed = np.full(shape, np.inf, dtype=np.float32)  # [i + j, matrix, i]
     for k, cost in enumerate(costs):
         i, j = np.indices(cost.shape) + 1
         skewed[i + j, k, i] = cost
@@ -242,7 +261,8 @@ def _timings(
     path: tuple[np.ndarray, np.ndarray],
     probabilities: np.ndarray,
 ) -> list[WordTiming]:
-    """Times where the path enters a word's first token and the one after its last; eot, the last word, is left out.
+    """Times where the path enters a word's first token and the one after its last; eot, the last
+    word, is left out.
 
     path : rows and columns, (steps,) each
     probabilities : of the text tokens, (n,)
@@ -253,13 +273,19 @@ def _timings(
     first = 0
     for word, tokens in zip(words[:-1], tokens_of_words[:-1], strict=True):
         end = first + len(tokens)
-        probability = float(np.mean(probabilities[first:end]))
-        timings.append(WordTiming(word, tuple(tokens), float(entered[first]), float(entered[end]), probability))
+        timing = WordTiming(
+            word=word,
+            tokens=tuple(tokens),
+            start=float(entered[first]),
+            end=float(entered[end]),
+            probability=float(np.mean(probabilities[first:end])),
+        )
+        timings.append(timing)
         first = end
     return timings
 
 
-# --- words in their segments -----------------------------------------------------------------------------------------
+# --- words in their segments ----------------------------------------------------------------------
 
 
 def place_words(
@@ -271,10 +297,12 @@ def place_words(
     segments : in seconds of the recording; `tokens` may hold timestamps and special tokens
     timings : of the text tokens of all segments, one after the other
     offset : where the window starts, in seconds
-    last_speech : the end of the words before this window (0 at first): words that follow a pause are kept short
+    last_speech : the end of the words before this window (0 at first): words that follow a pause
+        are kept short
 
-    Numbers are upstream's: words are rounded to 2 decimals and `Word.text` keeps its leading space, which
-    `is_anomalous` needs. Give the result to `get_end` for the next window, and words to `tidy` when all is done.
+    Numbers are upstream's: words are rounded to 2 decimals and `Word.text` keeps its leading space,
+    which `is_anomalous` needs. Give the result to `get_end` for the next window, and words to
+    `tidy` when all is done.
     """
     durations = [timing.end - timing.start for timing in timings if timing.end != timing.start]
     median = 0.0
@@ -303,27 +331,31 @@ def place_words(
 def merge_punctuations(
     timings: Sequence[WordTiming], prepended: str = PREPEND_PUNCTUATIONS, appended: str = APPEND_PUNCTUATIONS
 ) -> list[WordTiming]:
-    """Opening punctuation joins the word after it, other punctuation the word before (openai/whisper
-    `merge_punctuations`, less the words that it empties). The word's own time stays."""
+    """Opening punctuation joins the word after it, other punctuation the word before
+    (openai/whisper `merge_punctuations`, less the words that it empties). The word's own time
+    stays."""
     merged: list[WordTiming] = []  # from the last to the first
     for timing in reversed(timings):
         if merged and timing.word.startswith(" ") and timing.word.strip() in prepended:
             after = merged[-1]
-            merged[-1] = replace(after, word=timing.word + after.word, tokens=timing.tokens + after.tokens)
+            tokens = timing.tokens + after.tokens
+            merged[-1] = replace(after, word=timing.word + after.word, tokens=tokens)
         else:
             merged.append(timing)
     result: list[WordTiming] = []
     for timing in reversed(merged):
         if result and not result[-1].word.endswith(" ") and timing.word in appended:
             before = result[-1]
-            result[-1] = replace(before, word=before.word + timing.word, tokens=before.tokens + timing.tokens)
+            tokens = before.tokens + timing.tokens
+            result[-1] = replace(before, word=before.word + timing.word, tokens=tokens)
         else:
             result.append(timing)
     return result
 
 
 def _shorten(timings: Sequence[WordTiming], longest: float) -> list[WordTiming]:
-    """No sentence's last mark, and no word after it, is longer than `longest`: the pause between them is neither's."""
+    """No sentence's last mark, and no word after it, is longer than `longest`: the pause between
+    them is neither's."""
     result = list(timings[:1])
     for previous, timing in pairwise(timings):
         if timing.end - timing.start > longest:
@@ -336,7 +368,8 @@ def _shorten(timings: Sequence[WordTiming], longest: float) -> list[WordTiming]:
 
 
 def _settle(segment: Segment, last_speech: float, median: float) -> Segment:
-    """Words after a pause made short, and the segment's bounds and those of its words reconciled."""
+    """Words after a pause made short, and the segment's bounds and those of its words
+    reconciled."""
     starts = [word.start for word in segment.words]
     ends = [word.end for word in segment.words]
     longest = 2 * median
@@ -366,7 +399,8 @@ def _settle(segment: Segment, last_speech: float, median: float) -> Segment:
 
 
 def get_end(segments: Sequence[Segment]) -> float | None:
-    """The end of the last word, or of the last segment where none has words (openai/whisper `utils.get_end`)."""
+    """The end of the last word, or of the last segment where none has words (openai/whisper
+    `utils.get_end`)."""
     for segment in reversed(segments):
         if segment.words:
             return segment.words[-1].end
@@ -374,8 +408,8 @@ def get_end(segments: Sequence[Segment]) -> float | None:
 
 
 def tidy(words: Sequence[Word], start: float, end: float) -> tuple[Word, ...]:
-    """Words as users get them: inside start..end, none before the one before it ends, without surrounding spaces, and
-    none that is only a space."""
+    """Words as users get them: inside start..end, none before the one before it ends, without
+    surrounding spaces, and none that is only a space."""
     result = []
     for word in words:
         start = min(max(start, word.start), end)
@@ -387,9 +421,9 @@ def tidy(words: Sequence[Word], start: float, end: float) -> tuple[Word, ...]:
 
 
 def tidy_segments(segments: Sequence[Segment], start: float, end: float) -> list[Segment]:
-    """Segments as users get them, with their words: inside start..end, none before the one before it ends, all of some
-    length. `place_words` lets them leave what was heard, and overlap; one that would be left without time takes a
-    little of that of its neighbours.
+    """Segments as users get them, with their words: inside start..end, none before the one before
+    it ends, all of some length. `place_words` lets them leave what was heard, and overlap; one that
+    would be left without time takes a little of that of its neighbours.
 
     start, end : seconds, of which the first is the smaller
     """
@@ -409,15 +443,17 @@ def tidy_segments(segments: Sequence[Segment], start: float, end: float) -> list
         high = begin
     result: list[Segment] = []
     for segment, (begin, finish) in zip(segments, times, strict=True):
-        result.append(replace(segment, start=begin, end=finish, words=tidy(segment.words, begin, finish)))
+        words = tidy(segment.words, begin, finish)
+        result.append(replace(segment, start=begin, end=finish, words=words))
     return result
 
 
-# --- hallucinations --------------------------------------------------------------------------------------------------
+# --- hallucinations -------------------------------------------------------------------------------
 
 
 def anomaly_score(word: Word) -> float:
-    """How unlike a spoken word it is: improbable, very short or very long (openai/whisper `word_anomaly_score`)."""
+    """How unlike a spoken word it is: improbable, very short or very long (openai/whisper
+    `word_anomaly_score`)."""
     duration = word.end - word.start
     score = 1.0 if word.score < IMPROBABLE else 0.0
     score += max(0.0, SHORT_WORD - duration) * 15
@@ -426,13 +462,14 @@ def anomaly_score(word: Word) -> float:
 
 
 def is_anomalous(segment: Segment | None) -> bool:
-    """Whether a segment of `place_words` may be a hallucination, by its first eight words that are no punctuation
-    (openai/whisper `is_segment_anomaly`); one without words, or None, is not."""
+    """Whether a segment of `place_words` may be a hallucination, by its first eight words that are
+    no punctuation (openai/whisper `is_segment_anomaly`); one without words, or None, is not."""
     if segment is None or not segment.words:
         return False
-    words = [word for word in segment.words if word.text not in PREPEND_PUNCTUATIONS + APPEND_PUNCTUATIONS]
+    marks = PREPEND_PUNCTUATIONS + APPEND_PUNCTUATIONS
+    words = [word for word in segment.words if word.text not in marks]
     words = words[:FIRST_WORDS]
-    score = sum(map(anomaly_score, words))
+    score = sum(anomaly_score(word) for word in words)
     return score >= 3 or score + 0.01 >= len(words)
 
 
