@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mlx_speech import backend as backend  # before all that imports MLX
 from mlx_speech import blas
 from mlx_speech.audio import MAX_DURATION, louder
 from mlx_speech.batches import Batches
@@ -171,9 +172,8 @@ class Pipeline:
         this call. The iterator may be advanced from any thread, by one at a time.
         """
         if isinstance(recordings, (str, os.PathLike)):
-            raise OptionError(
-                f"recordings is {os.fspath(recordings)!r}: give a list of recordings, or call the pipeline"
-            )
+            path = os.fspath(recordings)
+            raise OptionError(f"recordings is {path!r}: give a list of recordings, or call the pipeline")
         return self._transcribe_all(recordings, self._options(options), on_progress)
 
     def submit(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlx_speech import blas, checkpoint  # isort: skip  (before anything imports mlx)
+from mlx_speech import backend as backend, blas, checkpoint  # isort: skip  (before anything imports mlx)
 
 import mlx.core as mx
 import numpy as np

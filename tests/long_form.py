@@ -25,6 +25,7 @@ import originals
 import real_weights
 import whisper
 
+from mlx_speech import backend as backend  # before anything imports MLX
 from mlx_speech import checkpoint, load_audio
 from mlx_speech.convert import convert
 from mlx_speech.stages.whisper.decode import DecodingOptions

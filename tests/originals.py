@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from mlx_speech import backend as backend  # before anything imports MLX
 from mlx_speech import checkpoint, load_audio
 
 

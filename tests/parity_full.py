@@ -20,6 +20,7 @@ from conftest import ROOT
 from test_parity import _mms, _openai, _transformers, _wav2vec2, audio
 
 import mlx_speech
+from mlx_speech import backend as backend  # before anything imports MLX
 from mlx_speech import checkpoint
 from mlx_speech.convert import convert
 from mlx_speech.convert.parity import measures

@@ -42,7 +42,9 @@ from mlx_speech.ops import scan
 LOADER = """
 import sys
 import numpy as np
-import mlx_speech, mlx.core as mx
+import mlx_speech
+mlx_speech.configure()
+import mlx.core as mx
 for name in sys.argv[1:]:
     model = mlx_speech.load(name)
     audio = mx.array(np.sin(np.arange(16000, dtype=np.float32))[None])

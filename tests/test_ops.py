@@ -159,6 +159,7 @@ def test_a_filter_bank_does_not_depend_on_the_blas(core: str, tmp_path: Path) ->
     script = """
 import sys
 from mlx_speech import blas
+blas.configure()
 from mlx_speech.ops.filter_bank import filter_bank
 import mlx.core as mx, numpy as np
 bank = np.load(sys.argv[1])
@@ -205,9 +206,10 @@ def test_derivatives_of_an_lstm_are_those_of_torch(training: bool, numpy_runs: l
         return (outputs * mx.arange(9)[:, None]).sum() + h.sum() - 3 * c.sum()
 
     found = mx.grad(loss)(x)
-    theirs = torch.from_numpy(np.array(x)).requires_grad_()
-    outputs, (h, c) = original(theirs)
-    ((outputs * torch.arange(9)[:, None]).sum() + h.sum() - 3 * c.sum()).backward()
+    with torch.enable_grad():  # an original that another test has loaded may have switched it off
+        theirs = torch.from_numpy(np.array(x)).requires_grad_()
+        outputs, (h, c) = original(theirs)
+        ((outputs * torch.arange(9)[:, None]).sum() + h.sum() - 3 * c.sum()).backward()
     assert numpy_runs == [True]
     assert theirs.grad is not None and np.abs(np.array(found) - theirs.grad.numpy()).max() < 1e-5
 
@@ -277,6 +279,7 @@ if sys.argv[1] == "unknown":  # to OpenBLAS alone, as if it had found nothing be
 else:
     os.environ["OPENBLAS_CORETYPE"] = "Prescott"
 from mlx_speech import blas
+blas.configure()
 print(blas.core(), os.environ.get("OPENBLAS_CORETYPE"))
 import mlx.core as mx
 print(mx.abs(mx.ones((70, 90)) @ mx.ones((90, 50)) - 90).max().item())

@@ -142,6 +142,9 @@ print(repr(pipeline(np.zeros(8000, np.float32)).text))
         ("import mlx_speech; mlx_speech.Pipeline", {"MLX_SPEECH_OPENBLAS": "0"}, False),
         ("import mlx_speech; mlx_speech.configure(openblas=False); mlx_speech.Pipeline", {}, False),
         ("import mlx_speech; mlx_speech.configure(); import mlx.core", {}, True),
+        ("from mlx_speech.pipeline import Pipeline", {}, True),
+        ("from mlx_speech.models import whisper", {}, True),
+        ("import mlx_speech.options, mlx_speech.writers", {}, False),
         ("import mlx_speech; import mlx.core", {"MLX_SPEECH_OPENBLAS": "1"}, True),
     ],
 )

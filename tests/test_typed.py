@@ -20,7 +20,7 @@ from mlx_speech.errors import OptionError
 from mlx_speech.fields import options_of
 from mlx_speech.options import PUNCTUATIONS, SpeakerKeywords, SpeakerOptions, TranscribeOptions, flat_options
 from mlx_speech.pipeline import Pipeline
-from mlx_speech.stages import vad
+from mlx_speech.stages import vad, vad_pyannet
 from mlx_speech.stages.vad_options import (
     PyannetKeywords,
     PyannetOptions,
@@ -93,7 +93,7 @@ def test_the_same_mistakes_are_found_before_a_file_is_opened(
     def opened(*_: Any, **__: Any) -> None:
         raise AssertionError("a file was opened")
 
-    monkeypatch.setattr("mlx_speech.pipeline.load_audio", opened)
+    monkeypatch.setattr("mlx_speech.recording.load_audio", opened)
     monkeypatch.setattr("mlx_speech.loading.load", opened)
     with pytest.raises(OptionError) as caught:
         Pipeline()("x", **given)
@@ -141,7 +141,7 @@ def test_numbers_of_speakers() -> None:
 def test_detectors_have_the_same_options_and_defaults() -> None:
     for function, declared in (
         (vad.speech_timestamps, SileroOptions),
-        (vad.detect_speech_pyannet, PyannetOptions),
+        (vad_pyannet.detect_speech_pyannet, PyannetOptions),
     ):
         defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
         for name, option in options_of(declared).items():

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from mlx_speech import backend as backend  # before a model imports MLX
+
 if TYPE_CHECKING:
     from mlx_speech.models.base import BaseModel, BaseModelArgs
 
