@@ -1,5 +1,4 @@
-"""Encoded audio → tokens: greedy, sampled and beam search, over a running batch that jobs enter and
-leave.
+"""Encoded audio → tokens, at one temperature: prompts, languages, and the best of what is found.
 
 Results are those of openai/whisper's `decoding.py`, job by job: the rules for blanks, suppressed
 tokens and timestamps, and the ranking of hypotheses. What differs is the order of work, which
@@ -28,8 +27,7 @@ from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How to decode; names and meanings are openai/whisper's, of its `DecodingOptions` and
-    `transcribe`.
+    """How to decode, by openai/whisper's names: of its `DecodingOptions` and `transcribe`.
 
     task : "transcribe", or "translate" into English
     temperature : tried in turn until the result passes the thresholds; 0 decodes greedily or with
@@ -259,8 +257,7 @@ def check_tokens(options: DecodingOptions, tokenizer: Tokenizer, context: int, l
 
 
 class TemperatureDecoder:
-    """Jobs that are decoded at one temperature: 0 with beams or greedily, above 0 the best of
-    several samples.
+    """Jobs at one temperature: 0 with beams or greedily, above 0 the best of several samples.
 
     options : of the jobs that bring none; all have the same `group`
     batch_size : jobs that are decoded at once
@@ -290,8 +287,10 @@ class TemperatureDecoder:
         return self._batch_size - len(self.jobs)
 
     def enter(self, jobs: Sequence[Job]) -> None:
-        """Begin to decode as many jobs as there is `room` for. Raises `OptionError` as
-        `initial_tokens` does."""
+        """Begin to decode jobs, for which there has to be `room`.
+
+        Raises `OptionError` as `initial_tokens` does.
+        """
         if not jobs:
             return
         entries = self._entries(jobs)
@@ -427,8 +426,7 @@ def decode(
     temperature: float = 0.0,
     batch_size: int = 8,
 ) -> Iterator[tuple[Job, DecodingResult]]:
-    """Decode every job at one temperature: 0 with beams or greedily, above 0 the best of several
-    samples.
+    """Decode every job at one temperature, as `TemperatureDecoder` does.
 
     Jobs are pulled as rows become free, at most `batch_size` at a time, and come back in any order.
     A job's result does not depend on the others. Raises `OptionError` where prompt and prefix leave
