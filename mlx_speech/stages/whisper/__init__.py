@@ -1,2 +1,1 @@
-"""Chunks or windows of sound → text: decoding, its rules, its tokens, and the times of the
-words."""
+"""Chunks or windows of sound → text: decoding, its rules and tokens, and the times of words."""

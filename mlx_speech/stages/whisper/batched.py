@@ -98,8 +98,7 @@ def transcribe(
     hallucination_silence_threshold: float | None = None,
     on_silence: Callable[[Task, Region], None] | None = None,
 ) -> Iterator[tuple[Task, tuple[Segment, ...]]]:
-    """Each task once, in any order, with its segments: in seconds of the recording, inside the
-    chunk, in order.
+    """Each task once, in any order, with its segments.
 
     options : of tasks that bring none
     batch_size : chunks that are encoded at once, and rows that are decoded at once. Tasks are
@@ -109,7 +108,8 @@ def transcribe(
     on_silence : called with the speech of a chunk's regions in which nothing was heard on a second
         hearing either
 
-    A chunk that is silent by `no_speech_threshold` has no segments. Where the text leaves out more
+    Segments are in seconds of the recording, inside the chunk, in order; a chunk that is silent by
+    `no_speech_threshold` has none. Where the text leaves out more
     than a second of the chunk's `regions`, that stretch is heard again, as a row of its own. Raises
     `OptionError` for a chunk that is longer than the model's window, and for a batch size below 1.
     """
@@ -334,8 +334,7 @@ class DecodedStretch:
 
 
 class Recognition:
-    """Chunks of many owners → their segments, in running batches. It is used in one thread, the one
-    that owns MLX.
+    """Chunks of many owners → their segments, in running batches, all in the thread that owns MLX.
 
     options : of tasks that bring none; all tasks have the same `group`
     batch_size : chunks that are encoded at once on a GPU, rows that are decoded at once, and rows
@@ -395,8 +394,7 @@ class Recognition:
             self._turns.add(task.owner, stretch)
 
     def cancel(self, owner: Hashable) -> None:
-        """Forget an owner's tasks: nothing of them is returned from now on, and their rows are
-        free."""
+        """Forget an owner's tasks: their rows are free, and nothing of them is returned."""
         self._turns.drop(owner)
         self._decoder.drop(owner)
         self._untimed = [decoded for decoded in self._untimed if decoded.job.owner != owner]
@@ -445,8 +443,7 @@ class Recognition:
         return []
 
     def _encode(self, stretches: Sequence[Stretch]) -> None:
-        """Encode stretches, but for those that are encoded already; then they are ready for a
-        row."""
+        """Encode those stretches that are not encoded yet; then all are ready for a row."""
         self._encoded_last = True
         new = [stretch for stretch in stretches if stretch.encoded is None]
         rows: list[mx.array] = []
@@ -534,8 +531,7 @@ class Recognition:
 
 
 def _rows(encoded: mx.array) -> list[mx.array]:
-    """The rows of a batch, evaluated, each by itself: or one that waits would keep its whole batch
-    in memory."""
+    """The rows of a batch, each by itself: one that waits does not keep all in memory."""
     rows = [encoded[k] * 1 for k in range(len(encoded))]
     mx.eval(rows)
     return rows

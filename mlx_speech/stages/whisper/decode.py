@@ -1,5 +1,4 @@
-"""Encoded audio → tokens: greedy, sampled and beam search, over a running batch that jobs enter and
-leave.
+"""Encoded audio → tokens, at one temperature: prompts, languages, and the best of what is found.
 
 Results are those of openai/whisper's `decoding.py`, job by job: the rules for blanks, suppressed
 tokens and timestamps, and the ranking of hypotheses. What differs is the order of work, which
@@ -154,8 +153,7 @@ def check_tokens(options: DecodingOptions, tokenizer: Tokenizer, context: int, l
 
 
 class TemperatureDecoder:
-    """Jobs that are decoded at one temperature: 0 with beams or greedily, above 0 the best of
-    several samples.
+    """Jobs at one temperature: 0 with beams or greedily, above 0 the best of several samples.
 
     options : of the jobs that bring none; all have the same `group`
     batch_size : jobs that are decoded at once
@@ -323,8 +321,7 @@ def decode(
     temperature: float = 0.0,
     batch_size: int = 8,
 ) -> Iterator[tuple[Job, DecodingResult]]:
-    """Decode every job at one temperature: 0 with beams or greedily, above 0 the best of several
-    samples.
+    """Decode every job at one temperature, as `TemperatureDecoder` does.
 
     Jobs are pulled as rows become free, at most `batch_size` at a time, and come back in any order.
     A job's result does not depend on the others. Raises `OptionError` where prompt and prefix leave

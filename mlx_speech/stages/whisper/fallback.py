@@ -30,8 +30,7 @@ class _Failure:
 
 
 class FallbackDecoder:
-    """Jobs that are decoded at the first temperature that gives a result within the thresholds, or
-    else at the last one.
+    """Jobs at the first temperature whose result is within the thresholds, or else at the last.
 
     options : of the jobs that bring none; all have the same `group`
     batch_size : jobs that are decoded at once, and jobs that are decoded again at once
@@ -74,8 +73,10 @@ class FallbackDecoder:
         return 0 if has_row or len(jobs) >= 2 * self._batch_size else 1
 
     def enter(self, jobs: Sequence[Job]) -> None:
-        """Begin to decode as many jobs as there is `room` for. Raises `OptionError` as
-        `initial_tokens` does."""
+        """Begin to decode jobs, for which there has to be `room`.
+
+        Raises `OptionError` as `initial_tokens` does.
+        """
         self._first.enter(jobs)
 
     def drop(self, owner: Hashable) -> None:
@@ -113,8 +114,7 @@ class FallbackDecoder:
         return jobs
 
     def _judged(self, results: Iterable[tuple[Job, DecodingResult]], attempt: int) -> list[tuple[Job, DecodingResult]]:
-        """Those that are good enough; the others will be tried again, where a temperature is
-        left."""
+        """Those that are good enough; others are tried again, where a temperature is left."""
         done = []
         is_last = attempt + 1 == len(self._options.temperature)
         for job, result in results:
@@ -125,8 +125,7 @@ class FallbackDecoder:
         return done
 
     def _retry(self, expected: Collection[Hashable]) -> None:
-        """Let failures enter the second batch, which begins a turn with the temperature of the
-        oldest."""
+        """Let failures enter the second batch; a turn has the temperature of the oldest."""
         if self._again is None or not self._again.jobs:
             self._again = None
             if not self._is_turn_due(expected):
@@ -168,8 +167,7 @@ def _needs_fallback(result: DecodingResult, options: DecodingOptions) -> bool:
 def decode_with_fallback(
     jobs: Iterable[Job], model: Model, tokenizer: Tokenizer, options: DecodingOptions, *, batch_size: int = 8
 ) -> Iterator[tuple[Job, DecodingResult]]:
-    """Decode every job at the first temperature that gives a result within the thresholds, or else
-    at the last one.
+    """Decode every job at one temperature after the other, as `FallbackDecoder` does.
 
     Jobs are pulled as rows become free and come back in any order. At most 2·batch_size are held:
     once `batch_size` have failed no new ones are pulled until some of these have been decoded at

@@ -83,8 +83,7 @@ def transcribe_steps(
     hallucination_silence_threshold: float | None = None,
     clip_timestamps: Sequence[float] = (),
 ) -> steps.Steps[list[Segment]]:
-    """The segments of a recording, in seconds; options and results as of openai/whisper's
-    `transcribe`.
+    """The segments of a recording, as openai/whisper's `transcribe` gives them, in seconds.
 
     audio : (samples,)
     language : a code; None for that of the first window
@@ -159,8 +158,10 @@ def _within(segment: Segment, duration: float) -> Segment:
 
 
 def _clips(clip_timestamps: Sequence[float], frames: int) -> list[tuple[int, int]]:
-    """(start, end) of what is transcribed, in frames, of which the recording has as many. Raises
-    `OptionError`."""
+    """(start, end) of what is transcribed, in frames. Raises `OptionError`.
+
+    frames : of the recording
+    """
     values = list(clip_timestamps)
     if not all(0 <= second < math.inf for second in values):
         raise OptionError(f"clip_timestamps are {values}: they have to be seconds, at least 0")
@@ -203,8 +204,7 @@ class _LogMel:
         return mx.pad(mel, [(0, self.size - size), (0, 0)])
 
     def _log10(self, start: int, stop: int) -> mx.array:
-        """Frames `start` to `stop`: the recording is mirrored at its start, and followed by
-        silence."""
+        """Frames `start` to `stop`: before the recording is its mirror image, behind it silence."""
         first = start * HOP_LENGTH - HALF_FFT
         end = (stop - 1) * HOP_LENGTH + HALF_FFT
         before = max(0, -first)  # samples that are missing before the start
@@ -249,8 +249,7 @@ class _History:
 
 
 def _without_prompt(options: DecodingOptions) -> DecodingOptions:
-    """Only what the decoder needs of `options`, which may be more than that and conflict without a
-    prompt."""
+    """What the decoder needs of `options`: others that they have may not go without a prompt."""
     values = {item.name: getattr(options, item.name) for item in fields(DecodingOptions)}
     values["initial_prompt"] = None
     return DecodingOptions(**values)
@@ -266,8 +265,7 @@ def _history(options: DecodingOptions, tokenizer: Tokenizer, args: ModelArgs, ca
 
 @dataclass(frozen=True)
 class _Window:
-    """`size` frames of the recording from `seek` on; the model hears silence after them, up to
-    `frames`."""
+    """`size` frames of the recording from `seek` on, and silence after them, up to `frames`."""
 
     seek: int
     size: int
@@ -356,8 +354,7 @@ class _WindowDecoder:
     def _after_words(
         self, window: _Window, segments: list[Segment], ahead: int, is_single: bool
     ) -> tuple[list[Segment] | None, int]:
-        """The segments that stay, and the frame where the next window begins, by the times of their
-        words.
+        """The segments that stay, and the frame where the next window begins, by their words.
 
         is_single : whether the window ends with a single timestamp, after which nobody speaks
         """

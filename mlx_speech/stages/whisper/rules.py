@@ -203,8 +203,10 @@ class Rules:
 
 
 def suppressed_tokens(tokenizer: Tokenizer, options: DecodingOptions) -> list[int]:
-    """Tokens that are never sampled. Source: openai/whisper `DecodingTask._get_suppress_tokens`;
-    numerals: WhisperX."""
+    """Tokens that are never sampled.
+
+    Source: openai/whisper `DecodingTask._get_suppress_tokens`; numerals: WhisperX.
+    """
     asked = options.suppressed()
     tokens = [token for token in asked if token >= 0]
     if -1 in asked:

@@ -54,8 +54,7 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What the search has found for an entry: at least one hypothesis, and the probability of
-    silence."""
+    """Of an entry that is done: at least one hypothesis, and the probability of silence."""
 
     entry: Entry
     hypotheses: list[Hypothesis]
@@ -107,8 +106,7 @@ class Batch:
         return [row.entry for row in self.rows if row is not None]
 
     def enter(self, entries: Sequence[Entry]) -> None:
-        """Prefill the prompts of `entries`, for which there have to be free rows, and choose their
-        first tokens."""
+        """Prefill prompts, and choose their first tokens; there have to be free rows."""
         indices = [index for index, row in enumerate(self.rows) if row is None][: len(entries)]
         encoded = mx.stack([entry.encoded for entry in entries])
         prompts = [entry.prompt for entry in entries]
@@ -154,8 +152,7 @@ class Batch:
         raise NotImplementedError
 
     def _keep(self, indices: list[int]) -> None:
-        """Rows are now those with these indices, in this order; what is not with the rows
-        follows."""
+        """Rows are now those with these indices, in this order."""
 
 
 # --- greedy, and samples --------------------------------------------------------------------------
@@ -203,8 +200,7 @@ class _Step:
 
 
 class Samples(Batch):
-    """The most probable token, or at a temperature above 0 independent samples. Source:
-    `GreedyDecoder`."""
+    """The most probable token, or above temperature 0 samples. Source: `GreedyDecoder`."""
 
     def __init__(
         self, model: Model, rules: Rules, *, no_speech: int, size: int, group: int, temperature: float
@@ -242,8 +238,7 @@ class Samples(Batch):
         self._hypotheses = self._hypotheses.put(indices, new)
 
     def _keys(self, entry: Entry) -> list[int]:
-        """A key for each sample: of the seeds and the temperature, not of the row or of what else
-        is decoded."""
+        """A key for each sample: of the seeds and the temperature, and of no other entry."""
         seeds = [*entry.seeds, round(self._temperature * 1e6)]
         return np.random.SeedSequence(seeds).generate_state(self.group).tolist()
 

@@ -1,5 +1,4 @@
-"""Decoded tokens → segments, cut at Whisper's timestamps by the rules of openai/whisper's
-`transcribe`."""
+"""Decoded tokens → segments, cut at timestamps by the rules of openai/whisper's `transcribe`."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ def is_silence(result: DecodingResult, options: DecodingOptions) -> bool:
 
 
 def ends_with_single_timestamp(tokens: Sequence[int], timestamp_begin: int) -> bool:
-    """Whether nobody speaks after the last timestamp: text and one timestamp are the last two
-    tokens."""
+    """Whether nobody speaks after the last timestamp: text and it are the last two tokens."""
     return [token >= timestamp_begin for token in tokens[-2:]] == [False, True]
 
 

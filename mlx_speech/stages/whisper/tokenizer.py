@@ -155,8 +155,7 @@ class Tokenizer:
 
     @classmethod
     def find(cls, folder: Path | None, n_vocab: int) -> Tokenizer:
-        """The tokenizer of the model in `folder`, or, where that has none, OpenAI's for its size of
-        vocabulary.
+        """The tokenizer of the model in `folder`, or else OpenAI's for its size of vocabulary.
 
         Raises `SourceError` where there is none, or where it has more tokens than the model.
         """
@@ -169,8 +168,7 @@ class Tokenizer:
         return tokenizer
 
     def sot_sequence(self, language: str | None, task: str) -> tuple[int, ...]:
-        """What a transcript starts with, without <|notimestamps|>; no language means English, as
-        upstream.
+        """What a transcript starts with; no language means English, as upstream.
 
         Models that are not multilingual have only one. Raises `OptionError` for a language or task
         they do not know.
@@ -398,8 +396,7 @@ def _ranks(path: Path, n_vocab: int) -> Vocabulary:
 
 
 def _vocabulary(path: Path) -> Vocabulary:
-    """CTranslate2's list of all tokens, in the order of their ids: an array in JSON, or a line
-    each.
+    """CTranslate2's list of all tokens in the order of ids: an array in JSON, or a line each.
 
     It has no merges; the ids of text tokens are their ranks, as in every vocabulary that was
     trained as GPT-2's was.

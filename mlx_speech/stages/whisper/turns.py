@@ -1,5 +1,4 @@
-"""Who comes next: work of several owners, in turns, so that a short queue does not wait behind a
-long one."""
+"""Work of several owners, in turns, so that a short queue does not wait behind a long one."""
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ Ready = TypeVar("Ready")
 
 @dataclass
 class _Queue(Generic[Raw, Ready]):
-    """What an owner waits for: first what is ready, then what is raw and comes `first`, then the
-    rest."""
+    """What an owner waits for, in this order; what comes `first` is raw, as the rest."""
 
     ready: deque[Ready] = field(default_factory=deque)
     first: deque[Raw] = field(default_factory=deque)
@@ -66,8 +64,7 @@ class Turns(Generic[Raw, Ready]):
         return item
 
     def take_raw(self, owners: Sequence[Hashable], count: int) -> list[Raw]:
-        """At most `count` items of these owners that are not ready, of one after the other; no turn
-        is over."""
+        """At most `count` raw items, of one of these owners after the other; no turn is over."""
         items: list[Raw] = []
         queues = [self._queues[owner] for owner in owners]
         while len(items) < count and any(queue.first or queue.rest for queue in queues):

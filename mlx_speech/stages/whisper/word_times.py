@@ -1,5 +1,4 @@
-"""When each word is said, from where Whisper's decoder looks: cross-attention and dynamic time
-warping.
+"""When words are said, from where Whisper's decoder looks: cross-attention, and time warping.
 
 Source: openai/whisper `timing.py`, and the word rules of `transcribe.py`; the same words and times.
 A window goes
@@ -46,8 +45,7 @@ SENTENCE_END_MARKS = ".。!！?？"
 
 @dataclass(frozen=True)
 class WordTiming:
-    """A word and its tokens; start, end in seconds from the start of the window; probability
-    0..1."""
+    """A word and its tokens; start, end in seconds of the window; probability 0..1."""
 
     word: str
     tokens: tuple[int, ...]
@@ -368,8 +366,7 @@ def _shorten(timings: Sequence[WordTiming], longest: float) -> list[WordTiming]:
 
 
 def _settle(segment: Segment, last_speech: float, median: float) -> Segment:
-    """Words after a pause made short, and the segment's bounds and those of its words
-    reconciled."""
+    """Words after a pause are made short; the bounds of the segment and its words agree."""
     starts = [word.start for word in segment.words]
     ends = [word.end for word in segment.words]
     longest = 2 * median
