@@ -60,7 +60,7 @@ def test_a_bad_file_does_not_stop_the_others(tmp_path: Path, capsys: pytest.Capt
     "flags, said",
     [
         (["-f", "docx"], "'docx' is not one of"),
-        (["-f", "rttm"], "add --diarize, or leave rttm out"),
+        (["-f", "rttm"], "has none: leave rttm out"),
         (["-f", "srt", "--max-line-count", "2"], "--max-line-count needs --max-line-width"),
         (["-f", "srt", "--max-cue-duration", "0"], "--max-cue-duration is 0"),
         (["-f", "json"], "meeting.json: is the transcript itself: choose another --output-dir"),

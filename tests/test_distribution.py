@@ -35,12 +35,8 @@ SDIST_LIMIT = 20_000_000  # bytes
 # of the repository, not of the project
 NOT_IN_SDIST = (".ci/", ".github/", ".gitignore")
 MADE_FOR_SDIST = {"PKG-INFO", "setup.cfg"}  # and the egg-info folder
-# modules that may import what an extra brings
-MAY_NEED = {
-    "evaluation/scores.py": "demo",
-    "convert/parity/originals.py": "test",
-    "convert/parity/measures.py": "test",
-}
+# modules, or folders of them, that may import what an extra brings
+MAY_NEED = {"evaluation/scores.py": "demo", "convert/parity/": "test"}
 
 
 def run(*command: str | Path, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -204,7 +200,8 @@ def test_everything_imported_is_a_dependency(built: Built) -> None:
         if not path.endswith(".py"):
             continue
         module = path.removeprefix("mlx_speech/")
-        declared = always | of_extra.get(MAY_NEED.get(module, ""), set())
+        extras = [extra for place, extra in MAY_NEED.items() if module.startswith(place)]
+        declared = always.union(*(of_extra[extra] for extra in extras))
         for name in sorted(imported(content)):
             distributions = {canonicalize_name(provider) for provider in providers.get(name, [name])}
             if not distributions & declared:
