@@ -6,6 +6,8 @@ and mode, and an entry per layer where layers differ.
 
 from __future__ import annotations
 
+from mlx_speech import backend as backend  # isort: skip  (before MLX)
+
 import json
 import os
 from pathlib import Path
@@ -19,6 +21,7 @@ from mlx_speech import models
 from mlx_speech.errors import ConfigError, CorruptFile, OptionError, WeightsMismatch, brief, shorten
 from mlx_speech.models import diarization_pipeline
 from mlx_speech.models.base import BaseModel
+from mlx_speech.package_data import DEMO as DEMO  # scripts import it from here
 from mlx_speech.tensors import read_safetensors, reading
 
 FORMAT_VERSION = 1

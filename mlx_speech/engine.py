@@ -8,6 +8,8 @@ one, and everything of MLX happens in one thread, as its streams and unevaluated
 
 from __future__ import annotations
 
+from mlx_speech import backend as backend  # isort: skip  (before MLX)
+
 import atexit
 import contextlib
 import queue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mlx_speech import backend as backend  # isort: skip  (before MLX)
+
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

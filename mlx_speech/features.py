@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mlx_speech import backend as backend  # isort: skip  (before MLX)
+
 import math
 from typing import TYPE_CHECKING
 

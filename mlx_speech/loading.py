@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mlx_speech import backend as backend  # isort: skip  (before MLX)
+
 import os
 import warnings
 from collections.abc import Callable

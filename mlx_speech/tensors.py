@@ -7,6 +7,8 @@ neither writes without holding the whole model.)
 
 from __future__ import annotations
 
+from mlx_speech import backend as backend  # isort: skip  (before MLX)
+
 import json
 import math
 import mmap

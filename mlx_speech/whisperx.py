@@ -10,6 +10,8 @@ MLX has its own, and speech is detected by Silero VAD unless `vad_method` says o
 
 from __future__ import annotations
 
+from mlx_speech import backend as backend  # isort: skip  (before MLX)
+
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence

@@ -144,7 +144,9 @@ print(repr(pipeline(np.zeros(8000, np.float32)).text))
         ("import mlx_speech; mlx_speech.configure(); import mlx.core", {}, True),
         ("from mlx_speech.pipeline import Pipeline", {}, True),
         ("from mlx_speech.models import whisper", {}, True),
-        ("import mlx_speech.options, mlx_speech.writers", {}, False),
+        ("import mlx_speech.audio, mlx_speech.writers", {}, False),
+        ("from mlx_speech.checkpoint import DEMO", {}, True),
+        ("from mlx_speech.stages import align", {}, True),
         ("import mlx_speech; import mlx.core", {"MLX_SPEECH_OPENBLAS": "1"}, True),
     ],
 )
