@@ -6,7 +6,7 @@ import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
-from mlx_speech.engine import explained
+from mlx_speech.engine import Failure, attempt
 from mlx_speech.loading import Models
 from mlx_speech.recording import Recording
 from mlx_speech.stages.whisper import batched
@@ -73,10 +73,9 @@ class Batches:
         batches = list(self._batches.items())
         for key, batch in batches:
             start = time.perf_counter()
-            try:
-                recognised = batch.recognition.advance()
-            except BaseException as error:  # it concerns all whose chunks were in it
-                self._fail(key, batch, explained(error))
+            recognised = attempt(batch.recognition.advance)
+            if isinstance(recognised, Failure):
+                self._fail(key, batch, recognised.error)
                 continue
             self._share_time(batch, time.perf_counter() - start)
             for one in recognised:
@@ -94,7 +93,8 @@ class Batches:
         if not recording.pending:
             batch.recordings.remove(recording)
 
-    def _fail(self, key: Hashable, batch: _Batch, error: BaseException) -> None:
+    def _fail(self, key: Hashable, batch: _Batch, error: Exception) -> None:
+        """It concerns all whose chunks are in the batch."""
         for recording in batch.recordings:
             recording.error = error
         del self._batches[key]

@@ -134,6 +134,7 @@ class Engine:
                     with self._environment():
                         self._work()
         finally:
+            self._closed = True  # also where something ended the thread that is no error of a job
             self._cancel_all()
             mx.clear_streams()  # MLX 0.32 may abort the process at its exit otherwise
 
@@ -171,15 +172,13 @@ class Engine:
             self._leave(entry)
             return True
         start = time.perf_counter()
-        try:
-            turn = next(entry.job)
-        except StopIteration as stopped:
+        turn = attempt(lambda: next(entry.job))
+        if isinstance(turn, Failure):
             self._leave(entry)
-            entry.request._finish(stopped.value)
-            return True
-        except BaseException as error:  # of one job; the others go on
-            self._leave(entry)
-            entry.request._fail(explained(error))
+            if isinstance(turn.error, StopIteration):  # the job came to its end
+                entry.request._finish(turn.error.value)
+            else:
+                entry.request._fail(turn.error)
             return True
         entry.clock(time.perf_counter() - start)
         if isinstance(turn, (Progress, Heard)):
@@ -199,16 +198,35 @@ class Engine:
             entry.request.cancel()
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What a piece of work raised."""
+
+    error: Exception
+
+
+def attempt(work: Callable[[], T]) -> T | Failure:
+    """What work gives, or its failure: that of one recording must not stop the others."""
+    try:
+        return work()
+    except Exception as error:
+        return Failure(explained(error))
+
+
 def elsewhere(work: Callable[[], T], wake: Callable[[], object]) -> Future[T]:
     """Do something that needs no MLX in a thread of its own, as reading a file. wake : is called when it is done"""
     future: Future[T] = Future()
 
     def run() -> None:
         try:
-            future.set_result(work())
-        except BaseException as error:  # raised where the result is asked for
-            future.set_exception(error)
-        wake()
+            outcome = attempt(work)
+            if isinstance(outcome, Failure):
+                future.set_exception(outcome.error)
+            else:
+                future.set_result(outcome)
+        finally:
+            future.cancel()  # nothing happens where it is done
+            wake()
 
     # no pool: at the interpreter's exit those are waited for, and a pipe may never come to its end
     threading.Thread(target=run, name="mlx_speech reader", daemon=True).start()
@@ -244,7 +262,7 @@ def silently(steps: Steps[T]) -> Job[T]:
         yield
 
 
-def explained(error: BaseException) -> BaseException:
+def explained(error: Exception) -> Exception:
     """MLX's word for too little memory as an error that says what helps; others as they are."""
     if isinstance(error, MLXSpeechError) or not isinstance(error, (MemoryError, RuntimeError)):
         return error

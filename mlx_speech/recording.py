@@ -63,7 +63,7 @@ class Recording:
     diarization: Diarization | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
-    error: BaseException | None = None
+    error: Exception | None = None
 
     @property
     def duration(self) -> float:

@@ -316,8 +316,7 @@ def test_no_work_at_import_and_no_broad_excepts() -> None:
                 caught = ast.unparse(node.type) if node.type else "everything"
                 broad += [file.name] if caught in ("everything", "Exception", "BaseException") else []
             assert not isinstance(node, (ast.Assert, ast.Global)), f"{file}:{node.lineno}"
-    # where one bad recording must not stop the others: its batch, its own steps, the thread that reads it
-    assert broad == ["batches.py", "engine.py", "engine.py"]
+    assert broad == ["engine.py"]  # `attempt`: where one bad recording must not stop the others
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)
