@@ -59,16 +59,36 @@ class Conv2d(nn.Conv2d):
             return super().__call__(x)
         outputs = self.weight.shape[0]
         bias = self.bias if "bias" in self else mx.zeros((outputs,), self.weight.dtype)
-        return conv3x3(x, self.weight, bias)
+        return conv3x3(x, self.weight, bias, row_stride=self.stride[0])
 
     def _is_3x3(self) -> bool:
         return (
             self.weight.shape[1:3] == (3, 3)
-            and self.stride == (1, 1)
+            and self.stride[1] == 1
             and self.padding == (1, 1)
             and self.dilation in (1, (1, 1))
             and self.groups == 1
         )
+
+
+class Conv1d(nn.Conv1d):
+    """MLX's of an odd kernel with stride 1, padded so that the length stays: one matrix product of what its taps hear.
+
+    On the CPU, where MLX has no fast way for a dilated one, that takes a tenth of the time.
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int, dilation: int = 1, bias: bool = True):
+        padding = (width - 1) // 2 * dilation
+        super().__init__(inputs, outputs, width, padding=padding, dilation=dilation, bias=bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (batch, steps, inputs) → (batch, steps, outputs)"""
+        outputs, width, inputs = self.weight.shape
+        steps = x.shape[1]
+        padded = mx.pad(x, [(0, 0), (self.padding, self.padding), (0, 0)])
+        heard = [padded[:, tap * self.dilation : tap * self.dilation + steps] for tap in range(width)]
+        y = mx.concatenate(heard, axis=-1) @ self.weight.reshape(outputs, width * inputs).T
+        return y + self.bias if "bias" in self else y
 
 
 class FilterBank(nn.Conv1d):

@@ -19,7 +19,8 @@ import numpy as np
 from mlx_speech import steps
 from mlx_speech.blas import on_cpu
 from mlx_speech.errors import ConfigError, OptionError, brief, in_range
-from mlx_speech.features import SAMPLE_RATE, one_channel, speaker_fbank
+from mlx_speech.features import SAMPLE_RATE, one_channel
+from mlx_speech.models.base import SpeakerEmbedding
 from mlx_speech.models.diarization_pipeline import Model
 from mlx_speech.stages import cluster, windows
 from mlx_speech.stages.cluster import SpeakerBounds, speaker_bounds
@@ -315,27 +316,21 @@ def voice_masks(segmentations: np.ndarray, size: int, exclude_overlap: bool) -> 
 
 
 def embed(
-    audio: np.ndarray, model: Any, starts: list[int], size: int, masks: np.ndarray, batch_size: int
+    audio: np.ndarray,
+    model: SpeakerEmbedding,
+    starts: list[int],
+    size: int,
+    masks: np.ndarray,
+    batch_size: int,
 ) -> Iterator[np.ndarray]:
-    """WeSpeaker on the windows of `size` samples at `starts` → a batch at a time, (windows, speakers, dimension).
+    """The voices of the windows of `size` samples at `starts` → a batch at a time, (windows, speakers, dimension).
 
-    masks : (windows, frames, speakers). The trunk runs once per window for all of its voices.
+    masks : (windows, frames, speakers), the frames in which each is heard
     """
-    args = model.args
 
     def compute(waveforms: mx.array, rows: slice) -> mx.array:
         """waveforms (batch, samples) → (windows, speakers, dimension); the batch may have rows of zeros at its end"""
-        fbank = speaker_fbank(
-            waveforms,
-            args.fbank_centering_span,
-            num_mel_bins=args.num_mel_bins,
-            frame_length=args.frame_length,
-            frame_shift=args.frame_shift,
-            sample_rate=args.sample_rate,
-        )
-        features = model.trunk(fbank)
-        weights = mx.array(masks[rows].transpose(0, 2, 1))
-        return model.pool(features[: len(weights)], weights)
+        return model.embed(waveforms, masks[rows].transpose(0, 2, 1))
 
     return windows.slide(audio, starts, size, compute, batch_size)
 
