@@ -34,6 +34,7 @@ MIN_SAMPLES = 400  # of a filterbank frame: a voice needs more for an embedding 
 # How much of the work is done behind segmentation and behind the embeddings; clustering is the rest.
 SHARE_BEHIND_SEGMENTATION = 0.15
 SHARE_BEHIND_EMBEDDINGS = 0.95
+SAMPLES_PER_MASK_FRAME = 160  # in stretches of several windows: 10 ms, as the frames of a filterbank
 FRAMES_PER_SORT = 1 << 16  # that are sorted at once, for the memory
 
 
@@ -114,9 +115,14 @@ def diarize_steps(
 
     masks = voice_masks(segmentations, size, exclude_overlap=model.embedding_exclude_overlap)
     voiced = np.flatnonzero(masks.any(axis=(1, 2)))  # windows in which somebody speaks
-    # On the CPU a ResNet gains nothing from a batch, and its convolutions need 1 GB for every window in it.
-    embedding_batch = 1 if on_cpu() else batch_size
-    vectors = embed(samples, model.embedding, [starts[k] for k in voiced], size, masks[voiced], embedding_batch)
+    voiced_starts = [starts[k] for k in voiced]
+    if model.embedding_stretch is not None:
+        stretch = round(model.embedding_stretch * args.sample_rate)
+        vectors = embed_stretches(samples, model.embedding, voiced_starts, size, masks[voiced], stretch)
+    else:
+        # On the CPU a ResNet gains nothing from a batch, and its convolutions need 1 GB for every window in it.
+        embedding_batch = 1 if on_cpu() else batch_size
+        vectors = embed(samples, model.embedding, voiced_starts, size, masks[voiced], embedding_batch)
     shape = (len(starts), masks.shape[2], model.embedding.args.embedding_size)
     embeddings = np.full(shape, np.nan, dtype=np.float32)
     windows_done = 0
@@ -138,6 +144,7 @@ def diarize_steps(
         min_speakers=min_speakers,
         max_speakers=max_speakers,
         segmentation_step=model.segmentation_step,
+        min_active_ratio=model.min_active_ratio,
         frames=windows.frames_of(args),
     )
     yield duration
@@ -333,6 +340,36 @@ def embed(
         return model.embed(waveforms, masks[rows].transpose(0, 2, 1))
 
     return windows.slide(audio, starts, size, compute, batch_size)
+
+
+def embed_stretches(
+    audio: np.ndarray,
+    model: SpeakerEmbedding,
+    starts: list[int],
+    size: int,
+    masks: np.ndarray,
+    stretch: int,
+) -> Iterator[np.ndarray]:
+    """The same, but windows are heard together, as many as fit in `stretch` samples: what the model does before it
+    looks at single voices is done once for all of them, and not once for each.
+
+    It is not quite the same: a filterbank is centred by its mean over the stretch, not over the window.
+    """
+    _, frames, speakers = masks.shape
+    for first, last in windows.stretches(starts, size, stretch):
+        begin = starts[first]
+        waveform = audio[begin : starts[last - 1] + size]
+        samples = starts[last - 1] + size - begin
+        waveform = np.pad(waveform, (0, samples - len(waveform)))
+        voices = np.zeros(((last - first) * speakers, samples // SAMPLES_PER_MASK_FRAME), np.int8)
+        length = size // SAMPLES_PER_MASK_FRAME
+        nearest = np.arange(length) * frames // length
+        for window in range(first, last):
+            place = (starts[window] - begin) // SAMPLES_PER_MASK_FRAME
+            row = (window - first) * speakers
+            voices[row : row + speakers, place : place + length] = masks[window].T[:, nearest]
+        vectors = model.embed(mx.array(waveform[None]), voices[None])
+        yield np.array(vectors).reshape(last - first, speakers, -1)
 
 
 # --- the turns -------------------------------------------------------------------------------------------------------
