@@ -123,9 +123,7 @@ STATISTICS = ("weight", "bias", "running_mean", "running_var")
 STATISTICS_NOT_LEARNED = ("running_mean", "running_var")  # of a norm without weight and bias
 
 
-def batch_norm(
-    tensors: Tensors, conv: str, norm: str, target: str, eps: float = 1e-5, learned: bool = True
-) -> None:
+def batch_norm(tensors: Tensors, conv: str, norm: str, target: str, eps: float = 1e-5, learned: bool = True) -> None:
     """A bias-free convolution followed by an evaluated BatchNorm as one convolution with bias, `target`.
 
     conv, norm : their paths
@@ -154,9 +152,7 @@ def affine(tensors: Tensors, norm: str, target: str, eps: float = 1e-5) -> None:
     tensors[f"{target}.bias"] = combine(statistics, partial(_normed_bias, eps=eps), shape, statistics[0].dtype)
 
 
-def _norm_weight(
-    gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, variance: np.ndarray, eps: float
-) -> np.ndarray:
+def _norm_weight(gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, variance: np.ndarray, eps: float) -> np.ndarray:
     return _norm_scale(gamma, variance, eps).astype(np.float32)
 
 

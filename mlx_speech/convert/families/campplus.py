@@ -132,7 +132,9 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
         raise WeightsMismatch(f"{FIRST_LAYER}.linear.weight of {first[1]} columns does not fit {channels} channels")
     num_layers = []
     for block in BLOCKS:
-        layers = [name for name in tensors if name.startswith(f"xvector.block{block}.") and name.endswith(".linear1.weight")]
+        layers = [
+            name for name in tensors if name.startswith(f"xvector.block{block}.") and name.endswith(".linear1.weight")
+        ]
         num_layers.append(sum(".cam_layer." not in name for name in layers))
     head_blocks = [len(fold.numbered(tensors, f"head.layer{layer}.{{}}.conv1.weight")) for layer in LAYERS_OF_HEAD]
     return {
