@@ -14,28 +14,23 @@ import numpy as np
 
 from mlx_speech.features import kaldi_fbank
 from mlx_speech.models.base import BaseModelArgs, SpeakerEmbedding, above_zero, positive
-from mlx_speech.models.layers import Conv1d, Conv2d
+from mlx_speech.models.layers import Conv2d
+from mlx_speech.ops import dense_block
 
-SEGMENT_FRAMES = 100  # over which the context of a frame is averaged, beside all frames
 LEAST_FRAMES = 3  # of the filterbank, without which there is no deviation over time
-
-
-def _sizes(*defaults: int, length: int) -> list[int]:
-    """A dataclass field of so many sizes, each at least one."""
-    return field(default_factory=lambda: list(defaults), metadata={"min": 1, "max": 4096, "length": length})
 
 
 @dataclass
 class ModelArgs(BaseModelArgs):
-    head_blocks: list[int] = _sizes(2, 2, length=2)
+    head_blocks: list[int] = field(default_factory=lambda: [2, 2], metadata={"min": 1, "max": 512, "length": 2})
     head_channels: int = positive(32)
     init_channels: int = positive(128)
     growth_rate: int = positive(32)
     bottleneck_channels: int = positive(128)
     context_channels: int = positive(64)
-    num_layers: list[int] = _sizes(12, 24, 16, length=3)
+    num_layers: list[int] = field(default_factory=lambda: [12, 24, 16], metadata={"min": 1, "max": 512, "length": 3})
     kernel_size: int = field(default=3, metadata={"min": 1, "max": 31})
-    dilations: list[int] = _sizes(1, 2, 2, length=3)
+    dilations: list[int] = field(default_factory=lambda: [1, 2, 2], metadata={"min": 1, "max": 512, "length": 3})
     num_mel_bins: int = field(default=80, metadata={"min": 8, "max": 4096})
     embedding_size: int = positive(192)
     sample_rate: int = positive(16000)
@@ -101,53 +96,41 @@ class Head(nn.Module):
 
 
 class ContextMask(nn.Module):
-    """A convolution whose outputs are weighed by what is around: the mean of all frames, and of the frame's segment
-    (3D-Speaker `CAMLayer`)."""
+    """The weights of a convolution whose outputs are weighed by what is around: the mean of all frames, and of the
+    frame's segment (3D-Speaker `CAMLayer`). `Block` computes with them."""
 
-    def __init__(self, args: ModelArgs, dilation: int):
+    def __init__(self, args: ModelArgs):
         super().__init__()
         inputs = args.bottleneck_channels
-        self.linear_local = Conv1d(inputs, args.growth_rate, args.kernel_size, dilation=dilation, bias=False)
+        self.linear_local = nn.Conv1d(inputs, args.growth_rate, args.kernel_size, bias=False)
         self.linear1 = nn.Linear(inputs, args.context_channels)
         self.linear2 = nn.Linear(args.context_channels, args.growth_rate)
 
-    def __call__(self, x: mx.array, lengths: mx.array) -> mx.array:
-        """x (batch, frames, inputs), zero behind the `lengths` (batch,) → (batch, frames, outputs)"""
-        segments, segment_means = _segment_means(x, lengths)
-        mean = x.sum(axis=1, keepdims=True) / lengths[:, None, None]
-        context = nn.relu(self.linear1(mean + segment_means))  # one for each segment
-        mask = mx.sigmoid(self.linear2(context))
-        return self.linear_local(x) * mask[:, segments]
-
-
-def _segment_means(x: mx.array, lengths: mx.array) -> tuple[mx.array, mx.array]:
-    """The mean of each segment of frames, of the frames before the end alone.
-
-    x (batch, frames, channels), zero behind `lengths` (batch,)
-    → the segment of every frame (frames,), and (batch, segments, channels), zero of a segment that nothing is in
-    """
-    batch, frames, channels = x.shape
-    count = -(-frames // SEGMENT_FRAMES)
-    padded = mx.pad(x, [(0, 0), (0, count * SEGMENT_FRAMES - frames), (0, 0)])
-    sums = padded.reshape(batch, count, SEGMENT_FRAMES, channels).sum(axis=2)
-    starts = SEGMENT_FRAMES * mx.arange(count)
-    sizes = mx.clip(lengths[:, None] - starts, 1, SEGMENT_FRAMES)
-    return mx.arange(frames) // SEGMENT_FRAMES, sums / sizes[..., None]
-
 
 class DenseLayer(nn.Module):
-    """What a layer adds to the channels that it reads (3D-Speaker `CAMDenseTDNNLayer`)."""
+    """The weights of what a layer adds to the channels that it reads (3D-Speaker `CAMDenseTDNNLayer`)."""
 
-    def __init__(self, inputs: int, args: ModelArgs, dilation: int):
+    def __init__(self, inputs: int, args: ModelArgs):
         super().__init__()
         self.nonlinear1 = Affine(inputs)
         self.linear1 = nn.Linear(inputs, args.bottleneck_channels)
-        self.cam_layer = ContextMask(args, dilation)
+        self.cam_layer = ContextMask(args)
 
-    def __call__(self, x: mx.array, lengths: mx.array, valid: mx.array) -> mx.array:
-        """x (batch, frames, inputs), lengths (batch,), valid (batch, frames, 1) → (batch, frames, growth rate)"""
-        x = nn.relu(self.linear1(nn.relu(self.nonlinear1(x))))
-        return self.cam_layer(x * valid, lengths)
+    @property
+    def weights(self) -> dense_block.DenseLayer:
+        """As the block's operation takes them."""
+        mask = self.cam_layer
+        return dense_block.DenseLayer(
+            scale=self.nonlinear1.weight,
+            shift=self.nonlinear1.bias,
+            weight=self.linear1.weight,
+            bias=self.linear1.bias,
+            taps=mask.linear_local.weight,
+            context_weight=mask.linear1.weight,
+            context_bias=mask.linear1.bias,
+            mask_weight=mask.linear2.weight,
+            mask_bias=mask.linear2.bias,
+        )
 
 
 class Block(nn.Module):
@@ -156,16 +139,15 @@ class Block(nn.Module):
     def __init__(self, inputs: int, count: int, args: ModelArgs, dilation: int):
         super().__init__()
         self._count = count
+        self._dilation = dilation
         for number in range(1, count + 1):
-            self[f"tdnnd{number}"] = DenseLayer(inputs, args, dilation)
+            self[f"tdnnd{number}"] = DenseLayer(inputs, args)
             inputs += args.growth_rate
 
-    def __call__(self, x: mx.array, lengths: mx.array, valid: mx.array) -> mx.array:
-        """x (batch, frames, inputs) → (batch, frames, inputs + layers · growth rate)"""
-        for number in range(1, self._count + 1):
-            added = self[f"tdnnd{number}"](x, lengths, valid)
-            x = mx.concatenate([x, added], axis=-1)
-        return x
+    def __call__(self, x: mx.array, lengths: mx.array) -> mx.array:
+        """x (batch, frames, inputs), lengths (batch,) → (batch, frames, inputs + layers · growth rate)"""
+        layers = [self[f"tdnnd{number}"].weights for number in range(1, self._count + 1)]
+        return dense_block.dense_block(x, lengths, layers, self._dilation)
 
 
 class Transit(nn.Module):
@@ -204,12 +186,12 @@ class TDNN(nn.Module):
         lengths = (lengths + 1) // 2
         valid = (mx.arange(x.shape[1]) < lengths[:, None])[..., None]
         for number in range(1, self._blocks + 1):
-            x = self[f"block{number}"](x, lengths, valid)
+            x = self[f"block{number}"](x, lengths)
             x = self[f"transit{number}"](x)
         x = nn.relu(self.out_nonlinear(x)).astype(mx.float32)
         count = lengths[:, None]
-        mean = (x * valid).sum(axis=1) / count
-        squares = mx.square(x - mean[:, None]) * valid
+        mean = mx.where(valid, x, 0).sum(axis=1) / count
+        squares = mx.where(valid, mx.square(x - mean[:, None]), 0)
         deviation = mx.sqrt(squares.sum(axis=1) / (count - 1))
         return self.dense(mx.concatenate([mean, deviation], axis=-1))
 
@@ -282,5 +264,5 @@ def _of_like_length(voices: list[int], lengths: list[int]) -> list[list[int]]:
     """Groups of voices that run at once: those that have as many segments begun."""
     groups: dict[int, list[int]] = {}
     for voice in voices:
-        groups.setdefault(-(-lengths[voice] // SEGMENT_FRAMES), []).append(voice)
+        groups.setdefault(-(-lengths[voice] // dense_block.SEGMENT_FRAMES), []).append(voice)
     return list(groups.values())

@@ -71,26 +71,6 @@ class Conv2d(nn.Conv2d):
         )
 
 
-class Conv1d(nn.Conv1d):
-    """MLX's of an odd kernel with stride 1, padded so that the length stays: one matrix product of what its taps hear.
-
-    On the CPU, where MLX has no fast way for a dilated one, that takes a tenth of the time.
-    """
-
-    def __init__(self, inputs: int, outputs: int, width: int, dilation: int = 1, bias: bool = True):
-        padding = (width - 1) // 2 * dilation
-        super().__init__(inputs, outputs, width, padding=padding, dilation=dilation, bias=bias)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """x (batch, steps, inputs) → (batch, steps, outputs)"""
-        outputs, width, inputs = self.weight.shape
-        steps = x.shape[1]
-        padded = mx.pad(x, [(0, 0), (self.padding, self.padding), (0, 0)])
-        heard = [padded[:, tap * self.dilation : tap * self.dilation + steps] for tap in range(width)]
-        y = mx.concatenate(heard, axis=-1) @ self.weight.reshape(outputs, width * inputs).T
-        return y + self.bias if "bias" in self else y
-
-
 class FilterBank(nn.Conv1d):
     """Filters along a waveform: MLX's convolution without bias and padding, but added up exactly on the CPU."""
 

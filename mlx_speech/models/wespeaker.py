@@ -115,7 +115,7 @@ class Model(SpeakerEmbedding):
         return self.pool(self.trunk(fbank), masks)
 
     def embed(self, waveforms: mx.array, masks: np.ndarray | None = None) -> mx.array:
-        """The trunk runs once a waveform for all of its speakers; who is never heard gets the bias of the last layer."""
+        """The trunk runs once a waveform for all its speakers; who is never heard gets the last layer's bias."""
         args = self.args
         fbank = speaker_fbank(
             waveforms,

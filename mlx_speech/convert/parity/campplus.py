@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -91,6 +92,6 @@ def _masks(seed: int, windows: int) -> np.ndarray:
     masks = np.zeros((windows, SPEAKERS, MASK_FRAMES), np.int8)
     for voices in masks:
         edges = np.sort(rng.choice(np.arange(10, MASK_FRAMES, 10), 2 * SPEAKERS, replace=False))
-        for turn, (start, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for turn, (start, end) in enumerate(pairwise(edges)):
             voices[turn % SPEAKERS, start:end] = 1
     return masks
