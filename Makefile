@@ -67,10 +67,11 @@ $(VENV)/.quick: $(VENV)/.installed
 	touch $@
 
 # torchaudio's Linux wheel on PyPI is linked to CUDA: without its compiled part it imports, and has all that is needed.
-# whisperx pins another torch; only the file of pyannote's segmentation model that it carries is read.
+# whisperx pins another torch; only the file of pyannote's segmentation model that it carries is read. speakerlab, the
+# original of CAM++, asks for a training toolkit; its model needs torch alone.
 $(VENV)/.tested: $(VENV)/.installed
 	$(PY) -m pip install --quiet --editable ".[$(if $(EXTRA),$(EXTRA)$(COMMA))test]"
-	$(PY) -m pip install --quiet --no-deps whisperx==3.8.6
+	$(PY) -m pip install --quiet --no-deps whisperx==3.8.6 speakerlab==0.0.6
 	$(PY) -c "import torchaudio" 2>/dev/null || find $(VENV) -path "*/torchaudio/lib/*.so" -delete
 	touch $@
 

@@ -141,3 +141,7 @@ class _Brief(reprlib.Repr):
 def brief(value: object) -> str:
     """`value` as a message may quote it: cut short, however long, deep or self-referring it is."""
     return _Brief().repr(value)
+
+
+class Notice(UserWarning):
+    """Nothing is wrong: what was chosen where the caller left it open, and how to choose otherwise."""

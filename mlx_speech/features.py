@@ -5,7 +5,7 @@ from __future__ import annotations
 from mlx_speech import backend as backend  # isort: skip  (before MLX)
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import mlx.core as mx
 import numpy as np
@@ -87,20 +87,24 @@ def kaldi_fbank(
     frame_length: float = 25.0,
     frame_shift: float = 10.0,
     sample_rate: int = SAMPLE_RATE,
+    *,
+    window_type: Literal["hamming", "povey"] = "hamming",
+    scale: float = INT16_SCALE,
 ) -> mx.array:
-    """Kaldi's log filterbank with a Hamming window (torchaudio `compliance.kaldi.fbank`), without dither.
+    """Kaldi's log filterbank (torchaudio `compliance.kaldi.fbank`), without dither.
 
-    audio : (batch, samples) in -1..1; frame_length, frame_shift in ms
+    audio : (batch, samples) in -1..1, which are multiplied by `scale`; frame_length, frame_shift in ms
     Returns (batch, frames, num_mel_bins), only whole frames. Not centred. Raises `OptionError` where there is none.
     """
     window = samples_of(frame_length, sample_rate)
     shift = samples_of(frame_shift, sample_rate)
     if audio.shape[1] < window:
         raise OptionError(f"{audio.shape[1]} samples are too few for a filterbank: at least {window}")
-    frames = _frames(audio * INT16_SCALE, window, shift)
+    frames = _frames(audio * scale, window, shift)
     frames = frames - frames.mean(axis=-1, keepdims=True)
     previous = mx.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
-    frames = (frames - PRE_EMPHASIS * previous) * mx.array(np.hamming(window).astype(np.float32))
+    weights = np.hamming(window) if window_type == "hamming" else _povey(window)
+    frames = (frames - PRE_EMPHASIS * previous) * mx.array(weights.astype(np.float32))
     size = 1 << (window - 1).bit_length()  # the next power of two
     power = mx.square(mx.abs(mx.fft.rfft(frames, n=size)))
     filters = mx.array(kaldi_filters(num_mel_bins, size, sample_rate))
@@ -179,6 +183,11 @@ def _frames(audio: mx.array, size: int, hop: int) -> mx.array:
     count = 1 + (audio.shape[1] - size) // hop
     audio = mx.contiguous(audio)
     return mx.as_strided(audio, (audio.shape[0], count, size), (audio.shape[1], hop, 1))
+
+
+def _povey(size: int) -> np.ndarray:
+    """Kaldi's own window, (size,): like Hamming's, but zero at both ends."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / (size - 1))) ** 0.85
 
 
 def _hann(size: int) -> np.ndarray:

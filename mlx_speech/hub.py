@@ -308,6 +308,11 @@ def _cached(repo: str, revision: str | None, language: str | None, reason: Excep
     return sha
 
 
+def is_cached(repo: str) -> bool:
+    """Whether the hub's cache holds some revision of a repository, whole or not."""
+    return (_store(repo) / "snapshots").is_dir()
+
+
 def _store(repo: str) -> Path:
     """The repository's place in the cache: https://huggingface.co/docs/huggingface_hub/guides/manage-cache."""
     from huggingface_hub import constants

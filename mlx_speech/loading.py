@@ -6,7 +6,7 @@ from mlx_speech import backend as backend  # isort: skip  (before MLX)
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_speech import blas, names
+from mlx_speech import blas, hub, names
 from mlx_speech.checkpoint import (
     PIPELINE,
     check_language,
@@ -26,14 +26,20 @@ from mlx_speech.checkpoint import (
     quantized_bits,
     read_config,
 )
-from mlx_speech.errors import HubError, MLXSpeechError, OptionError, SourceError, SourceNotFound
+from mlx_speech.errors import HubError, MLXSpeechError, Notice, OptionError, SourceError, SourceNotFound
 from mlx_speech.folders import cache_folder, expand
 from mlx_speech.models import diarization_pipeline, pyannet, silero_vad, wav2vec2, whisper
 from mlx_speech.models.base import BaseModel
-from mlx_speech.package_data import BUNDLED
+from mlx_speech.package_data import BUNDLED, SPEAKERS
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
 DIARIZATION = "pyannote/speaker-diarization-community-1"
+AUTO = "auto"  # as diarize_model: the pipeline above where it can be had, else the one that comes with the package
+WHICH_SPEAKERS = (
+    "speakers are told apart by segmentation-3.0 and CAM++, which come with the package; "
+    f"{DIARIZATION} is used instead where it can be had: accept its conditions at "
+    f"https://huggingface.co/{DIARIZATION}, then run: hf auth login"
+)
 BATCHES = (1, 2, 4, 8, 16, 24)  # beyond these, a larger batch gains little and costs memory
 MAX_CPU_BATCH = 8
 
@@ -170,7 +176,7 @@ class Models:
         self._model: Given = model or (names.DEFAULT_GPU if on_gpu else names.DEFAULT_CPU)
         self._align_model = align_model
         self._vad_model = vad_model
-        self._diarize_model: Given = diarize_model or DIARIZATION
+        self._diarize_model: Given = diarize_model or AUTO
         self._dtype = dtype or ("float16" if on_gpu else None)
         self._q_bits = q_bits
         self._whisper = Slot("model", whisper.Model, self._load_whisper)
@@ -245,10 +251,25 @@ class Models:
         return self._align_model is not None or names.align_source(language) is not None
 
     def diarization(self) -> diarization_pipeline.Model:
-        """Raises `SourceError` that says which page to accept and what to run, where a gated model is not here."""
+        """The diarization; where none was given, the best that can be had, with a `Notice` where that is not the gated
+        one. Raises `SourceError` that says which page to accept and what to run, where a gated model is not here."""
+        if self._diarize_model == AUTO:
+            self._diarize_model = self._choose_diarization()
         model = self._diarization.get(self._diarize_model)
         self.names["diarization"] = self._diarization.name
         return model
+
+    def _choose_diarization(self) -> str:
+        """The gated pipeline where there is a copy of it, or a token that lets it be had; else that of the package."""
+        if not _in_reach(DIARIZATION):
+            warnings.warn(WHICH_SPEAKERS, Notice, stacklevel=2)
+            return SPEAKERS
+        try:
+            self._diarization.get(DIARIZATION)
+        except SourceError as error:
+            warnings.warn(f"{WHICH_SPEAKERS} ({error})", Notice, stacklevel=2)
+            return SPEAKERS
+        return DIARIZATION
 
     def release(self, *stages: str) -> None:
         """Let go of the models of these stages ("whisper", "vad", "align", "diarization")."""
@@ -336,20 +357,35 @@ def _quantized(model: BaseModel, q_bits: int) -> BaseModel:
     return model.materialise()
 
 
+def _in_reach(repo: str) -> bool:
+    """Whether a gated repository can be asked for: there is a token, or a copy in one of the caches."""
+    from huggingface_hub import get_token
+
+    if get_token() is not None or hub.is_cached(repo):
+        return True
+    return any(_converted_copies(repo))
+
+
+def _converted_copies(repo: str) -> Iterator[Path]:
+    """Folders with a pipeline that was converted from this repository, the newest of the cache leading."""
+    short = repo.rpartition("/")[2]
+    cached: list[Path] = []
+    with suppress(OptionError):  # no home, so no cache
+        cached = sorted(cache_folder().glob(f"{short}-*"), reverse=True)
+    for folder in (Path("mlx_models") / short, *cached):
+        config = read_config(folder) if is_converted(folder) else {}
+        origin = config.get("source")
+        if config.get("model_type") == PIPELINE and isinstance(origin, dict) and origin.get("repo") == repo:
+            yield folder
+
+
 def _load_diarization(source: str | os.PathLike[str]) -> BaseModel:
     name = str(source)
     try:
         return load(name)
     except HubError as error:
-        short = name.rpartition("/")[2]
-        cached: list[Path] = []
-        with suppress(OptionError):  # no home, so no cache
-            cached = sorted(cache_folder().glob(f"{short}-*"), reverse=True)
-        for folder in (Path("mlx_models") / short, *cached):
-            config = read_config(folder) if is_converted(folder) else {}
-            origin = config.get("source")
-            if config.get("model_type") == PIPELINE and isinstance(origin, dict) and origin.get("repo") == name:
-                return load(folder)
+        for folder in _converted_copies(name):
+            return load(folder)
         advice = f"mlx_speech convert --model {name} (or give a converted folder as diarize_model)"
         page = f"its conditions are accepted at https://huggingface.co/{name}"
         raise HubError(f"{error}; {page}; then this command again, or once and for all: {advice}") from error

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 ASSETS = Path(__file__).parent / "assets"
-BUNDLED = {"silero_vad": ASSETS / "silero_vad"}  # converted models
+SPEAKERS = "pyannet_campplus"  # the diarization that needs no account
+BUNDLED = {name: ASSETS / name for name in ("silero_vad", SPEAKERS)}  # converted models
 DEMO = ASSETS / "demo"  # small originals, and recordings
 
 

@@ -76,7 +76,7 @@ class Pipeline:
         large-v3-turbo in float16 on a GPU, small in float32 on a CPU
     align_model : wav2vec2 for word times; by default the one of the language
     vad_model : by default Silero's, which comes with the package, or, for vad_method="pyannote", the diarization's
-    diarize_model : a pyannote pipeline; by default pyannote/speaker-diarization-community-1
+    diarize_model : a pyannote pipeline; "auto" is community-1 where it can be had, else the one of the package
     dtype : of Whisper: "float16", "bfloat16", "float32"; q_bits : quantize it to so many bits
     device : "cpu" or "gpu"; by default MLX's default device. That is one for the whole process: with another device it
         is set while this pipeline works

@@ -33,7 +33,10 @@ import mlx_speech.convert
 from mlx_speech import steps
 from mlx_speech.audio import load_audio
 from mlx_speech.errors import AudioError, ConfigError, OptionError
+from mlx_speech.models.base import SpeakerEmbedding
 from mlx_speech.models.diarization_pipeline import Model
+from mlx_speech.models.silero_vad import Model as Silero
+from mlx_speech.models.silero_vad import ModelArgs as SileroArgs
 from mlx_speech.stages import cluster, vad_pyannet, windows
 from mlx_speech.stages import diarize as stage
 from mlx_speech.stages.diarize import diarize, from_stages
@@ -569,33 +572,55 @@ def test_masks_fall_back_to_all_of_a_voice(exclude: bool) -> None:
     assert np.array_equal(masks, expected)
 
 
+@pytest.mark.parametrize("longest", [1, 100, 250, 1000, 5000])
+def test_stretches_hold_every_window_once(longest: int) -> None:
+    rng = np.random.default_rng(longest)
+    for count in (0, 1, 2, 30):
+        starts = np.cumsum(rng.integers(1, 300, count)).tolist()
+        found = list(windows.stretches(starts, 100, longest))
+        assert [k for first, last in found for k in range(first, last)] == list(range(count))
+        for first, last in found:
+            length = starts[last - 1] + 100 - starts[first]
+            assert length <= longest or last - first == 1
+            if last < count:  # one more would not have fitted
+                assert starts[last] + 100 - starts[first] > longest
+
+
 class Fake:
-    """Models of a pipeline whose voices are the signs of the samples: two speakers, told apart perfectly."""
+    """A segmentation whose voices are the signs of the samples: two speakers, told apart perfectly."""
 
     def __init__(self) -> None:
         self.args = SimpleNamespace(
-            duration=10.0, sample_rate=16000, sincnet_stride=10, powerset_max_classes=2, num_speakers=3, warm_up=None,
-            embedding_size=4, num_mel_bins=80, frame_length=25.0, frame_shift=10.0, fbank_centering_span=None,
+            duration=10.0, sample_rate=16000, sincnet_stride=10, powerset_max_classes=2, num_speakers=3, warm_up=None
         )  # fmt: skip
-        self.windows = 0
 
     def __call__(self, waveform: mx.array) -> mx.array:
         frames = np.array(waveform)[:, 495 + 270 * np.arange(589)]
         best = np.where(frames > 0, 1, np.where(frames < 0, 2, 0))
         return mx.array(np.eye(7, dtype=np.float32)[best])
 
-    def trunk(self, fbank: mx.array) -> mx.array:
-        self.windows += len(fbank)
-        return fbank
 
-    def pool(self, features: mx.array, masks: mx.array) -> mx.array:
-        assert masks.shape[1:] == (3, 589)
-        return mx.broadcast_to(mx.eye(4)[None, :3], (len(features), 3, 4))
+class FakeVoices(SpeakerEmbedding):
+    """An embedding of the same two speakers, by the sign of what is heard under a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.args = SimpleNamespace(embedding_size=4)
+        self.windows = 0
+
+    def embed(self, waveforms: mx.array, masks: np.ndarray | None = None) -> mx.array:
+        assert masks is not None and masks.shape[1] % 3 == 0
+        self.windows += masks.shape[0] * masks.shape[1] // 3
+        samples = np.array(waveforms)[: len(masks)]
+        places = (np.arange(masks.shape[2]) * samples.shape[1]) // masks.shape[2]
+        signs = (np.sign(samples[:, None, places]) * masks).sum(axis=2)
+        vectors = np.where(signs[..., None] > 0, np.eye(4)[0], np.eye(4)[1])
+        return mx.array(np.where(masks.any(axis=2)[..., None], vectors, np.nan).astype(np.float32))
 
 
-def fake(**config: Any) -> tuple[Any, Fake]:
-    models = Fake()
-    return Model({"clustering": AHC, **config}, models, models), models  # type: ignore[arg-type]
+def fake(**config: Any) -> tuple[Any, FakeVoices]:
+    voices = FakeVoices()
+    return Model({"clustering": AHC, **config}, Fake(), voices), voices  # type: ignore[arg-type]
 
 
 def dialogue(seconds: float, pause: tuple[float, float] = (0, 0)) -> np.ndarray:
@@ -606,9 +631,10 @@ def dialogue(seconds: float, pause: tuple[float, float] = (0, 0)) -> np.ndarray:
     return audio
 
 
+@pytest.mark.parametrize("stretch", [None, 10.0, 12.5, 60.0])
 @pytest.mark.parametrize("seconds", [0.5, 2.0, 9.9, 10.0, 10.1, 31.7])
-def test_recordings_of_all_lengths(seconds: float) -> None:
-    model, _ = fake()
+def test_recordings_of_all_lengths(seconds: float, stretch: float | None) -> None:
+    model, _ = fake(embedding_stretch=stretch)
     found = diarize(dialogue(seconds), model)
     times = list(itertools.takewhile(lambda time: time < seconds, itertools.count(0.0, 3.0)))
     assert len(found.turns) == len(times)
@@ -617,8 +643,9 @@ def test_recordings_of_all_lengths(seconds: float) -> None:
         assert turn.end == pytest.approx(min(start + 3, seconds), abs=0.08)
 
 
-def test_windows_without_a_voice_are_not_embedded() -> None:
-    model, models = fake()
+@pytest.mark.parametrize("stretch", [None, 60.0])
+def test_windows_without_a_voice_are_not_embedded(stretch: float | None) -> None:
+    model, models = fake(embedding_stretch=stretch)
     audio = dialogue(60, pause=(18, 42))
     found = diarize(audio, model)
     windows_heard = sum(bool(audio[s : s + 160_000].any()) for s in range(0, 51 * 16000, 16000))
@@ -644,6 +671,12 @@ def test_options_are_checked_before_anything_is_heard() -> None:
         diarize(audio, fake(clustering=VBX)[0])
     with pytest.raises(ConfigError, match="segmentation_step"):
         fake(segmentation_step=0)
+    with pytest.raises(ConfigError, match="min_active_ratio"):
+        fake(min_active_ratio=1.5)
+    with pytest.raises(ConfigError, match="embedding_stretch"):
+        fake(embedding_stretch="60")
+    with pytest.raises(ConfigError, match="speaker embedding"):
+        Model({"clustering": AHC}, Fake(), Silero(SileroArgs()))  # type: ignore[arg-type]
     assert models.windows == 0
 
 

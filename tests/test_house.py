@@ -56,6 +56,7 @@ WINGS = (
     "cli",
 )  # whose files may import each other; the stages only their parts, below
 FRAMEWORKS = {"torch", "torchaudio", "transformers", "whisper", "silero_vad", "pyannote", "lightning", "omegaconf"}
+FRAMEWORKS |= {"speakerlab"}
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,10 @@ def layer(module: str) -> int:
 
 
 IMPORTS = [found for file in MODULES for found in imports_of(file)]
+EAGER: dict[str, list[str]] = {}  # module → what it imports when it is imported, in order
+for eager in IMPORTS:
+    if not eager.lazy:
+        EAGER.setdefault(module_of(eager.file), []).append(eager.name)
 OURS = [found for found in IMPORTS if found.name.partition(".")[0] == "mlx_speech"]
 
 
@@ -258,6 +263,30 @@ def test_stages_do_not_import_each_other() -> None:
     assert not [(here, there) for here, there in within if here != there and there not in PARTS.get(here, set())]
     above = {part(module_of(f.file)) for f in OURS if part(f.name) == "stages"} - {"stages"}
     assert above == {"loading", "batches", "pipeline", "options", "whisperx", "cli", "convert"}
+
+
+def first_loaded(module: str, seen: set[str]) -> str | None:
+    """Which comes first when `module` is imported: "mlx" or "mlx_speech.backend", or None where neither does."""
+    parents = module.split(".")
+    names = [".".join(parents[:k]) for k in range(1, len(parents) + 1)]
+    for name in names:
+        if name == "mlx_speech.backend" or name == "mlx":
+            return name
+        if name in seen or parents[0] != "mlx_speech":
+            continue
+        seen.add(name)
+        for imported in EAGER.get(name, []):
+            result = first_loaded(imported, seen)
+            if result is not None:
+                return result
+    return None
+
+
+def test_openblas_is_loaded_before_mlx_whichever_module_is_imported_first() -> None:
+    first = {module_of(file): first_loaded(module_of(file), set()) for file in MODULES}
+    assert not [module for module, found in first.items() if found == "mlx"]
+    assert first["mlx_speech.pipeline"] == first["mlx_speech.convert.run"] == "mlx_speech.backend"
+    assert first["mlx_speech"] is None
 
 
 def test_models_touch_no_files() -> None:

@@ -17,7 +17,7 @@ from mlx_speech.cli import align, convert, demo, diarize, transcribe, vad, write
 from mlx_speech.cli.parser import Parser, normal
 from mlx_speech.cli.screen import flags_of, in_flags
 from mlx_speech.cli.setup import same_device, settings
-from mlx_speech.errors import MLXSpeechError
+from mlx_speech.errors import MLXSpeechError, Notice
 from mlx_speech.version import __version__
 
 COMMANDS = (transcribe, align, diarize, vad, write, convert, demo)
@@ -56,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if category is UserWarning:
             say(f"warning: {message}")
+        elif category is Notice:
+            say(str(message))
 
     with settings():
         warnings.showwarning = show_warning

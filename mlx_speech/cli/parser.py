@@ -18,6 +18,7 @@ from mlx_speech.writers.cues import Layout
 
 SWITCH = argparse.BooleanOptionalAction
 LONGEST_RECORDING = "longest recording read (default 24 h)"
+DIARIZE_MODEL = "default: auto, which is pyannote's community-1 where a token or a copy lets it be had, else our own"
 # flags of the command line's own that may be followed by True or False, as WhisperX's are
 SWITCHES = ("--model-cache-only", "--fp16", "--print-progress", "--verbose", "--low-memory", "--no-align")
 # `None` is no value of these flags, though the keyword takes it: leaving the flag out says so already
@@ -142,7 +143,7 @@ def add_audio(parser: Any) -> None:
 
 def add_models(group: Any) -> None:
     """Flags of commands that load models of diarization, too."""
-    group.add_argument("--diarize-model", metavar="NAME", help="default: pyannote/speaker-diarization-community-1")
+    group.add_argument("--diarize-model", metavar="NAME", help=DIARIZE_MODEL)
     add_machine(group)
 
 

@@ -119,19 +119,41 @@ def _stacked(*arrays: np.ndarray, directions: int) -> np.ndarray:
 # --- batch norm ------------------------------------------------------------------------------------------------------
 
 
-def batch_norm(tensors: Tensors, conv: str, norm: str, target: str, eps: float = 1e-5) -> None:
+STATISTICS = ("weight", "bias", "running_mean", "running_var")
+STATISTICS_NOT_LEARNED = ("running_mean", "running_var")  # of a norm without weight and bias
+
+
+def batch_norm(tensors: Tensors, conv: str, norm: str, target: str, eps: float = 1e-5, learned: bool = True) -> None:
     """A bias-free convolution followed by an evaluated BatchNorm as one convolution with bias, `target`.
 
     conv, norm : their paths
+    learned : whether the norm has weight and bias (torch's affine=True)
     """
-    names = [f"{norm}.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var")]
-    kernel, *statistics = take(tensors, f"{conv}.weight", *names)
+    if learned:
+        kernel, *statistics = take(tensors, f"{conv}.weight", *(f"{norm}.{leaf}" for leaf in STATISTICS))
+    else:
+        kernel, *running = take(tensors, f"{conv}.weight", *(f"{norm}.{leaf}" for leaf in STATISTICS_NOT_LEARNED))
+        statistics = [running[0].map(np.ones_like), running[0].map(np.zeros_like), *running]
     if any(part.shape != kernel.shape[:1] for part in statistics):
         raise WeightsMismatch(f"{norm}: {[part.shape for part in statistics]} does not fit {conv} {kernel.shape}")
     weight = partial(_normed_weight, eps=eps)
     bias = partial(_normed_bias, eps=eps)
     tensors[f"{target}.weight"] = combine([kernel, *statistics], weight, kernel.shape, kernel.dtype)
     tensors[f"{target}.bias"] = combine(statistics, bias, statistics[0].shape, kernel.dtype)
+
+
+def affine(tensors: Tensors, norm: str, target: str, eps: float = 1e-5) -> None:
+    """An evaluated BatchNorm as a scale and a shift, `target`.weight and `target`.bias, each (channels,)."""
+    statistics = take(tensors, *(f"{norm}.{leaf}" for leaf in STATISTICS))
+    shape = statistics[0].shape
+    if len(shape) != 1 or any(part.shape != shape for part in statistics):
+        raise WeightsMismatch(f"{norm}: {[part.shape for part in statistics]} is no batch norm")
+    tensors[f"{target}.weight"] = combine(statistics, partial(_norm_weight, eps=eps), shape, statistics[0].dtype)
+    tensors[f"{target}.bias"] = combine(statistics, partial(_normed_bias, eps=eps), shape, statistics[0].dtype)
+
+
+def _norm_weight(gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, variance: np.ndarray, eps: float) -> np.ndarray:
+    return _norm_scale(gamma, variance, eps).astype(np.float32)
 
 
 def _norm_scale(gamma: np.ndarray, variance: np.ndarray, eps: float) -> np.ndarray:

@@ -6,6 +6,8 @@ here. Nothing is read while a conversion is planned; `Plan.arrays` reads, casts 
 
 from __future__ import annotations
 
+from mlx_speech import backend as backend  # isort: skip  (before MLX)
+
 import dataclasses
 import re
 from collections.abc import Iterator

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mlx_speech import backend as backend  # isort: skip  (before MLX)
+
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from mlx_speech import backend as backend  # isort: skip  (before MLX)
+
 import dataclasses
 import hashlib
 import json

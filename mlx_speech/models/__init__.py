@@ -50,6 +50,7 @@ FAMILIES = {
     "silero_vad": _ours("Silero voice activity detection", "silero_vad"),
     "pyannet": _ours("pyannote speaker segmentation", "pyannet"),
     "wespeaker": _ours("WeSpeaker ResNet speaker embedding", "wespeaker"),
+    "campplus": _ours("CAM++ speaker embedding", "campplus"),
     "plda": _ours("PLDA of speaker embeddings", "plda"),
 }
 

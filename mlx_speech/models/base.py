@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_speech.errors import ConfigError, brief
@@ -153,3 +154,19 @@ class BaseModel(nn.Module):
             arrays += [value for value in module.values() if isinstance(value, mx.array)]
         mx.eval(arrays)
         return self
+
+
+class SpeakerEmbedding(BaseModel):
+    """A model that gives each voice of a recording a vector; the voices of one speaker have vectors that are alike.
+
+    `args` of such a family have `embedding_size` and `sample_rate`.
+    """
+
+    def embed(self, waveforms: mx.array, masks: np.ndarray | None = None) -> mx.array:
+        """waveforms (batch, samples) in -1..1 → (batch, embedding), not normalised
+
+        masks : (batch, speakers, mask_frames) of 0 and 1, from the first sample to the last: the frames in which each
+            speaker is to be heard; the result is (batch, speakers, embedding) then. Further waveforms without masks may
+            follow. What a speaker with too few frames gets differs by family, and may be NaN.
+        """
+        raise NotImplementedError

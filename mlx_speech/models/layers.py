@@ -59,12 +59,12 @@ class Conv2d(nn.Conv2d):
             return super().__call__(x)
         outputs = self.weight.shape[0]
         bias = self.bias if "bias" in self else mx.zeros((outputs,), self.weight.dtype)
-        return conv3x3(x, self.weight, bias)
+        return conv3x3(x, self.weight, bias, row_stride=self.stride[0])
 
     def _is_3x3(self) -> bool:
         return (
             self.weight.shape[1:3] == (3, 3)
-            and self.stride == (1, 1)
+            and self.stride[1] == 1
             and self.padding == (1, 1)
             and self.dilation in (1, (1, 1))
             and self.groups == 1

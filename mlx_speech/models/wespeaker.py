@@ -12,7 +12,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, positive
+from mlx_speech.features import speaker_fbank
+from mlx_speech.models.base import BaseModelArgs, SpeakerEmbedding, above_zero, positive
 from mlx_speech.models.layers import Conv2d
 
 BOTTLENECK_EXPANSION = 4  # outputs of a bottleneck, for each channel inside it
@@ -59,7 +60,7 @@ class Block(nn.Module):
         return nn.relu(y + x)
 
 
-class Model(BaseModel):
+class Model(SpeakerEmbedding):
     """A ResNet over a filterbank, pooled over time under masks (wespeaker `ResNet`, with `TSTP` pooling)."""
 
     def __init__(self, args: ModelArgs):
@@ -112,6 +113,21 @@ class Model(BaseModel):
         With masks (batch, speakers, mask_frames): (batch, speakers, embedding); the trunk runs once for all of them.
         """
         return self.pool(self.trunk(fbank), masks)
+
+    def embed(self, waveforms: mx.array, masks: np.ndarray | None = None) -> mx.array:
+        """The trunk runs once a waveform for all its speakers; who is never heard gets the last layer's bias."""
+        args = self.args
+        fbank = speaker_fbank(
+            waveforms,
+            args.fbank_centering_span,
+            args.sample_rate,
+            num_mel_bins=args.num_mel_bins,
+            frame_length=args.frame_length,
+            frame_shift=args.frame_shift,
+        )
+        if masks is None:
+            return self(fbank)
+        return self.pool(self.trunk(fbank)[: len(masks)], mx.array(masks))
 
 
 def _at_resolution(masks: mx.array, frames: int) -> mx.array:

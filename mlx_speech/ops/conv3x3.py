@@ -1,4 +1,4 @@
-"""The convolution of 3×3 with stride 1 that a ResNet is made of."""
+"""The convolution of 3×3 that a ResNet is made of, with stride 1, or with a stride over the rows alone."""
 
 from __future__ import annotations
 
@@ -36,18 +36,19 @@ MIX_OF_PRODUCTS = np.array(
 ROWS_PER_GROUP = 4  # of the result
 
 
-def conv3x3(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    """A convolution of 3×3 with stride 1, padded by 1.
+def conv3x3(x: mx.array, weight: mx.array, bias: mx.array, row_stride: int = 1) -> mx.array:
+    """A convolution of 3×3, padded by 1.
 
     x (batch, height, width, inputs), weight (outputs, 3, 3, inputs), bias (outputs,)
-    → (batch, height, width, outputs)
+    → (batch, height / row_stride, width, outputs), rounded up
 
     In NumPy for large images of more than one channel, else MLX's.
     """
     large = x.shape[1] * x.shape[2] > LARGEST_IMAGE_FOR_GRAPH and x.size >= SMALLEST_FOR_NUMPY
     if large and weight.shape[3] > 1 and suits_numpy(x, weight, bias):
-        return in_numpy(conv3x3_numpy, conv3x3_graph, x, weight, bias)
-    return conv3x3_graph(x, weight, bias)
+        every_row = in_numpy(conv3x3_numpy, conv3x3_graph, x, weight, bias)
+        return every_row[:, ::row_stride]  # which takes a third of the time that MLX's takes for half of the rows
+    return mx.conv2d(x, weight, stride=(row_stride, 1), padding=1) + bias
 
 
 def conv3x3_graph(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:

@@ -99,13 +99,15 @@ def cluster(
     min_active_ratio : only voices that are alone in this part of the frames form clusters (pyannote.audio 4); 0: all
         that speak at all (pyannote.audio 3)
 
-    Returns clusters (chunks, speakers), `NONE` for who is silent or joins no cluster, and (clusters, dimension).
+    Returns clusters (chunks, speakers), `NONE` for who is silent, has no embedding or joins no cluster, and
+    (clusters, dimension).
     Raises `OptionError` or `ConfigError` for settings that are unknown or out of range.
     """
     check(clustering, params, plda)
     settings = {**CLUSTERINGS[clustering], **(params or {})}
     active = np.asarray(segmentations.any(axis=1))  # (chunks, speakers)
-    valid = np.isfinite(embeddings).all(axis=2) & (embeddings != 0).any(axis=2)
+    heard = np.isfinite(embeddings).all(axis=2)
+    valid = heard & (embeddings != 0).any(axis=2)
     chosen = valid & active
     if min_active_ratio > 0:
         alone = segmentations.sum(axis=2, keepdims=True) == 1
@@ -130,7 +132,7 @@ def cluster(
     voices = embeddings.reshape(-1, embeddings.shape[2])
     similarity = 2 - _distances(voices, centroids).reshape(*active.shape, -1)  # from the cosine distance
     clusters = constrained_argmax(similarity, active) if constrained else similarity.argmax(axis=2)
-    return np.where(active, clusters, NONE), centroids
+    return np.where(active & heard, clusters, NONE), centroids
 
 
 def _one_centroid(vectors: np.ndarray) -> np.ndarray:

@@ -19,7 +19,8 @@ import numpy as np
 from mlx_speech import steps
 from mlx_speech.blas import on_cpu
 from mlx_speech.errors import ConfigError, OptionError, brief, in_range
-from mlx_speech.features import SAMPLE_RATE, one_channel, speaker_fbank
+from mlx_speech.features import SAMPLE_RATE, one_channel
+from mlx_speech.models.base import SpeakerEmbedding
 from mlx_speech.models.diarization_pipeline import Model
 from mlx_speech.stages import cluster, windows
 from mlx_speech.stages.cluster import SpeakerBounds, speaker_bounds
@@ -33,6 +34,7 @@ MIN_SAMPLES = 400  # of a filterbank frame: a voice needs more for an embedding 
 # How much of the work is done behind segmentation and behind the embeddings; clustering is the rest.
 SHARE_BEHIND_SEGMENTATION = 0.15
 SHARE_BEHIND_EMBEDDINGS = 0.95
+SAMPLES_PER_MASK_FRAME = 160  # in stretches of several windows: 10 ms, as the frames of a filterbank
 FRAMES_PER_SORT = 1 << 16  # that are sorted at once, for the memory
 
 
@@ -113,9 +115,14 @@ def diarize_steps(
 
     masks = voice_masks(segmentations, size, exclude_overlap=model.embedding_exclude_overlap)
     voiced = np.flatnonzero(masks.any(axis=(1, 2)))  # windows in which somebody speaks
-    # On the CPU a ResNet gains nothing from a batch, and its convolutions need 1 GB for every window in it.
-    embedding_batch = 1 if on_cpu() else batch_size
-    vectors = embed(samples, model.embedding, [starts[k] for k in voiced], size, masks[voiced], embedding_batch)
+    voiced_starts = [starts[k] for k in voiced]
+    if model.embedding_stretch is not None:
+        stretch = round(model.embedding_stretch * args.sample_rate)
+        vectors = embed_stretches(samples, model.embedding, voiced_starts, size, masks[voiced], stretch)
+    else:
+        # On the CPU a ResNet gains nothing from a batch, and its convolutions need 1 GB for every window in it.
+        embedding_batch = 1 if on_cpu() else batch_size
+        vectors = embed(samples, model.embedding, voiced_starts, size, masks[voiced], embedding_batch)
     shape = (len(starts), masks.shape[2], model.embedding.args.embedding_size)
     embeddings = np.full(shape, np.nan, dtype=np.float32)
     windows_done = 0
@@ -137,6 +144,7 @@ def diarize_steps(
         min_speakers=min_speakers,
         max_speakers=max_speakers,
         segmentation_step=model.segmentation_step,
+        min_active_ratio=model.min_active_ratio,
         frames=windows.frames_of(args),
     )
     yield duration
@@ -315,29 +323,53 @@ def voice_masks(segmentations: np.ndarray, size: int, exclude_overlap: bool) -> 
 
 
 def embed(
-    audio: np.ndarray, model: Any, starts: list[int], size: int, masks: np.ndarray, batch_size: int
+    audio: np.ndarray,
+    model: SpeakerEmbedding,
+    starts: list[int],
+    size: int,
+    masks: np.ndarray,
+    batch_size: int,
 ) -> Iterator[np.ndarray]:
-    """WeSpeaker on the windows of `size` samples at `starts` → a batch at a time, (windows, speakers, dimension).
+    """The voices of the windows of `size` samples at `starts` → a batch at a time, (windows, speakers, dimension).
 
-    masks : (windows, frames, speakers). The trunk runs once per window for all of its voices.
+    masks : (windows, frames, speakers), the frames in which each is heard
     """
-    args = model.args
 
     def compute(waveforms: mx.array, rows: slice) -> mx.array:
         """waveforms (batch, samples) → (windows, speakers, dimension); the batch may have rows of zeros at its end"""
-        fbank = speaker_fbank(
-            waveforms,
-            args.fbank_centering_span,
-            num_mel_bins=args.num_mel_bins,
-            frame_length=args.frame_length,
-            frame_shift=args.frame_shift,
-            sample_rate=args.sample_rate,
-        )
-        features = model.trunk(fbank)
-        weights = mx.array(masks[rows].transpose(0, 2, 1))
-        return model.pool(features[: len(weights)], weights)
+        return model.embed(waveforms, masks[rows].transpose(0, 2, 1))
 
     return windows.slide(audio, starts, size, compute, batch_size)
+
+
+def embed_stretches(
+    audio: np.ndarray,
+    model: SpeakerEmbedding,
+    starts: list[int],
+    size: int,
+    masks: np.ndarray,
+    stretch: int,
+) -> Iterator[np.ndarray]:
+    """The same, but windows are heard together, as many as fit in `stretch` samples: what the model does before it
+    looks at single voices is done once for all of them, and not once for each.
+
+    It is not quite the same: a filterbank is centred by its mean over the stretch, not over the window.
+    """
+    _, frames, speakers = masks.shape
+    for first, last in windows.stretches(starts, size, stretch):
+        begin = starts[first]
+        waveform = audio[begin : starts[last - 1] + size]
+        samples = starts[last - 1] + size - begin
+        waveform = np.pad(waveform, (0, samples - len(waveform)))
+        voices = np.zeros(((last - first) * speakers, samples // SAMPLES_PER_MASK_FRAME), np.int8)
+        length = size // SAMPLES_PER_MASK_FRAME
+        nearest = np.arange(length) * frames // length
+        for window in range(first, last):
+            place = (starts[window] - begin) // SAMPLES_PER_MASK_FRAME
+            row = (window - first) * speakers
+            voices[row : row + speakers, place : place + length] = masks[window].T[:, nearest]
+        vectors = model.embed(mx.array(waveform[None]), voices[None])
+        yield np.array(vectors).reshape(last - first, speakers, -1)
 
 
 # --- the turns -------------------------------------------------------------------------------------------------------

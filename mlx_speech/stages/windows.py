@@ -88,6 +88,20 @@ def slide(
         yield np.array(pending)
 
 
+def stretches(starts: list[int], size: int, longest: int) -> Iterator[tuple[int, int]]:
+    """Groups of windows, (first, behind the last), that reach over at most `longest` samples, or over one window.
+
+    starts : the windows' first samples, in order; size : samples of a window
+    """
+    first = 0
+    for window, start in enumerate(starts):
+        if window > first and start + size - starts[first] > longest:
+            yield first, window
+            first = window
+    if starts:
+        yield first, len(starts)
+
+
 def aggregate(
     scores: Iterable[np.ndarray],
     count: int,

@@ -14,7 +14,7 @@ from mlx_speech.convert.read import Source
 from mlx_speech.convert.recipe import Recipe
 
 if TYPE_CHECKING:
-    from mlx_speech.convert.families import plda, pyannet, silero_vad, wav2vec2, wespeaker, whisper
+    from mlx_speech.convert.families import campplus, plda, pyannet, silero_vad, wav2vec2, wespeaker, whisper
 
 
 class Converter(Protocol):
@@ -59,4 +59,4 @@ def converter(family: str) -> Converter:
 
 
 if TYPE_CHECKING:  # the registry names modules, which no type checker can follow: here it looks at those of the package
-    _CONVERTERS: tuple[Converter, ...] = (plda, pyannet, silero_vad, wav2vec2, wespeaker, whisper)
+    _CONVERTERS: tuple[Converter, ...] = (campplus, plda, pyannet, silero_vad, wav2vec2, wespeaker, whisper)

@@ -21,8 +21,9 @@ from mlx_speech.convert.port import Plan
 from mlx_speech.errors import MissingDependency, ParityError
 
 if TYPE_CHECKING:
-    from mlx_speech.convert.parity import plda, pyannet, silero_vad, wav2vec2, wespeaker, whisper
+    from mlx_speech.convert.parity import campplus, plda, pyannet, silero_vad, wav2vec2, wespeaker, whisper
 
+MIN_SPREAD = 1e-3  # of embeddings around their mean
 MAX_OWN_ROUNDING = 2e-3  # by which an original may differ from itself in float64
 
 
@@ -81,7 +82,7 @@ def parity_case(family: str) -> ParityCase:
 
 
 if TYPE_CHECKING:  # the registry names modules, which no type checker can follow: here it looks at those of the package
-    _CASES: tuple[ParityCase, ...] = (plda, pyannet, silero_vad, wav2vec2, wespeaker, whisper)
+    _CASES: tuple[ParityCase, ...] = (campplus, plda, pyannet, silero_vad, wav2vec2, wespeaker, whisper)
 
 
 def measure(family: str, original: Any, model: Any, inputs: Inputs) -> list[Row]:
@@ -170,6 +171,27 @@ def as_numpy(array: mx.array) -> np.ndarray:
 def largest_difference(one: np.ndarray, other: np.ndarray) -> float:
     """Of two arrays of one shape; NaN where there is one in either."""
     return float(np.abs(one - other).max())
+
+
+def embedding_rows(name: str, expected: np.ndarray, embeddings: np.ndarray, bar: float) -> list[Row]:
+    """How far apart embeddings are, (…, size), by their direction and by their largest difference beside the norm.
+
+    bar : of the largest difference
+    Raises `ParityError` where the original's are all the same.
+    """
+    size = expected.shape[-1]
+    expected = expected.reshape(-1, size).astype(np.float64)
+    embeddings = embeddings.reshape(-1, size).astype(np.float64)
+    norms = np.linalg.norm(expected, axis=1)
+    spread = np.linalg.norm(expected - expected.mean(axis=0), axis=1) / norms
+    if not spread.max() > MIN_SPREAD:  # NaN, too
+        raise ParityError("degenerate outputs: one embedding for every input; they would prove nothing")
+    cosine = (expected * embeddings).sum(axis=1) / (norms * np.linalg.norm(embeddings, axis=1))
+    difference = (np.abs(expected - embeddings).max(axis=1) / norms).max()
+    return [
+        Row(f"{name}, least cosine", float(cosine.min()), 0.999999, at_least=True),
+        Row(f"{name}, max difference / norm", float(difference), bar),
+    ]
 
 
 def beside_rounding(name: str, own_rounding: float) -> tuple[str, float]:

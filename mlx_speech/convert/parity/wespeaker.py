@@ -8,17 +8,15 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech import features
-from mlx_speech.convert.parity.measures import Inputs, Row, as_numpy
+from mlx_speech.convert.parity.measures import Inputs, Row, as_numpy, embedding_rows
 from mlx_speech.convert.parity.torch_weights import torch_state
 from mlx_speech.convert.port import Plan
-from mlx_speech.errors import ParityError
 
 ORIGINALS = {"pyannote.audio": ("torch", "pyannote.audio", "torchaudio")}
 
 PIECES = 3  # of the recording
 PIECE_SECONDS = 3
 MASK_FRAMES = 177  # no divisor of the frames, so that masks have to be resampled
-MIN_SPREAD = 1e-3  # of embeddings around their mean
 
 
 def build(plan: Plan) -> Any:
@@ -77,24 +75,8 @@ def measure(original: Any, model: Any, inputs: Inputs) -> list[Row]:
     masks[0, 2] = 0  # nobody: the bias alone
     frames = original.resnet.forward_frames(expected_fbank.clone())
     expected = original.resnet.forward_embedding(frames, weights=None)[1].numpy()
-    rows += _embedding_rows("embedding", expected, as_numpy(model(fbank, None)))
+    rows += embedding_rows("embedding", expected, as_numpy(model(fbank, None)), bar=1e-3)
     expected = original.resnet.forward_embedding(frames, weights=torch.from_numpy(masks))[1].numpy()
-    rows += _embedding_rows("embedding with masks", expected, as_numpy(model(fbank, mx.array(masks))))
+    found = as_numpy(model(fbank, mx.array(masks)))
+    rows += embedding_rows("embedding with masks", expected, found, bar=1e-3)
     return rows
-
-
-def _embedding_rows(name: str, expected: np.ndarray, embeddings: np.ndarray) -> list[Row]:
-    """How far apart embeddings are, (…, size). Raises `ParityError` where the original's are all the same."""
-    size = expected.shape[-1]
-    expected = expected.reshape(-1, size).astype(np.float64)
-    embeddings = embeddings.reshape(-1, size).astype(np.float64)
-    norms = np.linalg.norm(expected, axis=1)
-    spread = np.linalg.norm(expected - expected.mean(axis=0), axis=1) / norms
-    if not spread.max() > MIN_SPREAD:  # NaN, too
-        raise ParityError("degenerate outputs: one embedding for every input; they would prove nothing")
-    cosine = (expected * embeddings).sum(axis=1) / (norms * np.linalg.norm(embeddings, axis=1))
-    difference = (np.abs(expected - embeddings).max(axis=1) / norms).max()
-    return [
-        Row(f"{name}, least cosine", float(cosine.min()), 0.999999, at_least=True),
-        Row(f"{name}, max difference / norm", float(difference), 1e-3),
-    ]
