@@ -37,6 +37,7 @@ def add_parser(group: Any) -> None:
     add_options(parser, options_of(EvaluationOptions).values())
     recordings = parser.add_argument_group("where HYP is a recording")
     recordings.add_argument("--model", metavar="NAME", help="Whisper that transcribes it, as of transcribe")
+    recordings.add_argument("--align-model", metavar="NAME", help="wav2vec2 (default: the one of the language)")
     add_options(recordings, options_of(SpeakerOptions).values())
     add_models(recordings)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
@@ -125,7 +125,6 @@ def diarization_errors(
 def _stretch_errors(reference: Annotation, hypothesis: Annotation, scored: Timeline, edges: Sequence[float]) -> Rate:
     """Diarization errors between each two edges, speakers assigned as over the whole. scored : what counts"""
     from pyannote.core import Segment as Span
-    from pyannote.core import Timeline
     from pyannote.metrics.diarization import DiarizationErrorRate
     from pyannote.metrics.identification import IdentificationErrorRate
 
@@ -142,7 +141,7 @@ def _stretch_errors(reference: Annotation, hypothesis: Annotation, scored: Timel
     errors = np.zeros(len(edges) - 1)
     totals = np.zeros(len(edges) - 1)
     for index in range(len(edges) - 1):
-        part = Timeline(scored.crop_iter(Span(edges[index], edges[index + 1])))
+        part = cast("Timeline", scored.crop(Span(edges[index], edges[index + 1])))
         found = identification.compute_components(original, renamed, uem=part)
         errors[index] = found["missed detection"] + found["false alarm"] + found["confusion"]
         totals[index] = found["total"]
