@@ -399,9 +399,9 @@ def test_means_and_medians_together(count: int) -> None:
         totals = dice.uniform(1, 2, (4, 1 + index % 3))
         means.append(SpeakerMean(totals * dice.uniform(0, 1, totals.shape), totals))
         medians.append(Median(dice.uniform(0, 1, 9), np.arange(9) % 4, 4))
-    rates = [(mean.errors.sum(axis=0) / mean.totals.sum(axis=0)).tolist() for mean in means]
+    rates = np.concatenate([mean.errors.sum(axis=0) / mean.totals.sum(axis=0) for mean in means])
     together = bootstrap.together(means)
-    assert together.value() == pytest.approx(np.mean(sum(rates, [])))
+    assert together.value() == pytest.approx(np.mean(rates))
     median = bootstrap.together(medians)
     assert median.value() == np.median([median.values for median in medians])
     for figure in (together, median):
@@ -494,12 +494,13 @@ def test_a_comparison_says_what_is_so() -> None:
 
     found = compare(scored(texts), scored(worse))
     assert found["wer"].verdict == "worse" and found["wer"].difference > 0
-    assert sentence("A", "B", found).startswith("B is worse than A: WER differs by +")
+    assert sentence("A", "B", found).startswith("B is worse than A: its WER is ")
     back = compare(scored(worse), scored(texts))
     assert back["wer"].verdict == "better" and back["wer"].difference == -found["wer"].difference
     assert "B is better than A" in sentence("A", "B", back)
     alike = compare(scored(worse), scored(other))
     assert alike["wer"].verdict == "same"
     assert "cannot be told apart on these data" in sentence("A", "B", alike)
+    assert " points lower to " in sentence("A", "B", alike)
     equal = compare(scored(worse), scored(worse))
     assert equal["wer"].interval == (0, 0) and equal["wer"].verdict == "same"

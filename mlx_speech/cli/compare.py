@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ def run(
         raise SourceError(f"{first} and {second} have no recording in common: compare what was made of the same ones")
     left = [pair for pair in left if pair.name in shared]
     right = [pair for pair in right if pair.name in shared]
-    ours = scoring.score(left, options, uem, say)
-    theirs = scoring.score(right, options, uem, say)
+    ours = scoring.score(left, options, uem)
+    theirs = scoring.score(right, options, uem)
+    scoring.tell([*ours, *theirs], say)
     differences = comparison.compare(ours, theirs)
     names = _names(first, second)
     conclusion = comparison.sentence(*names, differences)
@@ -59,6 +61,10 @@ def run(
 
 
 def _names(first: str, second: str) -> tuple[str, str]:
-    """As short as they can be told apart: of files or folders their names, or else the paths."""
-    names = (Path(first).name, Path(second).name)
-    return (first, second) if names[0] == names[1] else names
+    """As short as they can be told apart: of files or folders their names, or else the paths from where they part."""
+    left = Path(first).resolve()
+    right = Path(second).resolve()
+    if left.name != right.name or left == right:
+        return left.name, right.name
+    shared = os.path.commonpath([left, right])
+    return str(left.relative_to(shared)), str(right.relative_to(shared))

@@ -72,7 +72,8 @@ def run(
             say("--model has no meaning where the hypothesis is no recording")
         heard = read_accounts(files)
     if heard:
-        evaluations = scoring.score(scoring.pairs_of(heard, said, say), options, uem, say)
+        evaluations = scoring.score(scoring.pairs_of(heard, said, say), options, uem)
+        scoring.tell(evaluations, say)
         if json:
             scoring.print_json(report.as_dict(evaluations, with_alignment=alignment))
         else:

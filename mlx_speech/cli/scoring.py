@@ -46,8 +46,8 @@ def pairs_of(heard: Mapping[str, Account], said: Mapping[str, Account], say: Say
     return pairs
 
 
-def score(pairs: Sequence[Pair], options: EvaluationOptions, uem: str | None, say: Say) -> list[Evaluation]:
-    """The scores of all recordings; the user hears what there is to know of them. Raises `MLXSpeechError`."""
+def score(pairs: Sequence[Pair], options: EvaluationOptions, uem: str | None) -> list[Evaluation]:
+    """The scores of all recordings. Raises `MLXSpeechError`."""
     from mlx_speech.errors import SourceError
     from mlx_speech.evaluation.accounts import read_stretches
     from mlx_speech.evaluation.measures import evaluate
@@ -56,12 +56,16 @@ def score(pairs: Sequence[Pair], options: EvaluationOptions, uem: str | None, sa
     evaluations = [evaluate(pair, options, stretches.get(pair.name)) for pair in pairs]
     if not any(evaluation.scores for evaluation in evaluations):
         raise SourceError("hypothesis and reference have neither text nor speakers in common: nothing can be scored")
+    return evaluations
+
+
+def tell(evaluations: Sequence[Evaluation], say: Say) -> None:
+    """Say what a user has to know to understand the scores."""
     texts = [found for found in evaluations if "wer" in found.scores]
     if any(found.language is None for found in texts):
         say("language is not known: Whisper's normaliser for English is not used; say en where it is English")
     for note in dict.fromkeys(note for found in evaluations for note in found.notes):
         say(note)
-    return evaluations
 
 
 def print_json(content: Mapping[str, Any]) -> None:

@@ -60,19 +60,26 @@ def sentence(first: str, second: str, differences: dict[str, Difference]) -> str
     name = found.first.name
     if math.isnan(found.difference):
         return f"{name} is not defined here: nothing was said."
-    points = _points(abs(found.difference), found.first.unit)
+    unit = found.first.unit
     if found.interval is None:
-        return f"{name} differs by {points}; there is too little to say whether that is chance."
-    low = _points(found.interval.low, found.first.unit, sign=True)
-    high = _points(found.interval.high, found.first.unit, sign=True)
+        return (
+            f"{name} differs by {_amount(found.difference, unit)}: too little was said to tell whether that is chance."
+        )
+    low, high = found.interval
     if found.verdict == "same":
-        return f"{first} and {second} cannot be told apart on these data: {name} differs by {low} to {high} (95 %)."
-    return f"{second} is {found.verdict} than {first}: {name} differs by {low} to {high} (95 %)."
+        bounds = f"{_amount(low, unit)} {_direction(low)} to {_amount(high, unit)} {_direction(high)}"
+        return f"{first} and {second} cannot be told apart on these data: {name} of {second} is {bounds} (95 %)."
+    least, most = sorted((abs(low), abs(high)))
+    bounds = f"{_amount(least, unit).split()[0]} to {_amount(most, unit)} {_direction(low)}"
+    return f"{second} is {found.verdict} than {first}: its {name} is {bounds} (95 %)."
 
 
-def _points(difference: float, unit: str, sign: bool = False) -> str:
-    """A difference in words."""
-    form = "+" if sign else ""
+def _amount(difference: float, unit: str) -> str:
+    """How large a difference is, in words."""
     if unit == "seconds":
-        return f"{1000 * difference:{form}.0f} ms"
-    return f"{100 * difference:{form}.1f} points"
+        return f"{1000 * abs(difference):.0f} ms"
+    return f"{100 * abs(difference):.1f} points"
+
+
+def _direction(difference: float) -> str:
+    return "lower" if difference < 0 else "higher"

@@ -14,7 +14,8 @@ from mlx_speech.evaluation.speaker_errors import SpeakerErrors
 from mlx_speech.evaluation.word_errors import AlignedSegment
 from mlx_speech.writers.pieces import columns, one_line
 
-MAX_NAME = 32  # columns of a name in a table
+MAX_NAME = 32  # columns of a name at the start of a line
+MAX_COLUMN = 16  # columns of a name over others
 WIDTH = 80  # columns of an alignment
 MARKS = {"substituted": "S", "deleted": "D", "inserted": "I"}
 LEGEND = "S: heard otherwise; D: not heard; I: heard, though not said."
@@ -25,20 +26,24 @@ UNDEFINED = "–"
 
 
 def table(evaluations: Sequence[Evaluation]) -> str:
-    """A line a score; of several recordings, a line each and one for all together."""
-    sums = summed(evaluations)
+    """A line a score; of several recordings a line each, score by score, before those of all together."""
     if len(evaluations) == 1:
         only = evaluations[0]
         rows = [_row(score.name, score, only.counts_characters) for score in only.scores.values()]
         return _lines([_HEAD, *rows]) + _footer(1)
-    characters = any(evaluation.counts_characters for evaluation in evaluations)
+    sums = summed(evaluations)
     rows = [_HEAD]
     for key, total in sums.items():
         rows.append([total.name, "", "", ""])
-        scored = [evaluation for evaluation in evaluations if key in evaluation.scores]
-        for evaluation in scored:
-            rows.append(_row(f"  {evaluation.name}", evaluation.scores[key], evaluation.counts_characters))
-        rows.append(_row(f"  all {len(scored)}", total, characters))
+        for evaluation in evaluations:
+            if key in evaluation.scores:
+                rows.append(_row(f"  {evaluation.name}", evaluation.scores[key], evaluation.counts_characters))
+    rows.append([f"all {len(evaluations)} recordings", "", "", ""])
+    characters = any(evaluation.counts_characters for evaluation in evaluations)
+    for key, total in sums.items():
+        scored = sum(key in evaluation.scores for evaluation in evaluations)
+        name = total.name if scored == len(evaluations) else f"{total.name} (of {scored})"
+        rows.append(_row(name, total, characters))
     return _lines(rows) + _footer(len(evaluations))
 
 
@@ -70,13 +75,15 @@ def _lines(rows: Sequence[Sequence[str]]) -> str:
     return "".join(lines)
 
 
-def _fitted(name: str) -> str:
-    """A name that is too long is cut in its middle."""
-    name = name[: len(name) - len(name.lstrip())] + one_line(name)
-    if columns(name) <= MAX_NAME:
-        return name
-    half = MAX_NAME // 2 - 1
-    return f"{name[:half]}…{name[-half:]}"
+def _fitted(name: str, width: int = MAX_NAME) -> str:
+    """A name of more columns than `width` is cut in its middle."""
+    indent = name[: len(name) - len(name.lstrip())]
+    name = indent + one_line(name)
+    half = (width - 1) // 2
+    while columns(name) > width:
+        name = f"{name[:half]}…{name[len(name) - half :]}"
+        half -= 1
+    return name
 
 
 def _value(value: float, unit: str) -> str:
@@ -121,7 +128,8 @@ def speaker_table(speakers: Iterable[SpeakerErrors]) -> str:
 
 def comparison_table(first: str, second: str, differences: Mapping[str, Difference], recordings: int) -> str:
     """A line a score: both, the difference, its paired interval and what it says of the second."""
-    rows = [["", _fitted(first), _fitted(second), "difference", "95 % interval", f"{_fitted(second)} is"]]
+    names = [_fitted(name, MAX_COLUMN) for name in (first, second)]
+    rows = [["", *names, "difference", "95 % interval", f"{names[1]} is"]]
     words = {"better": "better", "worse": "worse", "same": "not to be told apart"}
     for found in differences.values():
         unit = found.first.unit
