@@ -34,7 +34,7 @@ from mlx_speech.transcript import Diarization, Region, Segment, Transcript, Turn
 from mlx_speech.writers.pieces import columns
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True)
-SAMPLE = Path(str(importlib.util.find_spec("pyannote.audio").origin)).parent / "sample"  # type: ignore[union-attr]
+SAMPLE = Path(str(importlib.util.find_spec("pyannote.audio").origin)).parent / "sample"
 WORDS = (Word(0.5, 0.9, "Hello", 0.9, "Ann"), Word(1.0, 1.5, "there.", 0.8, "Ann"))
 MORE_WORDS = (Word(2.0, 2.4, "Yes,", 0.9, "Bob"), Word(2.5, 3.0, "AT&T", 0.9, "Bob"))
 SEGMENTS = (
@@ -178,6 +178,7 @@ def test_textgrids(tmp_path: Path) -> None:
     assert spoken == [("Ann", "so it"), ("Bob", "no"), ("Ann", "is")]
     assert account.turns == (Turn(0.0, 1.0, "Ann"), Turn(0.6, 0.9, "Bob"), Turn(2.0, 3.0, "Ann"))
     path.write_text(textgrid(("Bob", [(1.0, 2.0, "no, no")]), ("Ann", [(0.0, 1.5, "so it is")])))
+    path.write_bytes(path.read_text().encode("utf-16"))  # as Praat may write it
     segments = read_file(path)["x"].segments
     assert segments == (Segment(0.0, 1.5, "so it is", speaker="Ann"), Segment(1.0, 2.0, "no, no", speaker="Bob"))
 
@@ -319,7 +320,7 @@ def test_folders(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     said = saved(tmp_path / "said", "a.txt", "b.txt", "other.txt")
     assert run("eval", heard, said) == 0
     printed = capsys.readouterr()
-    assert printed.err == "mlx_speech: without a reference: only; without a hypothesis: other\n"
+    assert printed.err == f"mlx_speech: {heard}: without a reference: only; without a hypothesis: other\n"
     rows = [line.split()[0] for line in printed.out.splitlines()[1:] if line.startswith("  ")]
     assert rows == ["a", "b"] * 6 and "\nall 2 recordings" in printed.out
     many = saved(tmp_path / "many", *(f"{letter}.txt" for letter in "abcdef"))
@@ -394,7 +395,7 @@ def test_compare_leaves_out_what_one_lacks(tmp_path: Path, capsys: pytest.Captur
     first = saved(tmp_path / "first", "a.txt", "b.txt")
     second = saved(tmp_path / "second", "b.txt", "c.txt")
     assert run("compare", first, second, "--reference", said, "--language", "en") == 0
-    assert capsys.readouterr().err == "mlx_speech: without a reference: c; without a hypothesis: a\n"
+    assert capsys.readouterr().err == f"mlx_speech: {second}: without a reference: c; without a hypothesis: a\n"
     third = saved(tmp_path / "third", "c.txt", "a.txt")
     assert run("compare", second, third, "--reference", said, "--language", "en") == 2
     assert "have no recording in common" in capsys.readouterr().err

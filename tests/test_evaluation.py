@@ -31,7 +31,7 @@ from mlx_speech.evaluation.word_errors import aligned_segments, errors_of_charac
 from mlx_speech.transcript import Region, Segment, Transcript, Turn, Word
 
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
-SAMPLE = Path(str(importlib.util.find_spec("pyannote.audio").origin)).parent / "sample"  # type: ignore[union-attr]
+SAMPLE = Path(str(importlib.util.find_spec("pyannote.audio").origin)).parent / "sample"
 
 
 def same(text: str) -> str:
@@ -448,7 +448,7 @@ def test_a_conversation_of_pyannote_beside_itself_with_errors() -> None:
     for key, value in expected.items():
         assert found.scores[key].value == pytest.approx(value, abs=1e-9), key
         assert value > 0
-    assert sum(row.errors for row in found.alignment) == found.scores["wer"].figure.errors.sum()  # type: ignore[attr]
+    assert sum(row.errors for row in found.alignment) == found.scores["wer"].figure.errors.sum()
 
 
 def test_what_does_not_apply_is_left_out() -> None:
@@ -474,6 +474,11 @@ def test_nothing_heard_and_nothing_said() -> None:
     assert silent.scores["wer"].value == silent.scores["cpwer"].value == silent.scores["tcpwer"].value == 1
     invented = evaluate(Pair("x", said, nothing))
     assert math.isnan(invented.scores["wer"].value) and invented.scores["wer"].counts["insertions"] == 3
+    turns = (Turn(0, 2, "Ann"), Turn(3, 4, "Bob"))
+    noise = evaluate(Pair("x", Account(turns=turns), Account(turns=())))
+    assert math.isnan(noise.scores["der"].value) and math.isnan(noise.scores["jer"].value)
+    meeting = evaluate(Pair("x", Account(turns=turns), Account(turns=turns)))
+    assert summed([noise, meeting])["der"].value == 1 and summed([noise, meeting])["jer"].value == 0
     both = summed([silent, invented])
     assert both["wer"].value == 2  # what was invented counts where something was said elsewhere
 

@@ -40,8 +40,8 @@ def run(
 
     options = EvaluationOptions(**given)
     said = scoring.read(reference)
-    left = scoring.pairs_of(scoring.read(first), said, say)
-    right = scoring.pairs_of(scoring.read(second), said, say)
+    left = scoring.pairs_of(first, scoring.read(first), said, say)
+    right = scoring.pairs_of(second, scoring.read(second), said, say)
     shared = {pair.name for pair in left} & {pair.name for pair in right}
     if not shared:
         raise SourceError(f"{first} and {second} have no recording in common: compare what was made of the same ones")

@@ -72,18 +72,21 @@ def run(
             say("--model has no meaning where the hypothesis is no recording")
         heard = read_accounts(files)
     if heard:
-        evaluations = scoring.score(scoring.pairs_of(heard, said, say), options, uem)
+        evaluations = scoring.score(scoring.pairs_of(hypothesis, heard, said, say), options, uem)
         scoring.tell(evaluations, say)
         if json:
             scoring.print_json(report.as_dict(evaluations, with_alignment=alignment))
         else:
             print(report.table(evaluations), end="")
             for found in evaluations:
-                heading = f"\n# {found.name}\n" if len(evaluations) > 1 else "\n"
+                details: list[str] = []
                 if per_speaker and found.speakers:
-                    print(heading + report.speaker_table(found.speakers), end="")
+                    details.append(report.speaker_table(found.speakers))
                 if alignment and found.alignment:
-                    print(heading + report.alignment(found.alignment), end="")
+                    details.append(report.alignment(found.alignment))
+                if details:
+                    heading = f"\n# {found.name}\n" if len(evaluations) > 1 else "\n"
+                    print(heading + "\n".join(details), end="")
     for message in failed:
         say(message)
     return 1 if failed else 0

@@ -35,14 +35,14 @@ def read(source: str) -> dict[str, Account]:
     return read_accounts(files)
 
 
-def pairs_of(heard: Mapping[str, Account], said: Mapping[str, Account], say: Say) -> list[Pair]:
-    """Both sides by recording; the user hears what only one side has. Raises `SourceError`."""
+def pairs_of(source: str, heard: Mapping[str, Account], said: Mapping[str, Account], say: Say) -> list[Pair]:
+    """Both sides by recording; the user hears what only one side has. source : of `heard`. Raises `SourceError`."""
     from mlx_speech.evaluation.accounts import paired, unpaired
 
     pairs = paired(heard, said)
     message = unpaired(heard, said)
     if message:
-        say(message)
+        say(f"{source}: {message}")
     return pairs
 
 

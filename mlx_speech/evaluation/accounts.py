@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -202,11 +203,17 @@ def read_file(path: Path) -> dict[str, Account]:
     with reading(path):
         if path.stat().st_size > MAX_BYTES:
             raise CorruptFile(f"{path.stat().st_size} bytes are too many for a transcript")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise CorruptFile("is no text in UTF-8: convert it") from error
-        return READERS[path.suffix.lower()](path, text)
+        return READERS[path.suffix.lower()](path, _text_of(path))
+
+
+def _text_of(path: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 where it begins so, as Praat's may. Raises `CorruptFile`."""
+    data = path.read_bytes()
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise CorruptFile("is no text in UTF-8: convert it") from error
 
 
 def read_stretches(uem: str, recordings: Sequence[str]) -> dict[str, tuple[Region, ...]]:
@@ -224,10 +231,7 @@ def read_stretches(uem: str, recordings: Sequence[str]) -> dict[str, tuple[Regio
     if not path.exists():
         raise SourceNotFound(f"{path}: there is no such file: give one of UEM, or START:END in seconds")
     with reading(path):
-        try:
-            stretches = references.read_uem(path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise CorruptFile("is no text in UTF-8: convert it") from error
+        stretches = references.read_uem(_text_of(path))
     if len(stretches) == 1 and len(recordings) == 1:
         return {recordings[0]: next(iter(stretches.values()))}
     missing = [name for name in recordings if name not in stretches]

@@ -156,9 +156,8 @@ class Median:
     def resampled(self, weights: Array) -> Array:
         """As `Figure` says."""
         medians = np.full(len(weights), math.nan)
-        counts = weights[:, self.unit_of_value].astype(np.int64)
-        for draw, count in enumerate(counts):
-            drawn = np.repeat(self.values, count)
+        for draw, weight in enumerate(weights):
+            drawn = np.repeat(self.values, weight[self.unit_of_value].astype(np.int64))
             if drawn.size:
                 medians[draw] = np.median(drawn)
         return medians

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from mlx_speech.errors import MissingDependency
@@ -74,7 +74,7 @@ class Evaluation:
     speakers: tuple[SpeakerErrors, ...] = ()
     counts_characters: bool = False
     language: str | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def check_packages() -> None:
@@ -109,7 +109,7 @@ def evaluate(
         alignment = tuple(aligned_segments(said.segments, words, normalise(heard.text).split()))
         scores |= _speaker_word_scores(said, heard, options, language, characters, notes)
     speakers: tuple[SpeakerErrors, ...] = ()
-    if said.turns and heard.turns is not None:
+    if said.turns is not None and heard.turns is not None and (said.turns or heard.turns):
         found = diarization_errors(said.turns, heard.turns, stretches, options.collar, options.skip_overlap)
         scores |= _diarization_scores(found)
         speakers = found.speakers

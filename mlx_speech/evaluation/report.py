@@ -138,7 +138,11 @@ def comparison_table(first: str, second: str, differences: Mapping[str, Differen
             scale, decimals = (1000, 0) if unit == "seconds" else (100, 1)
             difference = f"{scale * found.difference:+.{decimals}f}"
         values = [_value(found.first.value, unit), _value(found.second.value, unit)]
-        verdict = words[found.verdict] if found.interval is not None else UNDEFINED
+        verdict = words[found.verdict]
+        if found.interval is None:
+            verdict = UNDEFINED
+        elif found.interval == (0, 0):
+            verdict = "the same"
         rows.append([found.first.name, *values, difference, _interval(found.interval, unit), verdict])
     footer = f"Differences: points of a per cent, or ms. Paired bootstrap over {drawn_unit(recordings)}; {DRAWS} draws"
     return _lines(rows) + f"{footer}, seed {SEED}.\n"

@@ -109,7 +109,8 @@ def diarization_errors(
     framed_said = annotation(_on_frames(said))
     framed = metric.extrude(framed, framed_said, collar, skip_overlap)
     framed_heard = annotation(_on_frames(heard)).crop(framed)
-    framed_jer, _ = _jaccard_errors(framed_said.crop(framed), framed_heard, edges)
+    framed_edges = [*edges[:-1], max(edges[-1], framed.extent().end)]
+    framed_jer, _ = _jaccard_errors(framed_said.crop(framed), framed_heard, framed_edges)
     return DiarizationErrors(
         der=_stretch_errors(reference, hypothesis, scored, edges),
         missed=total["missed detection"],
