@@ -191,6 +191,9 @@ def test_a_segment_is_parted_where_the_speaker_of_its_words_changes(tmp_path: Pa
     account = read_file(path)["x"]
     assert [(part.speaker, part.text) for part in account.utterances] == [("Ann", "So it"), ("Bob", "is, no.")]
     assert account.turns == (Turn(0, 2, "Ann"), Turn(2, 4, "Bob"))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "speaker_embeddings": {"Ann": [1.0]}}))  # as WhisperX's
+    assert read_file(path)["x"].turns == account.turns
 
 
 # --- files and pairs --------------------------------------------------------------------------------------------------

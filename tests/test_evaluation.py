@@ -21,7 +21,7 @@ from pyannote.core import Segment as Span
 from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
 
 from mlx_speech.errors import MissingDependency
-from mlx_speech.evaluation import bootstrap, boundaries, normalisers, speaker_words
+from mlx_speech.evaluation import bootstrap, boundaries, normalisers, speaker_errors, speaker_words
 from mlx_speech.evaluation.accounts import Account, Pair, account_of, read_file
 from mlx_speech.evaluation.bootstrap import Median, Rate, SpeakerMean
 from mlx_speech.evaluation.comparison import compare, sentence
@@ -300,8 +300,35 @@ def test_the_figures_of_dscore() -> None:
     assert found.jer.value() == pytest.approx(jer, abs=1e-12)
 
 
-def test_ami_meetings() -> None:
-    """One meeting's turns as a hypothesis of the other's, and moved by 0.2 s: also more stretches than are drawn."""
+@FEW
+@given(st.data())
+def test_frames_of_ten_milliseconds(data: st.DataObject) -> None:
+    """Beside counting frame by frame, of one speaker."""
+
+    def drawn() -> list[Turn]:
+        ends = sorted(data.draw(st.sets(st.integers(0, 1000), min_size=4, max_size=4)))
+        return [Turn(ends[0] / 1000, ends[1] / 1000, "Ann"), Turn(ends[2] / 1000, ends[3] / 1000, "Ann")]
+
+    def frames(turns: list[Turn]) -> set[int]:
+        return {k for k in range(101) for turn in turns if turn.start <= 0.01 * k < turn.end}
+
+    said = drawn()
+    heard = drawn()
+    ours = frames(said)
+    theirs = frames(heard)
+    found = diarization_errors(said, heard).framed_jer.value()
+    if ours & theirs:
+        assert found == pytest.approx(1 - len(ours & theirs) / len(ours | theirs), abs=1e-9)
+    elif ours:
+        assert found == 1
+    else:
+        assert math.isnan(found)
+
+
+@pytest.mark.parametrize("stretches", [200, 3])
+def test_ami_meetings(stretches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One meeting's turns as a hypothesis of the other's, and moved by 0.2 s, drawn from more or fewer stretches."""
+    monkeypatch.setattr(speaker_errors, "MAX_STRETCHES", stretches)
     meetings = read_file(real("data/diar/ami_debug/debug.development.rttm"))
     said = list(meetings["dev00"].turns or ())
     moved = [Turn(turn.start + 0.2, turn.end + 0.2, turn.speaker[::-1]) for turn in said]
@@ -310,6 +337,7 @@ def test_ami_meetings() -> None:
         expected = DiarizationErrorRate(collar=0.1)(as_annotation(said), as_annotation(heard), uem=uem)
         found = diarization_errors(said, heard, [Region(0, 30)], collar=0.1)
         assert found.der.value() == pytest.approx(expected, abs=1e-9)
+        assert 1 < found.der.units == found.jer.units <= stretches + 1
 
 
 # --- words' boundaries ------------------------------------------------------------------------------------------------

@@ -89,8 +89,9 @@ def _by_speaker(segment: Segment) -> list[Segment]:
 def account_of(transcript: Transcript) -> Account:
     """What a transcript says; its turns are those of the diarization, or else of the segments with their speakers."""
     account = Account(transcript.segments, language=transcript.language)
-    if transcript.diarization is not None:
-        return replace(account, turns=transcript.diarization.turns)
+    diarization = transcript.diarization
+    if diarization is not None and (diarization.turns or not account.names_speakers):
+        return replace(account, turns=diarization.turns)  # WhisperX's has vectors, and no turns
     if account.is_timed and account.names_speakers:
         named = [segment for segment in account.utterances if segment.speaker]
         turns = tuple(Turn(segment.start, segment.end, segment.speaker or "") for segment in named)
