@@ -210,6 +210,14 @@ def test_word_errors_by_speaker_are_meetevals(said: Any, heard: Any, collar: flo
         assert ours.rate.units == len(said)
 
 
+def test_overlapping_segments_of_one_speaker_are_no_matter(caplog: pytest.LogCaptureFixture) -> None:
+    """meeteval would say something of it, for each speaker; the figures are its own."""
+    said = (Segment(0, 4, "a b c d", speaker="Ann"), Segment(1, 2, "e", speaker="Ann"))
+    talk = speaker_words.talk(said, same)
+    found = speaker_words.tcpwer(talk, talk, 0.5)
+    assert found.rate.value() == 0 and found.total == 5 and not caplog.records
+
+
 def test_one_side_without_words() -> None:
     said = speaker_words.talk(segments_of(["a b", "c"]), same)
     nothing = speaker_words.talk((), same)

@@ -10,9 +10,11 @@ under the assignment that it found; what a speaker says whom the reference does 
 
 from __future__ import annotations
 
+import logging
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict, cast
 
@@ -94,7 +96,8 @@ def cpwer(said: Talk, heard: Talk) -> WordErrors:
         from meeteval.wer.wer.cp import cp_word_error_rate
     except ImportError as error:
         raise _missing(error) from error
-    found = cp_word_error_rate(_seglst(said.entries), _seglst(heard.entries))
+    with _quiet():
+        found = cp_word_error_rate(_seglst(said.entries), _seglst(heard.entries))
     units = _Units(said)
     for speaker, theirs in _assignment(found):
         units.add(said.of_speaker(speaker), heard.of_speaker(theirs))
@@ -111,10 +114,7 @@ def tcpwer(said: Talk, heard: Talk, collar: float) -> WordErrors:
     except ImportError as error:
         raise _missing(error) from error
     units = _Units(said)
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of segments of one speaker that overlap: words are in the order of their starts
+    with _quiet():
         found = tcp_word_error_rate(_seglst(said.entries), _seglst(heard.entries), collar=collar)
         for speaker, theirs in _assignment(found):
             ours = said.of_speaker(speaker)
@@ -136,7 +136,8 @@ def orcwer(said: Talk, heard: Talk) -> WordErrors:
     except ImportError as error:
         raise _missing(error) from error
     search = orc_word_error_rate if is_searched_whole(said, heard) else greedy_orc_word_error_rate
-    found = search(_seglst(said.entries), _seglst(heard.entries))
+    with _quiet():
+        found = search(_seglst(said.entries), _seglst(heard.entries))
     streams: dict[str, list[Entry]] = {speaker: [] for speaker in heard.speakers}
     assigned = cast("Sequence[str]", found.assignment)  # a speaker who was heard for each segment that was said
     for entry, speaker in zip(said.entries, assigned, strict=True):
@@ -153,6 +154,21 @@ def is_searched_whole(said: Talk, heard: Talk) -> bool:
     for speaker in heard.speakers:
         cells *= 1 + sum(len(entry["words"].split()) for entry in heard.of_speaker(speaker))
     return cells <= MAX_CELLS
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what meeteval says where segments of one speaker overlap: their words are then in the order of the
+    segments, which is what is wanted."""
+    logger = logging.getLogger("preprocess")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _one_sided(said: Talk, heard: Talk) -> WordErrors:

@@ -6,7 +6,6 @@ added word to that of the word before it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -68,11 +67,12 @@ def spoken(segments: Sequence[Segment], normalise: Normaliser) -> Spoken:
 def _carried_over(owners: Sequence[int], own_words: Sequence[str], words: Sequence[str]) -> list[int]:
     """The segments of `words`, given those of nearly the same words."""
     carried: list[int] = []
-    matcher = difflib.SequenceMatcher(None, own_words, words, autojunk=False)
-    for _, start, end, first, last in matcher.get_opcodes():
-        for offset in range(last - first):
-            place = min(start + offset, max(start, end - 1), len(owners) - 1)
-            carried.append(owners[place] if place >= 0 else 0)
+    owner = owners[0] if owners else 0
+    for edit in word_edits(own_words, words):
+        if edit.said is not None:
+            owner = owners[edit.said]
+        if edit.heard is not None:
+            carried.append(owner)
     return carried
 
 
