@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mlx_speech.evaluation.bootstrap import DRAWS, SEED, Interval
+from mlx_speech.evaluation.bootstrap import DRAWS, SEED, Interval, draws_recordings
 from mlx_speech.evaluation.comparison import Difference
 from mlx_speech.evaluation.measures import Evaluation, Score, Scores, drawn_unit, summed
 from mlx_speech.evaluation.speaker_errors import SpeakerErrors
@@ -52,7 +52,7 @@ _HEAD = ["", "", "95 % interval", ""]
 
 def _footer(recordings: int) -> str:
     each = ""
-    if recordings > 1:
+    if draws_recordings(recordings):
         each = "; of a single recording, over its reference segments"
     return f"Intervals: bootstrap over {drawn_unit(recordings)}{each}; {DRAWS} draws, seed {SEED}.\n"
 
