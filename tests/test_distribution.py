@@ -30,13 +30,13 @@ ROOT = Path(__file__).parent.parent
 NAME = "mlx-speech-toolkit"
 STEM = f"mlx_speech_toolkit-{__version__}"
 DIST_INFO = f"{STEM}.dist-info"
-EXTRAS = {"cpu", "cuda12", "cuda13", "demo", "quick", "test", "docs", "bench"}
+EXTRAS = {"cpu", "cuda12", "cuda13", "demo", "eval", "quick", "test", "docs", "bench"}
 SDIST_LIMIT = 20_000_000  # bytes
 # of the repository, not of the project
 NOT_IN_SDIST = (".ci/", ".github/", ".gitignore")
 MADE_FOR_SDIST = {"PKG-INFO", "setup.cfg"}  # and the egg-info folder
 # modules, or folders of them, that may import what an extra brings
-MAY_NEED = {"evaluation/scores.py": "demo", "convert/parity/": "test"}
+MAY_NEED = {"evaluation/": "eval", "convert/parity/": "test"}
 
 
 def run(*command: str | Path, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -181,7 +181,8 @@ print(sorted(set(sys.modules) & %r))
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["transcribe"], ["diarize"], ["convert"], ["vad"], ["demo"], ["write"], ["align"]]
+    "command",
+    [[], ["transcribe"], ["diarize"], ["convert"], ["vad"], ["demo"], ["write"], ["align"], ["eval"], ["compare"]],
 )
 def test_help(command: list[str]) -> None:
     done = python("-m", "mlx_speech", *command, "--help")

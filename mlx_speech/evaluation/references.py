@@ -6,18 +6,21 @@ What takes text touches no file. All raise `CorruptFile`, in one line that says 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from mlx_speech.checkpoint import read_json
 from mlx_speech.errors import CorruptFile, SourceError, brief
 from mlx_speech.json_objects import JsonObject
-from mlx_speech.transcript import Diarization, Segment, Transcript, Turn, Word
+from mlx_speech.transcript import Diarization, Region, Segment, Transcript, Turn, Word
 
 RTTM_FIELDS = 9  # of a SPEAKER line; a tenth may follow
 STM_FIELDS = 5  # before the text: recording, channel, speaker, start, end
-STM_COMMENT = ";;"
+CTM_FIELDS = 5  # recording, channel, start, duration, word; a score may follow
+UEM_FIELDS = 4  # recording, channel, start, end
+COMMENT = ";;"
+PAUSE = 0.5  # seconds of silence that part the segments of words that come without any
 STM_IGNORED = "ignore_time_segment_in_scoring"  # the text of a stretch that is not to be scored
 
 # What Praat reads of a TextGrid, short or long: texts in quotes, flags, and numbers that stand by themselves.
@@ -52,7 +55,7 @@ def read_stm(text: str) -> dict[str, Transcript]:
     """
     segments: dict[str, list[Segment]] = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip() or line.startswith(STM_COMMENT):
+        if not line.strip() or line.startswith(COMMENT):
             continue
         fields = line.split(maxsplit=STM_FIELDS)
         if len(fields) < STM_FIELDS:
@@ -68,6 +71,61 @@ def read_stm(text: str) -> dict[str, Transcript]:
         if spoken.lower() != STM_IGNORED:
             segments.setdefault(recording, []).append(segment)
     return {recording: _transcript_of(found) for recording, found in segments.items()}
+
+
+def read_ctm(text: str) -> dict[str, Transcript]:
+    """The words of a CTM file, in segments between pauses, by recording.
+
+    The format: NIST, "sclite", appendix on file formats; without its alternatives.
+    """
+    words: dict[str, list[Word]] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        fields = line.split()
+        if not fields or line.startswith(COMMENT):
+            continue
+        if len(fields) < CTM_FIELDS:
+            raise CorruptFile(f"line {number}: {len(fields)} fields: expected {CTM_FIELDS}, as CTM has")
+        start = _seconds(fields[2], number)
+        end = start + _seconds(fields[3], number)
+        score = _seconds(fields[5], number) if len(fields) > CTM_FIELDS and fields[5] != "NA" else 1.0
+        words.setdefault(fields[0], []).append(Word(start, end, fields[4], score))
+    return {recording: transcript_of_words(found) for recording, found in words.items()}
+
+
+def read_uem(text: str) -> dict[str, tuple[Region, ...]]:
+    """The stretches of an UEM file, which are to be scored, by recording.
+
+    The format: NIST, "2009 Rich Transcription evaluation plan", on unpartitioned evaluation maps.
+    """
+    regions: dict[str, list[Region]] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        fields = line.split()
+        if not fields or line.startswith(COMMENT):
+            continue
+        if len(fields) < UEM_FIELDS:
+            raise CorruptFile(f"line {number}: {len(fields)} fields: expected {UEM_FIELDS}, as UEM has")
+        region = Region(_seconds(fields[2], number), _seconds(fields[3], number))
+        if region.end <= region.start:
+            raise CorruptFile(f"line {number}: it ends before it starts")
+        regions.setdefault(fields[0], []).append(region)
+    return {recording: tuple(found) for recording, found in regions.items()}
+
+
+def transcript_of_words(words: Iterable[Word]) -> Transcript:
+    """Words that come without segments: one ends at a pause, and where the speaker changes."""
+    groups: list[list[Word]] = []
+    for word in sorted(words, key=lambda word: word.start):
+        last = groups[-1][-1] if groups else None
+        if last is None or word.start - last.end >= PAUSE or word.speaker != last.speaker:
+            groups.append([])
+        groups[-1].append(word)
+    segments: list[Segment] = []
+    for group in groups:
+        end = max(word.end for word in group)
+        text = " ".join(word.text for word in group)
+        segments.append(Segment(group[0].start, end, text, tuple(group), group[0].speaker))
+    duration = max((segment.end for segment in segments), default=0.0)
+    return Transcript(tuple(segments), duration=duration)
 
 
 def _transcript_of(segments: list[Segment]) -> Transcript:
@@ -121,6 +179,25 @@ def read_textgrid(text: str) -> dict[str, tuple[Word, ...]]:
     except StopIteration:
         raise CorruptFile("a TextGrid that ends too early: fetch it again") from None
     return tiers
+
+
+def transcript_of_tiers(tiers: dict[str, tuple[Word, ...]]) -> Transcript:
+    """A TextGrid as a transcript: tiers of words as the Montreal Forced Aligner names them ("words", "Ann - words"),
+    with their speakers; where there are none, each tier is a speaker, and its intervals are segments."""
+    words: list[Word] = []
+    for name, found in tiers.items():
+        speaker, dash, kind = name.rpartition(" - ")
+        if kind.lower() in ("word", "words"):
+            words += [replace(word, speaker=speaker if dash else None) for word in found]
+    if words:
+        return transcript_of_words(words)
+    segments: list[Segment] = []
+    for name, intervals in tiers.items():
+        if name.rpartition(" - ")[2].lower() not in ("phone", "phones"):
+            segments += [Segment(part.start, part.end, part.text, speaker=name) for part in intervals]
+    segments.sort(key=lambda segment: segment.start)
+    duration = max((segment.end for segment in segments), default=0.0)
+    return Transcript(tuple(segments), duration=duration)
 
 
 def _textgrid_tokens(text: str) -> Iterator[str | float]:

@@ -7,18 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlx_speech.errors import MissingDependency
-from mlx_speech.transcript import Transcript, Word
-
-if TYPE_CHECKING:
-    from jiwer.process import AlignmentChunk
-    from pyannote.core import Annotation
-
-NEAR = 0.05  # seconds by which the start of a word may be off
+from mlx_speech.evaluation.boundaries import NEAR, letters, same_words
+from mlx_speech.evaluation.speaker_errors import annotation
+from mlx_speech.transcript import Transcript, Turn, Word
 
 
 @dataclass(frozen=True)
@@ -71,12 +66,12 @@ def score(pairs: Iterable[tuple[Transcript, Transcript]]) -> Scores:
         alignment = jiwer.process_words(_spelled(said), _spelled(heard))
         errors += alignment.substitutions + alignment.deletions + alignment.insertions
         total += len(said)
-        matches = _matches(alignment.alignments[0], heard, said)
+        matches = [(heard[ours], said[theirs]) for theirs, ours in same_words(said, heard)]
         attributed += _same_speaker_count(matches)
         for ours, theirs in matches:
             if theirs.aligned:
                 offsets.append((ours.start - theirs.start, ours.end - theirs.end))
-        diarization(_annotation(truth), _annotation(result), uem=Timeline([Span(0, truth.duration)]))
+        diarization(annotation(_turns(truth)), annotation(_turns(result)), uem=Timeline([Span(0, truth.duration)]))
     distances = np.abs(np.array(offsets or [(np.inf, np.inf)]))
     return Scores(
         wer=errors / max(total, 1),  # as jiwer counts an empty truth
@@ -89,37 +84,16 @@ def score(pairs: Iterable[tuple[Transcript, Transcript]]) -> Scores:
 
 def _spoken_words(transcript: Transcript) -> list[Word]:
     """Its words that are more than punctuation, segment after segment."""
-    return [word for word in transcript.words if _letters(word)]
+    return [word for word in transcript.words if letters(word)]
 
 
 def _spelled(words: Iterable[Word]) -> str:
     """As they are compared, with spaces between them."""
-    return " ".join(_letters(word) for word in words)
+    return " ".join(letters(word) for word in words)
 
 
-def _letters(word: Word) -> str:
-    """Without case and punctuation."""
-    return "".join(letter for letter in word.text.lower() if letter.isalnum() or letter == "'")
-
-
-def _matches(chunks: Iterable[AlignmentChunk], heard: list[Word], said: list[Word]) -> list[tuple[Word, Word]]:
-    """The words that were recognised, each with what was said. chunks : of jiwer's alignment"""
-    matches: list[tuple[Word, Word]] = []
-    for chunk in chunks:
-        if chunk.type == "equal":
-            ours = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
-            theirs = said[chunk.ref_start_idx : chunk.ref_end_idx]
-            matches += zip(ours, theirs, strict=True)
-    return matches
-
-
-def _annotation(transcript: Transcript) -> Annotation:
-    """The turns as pyannote has them."""
-    from pyannote.core import Annotation
-    from pyannote.core import Segment as Span
-
-    turns = transcript.diarization.turns if transcript.diarization is not None else ()
-    return Annotation.from_records((Span(turn.start, turn.end), k, turn.speaker) for k, turn in enumerate(turns))
+def _turns(transcript: Transcript) -> tuple[Turn, ...]:
+    return transcript.diarization.turns if transcript.diarization is not None else ()
 
 
 def _same_speaker_count(pairs: list[tuple[Word, Word]]) -> int:
