@@ -572,6 +572,8 @@ def test_masks_fall_back_to_all_of_a_voice(exclude: bool) -> None:
 class Fake:
     """Models of a pipeline whose voices are the signs of the samples: two speakers, told apart perfectly."""
 
+    identity = "fake:0"
+
     def __init__(self) -> None:
         self.args = SimpleNamespace(
             duration=10.0, sample_rate=16000, sincnet_stride=10, powerset_max_classes=2, num_speakers=3, warm_up=None,

@@ -37,6 +37,7 @@ LAYERS = (
     ("folders",),
     ("stages",),
     ("convert",),
+    ("voices",),
     ("options", "loading", "evaluation"),
     ("request", "environment"),
     ("engine", "recording"),
@@ -53,6 +54,7 @@ WINGS = (
     "stages",
     "writers",
     "evaluation",
+    "voices",
     "cli",
 )  # whose files may import each other; the stages only their parts, below
 FRAMEWORKS = {"torch", "torchaudio", "transformers", "whisper", "silero_vad", "pyannote", "lightning", "omegaconf"}
@@ -176,7 +178,7 @@ print(sorted(set(sys.modules) & %r))
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["transcribe"], ["diarize"], ["convert"], ["vad"], ["demo"], ["write"], ["align"]]
+    "command", [[], ["transcribe"], ["diarize"], ["convert"], ["vad"], ["demo"], ["write"], ["align"], ["speakers"]]
 )
 def test_help(command: list[str]) -> None:
     done = python("-m", "mlx_speech", *command, "--help")
@@ -241,6 +243,7 @@ PARTS = {
     "diarize": {"cluster", "windows"},
     "cluster": {"linkage"},
     "vad_pyannet": {"windows"},
+    "voiceprints": {"diarize"},
 }
 
 
@@ -257,7 +260,7 @@ def test_stages_do_not_import_each_other() -> None:
     ]
     assert not [(here, there) for here, there in within if here != there and there not in PARTS.get(here, set())]
     above = {part(module_of(f.file)) for f in OURS if part(f.name) == "stages"} - {"stages"}
-    assert above == {"loading", "batches", "pipeline", "options", "whisperx", "cli", "convert"}
+    assert above == {"loading", "batches", "pipeline", "options", "voices", "whisperx", "cli", "convert"}
 
 
 def test_models_touch_no_files() -> None:

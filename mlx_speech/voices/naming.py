@@ -1,0 +1,71 @@
+"""A diarization, and a database of known voices → the diarization with names."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import replace
+from typing import TypeAlias
+
+from mlx_speech.errors import shorten
+from mlx_speech.models.diarization_pipeline import Model
+from mlx_speech.transcript import Diarization
+from mlx_speech.voices.matching import match
+from mlx_speech.voices.store import SpeakerStore
+
+# a database or its path; True is the user's own, None and False are none
+Speakers: TypeAlias = "SpeakerStore | str | os.PathLike[str] | bool | None"
+
+
+class Namer:
+    """Gives speakers their names. Without a database it does nothing.
+
+    Raises `SourceNotFound` where there is none at the place that `speakers` says, and as `SpeakerStore`.
+    """
+
+    def __init__(self, speakers: Speakers) -> None:
+        self._store: SpeakerStore | None = None
+        self._checked: set[str] = set()  # embedding models, of which the user has been told
+        if speakers is None or speakers is False:
+            return
+        if isinstance(speakers, SpeakerStore):
+            self._store = speakers
+        else:
+            self._store = SpeakerStore(None if speakers is True else speakers)
+        self._store.check_exists()
+
+    def check(self, model: Model) -> None:
+        """Warn, once, of people whom this model's embedding has never heard, so that it cannot recognise them."""
+        if self._store is not None:
+            self._warn_of_other_models(self._store, model.embedding.identity)
+
+    def name(self, diarization: Diarization) -> Diarization:
+        """The diarization with names, as of `name_speakers`."""
+        if self._store is None:
+            return diarization
+        if diarization.embedding_model is not None:
+            self._warn_of_other_models(self._store, diarization.embedding_model)
+        return name_speakers(diarization, self._store)
+
+    def _warn_of_other_models(self, store: SpeakerStore, model: str) -> None:
+        if model in self._checked:
+            return
+        self._checked.add(model)
+        names = store.of_other_models(model)
+        if names:
+            reason = "enrolled with another embedding model, whose vectors cannot be compared"
+            advice = "enrol again with mlx_speech speakers add"
+            warnings.warn(f"{store.path}: {shorten(names)}: {reason}: {advice}", stacklevel=3)
+
+
+def name_speakers(diarization: Diarization, store: SpeakerStore) -> Diarization:
+    """The diarization with the names of known voices; its `matches` have the scores, and say who is in doubt.
+
+    Others keep their labels, and so does everybody where nobody knows which embedding model made the vectors.
+    Raises `SourceNotFound` and `CorruptFile` as `SpeakerStore.voices`.
+    """
+    if diarization.embedding_model is None:
+        return diarization
+    matches = match(diarization.embeddings, store.voices(diarization.embedding_model))
+    names = {label: found.name for label, found in matches.items() if not found.doubtful}
+    return replace(diarization, matches=matches).rename(names)
