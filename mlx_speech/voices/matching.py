@@ -31,8 +31,8 @@ class Thresholds:
 # By family of the embedding model; benchmarks/voices.py measures what they cost, and docs/guides/names.md has it.
 # CAM++: between the highest cosine of two people, 0.44, and the lowest of one person in two recordings, 0.60.
 THRESHOLDS = {"campplus": Thresholds(certain=0.55, doubtful=0.45)}
-# Of families that nobody has measured. A guess: the cosine of one voice is mostly above it in models of this kind.
-DEFAULT = Thresholds(certain=0.5, doubtful=0.4)
+# Of families that nobody has measured on people.
+DEFAULT = Thresholds(certain=0.55, doubtful=0.45)
 
 
 def thresholds_of(model: str) -> Thresholds:

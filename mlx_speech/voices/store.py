@@ -12,7 +12,7 @@ import sqlite3
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -184,8 +184,9 @@ class SpeakerStore:
         wanted = [checked_name(name) for name in names]
         self.check_exists()
         with self._writing() as connection:
-            for name in dict.fromkeys(wanted):
-                connection.execute("DELETE FROM speakers WHERE id = ?", (self._id_of(connection, name),))
+            speakers = [self._id_of(connection, name) for name in wanted]
+            for speaker in speakers:
+                connection.execute("DELETE FROM speakers WHERE id = ?", (speaker,))
         self._clear_traces()
 
     def rename(self, old: str, new: str, *, merge: bool = False) -> None:
@@ -223,12 +224,11 @@ class SpeakerStore:
                 with self._explained(), closing(sqlite3.connect(stage, isolation_level=None)) as connection:
                     connection.execute("PRAGMA journal_mode = WAL")
                     connection.executescript(SCHEMA)
-                os.link(stage, self.path)
+                with suppress(FileExistsError):  # another process was the first
+                    os.link(stage, self.path)
             finally:
                 for suffix in ("", "-wal", "-shm"):
                     stage.with_name(stage.name + suffix).unlink(missing_ok=True)
-        except FileExistsError:  # another process was the first
-            return
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
@@ -302,7 +302,7 @@ class SpeakerStore:
             if holder[0] == enrolment.name:
                 return False
             advice = f"rename or remove {brief(holder[0])} first"
-            raise OptionError(f"this voice of {brief(enrolment.name)} is {brief(holder[0])}'s already: {advice}")
+            raise OptionError(f"this voice of {brief(enrolment.name)} is known as {brief(holder[0])}: {advice}")
         query = "SELECT length(vector) / 4 FROM enrolments WHERE model = ? LIMIT 1"
         stored = connection.execute(query, (enrolment.model,)).fetchone()
         if stored is not None and stored[0] != enrolment.vector.size:
