@@ -7,11 +7,14 @@ compared with: from speech alone, without overlap, by whatever models the pipeli
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from mlx_speech.errors import AudioError
+from mlx_speech.features import SAMPLE_RATE, one_channel
 from mlx_speech.models.diarization_pipeline import Model
 from mlx_speech.stages.diarize import diarize
 from mlx_speech.transcript import Diarization, Turn
@@ -50,7 +53,9 @@ def voiceprint(
     Raises `AudioError` where there is less than a second of speech, and, saying who speaks when, where several people
     speak; `ConfigError` as `diarize`.
     """
-    found = diarize(audio, model, on_progress=on_progress)
+    samples = one_channel(audio, "a voice is enrolled")
+    found = diarize(_filling_a_window(samples, model), model, on_progress=on_progress)
+    found = _within(found, samples.size / SAMPLE_RATE)
     seconds = found.seconds
     speaker = max(seconds, key=lambda label: seconds[label], default=None)
     if speaker is None or seconds[speaker] < LEAST_SPEECH or not is_vector(found.embeddings[speaker]):
@@ -60,6 +65,29 @@ def voiceprint(
     if others > max(MOST_OF_OTHERS, MOST_OF_OTHERS_SHARE * seconds[speaker]):
         raise AudioError(_several(found, seconds, offset))
     return Voiceprint(found.embeddings[speaker], seconds[speaker], model.embedding.identity)
+
+
+def _filling_a_window(samples: np.ndarray, model: Model) -> np.ndarray:
+    """(samples,) as they are, or repeated until they are as long as one of the diarization's windows.
+
+    What is shorter would get silence behind it, and embeddings take the mean of the whole window off the filterbank.
+    By the demo's model, three voices in 2 to 4 s had cosines of 0.45 to 0.73 with themselves in a conversation, and of
+    0.83 to 0.91 where they were repeated.
+    """
+    args = model.segmentation.args
+    size = round(args.duration * args.sample_rate)
+    if not 0 < samples.size < size:
+        return samples
+    return np.resize(samples, size)
+
+
+def _within(found: Diarization, duration: float) -> Diarization:
+    """With the turns of the first `duration` seconds alone."""
+    return replace(found, turns=_cut(found.turns, duration), exclusive=_cut(found.exclusive, duration))
+
+
+def _cut(turns: Iterable[Turn], end: float) -> tuple[Turn, ...]:
+    return tuple(replace(turn, end=min(turn.end, end)) for turn in turns if turn.start < end)
 
 
 def is_vector(vector: tuple[float, ...]) -> bool:
