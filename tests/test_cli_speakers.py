@@ -114,7 +114,7 @@ def test_enrol_recognise_correct_learn_forget(recording: str, tmp_path: Path, ca
 
 def test_only_enrolled_voices_get_names(recording: str, model: diarization_pipeline.Model) -> None:
     enrol(recording, "Carl")
-    audio = load_audio(recording)[: 13 * SAMPLE_RATE]
+    audio = load_audio(recording)[: 18 * SAMPLE_RATE]
     plain = Pipeline(diarize_model=model).diarize(audio, num_speakers=3)
     named = Pipeline(diarize_model=model, speakers=True).diarize(audio, num_speakers=3)
     assert plain.speakers == ("SPEAKER_00", "SPEAKER_01", "SPEAKER_02") and not plain.matches

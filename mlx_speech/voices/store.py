@@ -254,16 +254,12 @@ class SpeakerStore:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all that happens inside, or nothing."""
+        """One transaction: all that happens inside, or nothing; what is not committed is undone with the connection."""
         with self._explained(), closing(self._connect()) as connection:
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA secure_delete = ON")
             connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
+            yield connection
             connection.execute("COMMIT")
 
     def _connect(self) -> sqlite3.Connection:
