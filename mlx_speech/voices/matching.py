@@ -65,17 +65,17 @@ class Voices:
         ordered = [names[k] for k in order]
         starts = [k for k in range(len(order)) if k == 0 or ordered[k] != ordered[k - 1]]
         directions = unit(vectors[order].astype(np.float64))
-        weights = np.array([seconds[k] for k in order], dtype=np.float64)
-        sums = np.add.reduceat(directions * weights[:, None], starts, axis=0)
+        directions *= np.array([[seconds[k]] for k in order])
+        sums = np.add.reduceat(directions, starts, axis=0)
         return cls(tuple(ordered[k] for k in starts), unit(sums), model)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors (…, dimension) of length 1; what has no direction (zeros, NaN) becomes zeros."""
-    finite = np.where(np.isfinite(vectors), vectors, 0.0)
-    lengths = np.linalg.norm(finite, axis=-1, keepdims=True)
-    directed = (lengths > 0) & np.isfinite(vectors).all(axis=-1, keepdims=True)
-    return np.where(directed, finite / np.where(directed, lengths, 1.0), 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    directed = (lengths > 0) & np.isfinite(lengths)
+    return np.divide(vectors, lengths, out=np.zeros(vectors.shape), where=directed)
 
 
 def match(

@@ -7,6 +7,7 @@ Sources: sqlite.org, "Write-Ahead Logging", "VACUUM", "PRAGMA secure_delete", "P
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import tempfile
@@ -41,11 +42,12 @@ CREATE TABLE enrolments (
     id INTEGER PRIMARY KEY,
     speaker INTEGER NOT NULL REFERENCES speakers (id) ON DELETE CASCADE,
     model TEXT NOT NULL,
+    digest BLOB NOT NULL,  -- SHA-256 of the vector, for the index
     vector BLOB NOT NULL,  -- float32, little-endian
     seconds REAL NOT NULL CHECK (seconds > 0),
     day TEXT NOT NULL,  -- ISO 8601
     audio BLOB,  -- 16-bit samples at 16 kHz, little-endian
-    UNIQUE (model, vector)  -- no voice twice, nor under two names
+    UNIQUE (model, digest)  -- no voice twice, nor under two names
 );
 CREATE INDEX enrolments_of_speaker ON enrolments (speaker);
 """
@@ -130,15 +132,18 @@ class SpeakerStore:
         Raises `SourceNotFound` where there is no file, `CorruptFile` where what it holds cannot be.
         """
         self.check_exists()
-        query = f"SELECT speakers.name, vector, seconds FROM {JOINED} WHERE model = ?"
+        # the table as it lies: by the index of models every row would be looked up by itself
+        joined = JOINED.replace("enrolments JOIN", "enrolments NOT INDEXED JOIN")
+        query = f"SELECT speakers.name, vector, seconds FROM {joined} WHERE model = ?"
         with self._reading() as connection:
             rows = connection.execute(query, (model,)).fetchall()
         names = [name for name, _, _ in rows]
         seconds = [seconds for _, _, seconds in rows]
-        try:
-            vectors = np.array([np.frombuffer(vector, dtype="<f4") for _, vector, _ in rows])
-        except ValueError as error:  # of no whole number of floats, or of several lengths
-            raise self._damaged(str(error)) from error
+        sizes = {len(vector) for _, vector, _ in rows}
+        if len(sizes) > 1 or any(size % 4 for size in sizes):
+            raise self._damaged(f"vectors of {model} of {sorted(sizes)} bytes")
+        size = max(sizes, default=4) // 4
+        vectors = np.frombuffer(b"".join(vector for _, vector, _ in rows), dtype="<f4").reshape(-1, size)
         return Voices.of(names, vectors, seconds, model)
 
     def of_other_models(self, model: str) -> list[str]:
@@ -292,8 +297,9 @@ class SpeakerStore:
     def _insert(self, connection: sqlite3.Connection, enrolment: Enrolment) -> bool:
         """Whether it was new. Raises `OptionError` where the voice is another name's."""
         vector = enrolment.vector.tobytes()
-        query = f"SELECT speakers.name FROM {JOINED} WHERE model = ? AND vector = ?"
-        holder = connection.execute(query, (enrolment.model, vector)).fetchone()
+        digest = hashlib.sha256(vector).digest()
+        query = f"SELECT speakers.name FROM {JOINED} WHERE model = ? AND digest = ?"
+        holder = connection.execute(query, (enrolment.model, digest)).fetchone()
         if holder is not None:
             if holder[0] == enrolment.name:
                 return False
@@ -308,13 +314,14 @@ class SpeakerStore:
         row = (
             self._id_of(connection, enrolment.name),
             enrolment.model,
+            digest,
             vector,
             enrolment.seconds,
             enrolment.day.isoformat(),
             enrolment.audio,
         )
-        columns = "speaker, model, vector, seconds, day, audio"
-        connection.execute(f"INSERT INTO enrolments ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
+        columns = "speaker, model, digest, vector, seconds, day, audio"
+        connection.execute(f"INSERT INTO enrolments ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         return True
 
     def _id_of(self, connection: sqlite3.Connection, name: str) -> int:
