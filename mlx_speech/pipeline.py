@@ -440,7 +440,7 @@ class Pipeline:
         if recording.audio.size < MIN_SAMPLES:
             return Diarization()
         if recording.turns_of_tracks is not None:
-            return recording.turns_of_tracks
+            return self._namer.name(recording.turns_of_tracks)
         model = self.models.diarization()
         self._uses("diarization", recording)
         steps = diarize_steps(recording.audio, model, **recording.options.speakers.numbers)

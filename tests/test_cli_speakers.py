@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import wave
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -125,7 +126,7 @@ def test_only_enrolled_voices_get_names(recording: str, model: diarization_pipel
     assert back.turns == plain.turns and back.exclusive == plain.exclusive and back.embeddings == plain.embeddings
 
 
-def test_a_voice_and_its_sound(recording: str, model: diarization_pipeline.Model) -> None:
+def test_a_voice_and_its_sound(recording: str, model: diarization_pipeline.Model, tmp_path: Path) -> None:
     start, end = STRETCHES["Ann"]
     command = ["add", "Ann", recording, "--from", start, "--to", end, "--keep-audio", *MODEL]
     assert speakers(*command) == 0
@@ -136,6 +137,14 @@ def test_a_voice_and_its_sound(recording: str, model: diarization_pipeline.Model
     assert kept.size == samples.size and np.abs(kept - samples).max() <= 0.5 / 32767 + 1e-7
     found = voiceprint(samples, model)
     assert np.array_equal(np.array(found.vector, "<f4"), enrolment.vector) and found.model == enrolment.model
+
+    other = SpeakerStore(tmp_path / "other.sqlite")
+    assert speakers("enrol-again", "--db", str(other.path), *MODEL) == 2  # there is nobody yet
+    other.add_all([replace(enrolment, vector=np.ones(3), model="another:0")])
+    assert speakers("enrol-again", "--db", str(other.path), *MODEL) == 0
+    (again,) = [enrolment for enrolment in other.enrolments() if enrolment.model != "another:0"]
+    cosine = again.vector @ enrolment.vector / np.linalg.norm(again.vector) / np.linalg.norm(enrolment.vector)
+    assert (again.name, again.model, again.audio) == ("Ann", enrolment.model, None) and cosine > 0.9999
 
 
 def test_several_people_are_not_one(recording: str, model: diarization_pipeline.Model) -> None:
@@ -180,6 +189,7 @@ def test_weights_are_told_apart_in_every_dtype(model: diarization_pipeline.Model
         (["remove", "Ann"], "there is no such database"),
         (["rename", "Ann", "Bob"], "there is no such database"),
         (["export"], "there is no such database"),
+        (["enrol-again"], "there is no such database"),
         (["add", "SPEAKER_01", "RECORDING"], "is what a speaker without a name is called"),
         (["add", "Ann", "RECORDING", "--from", "5", "--to", "3"], "--to 3 is not after --from 5"),
         (["add", "Ann", "RECORDING", "--from", "-1"], "--from is -1.0: it has to be from 0"),

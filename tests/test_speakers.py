@@ -333,7 +333,9 @@ def test_vectors_of_another_model_are_never_compared(store: SpeakerStore) -> Non
     assert [turn.speaker for turn in found.turns] == ["Bob"]
     assert store.voices("another:0").names == () and store.of_other_models("another:0") == ["Ann", "Bob"]
     namer = Namer(store)
-    with pytest.warns(UserWarning, match="Ann, Bob: enrolled with another embedding model.*: enrol again") as warned:
+    with pytest.warns(
+        UserWarning, match="Ann, Bob: enrolled with another embedding model.* enrols them again"
+    ) as warned:
         for _ in range(3):
             unnamed = namer.name(heard(voice(1), model="another:0"))
     assert len(warned) == 1 and "\n" not in str(warned[0].message)
@@ -342,6 +344,8 @@ def test_vectors_of_another_model_are_never_compared(store: SpeakerStore) -> Non
         warnings.simplefilter("error")
         assert name_speakers(heard(voice(1), model=None), store) == heard(voice(1), model=None)
         assert Namer(None).name(heard(voice(1))) == heard(voice(1))
+    with pytest.warns(UserWarning, match="nobody gets a name"):  # turns by sound tracks have no vectors
+        assert namer.name(Diarization(heard(voice(1)).turns)) == Diarization(heard(voice(1)).turns)
 
 
 def test_a_database_has_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,8 +386,8 @@ def test_what_cannot_be_learnt() -> None:
     short = (Turn(0.0, 0.5, "Ann"),)
     segments = (Segment(0.0, 1.0, "x", speaker="Ann"),)
     cases = {
-        "has no speaker_embeddings": Transcript(named.segments),
-        "does not say its embedding_model": corrected(heard(voice(1), model=None), SPEAKER_00="Ann"),
+        "has no vectors of speakers": Transcript(named.segments),
+        "does not say which model made its vectors": corrected(heard(voice(1), model=None), SPEAKER_00="Ann"),
         "all speakers are still called SPEAKER_00": plain,
         "'Ann' speaks, and has no vector: put the name in place of the label (SPEAKER_00)": replace(
             plain, segments=segments

@@ -15,7 +15,10 @@ from mlx_speech.cli.setup import prepare
 from mlx_speech.errors import AudioError, CorruptFile, OptionError, in_range
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mlx_speech.models.diarization_pipeline import Model
+    from mlx_speech.stages.voiceprints import Voiceprint
     from mlx_speech.voices import Enrolment, SpeakerStore
     from mlx_speech.voices.store import KnownSpeaker
 
@@ -33,6 +36,8 @@ def add_parser(group: Any) -> None:
     parser = group.add_parser("speakers", help="known voices, by name", description=DESCRIPTION)
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     _add_enrolment(actions)
+    action = _action(actions, run_again, "enrol-again", "kept sound by another diarization model")
+    add_models(action)
     _action(actions, run_list, "list", "names, seconds heard, days, embedding models")
     action = _action(actions, run_remove, "remove", "forget people; nothing is left of them")
     action.add_argument("names", nargs="+", metavar="NAME")
@@ -65,9 +70,10 @@ def _add_enrolment(actions: Any) -> None:
 def _action(actions: Any, run: Callable[..., int], name: str, help: str) -> argparse.ArgumentParser:
     """The parser of one action. help : also its description, as a sentence"""
     description = f"{help[0].upper()}{help[1:]}."
-    parser = add_command(actions, run, name, help, description, only_given=True)
+    renamed = {"speaker_embeddings": "speaker_embeddings"}  # a flag of transcribe, that messages name
+    parser = add_command(actions, run, name, help, description, only_given=True, renamed=renamed)
     parser.add_argument("--db", default=None, metavar="FILE", help="of known voices (default: the user's own)")
-    if run is not run_add:  # which has it among the flags of models
+    if run not in (run_add, run_again):  # which have it among the flags of models
         parser.add_argument("-v", "--verbose", action="store_true", default=False, help="tracebacks of errors")
     return parser
 
@@ -88,7 +94,6 @@ def run_add(
 ) -> int:
     """Enrol a voice from each of the recordings: from all of them, or, where one will not do, from none."""
     from mlx_speech.audio import MAX_DURATION
-    from mlx_speech.loading import Models
     from mlx_speech.voices.enrolments import checked_name
 
     name = checked_name(name)
@@ -97,9 +102,7 @@ def run_add(
     store = _store(db)
     bars = Bars(given.pop("print_progress"))
     max_duration = given.pop("max_duration", MAX_DURATION)
-    models = Models(diarize_model=given.pop("diarize_model", None))
-    prepare(say, **given)
-    model = models.diarization()
+    model = _model(given, say)
     enrolments: list[Enrolment] = []
     with closing(bars):
         for source in audio:
@@ -108,6 +111,45 @@ def run_add(
     seconds = sum(enrolment.seconds for enrolment in enrolments)
     print(f"{name}: {seconds:.1f} s of speech; {_counted(added, len(enrolments))}; in {store.path}")
     return 0
+
+
+def run_again(db: str | None, verbose: bool, say: Say, **given: Any) -> int:
+    """Enrol from the sound that is kept whom this diarization model has not heard yet."""
+    from mlx_speech.voices.enrolments import Enrolment, samples_of
+
+    store = _existing(db)
+    kept = [enrolment for enrolment in store.enrolments() if enrolment.audio is not None]
+    if not kept:
+        raise OptionError(f"{store.path}: no sound is kept: mlx_speech speakers add enrols people again")
+    bars = Bars(given.pop("print_progress"))
+    given.pop("max_duration", None)
+    model = _model(given, say)
+    enrolments: list[Enrolment] = []
+    failed: list[str] = []
+    with closing(bars):
+        for enrolment in kept:
+            if enrolment.model == model.embedding.identity or enrolment.audio is None:
+                continue
+            try:
+                found = _voiceprint(samples_of(enrolment.audio), model, enrolment.name, 0.0, bars)
+            except AudioError as error:
+                failed.append(str(error))
+                continue
+            enrolments.append(Enrolment.of(enrolment.name, found))
+    added = store.add_all(enrolments)
+    print(f"{_counted(added, len(enrolments))}; in {store.path}")
+    for message in failed:
+        say(message)
+    return 1 if failed else 0
+
+
+def _model(given: dict[str, Any], say: Say) -> Model:
+    """The diarization model that flags of `add_models` ask for; all of them are taken out of `given`."""
+    from mlx_speech.loading import Models
+
+    name = given.pop("diarize_model", None)
+    prepare(say, **given)
+    return Models(diarize_model=name).diarization()
 
 
 def _check_stretch(audio: list[str], start: float | None, end: float | None) -> None:
@@ -134,7 +176,6 @@ def _heard(
     """The voice in a stretch of a recording. Raises `AudioError` where it is not one person's."""
     from mlx_speech.audio import load_audio, louder
     from mlx_speech.samples import SAMPLE_RATE
-    from mlx_speech.stages.voiceprints import voiceprint
     from mlx_speech.voices.enrolments import Enrolment, pcm
 
     first = start or 0.0
@@ -145,14 +186,27 @@ def _heard(
     last = duration if end is None else min(end, duration)
     samples = louder(samples[round(first * SAMPLE_RATE) : round(last * SAMPLE_RATE)], source)
 
+    found = _voiceprint(samples, model, source, first, bars)
+    return Enrolment.of(name, found, audio=pcm(samples) if keep_audio else None)
+
+
+def _voiceprint(samples: np.ndarray, model: Model, source: str, first: float, bars: Bars) -> Voiceprint:
+    """The voice in samples, with a bar. source : names them; first : seconds where they begin in it
+
+    Raises `AudioError` as `stages.voiceprints.voiceprint`, with the source.
+    """
+    from mlx_speech.samples import SAMPLE_RATE
+    from mlx_speech.stages.voiceprints import voiceprint
+
+    seconds = samples.size / SAMPLE_RATE
+
     def report(done: float) -> None:
-        bars("diarize", done * (last - first), last - first, source)
+        bars("diarize", done * seconds, seconds, source)
 
     try:
-        found = voiceprint(samples, model, offset=first, on_progress=report)
+        return voiceprint(samples, model, offset=first, on_progress=report)
     except AudioError as error:
         raise AudioError(f"{source}: {error}") from error
-    return Enrolment.of(name, found, audio=pcm(samples) if keep_audio else None)
 
 
 def run_learn(files: list[str], db: str | None, verbose: bool, say: Say) -> int:

@@ -92,6 +92,11 @@ def pcm(samples: np.ndarray) -> bytes:
     return np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
 
 
+def samples_of(audio: bytes) -> np.ndarray:
+    """Kept sound → (samples,) at 16 kHz, float32 in [-1, 1]."""
+    return np.frombuffer(audio, dtype="<i2").astype(np.float32) / 32767
+
+
 def today() -> date:
     """The day in Greenwich: that of the user says where they are."""
     return datetime.now(timezone.utc).date()

@@ -21,16 +21,16 @@ def learn(transcript: Transcript) -> list[Enrolment]:
     """
     diarization = transcript.diarization
     if diarization is None or not diarization.embeddings:
-        raise OptionError("the transcript has no speaker_embeddings: transcribe again with speaker_embeddings=True")
+        raise OptionError("the transcript has no vectors of speakers: transcribe again with speaker_embeddings=True")
     if diarization.embedding_model is None:
-        raise OptionError("the transcript does not say its embedding_model, so its vectors cannot be compared: redo it")
+        raise OptionError("the transcript does not say which model made its vectors: transcribe again")
     named = [label for label in transcript.speakers if not is_unnamed(label)]
     if not named:
         raise OptionError("all speakers are still called SPEAKER_00 and the like: put names in their place first")
     lacking = [label for label in named if label not in diarization.embeddings]
     if lacking:
         labels = shorten(sorted(label for label in diarization.embeddings if is_unnamed(label)))
-        advice = f"put the name in place of the label ({labels}) everywhere, also under speaker_embeddings"
+        advice = f"put the name in place of the label ({labels}) everywhere, also in 'speaker_embeddings'"
         raise OptionError(f"{brief(lacking[0])} speaks, and has no vector: {advice}")
     seconds = diarization.seconds
     enrolments: list[Enrolment] = []

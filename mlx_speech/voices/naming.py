@@ -45,6 +45,8 @@ class Namer:
             return diarization
         if diarization.embedding_model is not None:
             self._warn_of_other_models(self._store, diarization.embedding_model)
+        elif diarization.turns:
+            warnings.warn("the sound tracks tell who speaks, and not by their voices: nobody gets a name", stacklevel=2)
         return name_speakers(diarization, self._store)
 
     def _warn_of_other_models(self, store: SpeakerStore, model: str) -> None:
@@ -54,7 +56,7 @@ class Namer:
         names = store.of_other_models(model)
         if names:
             reason = "enrolled with another embedding model, whose vectors cannot be compared"
-            advice = "enrol again with mlx_speech speakers add"
+            advice = "mlx_speech speakers add enrols them again, and enrol-again does where their sound is kept"
             warnings.warn(f"{store.path}: {shorten(names)}: {reason}: {advice}", stacklevel=3)
 
 
