@@ -357,6 +357,21 @@ def test_a_database_has_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert Namer(True).name(heard(voice(1))).turns[0].speaker == "Ann"
     assert Namer(tmp_path / "speakers.sqlite").name(heard(voice(1))).turns[0].speaker == "Ann"
     assert Namer(False).name(heard(voice(1))).turns[0].speaker == "SPEAKER_00"
+    wrong: Any = 3
+    with pytest.raises(OptionError, match="speakers is 3: give a SpeakerStore, its path, or True"):
+        Namer(wrong)
+
+
+@pytest.mark.parametrize("kind", ["cut", "text", "gone"])
+def test_no_transcript_is_lost_with_the_database(store: SpeakerStore, kind: str) -> None:
+    store.add("Ann", voice(1))
+    namer = Namer(store)
+    if kind == "gone":
+        store.path.unlink()
+    else:
+        spoilt(store.path, kind)
+    with pytest.warns(UserWarning, match="nobody gets a name: "):
+        assert namer.name(heard(voice(1))) == heard(voice(1))
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------

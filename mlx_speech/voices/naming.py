@@ -7,7 +7,7 @@ import warnings
 from dataclasses import replace
 from typing import TypeAlias
 
-from mlx_speech.errors import shorten
+from mlx_speech.errors import MLXSpeechError, OptionError, brief, shorten
 from mlx_speech.models.diarization_pipeline import Model
 from mlx_speech.transcript import Diarization
 from mlx_speech.voices.matching import match
@@ -20,7 +20,8 @@ Speakers: TypeAlias = "SpeakerStore | str | os.PathLike[str] | bool | None"
 class Namer:
     """Gives speakers their names. Without a database it does nothing.
 
-    Raises `SourceNotFound` where there is none at the place that `speakers` says, and as `SpeakerStore`.
+    Raises `SourceNotFound` where there is none at the place that `speakers` says, as `SpeakerStore`, and `OptionError`
+    for what is no `Speakers`.
     """
 
     def __init__(self, speakers: Speakers) -> None:
@@ -30,8 +31,12 @@ class Namer:
             return
         if isinstance(speakers, SpeakerStore):
             self._store = speakers
+        elif speakers is True:
+            self._store = SpeakerStore()
+        elif isinstance(speakers, (str, os.PathLike)):
+            self._store = SpeakerStore(speakers)
         else:
-            self._store = SpeakerStore(None if speakers is True else speakers)
+            raise OptionError(f"speakers is {brief(speakers)}: give a SpeakerStore, its path, or True")
         self._store.check_exists()
 
     def check(self, model: Model) -> None:
@@ -40,14 +45,21 @@ class Namer:
             self._warn_of_other_models(self._store, model.embedding.identity)
 
     def name(self, diarization: Diarization) -> Diarization:
-        """The diarization with names, as of `name_speakers`."""
-        if self._store is None:
+        """The diarization with names, as of `name_speakers`.
+
+        Warns where the database has become unusable meanwhile: a transcript is not given up for want of names.
+        """
+        if self._store is None or not diarization.turns:
             return diarization
-        if diarization.embedding_model is not None:
-            self._warn_of_other_models(self._store, diarization.embedding_model)
-        elif diarization.turns:
+        if diarization.embedding_model is None:
             warnings.warn("the sound tracks tell who speaks, and not by their voices: nobody gets a name", stacklevel=2)
-        return name_speakers(diarization, self._store)
+            return diarization
+        try:
+            self._warn_of_other_models(self._store, diarization.embedding_model)
+            return name_speakers(diarization, self._store)
+        except MLXSpeechError as error:
+            warnings.warn(f"nobody gets a name: {error}", stacklevel=2)
+            return diarization
 
     def _warn_of_other_models(self, store: SpeakerStore, model: str) -> None:
         if model in self._checked:

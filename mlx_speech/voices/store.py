@@ -200,7 +200,8 @@ class SpeakerStore:
         merge : where the new name is known, too, both are one person from now on
         Raises `OptionError` where the old name is not known, or the new one is and they are not to be merged.
         """
-        old, new = checked_name(old), checked_name(new)
+        old = checked_name(old)
+        new = checked_name(new)
         self.check_exists()
         with self._writing() as connection:
             speaker = self._id_of(connection, old)
