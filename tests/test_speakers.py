@@ -225,6 +225,9 @@ def test_rows_that_cannot_be(store: SpeakerStore, column: str, value: Any) -> No
         connection.execute(f"UPDATE enrolments SET {column} = ?", (value,))
     with pytest.raises(CorruptFile, match="is damaged"):
         store.enrolments()
+    if column == "day":
+        with pytest.raises(CorruptFile, match="is damaged"):
+            store.speakers()
     if value == b"abc":
         with pytest.raises(CorruptFile, match="is damaged"):
             store.voices(MODEL)
@@ -346,6 +349,12 @@ def test_vectors_of_another_model_are_never_compared(store: SpeakerStore) -> Non
         assert Namer(None).name(heard(voice(1))) == heard(voice(1))
     with pytest.warns(UserWarning, match="nobody gets a name"):  # turns by sound tracks have no vectors
         assert namer.name(Diarization(heard(voice(1)).turns)) == Diarization(heard(voice(1)).turns)
+
+
+def test_vectors_of_one_model_that_differ_in_length(store: SpeakerStore) -> None:
+    store.add("Ann", Voiceprint((1.0, 2.0), 3.0, MODEL))
+    with pytest.raises(CorruptFile, match="the vector of SPEAKER_00 has 32 numbers, and known voices 2"):
+        name_speakers(heard(voice(1)), store)
 
 
 def test_a_database_has_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import replace
 from typing import TypeAlias
 
-from mlx_speech.errors import MLXSpeechError, OptionError, brief, shorten
+from mlx_speech.errors import CorruptFile, MLXSpeechError, OptionError, brief, shorten
 from mlx_speech.models.diarization_pipeline import Model
 from mlx_speech.transcript import Diarization
 from mlx_speech.voices.matching import match
@@ -80,6 +80,11 @@ def name_speakers(diarization: Diarization, store: SpeakerStore) -> Diarization:
     """
     if diarization.embedding_model is None:
         return diarization
-    matches = match(diarization.embeddings, store.voices(diarization.embedding_model))
+    voices = store.voices(diarization.embedding_model)
+    for label, vector in diarization.embeddings.items():
+        if voices.names and len(vector) != voices.vectors.shape[1]:
+            sizes = f"{len(vector)} numbers, and known voices {voices.vectors.shape[1]}"
+            raise CorruptFile(f"{store.path}: the vector of {label} has {sizes}: enrol into a new file")
+    matches = match(diarization.embeddings, voices)
     names = {label: found.name for label, found in matches.items() if not found.doubtful}
     return replace(diarization, matches=matches).rename(names)

@@ -99,22 +99,20 @@ class SpeakerStore:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def speakers(self) -> list[KnownSpeaker]:
-        """Everybody, by name."""
-        found: dict[str, list[Enrolment]] = {}
-        for enrolment in self.enrolments():
-            found.setdefault(enrolment.name, []).append(enrolment)
+        """Everybody, by name. Kept sound is not read."""
+        if not self.exists:
+            return []
+        columns = "name, sum(seconds), count(*), group_concat(DISTINCT model), max(day), count(audio)"
+        with self._reading() as connection:
+            rows = connection.execute(f"SELECT {columns} FROM {JOINED} GROUP BY name ORDER BY name").fetchall()
         speakers: list[KnownSpeaker] = []
-        for name, enrolments in found.items():
-            speakers.append(
-                KnownSpeaker(
-                    name=name,
-                    seconds=sum(enrolment.seconds for enrolment in enrolments),
-                    enrolments=len(enrolments),
-                    models=tuple(sorted({enrolment.model for enrolment in enrolments})),
-                    last=max(enrolment.day for enrolment in enrolments),
-                    with_audio=sum(enrolment.audio is not None for enrolment in enrolments),
-                )
-            )
+        for name, seconds, enrolments, models, day, with_audio in rows:
+            try:
+                last = date.fromisoformat(day)
+            except ValueError as error:
+                raise self._damaged(str(error)) from error
+            names = tuple(sorted(models.split(",")))
+            speakers.append(KnownSpeaker(name, seconds, enrolments, names, last, with_audio))
         return speakers
 
     def enrolments(self) -> list[Enrolment]:
@@ -140,7 +138,7 @@ class SpeakerStore:
         names = [name for name, _, _ in rows]
         seconds = [seconds for _, _, seconds in rows]
         sizes = {len(vector) for _, vector, _ in rows}
-        if len(sizes) > 1 or any(size % 4 for size in sizes):
+        if len(sizes) > 1 or any(size == 0 or size % 4 for size in sizes):
             raise self._damaged(f"vectors of {model} of {sorted(sizes)} bytes")
         size = max(sizes, default=4) // 4
         vectors = np.frombuffer(b"".join(vector for _, vector, _ in rows), dtype="<f4").reshape(-1, size)
