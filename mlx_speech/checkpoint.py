@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from mlx_speech import backend as backend  # isort: skip  (before MLX)
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -95,8 +96,19 @@ def load_folder(folder: Path, dtype: str | None = None) -> BaseModel:
             model: BaseModel = diarization_pipeline.Model(config, **parts)
         else:
             model = finish(_model(folder, config), dtype)
+            model.origin = _origin(config)
     model.folder = folder
     return model
+
+
+def _origin(config: dict[str, Any]) -> str | None:
+    """A digest of the sha256 of all files that a model was converted from; None where config.json does not say them."""
+    source = config.get("source")
+    files = source.get("files") if isinstance(source, dict) else None
+    if not isinstance(files, dict) or not files:
+        return None
+    hashes = sorted(str(digest) for digest in files.values())
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _model(folder: Path, config: dict[str, Any]) -> BaseModel:

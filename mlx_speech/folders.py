@@ -55,6 +55,21 @@ def cache_folder() -> Path:
     return home / caches / "mlx_speech"
 
 
+def data_folder() -> Path:
+    """Where what the user has made is kept, such as known voices. Raises `OptionError` where the user has no home."""
+    if "MLX_SPEECH_DATA" in os.environ:
+        return expand(os.environ["MLX_SPEECH_DATA"])
+    if sys.platform != "darwin" and os.environ.get("XDG_DATA_HOME"):
+        return Path(os.environ["XDG_DATA_HOME"]) / "mlx_speech"
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        advice = "set HOME, or MLX_SPEECH_DATA to a folder that can be written"
+        raise OptionError(f"no home folder to keep known voices in: {advice}") from error
+    data = "Library/Application Support" if sys.platform == "darwin" else ".local/share"
+    return home / data / "mlx_speech"
+
+
 @contextlib.contextmanager
 def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """A new folder beside `target` that becomes `target` when the block ends well, and vanishes when it does not.

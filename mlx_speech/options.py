@@ -228,7 +228,7 @@ class SpeakerOptions:
             raise _conflict("diarize=False", "a number of speakers")
 
     @property
-    def numbers(self) -> dict[str, int | None]:
+    def numbers(self) -> SpeakerKeywords:
         """How many there are, by option."""
         return {
             "num_speakers": self.num_speakers,

@@ -53,6 +53,7 @@ from mlx_speech.stages.whisper import batched, decode
 from mlx_speech.stages.whisper.longform import transcribe_steps
 from mlx_speech.steps import Steps, run
 from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcript
+from mlx_speech.voices.naming import Namer, Speakers
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -77,6 +78,7 @@ class Pipeline:
     align_model : wav2vec2 for word times; by default the one of the language
     vad_model : by default Silero's, which comes with the package, or, for vad_method="pyannote", the diarization's
     diarize_model : a pyannote pipeline; "auto" is community-1 where it can be had, else the one of the package
+    speakers : known voices, whose names speakers get: a `voices.SpeakerStore` or its path, or True for the user's own
     dtype : of Whisper: "float16", "bfloat16", "float32"; q_bits : quantize it to so many bits
     device : "cpu" or "gpu"; by default MLX's default device. That is one for the whole process: with another device it
         is set while this pipeline works
@@ -97,6 +99,7 @@ class Pipeline:
         align_model: Any = None,
         vad_model: Any = None,
         diarize_model: Any = None,
+        speakers: Speakers = None,
         dtype: Dtype | None = None,
         q_bits: int | None = None,
         device: Literal["cpu", "gpu"] | None = None,
@@ -116,6 +119,7 @@ class Pipeline:
         self._low_memory = low_memory
         self._max_duration = max_duration
         self._memory_limit = environment.memory_limit
+        self._namer = Namer(speakers)
         self._defaults: dict[str, Any] = {}  # options of every call
         self._batches = Batches(self.models)
         self._engine = Engine(self._batches.advance, environment.entered, at_once=1 if low_memory else None)
@@ -436,18 +440,12 @@ class Pipeline:
         if recording.audio.size < MIN_SAMPLES:
             return Diarization()
         if recording.turns_of_tracks is not None:
-            return recording.turns_of_tracks
+            return self._namer.name(recording.turns_of_tracks)
         model = self.models.diarization()
         self._uses("diarization", recording)
-        speakers = recording.options.speakers
-        steps = diarize_steps(
-            recording.audio,
-            model,
-            num_speakers=speakers.num_speakers,
-            min_speakers=speakers.min_speakers,
-            max_speakers=speakers.max_speakers,
-        )
-        return (yield from told("diarize", recording.duration, steps))
+        steps = diarize_steps(recording.audio, model, **recording.options.speakers.numbers)
+        diarization = yield from told("diarize", recording.duration, steps)
+        return self._namer.name(diarization)
 
     def _tell(self, recording: Recording) -> Job[None]:
         """What Whisper has given back since the last turn; raises what went wrong in the batch."""
@@ -491,7 +489,7 @@ class Pipeline:
     def _check(self, options: Options) -> Job[None]:
         """What can fail for want of a model, or by its options, fails here, before anything is transcribed."""
         if options.wants_speakers:
-            self.models.diarization()
+            self._namer.check(self.models.diarization())
             self._release("diarization")
             yield
         if options.word_method == "ctc" and self.models.align_is_given:

@@ -8,11 +8,11 @@ the next one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlx_speech.errors import CorruptFile
+from mlx_speech.errors import CorruptFile, OptionError, brief, shorten
 from mlx_speech.json_objects import JsonObject, to_plain
 from mlx_speech.languages import is_torn, joint, unspaced
 
@@ -181,17 +181,127 @@ class Turn(Region):
 
 
 @dataclass(frozen=True)
+class Match:
+    """The known voice that a speaker was compared with (`mlx_speech.voices`).
+
+    name : of the voice
+    score : cosine of the two, -1..1
+    doubtful : the speaker sounds like it, and not so much that they were given its name
+    """
+
+    name: str
+    score: float
+    doubtful: bool = False
+
+
+@dataclass(frozen=True)
 class Diarization:
     """Who speaks when.
 
     turns : of every speaker, which may overlap
     exclusive : never two speakers at once; words take their speakers from these
     embeddings : one vector per speaker, as the clustering found it
+    embedding_model : the weights that made them (`checkpoint.identity`); only vectors of the same can be compared
+    matches : of speakers who sound like a known voice, by their label here
     """
 
     turns: tuple[Turn, ...] = ()
     exclusive: tuple[Turn, ...] = ()
     embeddings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    embedding_model: str | None = None
+    matches: Mapping[str, Match] = field(default_factory=dict)
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Labels of all who have a turn or an embedding, in alphabetical order."""
+        labels = {turn.speaker for turn in (*self.turns, *self.exclusive)}
+        return tuple(sorted(labels | self.embeddings.keys()))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """How long each speaker speaks, alone where that is known: label → seconds."""
+        seconds = dict.fromkeys(self.speakers, 0.0)
+        for turn in self.exclusive or self.turns:
+            seconds[turn.speaker] += turn.duration
+        return seconds
+
+    def rename(self, names: Mapping[str, str], *, merge: bool = False) -> Diarization:
+        """The same with other names for speakers; names, merge : as of `Transcript.rename`. Raises `OptionError`."""
+        _check_names(names, self.speakers, merge)
+        groups: dict[str, list[str]] = {}
+        for label in self.speakers:
+            groups.setdefault(names.get(label, label), []).append(label)
+        merged = {name for name, labels in groups.items() if len(labels) > 1}
+        embeddings: dict[str, tuple[float, ...]] = {}
+        for label in self.embeddings:
+            name = names.get(label, label)
+            if name not in embeddings:
+                embeddings[name] = self._mean_embedding(groups[name])
+        matches: dict[str, Match] = {}
+        for label, match in self.matches.items():
+            name = names.get(label, label)
+            if name not in matches or match.score > matches[name].score:
+                matches[name] = match
+        return replace(
+            self,
+            turns=_renamed_turns(self.turns, names, merged),
+            exclusive=_renamed_turns(self.exclusive, names, merged),
+            embeddings=embeddings,
+            matches=matches,
+        )
+
+    def _mean_embedding(self, labels: list[str]) -> tuple[float, ...]:
+        """Of speakers who are one, each counted by their seconds; of a single speaker theirs, exactly."""
+        known = [label for label in labels if label in self.embeddings]
+        vectors = [self.embeddings[label] for label in known]
+        if len(vectors) == 1:
+            return vectors[0]
+        seconds = self.seconds
+        weights = [seconds[label] for label in known]
+        total = sum(weights)
+        if total == 0:
+            weights = [1.0] * len(vectors)
+            total = float(len(vectors))
+        mean: list[float] = []
+        for values in zip(*vectors, strict=True):
+            weighted = sum(weight * value for weight, value in zip(weights, values, strict=True))
+            mean.append(weighted / total)
+        return tuple(mean)
+
+
+def _check_names(names: Mapping[str, str], known: Iterable[str], merge: bool) -> None:
+    """Raises `OptionError` for new names of speakers who do not exist, and for two speakers who would become one."""
+    labels = set(known)
+    unknown = sorted(names.keys() - labels)
+    if unknown:
+        speakers = shorten(sorted(labels)) or "none"
+        raise OptionError(f"nobody here is called {brief(unknown[0])}: the speakers are {speakers}")
+    holders: dict[str, str] = {}
+    for label in sorted(labels):
+        name = names.get(label, label)
+        if not name.strip():
+            raise OptionError(f"the new name of {label} is empty: give one")
+        if name in holders and not merge:
+            both = f"{holders[name]} and {label}"
+            raise OptionError(f"{both} would both be {brief(name)}: pass merge=True if they are one, or another name")
+        holders[name] = label
+
+
+def _renamed_turns(turns: Iterable[Turn], names: Mapping[str, str], merged: set[str]) -> tuple[Turn, ...]:
+    """Turns under other names. merged : names of speakers who were several, whose turns are joined where they touch"""
+    renamed: list[Turn] = []
+    last: dict[str, int] = {}  # the place in `renamed` of the last turn of a merged speaker
+    for turn in turns:
+        name = names.get(turn.speaker, turn.speaker)
+        place = last.get(name)
+        if place is not None and renamed[place].start <= turn.start <= renamed[place].end:
+            end = max(renamed[place].end, turn.end)
+            renamed[place] = replace(renamed[place], end=end)
+            continue
+        if name in merged:
+            last[name] = len(renamed)
+        renamed.append(replace(turn, speaker=name))
+    return tuple(renamed)
 
 
 @dataclass(frozen=True)
@@ -223,6 +333,34 @@ class Transcript:
     def words(self) -> tuple[Word, ...]:
         """Of all segments, in order."""
         return tuple(word for segment in self.segments for word in segment.words)
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Labels of all who have a word, a segment, a turn or an embedding, in alphabetical order."""
+        labels = set(self.diarization.speakers) if self.diarization is not None else set()
+        for spoken in (*self.segments, *self.words):
+            if spoken.speaker is not None:
+                labels.add(spoken.speaker)
+        return tuple(sorted(labels))
+
+    def rename(self, names: Mapping[str, str], *, merge: bool = False) -> Transcript:
+        """The same with other names for speakers, wherever they stand: segments, words, turns, embeddings, matches.
+
+        names : label → new name, all at once, so that two may change theirs; who is not in it keeps theirs
+        merge : several may become one, whose turns are joined and whose embedding is the mean by seconds
+
+        Raises `OptionError` for a label that there is not, and for several that become one without `merge`.
+        """
+        _check_names(names, self.speakers, merge)
+        segments: list[Segment] = []
+        for segment in self.segments:
+            words = tuple(replace(word, speaker=_new_name(word.speaker, names)) for word in segment.words)
+            segments.append(replace(segment, words=words, speaker=_new_name(segment.speaker, names)))
+        diarization = self.diarization
+        if diarization is not None:
+            there = {label: name for label, name in names.items() if label in diarization.speakers}
+            diarization = diarization.rename(there, merge=merge)
+        return replace(self, segments=tuple(segments), diarization=diarization)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, exactly, in the types of JSON: `Transcript.from_dict` gives an equal transcript again.
@@ -256,6 +394,10 @@ class Transcript:
             seconds={stage: seconds.number(stage) for stage in seconds.names()},
             silences=tuple(_read_region(region) for region in source.entries("silences")),
         )
+
+
+def _new_name(label: str | None, names: Mapping[str, str]) -> str | None:
+    return None if label is None else names.get(label, label)
 
 
 def _read_segment(source: JsonObject) -> Segment:
@@ -311,4 +453,15 @@ def _read_diarization(source: JsonObject) -> Diarization:
         turns=tuple(_read_turn(turn) for turn in source.entries("turns")),
         exclusive=tuple(_read_turn(turn) for turn in source.entries("exclusive")),
         embeddings={speaker: embeddings.numbers(speaker) for speaker in embeddings.names()},
+        embedding_model=source.optional_text("embedding_model"),
+        matches=read_matches(source.entry("matches")),
     )
+
+
+def read_matches(source: JsonObject) -> dict[str, Match]:
+    """Matches as `to_plain` writes them, by label. Raises `CorruptFile`."""
+    matches: dict[str, Match] = {}
+    for speaker in source.names():
+        match = source.entry(speaker)
+        matches[speaker] = Match(match.text("name"), match.number("score"), match.flag("doubtful", False))
+    return matches

@@ -589,6 +589,8 @@ def test_stretches_hold_every_window_once(longest: int) -> None:
 class Fake:
     """A segmentation whose voices are the signs of the samples: two speakers, told apart perfectly."""
 
+    identity = "fake:0"
+
     def __init__(self) -> None:
         self.args = SimpleNamespace(
             duration=10.0, sample_rate=16000, sincnet_stride=10, powerset_max_classes=2, num_speakers=3, warm_up=None

@@ -37,6 +37,7 @@ LAYERS = (
     ("folders",),
     ("stages",),
     ("convert",),
+    ("voices",),
     ("options", "loading", "evaluation"),
     ("request", "environment"),
     ("engine", "recording"),
@@ -53,6 +54,7 @@ WINGS = (
     "stages",
     "writers",
     "evaluation",
+    "voices",
     "cli",
 )  # whose files may import each other; the stages only their parts, below
 FRAMEWORKS = {"torch", "torchaudio", "transformers", "whisper", "silero_vad", "pyannote", "lightning", "omegaconf"}
@@ -182,7 +184,19 @@ print(sorted(set(sys.modules) & %r))
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["transcribe"], ["diarize"], ["convert"], ["vad"], ["demo"], ["write"], ["align"], ["eval"], ["compare"]],
+    [
+        [],
+        ["transcribe"],
+        ["diarize"],
+        ["convert"],
+        ["vad"],
+        ["demo"],
+        ["write"],
+        ["align"],
+        ["eval"],
+        ["compare"],
+        ["speakers"],
+    ],
 )
 def test_help(command: list[str]) -> None:
     done = python("-m", "mlx_speech", *command, "--help")
@@ -247,6 +261,7 @@ PARTS = {
     "diarize": {"cluster", "windows"},
     "cluster": {"linkage"},
     "vad_pyannet": {"windows"},
+    "voiceprints": {"diarize"},
 }
 
 
@@ -263,7 +278,7 @@ def test_stages_do_not_import_each_other() -> None:
     ]
     assert not [(here, there) for here, there in within if here != there and there not in PARTS.get(here, set())]
     above = {part(module_of(f.file)) for f in OURS if part(f.name) == "stages"} - {"stages"}
-    assert above == {"loading", "batches", "pipeline", "options", "whisperx", "cli", "convert"}
+    assert above == {"loading", "batches", "pipeline", "options", "voices", "whisperx", "cli", "convert"}
 
 
 def first_loaded(module: str, seen: set[str]) -> str | None:

@@ -18,7 +18,7 @@ from test_writers import transcripts
 from mlx_speech.errors import CorruptFile
 from mlx_speech.package_data import DEMO
 from mlx_speech.pipeline import Pipeline
-from mlx_speech.transcript import Char, Diarization, Segment, Transcript, Turn, Word
+from mlx_speech.transcript import Char, Diarization, Segment, Transcript, Word
 from mlx_speech.writers import FORMATS, read_json, to_json, to_screen, to_srt
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True)
@@ -82,7 +82,8 @@ def test_of_everything_only_the_decodings_figures_are_lost() -> None:
     transcript = with_aligned_words(full())
     read = read_json("\ufeff" + to_json(transcript, speaker_embeddings=True))
     kept = Segment(0.1, 0.5, "hi", transcript.words, "A", "de", avg_logprob=-0.3)
-    diarization = Diarization((Turn(0.0, 0.5, "A"),), (), {"A": (0.25, -0.5)})
+    diarization = replace(transcript.diarization or Diarization(), exclusive=())
+    assert diarization.embeddings and diarization.embedding_model and diarization.matches
     assert read == replace(transcript, segments=(kept,), diarization=diarization, silences=())
 
 

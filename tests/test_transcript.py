@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_speech.errors import CorruptFile
-from mlx_speech.transcript import Char, Diarization, Region, Segment, Transcript, Turn, Word
+from mlx_speech.transcript import Char, Diarization, Match, Region, Segment, Transcript, Turn, Word
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -47,7 +47,12 @@ segments = st.builds(
 )
 turns = st.builds(Turn, numbers, numbers, texts)
 diarizations = st.builds(
-    Diarization, turns=few(turns), exclusive=few(turns), embeddings=st.dictionaries(texts, few(numbers), max_size=3)
+    Diarization,
+    turns=few(turns),
+    exclusive=few(turns),
+    embeddings=st.dictionaries(texts, few(numbers), max_size=3),
+    embedding_model=optional_texts,
+    matches=st.dictionaries(texts, st.builds(Match, texts, numbers, st.booleans()), max_size=3),
 )
 transcripts = st.builds(
     Transcript,
@@ -92,7 +97,7 @@ def full() -> Transcript:
         "en",
         0.75,
         12.5,
-        Diarization((turn,), (turn, turn), {"A": (0.25, -0.5)}),
+        Diarization((turn,), (turn, turn), {"A": (0.25, -0.5)}, "family:0123", {"A": Match("Ann", 0.5, True)}),
         {"asr": "tiny"},
         {"asr": 1.5},
         (Region(3.0, 4.0),),
@@ -105,6 +110,7 @@ def test_all_fields_are_there_by_their_names() -> None:
     assert set(content["segments"][0]) == set(vars(full().segments[0]))
     assert set(content["segments"][0]["words"][0]) == set(vars(full().words[0]))
     assert content["diarization"]["embeddings"] == {"A": [0.25, -0.5]}
+    assert content["diarization"]["matches"] == {"A": {"name": "Ann", "score": 0.5, "doubtful": True}}
     assert Transcript.from_dict(content) == full()
 
 
@@ -139,6 +145,7 @@ def test_what_is_missing_has_its_default_and_what_is_unknown_is_not_looked_at() 
         ({"format_version": 1, "models": {"x\n" * 999: 1}}, "models.'x.{3,90} is 1: expected text"),
         ({"format_version": 1, "silences": [{"start": 0, "end": None}]}, r"silences\[0\].end is missing"),
         ({"format_version": 1, "diarization": {"embeddings": {"A": [1, "x"]}}}, "diarization.embeddings.A is 'x'"),
+        ({"format_version": 1, "diarization": {"matches": {"A": {"name": "x"}}}}, "matches.A.score is missing"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_a_line(content: Any, message: str) -> None:

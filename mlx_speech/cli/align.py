@@ -8,8 +8,8 @@ from typing import Any
 
 from mlx_speech import writers
 from mlx_speech.cli import outputs
-from mlx_speech.cli.parser import add_command, add_models, add_option, add_options
-from mlx_speech.cli.screen import Bars, Say, timing
+from mlx_speech.cli.parser import add_command, add_models, add_option, add_options, add_speakers
+from mlx_speech.cli.screen import Bars, Say, say_matches, timing
 from mlx_speech.cli.setup import make_pipeline
 from mlx_speech.fields import options_of
 from mlx_speech.options import Options, SpeakerOptions, WordOptions
@@ -32,6 +32,7 @@ def add_parser(group: Any) -> None:
     words = options_of(WordOptions)
     add_options(parser, [words["interpolate_method"], words["return_char_alignments"]])
     add_options(parser, options_of(SpeakerOptions).values())
+    add_speakers(parser)
     outputs.add_outputs(parser)
     add_options(parser.add_argument_group("subtitles"), LAYOUT.values())
     add_models(parser.add_argument_group("models and machine"))
@@ -58,6 +59,8 @@ def run(transcript: str, audio: str, output_dir: str, output_format: str, verbos
     outputs.write_all(result, files, stem, layout)
     print(writers.to_screen(result), end="", flush=True)
     print(outputs.listed(folder / stem, formats), file=sys.stderr)
+    if speakers.wanted:
+        say_matches(result.diarization, say)
     if verbose:
         print(timing(result), file=sys.stderr)
     return 0

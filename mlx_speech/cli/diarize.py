@@ -6,8 +6,8 @@ from contextlib import closing
 from typing import Any
 
 from mlx_speech import writers
-from mlx_speech.cli.parser import add_audio, add_command, add_models, add_option, add_options
-from mlx_speech.cli.screen import Bars, Say, failure
+from mlx_speech.cli.parser import add_audio, add_command, add_models, add_option, add_options, add_speakers
+from mlx_speech.cli.screen import Bars, Say, failure, say_matches
 from mlx_speech.cli.setup import make_pipeline
 from mlx_speech.errors import AudioError, OutOfMemory
 from mlx_speech.fields import options_of
@@ -24,6 +24,7 @@ def add_parser(group: Any) -> None:
     add_option(parser, options_of(Options)["audio_track"])
     numbers = [option for name, option in options_of(SpeakerOptions).items() if name != "diarize"]
     add_options(parser, numbers)
+    add_speakers(parser)
     add_models(parser)
 
 
@@ -44,6 +45,7 @@ def run(audio: list[str], exclusive: bool, verbose: bool, say: Say, **given: Any
             report.close(source)
             turns = diarization.exclusive if exclusive else diarization.turns
             print(writers.regions_to_rttm(turns, stems[source]), end="", flush=True)
+            say_matches(diarization, say)
     for message in failed:
         say(message)
     return 1 if failed else 0

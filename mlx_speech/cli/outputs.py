@@ -164,16 +164,17 @@ def write_all(transcript: Transcript, files: Mapping[str, Path], uri: str, layou
         write(path, writers.FORMATS[kind](transcript, uri=uri, **layout))
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all. Raises `OutputError`."""
+def write(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a file, whole or not at all. private : only the user may read it. Raises `OutputError`."""
     try:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", dir=path.parent, delete=False) as file:
             try:
                 file.write(text)
                 file.flush()
-                mask = os.umask(0)
-                os.umask(mask)
-                Path(file.name).chmod(0o666 & ~mask)  # as files are made; temporary ones are private
+                if not private:
+                    mask = os.umask(0)
+                    os.umask(mask)
+                    Path(file.name).chmod(0o666 & ~mask)  # as files are made; temporary ones are private
                 Path(file.name).replace(path)
             finally:
                 Path(file.name).unlink(missing_ok=True)

@@ -147,6 +147,17 @@ def add_models(group: Any) -> None:
     add_machine(group)
 
 
+def add_speakers(group: Any) -> None:
+    """The flag for the database of known voices."""
+    group.add_argument(
+        "--speakers",
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="known voices get their names (mlx_speech speakers add); without FILE those of the user's own database",
+    )
+
+
 def add_machine(group: Any) -> None:
     """Flags of commands that load models: what they run on, and where models come from."""
     group.add_argument("--device", default=None, help="cpu or gpu (cuda, mps) (default: MLX's)")

@@ -15,7 +15,7 @@ from mlx_speech.cli.parser import flag_of
 from mlx_speech.errors import MLXSpeechError
 
 if TYPE_CHECKING:
-    from mlx_speech.transcript import Transcript
+    from mlx_speech.transcript import Diarization, Transcript
 
 Say = Callable[[str], None]  # tells the user a line
 
@@ -83,6 +83,17 @@ def failure(source: str, error: Exception, verbose: bool) -> str:
     if source in message or source == "-":
         return message
     return f"{source}: {message}"
+
+
+def say_matches(diarization: Diarization | None, say: Say) -> None:
+    """Tell the user who was recognised, and who only might have been, with the scores."""
+    if diarization is None:
+        return
+    for label, match in diarization.matches.items():
+        if match.doubtful:
+            say(f"{label} may be {match.name}: score {match.score:.2f}, too little to be sure")
+        else:
+            say(f"{label} is known: score {match.score:.2f}")
 
 
 def timing(result: Transcript) -> str:

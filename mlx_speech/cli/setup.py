@@ -27,6 +27,7 @@ PIPELINE_KEYWORDS = (
     "align_model",
     "vad_model",
     "diarize_model",
+    "speakers",
     "dtype",
     "q_bits",
     "batch_size",

@@ -17,12 +17,13 @@ from mlx_speech.cli.parser import (
     add_models,
     add_option,
     add_options,
+    add_speakers,
     default_of,
     flag_of,
     help_of,
     number_or_none,
 )
-from mlx_speech.cli.screen import Bars, Say, failure, timing
+from mlx_speech.cli.screen import Bars, Say, failure, say_matches, timing
 from mlx_speech.cli.setup import COMPUTE_FLAGS, make_pipeline
 from mlx_speech.errors import OptionError, OutputError, in_range
 from mlx_speech.fields import Option, options_of
@@ -88,6 +89,7 @@ def add_parser(group: Any) -> None:
     add_options(parser, options_of(Options).values())
     add_option(parser, decoding.pop("task"))
     add_options(parser, options_of(SpeakerOptions).values())
+    add_speakers(parser)
     _add_outputs(parser.add_argument_group("output"))
     subtitles = [option for name, option in LAYOUT.items() if name != "speaker_embeddings"]
     add_options(parser.add_argument_group("subtitles"), subtitles)
@@ -233,6 +235,7 @@ def run(
                     heading = f"# {source}\n" if len(audio) > 1 else ""
                     print(heading + writers.to_screen(result), end="", flush=True)
                     print(outputs.listed(folder / stems[source], formats), file=sys.stderr)
+                say_matches(result.diarization, say)
                 if verbose:
                     print(timing(result), file=sys.stderr)
                     for region in result.silences:
@@ -296,8 +299,9 @@ def _check_no_align(keywords: Mapping[str, Any], layout: Mapping[str, Any]) -> N
 def _unheeded(named: Iterable[str], options: Options) -> Iterator[tuple[str, str]]:
     """Flags that the user gave and nothing answers to, each with what it would need."""
     has_detection = options.detection.vad and not options.longform.sequential
-    if "speaker_embeddings" in named and not options.wants_speakers:
-        yield "speaker_embeddings", "--diarize"
+    for name in ("speaker_embeddings", "speakers"):
+        if name in named and not options.wants_speakers:
+            yield name, "--diarize"
     if "segment_resolution" in named and options.word_method is None:
         yield "segment_resolution", "times of words"
     for name in ("align_model", "interpolate_method"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import typing
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # No speech model comes near these; a configuration beyond them is broken or hostile and must not be built.
 MAX_SIZE = 1 << 20
 MAX_LAYERS = 512
+IDENTITY_DIGITS = 16  # hexadecimal; enough to tell the weights that anybody has from each other
 
 Args = TypeVar("Args", bound="BaseModelArgs")
 Self = TypeVar("Self", bound="BaseModel")
@@ -130,6 +132,22 @@ class BaseModel(nn.Module):
     quantizable = False
     args: Any
     folder: Path | None = None  # where `load` found it, and what lies beside the weights
+    origin: str | None = None  # a digest, in hexadecimal, of the files that it was converted from, where they are known
+
+    @property
+    def identity(self) -> str:
+        """Tells these weights from others, whatever their dtype: family and digest, "wespeaker:0123456789abcdef".
+
+        The digest is that of the original's files or, where nobody has said what they were, of the arrays.
+        """
+        if self.origin is None:
+            digest = hashlib.sha256()
+            for name, array in sorted(self.arrays().items()):
+                digest.update(f"{name} {array.shape}".encode())
+                digest.update(np.array(array.astype(mx.float32)).tobytes())
+            self.origin = digest.hexdigest()
+        family = type(self).__module__.rpartition(".")[2]
+        return f"{family}:{self.origin[:IDENTITY_DIGITS]}"
 
     def arrays(self) -> dict[str, mx.array]:
         """Every parameter by its dotted name."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -148,7 +149,7 @@ def diarize_steps(
         frames=windows.frames_of(args),
     )
     yield duration
-    return result
+    return replace(result, embedding_model=model.embedding.identity)
 
 
 def from_stages(

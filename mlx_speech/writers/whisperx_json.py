@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_speech.errors import CorruptFile
 from mlx_speech.json_objects import JsonObject
-from mlx_speech.transcript import Char, Diarization, Region, Segment, Transcript, Turn, Word
+from mlx_speech.transcript import Char, Diarization, Region, Segment, Transcript, Turn, Word, read_matches
 from mlx_speech.writers.cues import Layout, LayoutKeywords
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ def to_json(transcript: Transcript, *, uri: str = "", **layout: Unpack[LayoutKey
 def as_dict(transcript: Transcript, *, speaker_embeddings: bool = False) -> dict[str, Any]:
     """The transcript as dicts and lists in the shape of whisperx's result, for those who read that; times to the ms.
 
-    Keys besides whisperx's: duration, language_probability, turns (where there is a diarization), models, seconds; of a
-    segment its language where it is not the recording's; of a word `"aligned": False` where its time is a guess.
+    Keys besides whisperx's: duration, language_probability, turns (where there is a diarization), embedding_model (of
+    the embeddings), speaker_matches (where known voices were heard), models, seconds; of a segment its language where
+    it is not the recording's; of a word `"aligned": False` where its time is a guess.
     What it leaves out (tokens, the decoding's figures, silences), and times as they are, are in `Transcript.to_dict`.
     """
     has_words = any(segment.words for segment in transcript.segments)
@@ -47,8 +48,20 @@ def as_dict(transcript: Transcript, *, speaker_embeddings: bool = False) -> dict
         if speaker_embeddings:
             vectors = transcript.diarization.embeddings
             content["speaker_embeddings"] = {speaker: list(vector) for speaker, vector in vectors.items()}
+            if transcript.diarization.embedding_model is not None:
+                content["embedding_model"] = transcript.diarization.embedding_model
+        if transcript.diarization.matches:
+            content["speaker_matches"] = _matches(transcript.diarization)
     content["models"] = dict(transcript.models)
     content["seconds"] = {stage: round(seconds, 3) for stage, seconds in transcript.seconds.items()}
+    return content
+
+
+def _matches(diarization: Diarization) -> dict[str, Any]:
+    """The known voices that speakers sound like, by label."""
+    content: dict[str, Any] = {}
+    for speaker, match in diarization.matches.items():
+        content[speaker] = {"name": match.name, "score": round(match.score, 3), "doubtful": match.doubtful}
     return content
 
 
@@ -181,7 +194,12 @@ def _read_diarization(document: JsonObject) -> Diarization | None:
         turns.append(Turn(entry.number("start"), entry.number("end"), entry.text("speaker")))
     vectors = document.entry("speaker_embeddings")
     embeddings = {speaker: vectors.numbers(speaker) for speaker in vectors.names()}
-    return Diarization(turns=tuple(turns), embeddings=embeddings)
+    return Diarization(
+        turns=tuple(turns),
+        embeddings=embeddings,
+        embedding_model=document.optional_text("embedding_model"),
+        matches=read_matches(document.entry("speaker_matches")),
+    )
 
 
 def _read_segment(entry: JsonObject, language: str | None) -> Segment:
