@@ -247,7 +247,7 @@ class Model(SpeakerEmbedding):
             places = np.full((len(group), size), -1)
             for place, voice in zip(places, group, strict=True):
                 place[: len(frames[voice])] = frames[voice]
-            valid = mx.array(places >= 0)
+            valid = mx.array(places) >= 0
             own = features[mx.array(rows[group])[:, None], mx.array(np.maximum(places, 0))]
             result[mx.array(group)] = self.xvector(mx.where(valid[..., None], own, 0), valid.sum(axis=1))
         return result.reshape(count, speakers, -1)
