@@ -1,8 +1,8 @@
 """How well speakers are told apart, and how fast: `python -m benchmarks.speakers [--minutes 60]`.
 
 Real excerpts of the test data with their RTTM, and synthetic conversations: pieces of real recordings and sentences of
-espeak-ng, which take turns in one room, under one noise, and sometimes at once. `--minutes` makes one long conversation instead.
-The error rate has no collar, and overlap counts (pyannote.metrics). speakers.md has what it printed.
+espeak-ng, which take turns in one room, under one noise, and sometimes at once. `--minutes` makes one long conversation
+instead. The error rate has no collar, and overlap counts (pyannote.metrics). speakers.md has what it printed.
 """
 
 from __future__ import annotations
