@@ -35,7 +35,9 @@ MIN_SAMPLES = 400  # of a filterbank frame: a voice needs more for an embedding 
 # How much of the work is done behind segmentation and behind the embeddings; clustering is the rest.
 SHARE_BEHIND_SEGMENTATION = 0.15
 SHARE_BEHIND_EMBEDDINGS = 0.95
-SAMPLES_PER_MASK_FRAME = 160  # in stretches of several windows: 10 ms, as the frames of a filterbank
+# Of masks of a stretch of windows, in samples: 25 ms every 10 ms, as the filterbanks of speaker embeddings have them.
+MASK_FRAME = 400
+MASK_STEP = 160
 FRAMES_PER_SORT = 1 << 16  # that are sorted at once, for the memory
 
 
@@ -356,21 +358,26 @@ def embed_stretches(
 
     It is not quite the same: a filterbank is centred by its mean over the stretch, not over the window.
     """
-    _, frames, speakers = masks.shape
+    speakers = masks.shape[2]
+    length = _mask_frames(size)
+    nearest = np.arange(length) * masks.shape[1] // length
     for first, last in windows.stretches(starts, size, stretch):
         begin = starts[first]
-        waveform = audio[begin : starts[last - 1] + size]
         samples = starts[last - 1] + size - begin
+        waveform = audio[begin : begin + samples]
         waveform = np.pad(waveform, (0, samples - len(waveform)))
-        voices = np.zeros(((last - first) * speakers, samples // SAMPLES_PER_MASK_FRAME), np.int8)
-        length = size // SAMPLES_PER_MASK_FRAME
-        nearest = np.arange(length) * frames // length
+        voices = np.zeros(((last - first) * speakers, _mask_frames(samples)), np.int8)
         for window in range(first, last):
-            place = (starts[window] - begin) // SAMPLES_PER_MASK_FRAME
+            place = (starts[window] - begin) // MASK_STEP
             row = (window - first) * speakers
             voices[row : row + speakers, place : place + length] = masks[window].T[:, nearest]
         vectors = model.embed(mx.array(waveform[None]), voices[None])
         yield np.array(vectors).reshape(last - first, speakers, -1)
+
+
+def _mask_frames(samples: int) -> int:
+    """How many frames masks of a stretch have: as many as a filterbank has of it."""
+    return 1 + (samples - MASK_FRAME) // MASK_STEP
 
 
 # --- the turns -------------------------------------------------------------------------------------------------------
