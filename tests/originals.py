@@ -368,6 +368,55 @@ def wespeaker(
     return randomise(model, seed)
 
 
+# --- 3D-Speaker ------------------------------------------------------------------------------------------------------
+
+
+def campplus(
+    growth_rate: int = 32,
+    init_channels: int = 128,
+    embedding_size: int = 192,
+    seed: int = 0,
+    centred: bool = True,
+) -> Any:
+    """CAM++: its head, and how many layers it has, are the same in every size.
+
+    centred : whether the last norm holds what speech gives, as a trained one does, so that embeddings point in all
+        directions; of random layers they are all but the same, and what centring leaves of them is nothing for bfloat16
+    """
+    from speakerlab.models.campplus.DTDNN import CAMPPlus
+
+    torch.manual_seed(seed)
+    model = CAMPPlus(growth_rate=growth_rate, init_channels=init_channels, embedding_size=embedding_size)
+    randomise(model, seed)
+    if not centred:
+        return model
+    with torch.no_grad():
+        features = torch.cat([model.head(_filterbank(piece)) for piece in torch.from_numpy(speech(16)).split(32000)])
+        pooled = model.xvector[:-1](features)
+        plain = model.xvector.dense.linear(pooled[..., None])[..., 0]
+        last = model.xvector.dense.nonlinear.batchnorm
+        last.running_mean.copy_(plain.mean(dim=0))
+        last.running_var.copy_(plain.var(dim=0))
+    return model
+
+
+def _filterbank(samples: torch.Tensor) -> torch.Tensor:
+    """samples (count,) → (1, mel bins, frames), centred"""
+    import torchaudio.compliance.kaldi as kaldi
+
+    fbank = kaldi.fbank(samples[None], num_mel_bins=80, dither=0.0)
+    return (fbank - fbank.mean(dim=0))[None].permute(0, 2, 1)
+
+
+def save_campplus(model: Any, path: Path) -> Path:
+    """As 3D-Speaker publishes it: the plain state dict."""
+    torch.save(model.state_dict(), path)
+    return path
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
 def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 

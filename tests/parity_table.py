@@ -25,6 +25,8 @@ SHOWN = (  # in the README
     "PyanNet 2022.07 (real), dev00.wav",
     "PyanNet 2022.07 (real), dev01.wav",
     "Silero VAD 6.2 (real), 60 s",
+    "CAM++ (real), dev00.wav",
+    "CAM++ (real), dev01.wav",
     "PLDA of community-1 (real)",
     "WeSpeaker ResNet34",
     "wav2vec2-base",

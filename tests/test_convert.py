@@ -51,6 +51,7 @@ PYANNET = {
     "linear": {"hidden_size": 16, "num_layers": 1},
     "duration": 5.0,
 }
+CAMPPLUS = {"growth_rate": 8, "init_channels": 16, "embedding_size": 32, "centred": False}
 WESPEAKER = {"blocks": [1, 1, 1, 1], "channels": 8, "embedding": 32}
 DIMS = {**make.NARROW, "n_audio_ctx": 60}  # of audio 1.2 s
 OLD_SPELLING = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
@@ -217,6 +218,20 @@ def _wespeaker_own(folder: Path) -> Path:
     return folder / "avg_model.pt"
 
 
+@cache
+def campplus() -> Any:
+    return make.campplus(**CAMPPLUS)
+
+
+def _campplus(folder: Path) -> Path:
+    return make.save_campplus(campplus(), folder / "campplus_cn_common.bin")
+
+
+def _campplus_in_checkpoint(folder: Path) -> Path:
+    torch.save({"state_dict": campplus().state_dict(), "epoch": 3}, folder / "pytorch_model.bin")
+    return folder
+
+
 def _plda(folder: Path) -> Path:
     arrays = random_plda(np.random.default_rng(5), 32, 16)
     transform = ("mean1", "mean2", "lda")
@@ -268,6 +283,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "wespeaker": _wespeaker,
     "wespeaker hyper-parameters": partial(_wespeaker, hyper_parameters=True),
     "wespeaker own": _wespeaker_own,
+    "campplus": _campplus,
+    "campplus in a checkpoint": _campplus_in_checkpoint,
     "plda": _plda,
     "plda.npz": lambda folder: _plda(folder) / "plda.npz",
     "xvec_transform.npz": lambda folder: _plda(folder) / "xvec_transform.npz",
@@ -275,7 +292,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
 }
 # of a family, one source in the usual format
 USUAL = {"whisper": "whisper safetensors", "wav2vec2": "wav2vec2 safetensors", "silero_vad": "silero"}
-USUAL |= {"pyannet": "pyannet", "wespeaker": "wespeaker", "plda": "plda"}
+USUAL |= {"pyannet": "pyannet", "wespeaker": "wespeaker", "campplus": "campplus", "plda": "plda"}
 assert set(USUAL) == set(models.FAMILIES)
 
 
@@ -365,7 +382,7 @@ def inputs(family: str) -> tuple[Any, ...]:
         return whisper_input()
     if family == "plda":
         return (mx.array(rng.normal(size=(3, 32)).astype(np.float32)),)
-    if family == "wespeaker":
+    if family in ("wespeaker", "campplus"):
         return (mx.array(rng.normal(size=(2, 150, 80)).astype(np.float32)),)
     return (mx.array(np.stack([make.babble(2).numpy(), make.babble(4).numpy()[32000:]])),)
 
@@ -458,6 +475,13 @@ def test_wespeaker(shelf: Shelf) -> None:
     for name in ("wespeaker hyper-parameters", "wespeaker own"):
         assert same(weights(shelf.converted(name)), weights(reference)), name
         assert config(shelf.converted(name))["num_mel_bins"] == 80
+
+
+def test_campplus(shelf: Shelf) -> None:
+    found, reference = shelf.converted("campplus in a checkpoint"), shelf.converted("campplus")
+    assert same(weights(found), weights(reference))
+    expected = campplus()(torch.from_numpy(np.array(inputs("campplus")[0]))).detach().numpy()
+    assert close(outputs(checkpoint.load_folder(found), "campplus"), expected)
 
 
 def test_plda(shelf: Shelf) -> None:
@@ -882,6 +906,9 @@ def test_what_is_not_quantized_is_not_dequantized(shelf: Shelf, run: Callable) -
     assert "nothing here is quantized" in said and said.count("\n") == 1 and not Path("mlx_models").exists()
 
 
+LAST_LAYER = {"wespeaker": "seg_1", "campplus": "xvector.dense"}  # stays in float32
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("family", models.FAMILIES)
 def test_dtype(shelf: Shelf, family: str, dtype: str, tmp_path: Path) -> None:
@@ -893,7 +920,8 @@ def test_dtype(shelf: Shelf, family: str, dtype: str, tmp_path: Path) -> None:
     assert config(direct)["dtype"] == kept
     loaded = read_safetensors(direct / "model.safetensors")
     for name, array in weights(plain).items():
-        chosen = "float32" if family == "wespeaker" and name.startswith("seg_1") else kept
+        last = LAST_LAYER.get(family)
+        chosen = "float32" if last and name.startswith(last) else kept
         assert dtypes(direct)[name] == chosen, name
         exact = mx.array(array).astype(getattr(mx, chosen)) if chosen != "float64" else None
         assert np.array_equal(loaded[name].numpy(), array if exact is None else np.array(exact.astype(mx.float32)))
@@ -920,7 +948,7 @@ def test_a_dry_run_accounts_for_every_tensor(shelf: Shelf, name: str, run: Calla
     del mentioned["(computed)"]
     original = {source for tensor in open_source(shelf[name]).tensors.values() for source in tensor.sources}
     assert set(mentioned) | dropped == original and not set(mentioned) & dropped
-    if family not in ("wespeaker", "plda"):  # there a norm goes into weight and bias, and psi sorts tr
+    if family not in ("wespeaker", "campplus", "plda"):  # there a norm goes into weight and bias, and psi sorts tr
         assert set(mentioned.values()) == {1}
     targets = {}
     for parts in used:

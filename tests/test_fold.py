@@ -184,6 +184,62 @@ def test_batch_norm_of_another_width_is_refused() -> None:
         fold.batch_norm(named(conv__weight=floats(rng, 6, 4, 3, 3), **parts), "conv", "bn", "out")
 
 
+def test_batch_norm_that_is_not_learned() -> None:
+    """torch's BatchNorm1d(affine=False) behind a convolution of one frame."""
+    rng = RNG(20)
+    weight, mean = floats(rng, 6, 4, 1), floats(rng, 6)
+    variance = np.abs(floats(rng, 6))
+    tensors = named(conv__weight=weight, bn__running_mean=mean, bn__running_var=variance)
+    fold.batch_norm(tensors, "conv", "bn", "out", learned=False)
+    assert sorted(tensors) == ["out.bias", "out.weight"]
+    norm = torch.nn.BatchNorm1d(6, affine=False).double().eval()
+    norm.load_state_dict(
+        {
+            "running_mean": torch.from_numpy(mean),
+            "running_var": torch.from_numpy(variance),
+            "num_batches_tracked": torch.tensor(0),
+        }
+    )
+    x = rng.normal(size=(5, 4))
+    expected = norm(torch.from_numpy(x @ weight[:, :, 0].T.astype(np.float64))).numpy()
+    found = x @ tensors["out.weight"].numpy()[:, :, 0].T + tensors["out.bias"].numpy()
+    assert np.abs(expected - found).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_a_norm_that_is_not_learned_is_missed_where_it_should_be() -> None:
+    rng = RNG(21)
+    parts = named(conv__weight=floats(rng, 6, 4, 1), bn__running_mean=floats(rng, 6), bn__running_var=floats(rng, 6))
+    with pytest.raises(WeightsMismatch, match=r"missing: bn\.weight, bn\.bias"):
+        fold.batch_norm(dict(parts), "conv", "bn", "out")
+    del parts["bn.running_var"]
+    with pytest.raises(WeightsMismatch, match=r"missing: bn\.running_var"):
+        fold.batch_norm(parts, "conv", "bn", "out", learned=False)
+
+
+def test_affine() -> None:
+    """A scale and a shift for each channel, beside torch's norm in double precision."""
+    rng = RNG(22)
+    gamma, beta, mean = floats(rng, 6), floats(rng, 6), floats(rng, 6)
+    variance = np.array([0.0, 1e-6, 1e-5, 0.3, 1.0, 40.0], np.float32)
+    tensors = named(bn__weight=gamma, bn__bias=beta, bn__running_mean=mean, bn__running_var=variance)
+    fold.affine(tensors, "bn", "out")
+    assert sorted(tensors) == ["out.bias", "out.weight"]
+    assert all(tensor.shape == (6,) and tensor.dtype == "float32" for tensor in tensors.values())
+    x = rng.normal(size=(50, 6))
+    given = [torch.from_numpy(array).double() for array in (mean, variance, gamma, beta)]
+    expected = torch.nn.functional.batch_norm(torch.from_numpy(x), *given).numpy()
+    found = x * tensors["out.weight"].numpy() + tensors["out.bias"].numpy()
+    assert (np.abs(expected - found).max(axis=0) / np.abs(expected).max(axis=0)).max() < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(5,), (6, 1), ()])
+def test_an_affine_of_odd_shapes_is_refused(shape: tuple[int, ...]) -> None:
+    rng = RNG(23)
+    parts = {f"bn__{leaf}": floats(rng, 6) for leaf in ("weight", "bias", "running_mean")}
+    with pytest.raises(WeightsMismatch, match=r"bn: .* is no batch norm"):
+        fold.affine(named(**parts, bn__running_var=floats(rng, *shape)), "bn", "out")
+
+
 # --- sinc filters ----------------------------------------------------------------------------------------------------
 
 

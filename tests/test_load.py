@@ -304,7 +304,7 @@ def test_dtype(shelf: Shelf, family: str, dtype: str) -> None:
         expected = {mx.float64}
     elif family == "silero_vad":
         expected = {mx.float32}
-    elif family == "wespeaker":
+    elif family in ("wespeaker", "campplus"):
         expected |= {mx.float32}  # pooling and the last layer
     assert kinds(model) == expected
     exact = outputs(mlx_speech.load(shelf.converted(USUAL[family])), family)

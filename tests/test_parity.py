@@ -85,6 +85,11 @@ def _wespeaker(folder: Path, own: bool = False, hyper_parameters: bool = False, 
     return make.save_lightning(model, folder / "pytorch_model.bin", hyper_parameters=hyper_parameters), model
 
 
+def _campplus(folder: Path, **sizes: int) -> tuple[Path, Any]:
+    model = make.campplus(**sizes)
+    return make.save_campplus(model, folder / "campplus_cn_common.bin"), model
+
+
 def _plda(folder: Path) -> tuple[Path, Any]:
     from pyannote.audio.core.plda import PLDA
 
@@ -163,6 +168,7 @@ def _case(name: str, family: str, original: str, build: Callable[..., tuple[Path
 silero = partial(_case, family="silero_vad", original="silero-vad", build=_silero)
 segmentation = partial(_case, family="pyannet", original="pyannote.audio", build=_pyannet, recording="noise")
 embedding = partial(_case, family="wespeaker", original="pyannote.audio", build=_wespeaker)
+campplus = partial(_case, family="campplus", original="speakerlab", build=_campplus)
 ctc = partial(_case, family="wav2vec2", original="transformers", build=_wav2vec2)
 bundle = partial(_case, family="wav2vec2", original="torchaudio", build=_torchaudio)
 openai = partial(_case, family="whisper", original="openai-whisper", build=_openai)
@@ -188,6 +194,8 @@ CASES = [
     embedding("WeSpeaker ResNet152 narrow, own .pt", blocks=[3, 8, 36, 3], **DEEP),
     embedding("WeSpeaker ResNet221 narrow, own .pt", blocks=[6, 16, 48, 3], **DEEP),
     embedding("WeSpeaker ResNet293 narrow, own .pt", blocks=[10, 20, 64, 3], **DEEP),
+    campplus("CAM++", smaller=("float16",)),
+    campplus("CAM++ narrow, embedding of 512", growth_rate=8, init_channels=48, embedding_size=512),
     _case("PLDA of community-1 (real)", "plda", "pyannote.audio", _plda),
     ctc("wav2vec2-base", kind="group", smaller=("8 bits", "4 bits")),
     ctc("wav2vec2 narrow group norm", **GROUP, smaller=("float16",)),

@@ -1,5 +1,5 @@
 """The proof with real weights on real recordings: OpenAI's Whisper base and tiny.en, pyannote's segmentation of 2022
-and 3.0. Computed with the BLAS and the threads that a user has."""
+and 3.0, 3D-Speaker's CAM++. Computed with the BLAS and the threads that a user has."""
 
 from __future__ import annotations
 
@@ -34,10 +34,12 @@ WINDOW = 480_000  # samples that Whisper hears at once
 REAL = 20  # recordings; synthetic ones follow
 SEGMENTATIONS = ("2022.07", "3.0")
 MEETINGS = ("dev00.wav", "dev01.wav")
+SPEAKERS = ("audio/en/jfk.flac", *(f"diar/ami_debug/{recording}" for recording in MEETINGS))  # for CAM++
 NAMES = (
     "Whisper base (real)",
     "Whisper tiny.en (real)",
     *(f"PyanNet {name} (real), {recording}" for name in SEGMENTATIONS for recording in MEETINGS),
+    *(f"CAM++ (real), {Path(recording).name}" for recording in SPEAKERS),
 )
 SYNTHETIC = Path(__file__).parent / "data" / "languages"
 
@@ -321,3 +323,51 @@ def test_the_real_pyannet_does_not_depend_on_the_blas(name: str, tmp_path: Path)
             for recording in MEETINGS:
                 rows = measures.measure("pyannet", original, model, meeting(name, recording))
                 assert all(row.ok for row in rows), f"{core}, {recording}\n{measures.table(rows)}"
+
+
+# --- 3D-Speaker ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real_campplus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CAM++ in float32 and in float16, in folders of these names."""
+    folder = tmp_path_factory.mktemp("campplus")
+    source = real_weights("campplus/campplus_cn_en_common.pt")
+    for dtype in ("float32", "float16"):
+        convert(str(source), folder / dtype, dtype=dtype)
+    return folder
+
+
+def original_campplus() -> Any:
+    from speakerlab.models.campplus.DTDNN import CAMPPlus
+
+    model = CAMPPlus(embedding_size=192)
+    model.load_state_dict(torch.load(real_weights("campplus/campplus_cn_en_common.pt")))
+    return model.eval()
+
+
+@pytest.mark.parametrize("recording", SPEAKERS)
+def test_the_real_campplus(recording: str, real_campplus: Path) -> None:
+    speech = measures.Inputs(load_audio(real(f"data/{recording}"))[: 30 * 16_000], varied=True)
+    model = checkpoint.load_folder(real_campplus / "float32")
+    rows = measures.measure("campplus", original_campplus(), model, speech)
+    record(f"CAM++ (real), {Path(recording).name}", "speakerlab", "float32", rows)
+    assert all(row.ok for row in rows), measures.table(rows)
+
+
+@pytest.mark.parametrize("recording", SPEAKERS)
+@pytest.mark.parametrize("computed", ["float32", "float16"])
+def test_the_real_campplus_with_weights_of_float16(recording: str, computed: str, real_campplus: Path) -> None:
+    """The weights that come with the package, computed in float32, as on a CPU, or in float16, as on a GPU; without
+    masks and with them."""
+    samples = mx.array(load_audio(real(f"data/{recording}"))[: 4 * 16_000])[None]
+    masks = (np.random.default_rng(3).random((1, 3, 19)) > 0.5).repeat(31, axis=2)
+    exact = checkpoint.load_folder(real_campplus / "float32")
+    rounded = checkpoint.load_folder(real_campplus / "float16", dtype=computed)
+    for given in (None, masks):
+        expected = np.array(exact.embed(samples, given)).reshape(-1, 192)
+        found = np.array(rounded.embed(samples, given)).reshape(-1, 192)
+        assert len(found) == (1 if given is None else 3)
+        assert not np.array_equal(found, expected)
+        norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+        assert ((expected * found).sum(axis=1) / norms).min() >= 0.9999

@@ -38,9 +38,14 @@ class ModelArgs(BaseModelArgs):
     frame_shift: float = above_zero(10.0)  # ms
 
     def conflicts(self) -> list[str]:
+        problems = []
+        for name, count in (("head_blocks", 2), ("num_layers", 3), ("dilations", 3)):
+            found = len(getattr(self, name))
+            if found != count:
+                problems.append(f"{name} has {found} entries, not {count}")
         if self.kernel_size % 2 == 0:
-            return [f"kernel_size is {self.kernel_size}: it has to be odd"]
-        return []
+            problems.append(f"kernel_size is {self.kernel_size}: it has to be odd")
+        return problems
 
 
 class Affine(nn.Module):
