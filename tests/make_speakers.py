@@ -53,15 +53,18 @@ def plda(folder: Path) -> Path:
     return folder
 
 
-def make(folder: Path = FOLDER) -> None:
-    """Write the models and the configuration; README.md and NOTICE are kept as they are."""
+def make(folder: Path = FOLDER, verify: bool = True) -> None:
+    """Write the models and the configuration; README.md and NOTICE are kept as they are.
+
+    verify : whether the models are measured beside their originals, and their configurations say how near they are
+    """
     weights = real_weights.folder()
     sources = {
         "segmentation": (weights / "segmentation-3.0" / "pytorch_model.bin", "float32"),
         "embedding": (weights / "campplus" / "campplus_cn_en_common.pt", "float16"),
     }
     for part, (source, dtype) in sources.items():
-        convert(str(source), folder / part, dtype=dtype, verify=True, overwrite=True)
+        convert(str(source), folder / part, dtype=dtype, verify=verify, overwrite=True)
     with tempfile.TemporaryDirectory() as temporary:
         convert(str(plda(Path(temporary))), folder / "plda", overwrite=True)
     for part in ("segmentation", "embedding", "plda"):
