@@ -566,7 +566,8 @@ def test_no_message_of_the_library_names_a_flag() -> None:
 
 def test_without_a_token_it_stops_before_anything_is_transcribed(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     recording, model = str(real("data/audio/en/jfk.flac")), str(tiny.folder() / "whisper")
-    assert cli.main(["transcribe", recording, "--model", model, "-o", str(tmp_path), "--diarize"]) == 2
+    gated = ["--diarize-model", "pyannote/speaker-diarization-community-1"]
+    assert cli.main(["transcribe", recording, "--model", model, "-o", str(tmp_path), "--diarize", *gated]) == 2
     said = capsys.readouterr()
     assert not said.out and "mlx_speech convert --model pyannote/speaker-diarization-community-1" in said.err
     assert "https://huggingface.co/pyannote/speaker-diarization-community-1" in said.err

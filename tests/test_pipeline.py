@@ -19,6 +19,7 @@ import mlx_speech
 from mlx_speech import writers
 from mlx_speech.audio import load_audio
 from mlx_speech.errors import AudioError, OptionError, OutOfMemory, SourceError
+from mlx_speech.loading import DIARIZATION
 from mlx_speech.options import Options
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.transcript import Transcript
@@ -422,7 +423,7 @@ def test_loaded_models_serve_as_names() -> None:
 
 def test_without_access_to_the_speakers_nothing_is_transcribed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    refused = pipeline(diarize_model=None)
+    refused = pipeline(diarize_model=DIARIZATION)
     with pytest.raises(SourceError) as caught:
         refused(real("data/audio/en/jfk.flac"), diarize=True, on_progress=lambda stage, *_: asked.append(stage))
     said = str(caught.value)
@@ -437,8 +438,10 @@ def test_a_converted_pipeline_in_the_cache_is_found(tmp_path: Path, monkeypatch:
     config = json.loads((folder / "config.json").read_text())
     config["source"] = {"repo": "pyannote/speaker-diarization-community-1"}
     (folder / "config.json").write_text(json.dumps(config))
-    found = pipeline(diarize_model=None).diarize(real("data/diar/ami_debug/dev00.wav"), num_speakers=2)
-    assert {turn.speaker for turn in found.turns} == {"SPEAKER_00", "SPEAKER_01"}
+    recording = real("data/diar/ami_debug/dev00.wav")
+    for name in (None, DIARIZATION):
+        found = pipeline(diarize_model=name).diarize(recording, num_speakers=2)
+        assert {turn.speaker for turn in found.turns} == {"SPEAKER_00", "SPEAKER_01"}
 
 
 def test_more_speakers_than_there_are_voices(pipe: Pipeline) -> None:

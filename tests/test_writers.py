@@ -416,7 +416,7 @@ def plain_transcripts(draw: st.DrawFn) -> Transcript:
             now = start + draw(st.integers(10, 900))
             words.append(Word(start / 1000, now / 1000, text, 0.5, name if marks else None))
         text = space.join(word.text for word in words)
-        segments.append(Segment(words[0].start, words[-1].end, text, tuple(words), name))
+        segments.append(Segment(words[0].start, words[-1].end, text, tuple(words), name, spaced=bool(space)))
         now += draw(st.sampled_from([0, 10, 4000]))
     return Transcript(tuple(segments), language)
 
