@@ -42,32 +42,34 @@ def inside(folder: Path, entry: str, file: Path) -> Path:
 
 def cache_folder() -> Path:
     """Where converted originals are kept. Raises `OptionError` where the user has no home folder to keep them in."""
-    if "MLX_SPEECH_CACHE" in os.environ:
-        return expand(os.environ["MLX_SPEECH_CACHE"])
-    if sys.platform != "darwin" and os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"]) / "mlx_speech"
-    try:
-        home = Path.home()
-    except RuntimeError as error:
-        advice = "set HOME, or MLX_SPEECH_CACHE to a folder that can be written"
-        raise OptionError(f"no home folder to keep converted models in: {advice}") from error
-    caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
-    return home / caches / "mlx_speech"
+    mac = "Library/Caches"
+    return _user_folder("MLX_SPEECH_CACHE", "XDG_CACHE_HOME", mac, other=".cache", kept="converted models")
 
 
 def data_folder() -> Path:
     """Where what the user has made is kept, such as known voices. Raises `OptionError` where the user has no home."""
-    if "MLX_SPEECH_DATA" in os.environ:
-        return expand(os.environ["MLX_SPEECH_DATA"])
-    if sys.platform != "darwin" and os.environ.get("XDG_DATA_HOME"):
-        return Path(os.environ["XDG_DATA_HOME"]) / "mlx_speech"
+    mac = "Library/Application Support"
+    return _user_folder("MLX_SPEECH_DATA", "XDG_DATA_HOME", mac, other=".local/share", kept="known voices")
+
+
+def _user_folder(own: str, xdg: str, mac: str, *, other: str, kept: str) -> Path:
+    """A folder of the user's: where a variable of the environment says, or at its place in the home folder.
+
+    own, xdg : the variables: this package's, and everybody's, of which macOS knows nothing
+    mac, other : the place in the home folder, on macOS and elsewhere
+    kept : what is kept there, for the message
+    """
+    if own in os.environ:
+        return expand(os.environ[own])
+    if sys.platform != "darwin" and os.environ.get(xdg):
+        return Path(os.environ[xdg]) / "mlx_speech"
     try:
         home = Path.home()
     except RuntimeError as error:
-        advice = "set HOME, or MLX_SPEECH_DATA to a folder that can be written"
-        raise OptionError(f"no home folder to keep known voices in: {advice}") from error
-    data = "Library/Application Support" if sys.platform == "darwin" else ".local/share"
-    return home / data / "mlx_speech"
+        advice = f"set HOME, or {own} to a folder that can be written"
+        raise OptionError(f"no home folder to keep {kept} in: {advice}") from error
+    place = mac if sys.platform == "darwin" else other
+    return home / place / "mlx_speech"
 
 
 @contextlib.contextmanager

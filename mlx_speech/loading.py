@@ -384,8 +384,9 @@ def _load_diarization(source: str | os.PathLike[str]) -> BaseModel:
     try:
         return load(name)
     except HubError as error:
-        for folder in _converted_copies(name):
-            return load(folder)
+        copy = next(_converted_copies(name), None)
+        if copy is not None:
+            return load(copy)
         advice = f"mlx_speech convert --model {name} (or give a converted folder as diarize_model)"
         page = f"its conditions are accepted at https://huggingface.co/{name}"
         raise HubError(f"{error}; {page}; then this command again, or once and for all: {advice}") from error
