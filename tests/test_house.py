@@ -43,7 +43,7 @@ LAYERS = (
     ("engine", "recording"),
     ("batches",),
     ("pipeline",),
-    ("whisperx",),
+    ("whisperx", "server"),
     ("cli",),
     ("__main__", "__init__"),
 )
@@ -55,6 +55,7 @@ WINGS = (
     "writers",
     "evaluation",
     "voices",
+    "server",
     "cli",
 )  # whose files may import each other; the stages only their parts, below
 FRAMEWORKS = {"torch", "torchaudio", "transformers", "whisper", "silero_vad", "pyannote", "lightning", "omegaconf"}

@@ -1,0 +1,44 @@
+"""What all routes of a server share: its settings, its models, its jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mlx_speech.pipeline import Pipeline
+from mlx_speech.server.errors import ApiError
+from mlx_speech.server.settings import Settings
+
+# OpenAI's names of models, each of which stands for the first of ours
+OPENAI_NAMES = (
+    "whisper-1",
+    "gpt-transcribe",
+    "gpt-4o-transcribe",
+    "gpt-4o-mini-transcribe",
+    "gpt-4o-mini-transcribe-2025-12-15",
+    "gpt-4o-transcribe-diarize",
+)
+
+
+@dataclass
+class Service:
+    """pipelines : a name that requests may give → what answers; the first answers OpenAI's names, too"""
+
+    settings: Settings
+    pipelines: Mapping[str, Pipeline]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def model(self, name: str) -> str:
+        """Our name of the model that a request names. Raises `ApiError` 404 for any other."""
+        if name in self.pipelines:
+            return name
+        if name in self.aliases:
+            return self.aliases[name]
+        if name in OPENAI_NAMES:
+            return next(iter(self.pipelines))
+        known = ", ".join(self.pipelines)
+        raise ApiError(404, "model_not_found", f"there is no model of this name here: give one of {known}", "model")
+
+    def pipeline(self, name: str) -> Pipeline:
+        """What answers for a model. Raises as `model`."""
+        return self.pipelines[self.model(name)]

@@ -1,0 +1,78 @@
+"""What a server is told when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlx_speech.errors import OptionError
+
+MEBIBYTE = 1 << 20
+GIBIBYTE = 1 << 30
+HOUR = 3600.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Addresses, keys and limits of a server.
+
+    host, port : where it listens
+    keys : a request has to bring one of them; without any, everybody who reaches the server may use it
+    no_auth : an address that others reach is wanted without a key
+    allowed_hosts : names that a request may call the server by, beside the loopback's and `host`
+    cors : origins of pages that may use it, beside its own: "https://a.b", or "*" where there are keys
+    data_dir : jobs, their sound and uploads under way
+    max_upload : bytes of a recording
+    max_duration, max_job_duration : seconds of a recording that is answered at once, and of a job's
+    max_fields : bytes of all text fields of a form
+    max_parts : parts of a form
+    max_waiting : requests that wait or are under way
+    max_waiting_seconds : their sound
+    max_uploads, max_uploads_per_key : uploads at once
+    min_upload_rate : bytes a second, over `upload_window` seconds
+    disk_reserve : bytes of the disk that stay free
+    jobs_at_once : jobs that are under way; others wait
+    keep_results : seconds that a job's result and sound are kept
+    max_live : live sessions at once
+    grace : seconds that requests get to end when the server stops
+    log_text : texts may stand in the log
+    metrics_open : figures are for everybody, without a key
+
+    Raises `OptionError` for an address that others reach without a key.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: tuple[str, ...] = ()
+    no_auth: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    cors: tuple[str, ...] = ()
+    data_dir: Path = field(default_factory=lambda: Path("mlx_speech_data"))
+    max_upload: int = 2 * GIBIBYTE
+    max_duration: float = 4 * HOUR
+    max_job_duration: float = 24 * HOUR
+    max_fields: int = 16 * MEBIBYTE
+    max_field: int = 4 * MEBIBYTE
+    max_parts: int = 64
+    max_waiting: int = 64
+    max_waiting_seconds: float = 8 * HOUR
+    max_uploads: int = 16
+    max_uploads_per_key: int = 4
+    min_upload_rate: float = 8_000.0
+    upload_window: float = 30.0
+    disk_reserve: int = 2 * GIBIBYTE
+    jobs_at_once: int = 1
+    keep_results: float = 24 * HOUR
+    max_live: int = 8
+    grace: float = 30.0
+    log_text: bool = False
+    metrics_open: bool = False
+
+    def __post_init__(self) -> None:
+        if self.host not in LOOPBACK and not self.keys and not self.no_auth:
+            raise OptionError(
+                f"host is {self.host!r}, which others reach: give api_key_file, or no_auth if everybody may use it"
+            )
+        if "*" in self.cors and not self.keys:
+            raise OptionError('cors is "*", any page: give api_key_file, or name the pages')
