@@ -89,7 +89,8 @@ class Batches:
         segments = recognised.segments
         if recording.options.words.segment_resolution == "chunk" or recording.aligned_by_ctc:
             segments = _joined(recognised.task.chunk, segments)  # Whisper's own times are too coarse to hold words to
-        recording.heard(segments, recognised.silences)
+        place = recording.chunks.index(recognised.task.chunk)
+        recording.heard(place, segments, recognised.silences)
         if not recording.pending:
             batch.recordings.remove(recording)
 

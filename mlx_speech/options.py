@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -63,6 +63,20 @@ PUNCTUATIONS = ("prepend_punctuations", "append_punctuations")
 
 def _language_code(name: str, value: Any) -> Any:
     return to_language_code(value) if isinstance(value, str) else value
+
+
+def _language_codes(name: str, value: Any) -> Any:
+    """Codes with commas between them, of codes or names, in text or in a sequence."""
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, Sequence):
+        return value
+    codes: list[str] = []
+    for language in value:
+        if not isinstance(language, str):
+            raise OptionError(f"{name} is {brief(value)}: give codes of languages, such as de,en")
+        codes.append(to_language_code(language.strip()))
+    return ",".join(codes) or None
 
 
 def _clips(name: str, value: Any) -> Any:
@@ -255,6 +269,13 @@ class Options:
     """
 
     language: str | None = option(None, "code or name", unset="detected", read=_language_code)
+    languages: str | None = option(
+        None,
+        "detect among these alone: codes with commas between them",
+        unset="all that the model knows",
+        read=_language_codes,
+        accepts=str | Sequence[str] | None,
+    )
     multilingual: bool = option(False, "detect the language of every chunk, for recordings in several")
     audio_track: AudioTrack = option(
         None,
@@ -303,6 +324,8 @@ class Options:
         conflicts = (
             ("multilingual", self.multilingual, "language", self.language is not None),
             ("multilingual", self.multilingual, "sequential", sequential),
+            ("languages", self.languages is not None, "language", self.language is not None),
+            ("languages", self.languages is not None, "multilingual", self.multilingual),
             ("sequential", sequential, "without_timestamps", self.decoding.without_timestamps),
             ("sequential", sequential, "prefix", self.decoding.prefix is not None),
             ("sequential", sequential, "vad_options", self.detection.has_vad_options),
@@ -312,6 +335,15 @@ class Options:
         for name, is_given, other, other_is_given in conflicts:
             if is_given and other_is_given:
                 raise _conflict(name, other)
+
+    def check_languages(self, known: Collection[str]) -> None:
+        """Raises `OptionError` for a language that the model does not know. known : codes"""
+        asked = [self.language] if self.language is not None else []
+        if self.languages is not None:
+            asked += self.languages.split(",")
+        for code in asked:
+            if code not in known:
+                raise OptionError(f"language {code!r} conflicts with the model, which knows {', '.join(known)}")
 
     @property
     def wants_speakers(self) -> bool:
@@ -405,6 +437,7 @@ class TranscribeOptions(TypedDict, total=False):
     """The flat keywords of a transcription (`Options.of`), for type checkers; meanings stand with the fields above."""
 
     language: str | None
+    languages: str | Sequence[str] | None
     multilingual: bool
     audio_track: AudioTrack
     task: Task

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -67,6 +67,7 @@ BATCHES_AHEAD = 2  # batches of chunks that are kept ready before more recording
 
 # stage, seconds of audio done, seconds in all, the recording
 ProgressCallback = Callable[[str, float, float, Any], object]
+T = TypeVar("T")
 Results = Iterator[tuple[Any, "Transcript | Exception"]]
 
 
@@ -205,12 +206,24 @@ class Pipeline:
         audio_track : as of `Options`; numbers : num_speakers, min_speakers, max_speakers
         Raises as `__call__`.
         """
+        request = self.submit_diarization(audio, sample_rate=sample_rate, audio_track=audio_track, **numbers)
+        return self._result(request, audio, on_progress)
+
+    def submit_diarization(
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        audio_track: AudioTrack = None,
+        **numbers: Unpack[SpeakerKeywords],
+    ) -> Request[Diarization]:
+        """Hand over a recording whose speakers are wanted, as of `diarize`, and go on, as with `submit`."""
         unknown = numbers.keys() - {"num_speakers", "min_speakers", "max_speakers"}
         if unknown:
             raise OptionError(f"{', '.join(sorted(unknown))}: speakers alone have no such option")
         options = Options.of(**numbers, audio_track=audio_track, diarize=True)
         recording = Recording(without_mlx(with_rate(audio, sample_rate)), options)
-        return self._result(self._diarize(recording), recording, audio, on_progress)
+        return self._engine.submit(self._diarize(recording), recording.clock)
 
     def align(
         self,
@@ -243,7 +256,8 @@ class Pipeline:
         recording.language = options.language
         recording.language_probability = transcript.language_probability
         recording.diarization = transcript.diarization
-        return self._result(self._align_transcript(recording), recording, audio, on_progress)
+        request = self._engine.submit(self._align_transcript(recording), recording.clock)
+        return self._result(request, audio, on_progress)
 
     def close(self) -> None:
         """End the pipeline's thread, and let go of its models; what is under way is cancelled."""
@@ -381,7 +395,12 @@ class Pipeline:
             return
         whisper = self.models.whisper()
         recording.language, recording.language_probability = batched.detect_language(
-            recording.audio, heard, whisper.model, whisper.tokenizer, keep=recording.encoded
+            recording.audio,
+            heard,
+            whisper.model,
+            whisper.tokenizer,
+            among=recording.options.languages,
+            keep=recording.encoded,
         )
 
     def _choose_word_times(self, recording: Recording) -> None:
@@ -497,9 +516,7 @@ class Pipeline:
             self._release("align")
             yield
         whisper = self.models.whisper()
-        known = whisper.tokenizer.languages or ["en"]
-        if options.language is not None and options.language not in known:
-            raise OptionError(f"language {options.language!r} conflicts with the model, which knows {', '.join(known)}")
+        options.check_languages(whisper.tokenizer.languages or ["en"])
         if options.decoding.task == "translate" and not whisper.tokenizer.multilingual:
             raise OptionError('task "translate" conflicts with the model, which knows English only: choose another')
         if options.decoding.task == "translate" and "turbo" in self.models.names["whisper"]:
@@ -566,8 +583,7 @@ class Pipeline:
             return False
         return sum(recording.pending for recording in under_way) < BATCHES_AHEAD * self._chunks_at_once()
 
-    def _result(self, job: Job[Any], recording: Recording, audio: Any, on_progress: ProgressCallback | None) -> Any:
-        request = self._engine.submit(job, recording.clock)
+    def _result(self, request: Request[T], audio: Any, on_progress: ProgressCallback | None) -> T:
         try:
             for event in request.events():
                 if isinstance(event, Progress) and on_progress is not None:

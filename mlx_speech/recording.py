@@ -114,12 +114,12 @@ class Recording:
         self.made_louder = self.audio is not samples
         self.add_seconds("audio", time.perf_counter() - start)
 
-    def heard(self, segments: tuple[Segment, ...], silences: tuple[Region, ...]) -> None:
-        """Take in what Whisper gave back of a chunk."""
+    def heard(self, place: int, segments: tuple[Segment, ...], silences: tuple[Region, ...]) -> None:
+        """Take in what Whisper gave back of a chunk. place : of the chunk"""
         self.segments += segments
         self.silences += silences
         self.pending -= 1
-        self.news.append(Heard(segments))
+        self.news.append(Heard(segments, place))
 
     def transcript(self) -> Transcript:
         """What is known of it."""

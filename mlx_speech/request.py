@@ -33,9 +33,11 @@ class Heard:
     """Text of one chunk as soon as it is recognised: before the times of its words, and out of order.
 
     segments : in seconds of the recording
+    place : of the chunk among those of the recording, from 0
     """
 
     segments: tuple[Segment, ...]
+    place: int
 
 
 Event: TypeAlias = Progress | Heard

@@ -1,12 +1,17 @@
-"""What all routes of a server share: its settings, its models, its jobs."""
+"""What all routes of a server share: its settings, its models, how much it has taken on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from starlette.requests import HTTPConnection
 
 from mlx_speech.pipeline import Pipeline
+from mlx_speech.server.admission import Admission
 from mlx_speech.server.errors import ApiError
+from mlx_speech.server.metrics import Metrics
 from mlx_speech.server.settings import Settings
 
 # OpenAI's names of models, each of which stands for the first of ours
@@ -22,11 +27,26 @@ OPENAI_NAMES = (
 
 @dataclass
 class Service:
-    """pipelines : a name that requests may give → what answers; the first answers OpenAI's names, too"""
+    """pipelines : a name that requests may give → what answers; the first answers OpenAI's names, too
+    aliases : further names → names of pipelines
+    state : "loading", "ready", "not loaded" or "shutting down"
+    """
 
     settings: Settings
     pipelines: Mapping[str, Pipeline]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    state: str = "loading"
+    admission: Admission = field(init=False)
+    metrics: Metrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.admission = Admission(self.settings)
+        self.metrics = Metrics(self.admission)
+
+    @property
+    def uploads(self) -> Path:
+        """The folder of recordings that are being sent, or wait for their turn."""
+        return self.settings.data_dir / "uploads"
 
     def model(self, name: str) -> str:
         """Our name of the model that a request names. Raises `ApiError` 404 for any other."""
@@ -42,3 +62,8 @@ class Service:
     def pipeline(self, name: str) -> Pipeline:
         """What answers for a model. Raises as `model`."""
         return self.pipelines[self.model(name)]
+
+
+def owner_of(connection: HTTPConnection) -> str:
+    """Whose request it is: the hash of its key, "" where no keys are needed."""
+    return getattr(connection.state, "owner", "")

@@ -36,6 +36,7 @@ class Settings:
     keep_results : seconds that a job's result and sound are kept
     max_live : live sessions at once
     grace : seconds that requests get to end when the server stops
+    wyoming : where Home Assistant's protocol is spoken, "PORT" or "HOST:PORT"
     log_text : texts may stand in the log
     metrics_open : figures are for everybody, without a key
 
@@ -66,6 +67,7 @@ class Settings:
     keep_results: float = 24 * HOUR
     max_live: int = 8
     grace: float = 30.0
+    wyoming: str | None = None
     log_text: bool = False
     metrics_open: bool = False
 

@@ -143,6 +143,7 @@ def detect_language(
     tokenizer: Tokenizer,
     *,
     max_chunks: int = 4,
+    among: str | None = None,
     keep: dict[Chunk, mx.array] | None = None,
 ) -> tuple[str, float]:
     """The language spoken in a recording and its probability: the mean over several chunks.
@@ -150,6 +151,7 @@ def detect_language(
     audio : (samples,)
     chunks : where somebody speaks; of `max_chunks` stretches of them the longest chunk is heard.
         Without any, the start of the recording is.
+    among : codes with commas between them, the only languages that it may be
     keep : gets what was encoded of the chunks that were heard, so that it need not be done again
 
     English-only models give ("en", 1.0). Raises `OptionError` for `max_chunks` below 1.
@@ -164,6 +166,10 @@ def detect_language(
     if keep is not None and chunks:
         keep.update(zip(heard, _rows(encoded), strict=True))
     mean = {code: sum(vote[code] for vote in votes) / len(votes) for code in votes[0]}
+    if among is not None:
+        allowed = {code: mean[code] for code in among.split(",")}
+        total = sum(allowed.values()) or 1.0
+        mean = {code: probability / total for code, probability in allowed.items()}
     language = max(mean, key=lambda code: mean[code])
     return language, mean[language]
 

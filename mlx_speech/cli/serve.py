@@ -1,0 +1,183 @@
+"""`mlx_speech serve`: OpenAI's audio API, jobs, live sessions and a page, in front of the pipeline."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mlx_speech.cli.outputs import expanded
+from mlx_speech.cli.parser import SWITCH, add_command, add_models, add_speakers
+from mlx_speech.cli.screen import Say
+from mlx_speech.cli.setup import make_pipeline, prepare
+from mlx_speech.errors import MissingDependency, OptionError
+
+DESCRIPTION = (
+    "Serve OpenAI's audio API with subtitles and speakers, jobs for long recordings, live sessions over a socket, and "
+    "a page to read and correct transcripts in a browser."
+)
+KEY_VARIABLE = "MLX_SPEECH_API_KEY"
+DEFAULT_NAME = "whisper"
+DEMO_NAME = "demo"
+HOUR = 3600.0
+
+
+def add_parser(group: Any) -> None:
+    """The command and its flags."""
+    parser = add_command(group, run, "serve", "OpenAI's audio API, and a page", DESCRIPTION, only_given=True)
+    parser.add_argument("--model", action="append", default=[], metavar="NAME", help="may be given several times")
+    parser.add_argument(
+        "--alias", action="append", default=[], metavar="NAME=MODEL", help="a further name that requests may give"
+    )
+    parser.add_argument("--demo", action="store_true", default=False, help="the small models of the package, offline")
+    parser.add_argument("--host", help="address (default 127.0.0.1; another one needs a key)")
+    parser.add_argument("--port", type=int, help="0 takes a free one (default 8000)")
+    parser.add_argument("--uds", default=None, metavar="FILE", help="a Unix socket instead")
+    parser.add_argument("--wyoming", default=None, metavar="PORT", help="Home Assistant's protocol, at a port too")
+    parser.add_argument("--data-dir", metavar="FOLDER", help="jobs and their sound (default: the user's data folder)")
+    _add_access(parser.add_argument_group("who may use it"))
+    _add_limits(parser.add_argument_group("limits"))
+    machine = parser.add_argument_group("models and machine")
+    machine.add_argument("--align-model", metavar="NAME", help="wav2vec2 (default: the one of the language)")
+    machine.add_argument("--batch-size", help="chunks at once (default: auto)")
+    machine.add_argument("--memory-limit", type=float, metavar="GB", help="that MLX should stay within")
+    add_speakers(machine)
+    add_models(machine)
+
+
+def _add_access(group: Any) -> None:
+    key_help = f"a key a line; requests have to bring one (or {KEY_VARIABLE})"
+    group.add_argument("--api-key-file", default=None, metavar="FILE", help=key_help)
+    group.add_argument("--no-auth", action=SWITCH, help="no key, though others reach the address")
+    group.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name of this server")
+    group.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="a page of another site")
+    group.add_argument("--metrics-open", action=SWITCH, help="/metrics without a key")
+    group.add_argument("--ssl-certfile", default=None, metavar="FILE")
+    group.add_argument("--ssl-keyfile", default=None, metavar="FILE")
+
+
+def _add_limits(group: Any) -> None:
+    group.add_argument("--max-upload", type=int, metavar="BYTES", help="largest recording (default 2 GiB)")
+    group.add_argument("--max-queue", type=int, metavar="N", help="requests that wait (default 64)")
+    group.add_argument("--max-live", type=int, metavar="N", help="live sessions at once (default 8)")
+    group.add_argument("--keep-results", type=float, metavar="HOURS", help="of jobs (default 24)")
+    group.add_argument("--grace", type=float, metavar="SECONDS", help="to end requests when stopped (default 30)")
+    group.add_argument("--log-text", action=SWITCH, help="texts may stand in the log")
+
+
+def run(
+    model: list[str],
+    alias: list[str],
+    demo: bool,
+    uds: str | None,
+    wyoming: str | None,
+    api_key_file: str | None,
+    allow_host: list[str],
+    cors: list[str],
+    ssl_certfile: str | None,
+    ssl_keyfile: str | None,
+    verbose: bool,
+    say: Say,
+    print_progress: bool | None = None,
+    **given: Any,
+) -> int:
+    """Serve until a signal comes."""
+    try:
+        from mlx_speech.server.run import log_to_stderr, serve
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        raise MissingDependency(f"{missing} is missing: pip install 'mlx-speech-toolkit[server]'") from error
+    from mlx_speech.server.app import create_app
+    from mlx_speech.server.settings import Settings
+
+    limits = {name: given.pop(name) for name in _LIMITS if name in given}
+    if "keep_results" in limits:
+        limits["keep_results"] *= HOUR
+    if "max_queue" in limits:
+        limits["max_waiting"] = limits.pop("max_queue")
+    folder = given.pop("data_dir", None)
+    settings = Settings(
+        keys=_keys(api_key_file),
+        allowed_hosts=tuple(allow_host),
+        cors=tuple(cors),
+        data_dir=_data_folder() if folder is None else expanded(folder),
+        wyoming=wyoming,
+        **limits,
+    )
+    log_to_stderr(verbose)
+    pipelines = _pipelines(model, demo, given, say)
+    app = create_app(pipelines, settings, _aliases(alias, list(pipelines)))
+
+    def started(address: str) -> None:
+        say(_greeting(address, list(pipelines), settings.keys))
+
+    serve(app, settings, socket=uds, certificate=ssl_certfile, private_key=ssl_keyfile, started=started)
+    return 0
+
+
+_LIMITS = (
+    "host",
+    "port",
+    "no_auth",
+    "metrics_open",
+    "max_upload",
+    "max_duration",
+    "max_queue",
+    "max_live",
+    "keep_results",
+    "grace",
+    "log_text",
+)
+
+
+def _pipelines(models: list[str], demo: bool, given: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Name → pipeline: of every model, or those of the package, or the default one."""
+    from mlx_speech.pipeline import Pipeline
+
+    if demo:
+        if models:
+            raise OptionError("--demo and --model conflict: leave one of them out")
+        machine = {name: given.pop(name) for name in ("device", "model_dir", "model_cache_only", "hf_token")}
+        prepare(say, **machine)
+        return {DEMO_NAME: Pipeline.demo(**given)}
+    if not models:
+        return {DEFAULT_NAME: make_pipeline(given, say)}
+    return {name: make_pipeline({**given, "model": name}, say) for name in models}
+
+
+def _aliases(texts: list[str], models: list[str]) -> dict[str, str]:
+    aliases: dict[str, str] = {}
+    for text in texts:
+        name, equals, model = text.partition("=")
+        if not equals or model not in models:
+            raise OptionError(f"--alias {text}: give NAME=MODEL, of {', '.join(models)}")
+        aliases[name] = model
+    return aliases
+
+
+def _keys(path: str | None) -> tuple[str, ...]:
+    """Keys of a file, a line each, and that of the environment."""
+    lines: list[str] = []
+    if path is not None:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    lines.append(os.environ.get(KEY_VARIABLE, ""))
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if path is not None and not keys:
+        raise OptionError(f"--api-key-file {path}: no key is in it: write one a line")
+    return keys
+
+
+def _data_folder() -> Path:
+    from mlx_speech.folders import data_folder
+
+    return data_folder() / "server"
+
+
+def _greeting(address: str, models: list[str], keys: tuple[str, ...]) -> str:
+    """Where the server is, and how it is asked."""
+    header = ' -H "Authorization: Bearer $MLX_SPEECH_API_KEY"' if keys else ""
+    return (
+        f"listening at {address} ({', '.join(models)}; {'with a key' if keys else 'without a key'})\n"
+        f"  page: {address}/\n"
+        f"  curl {address}/v1/audio/transcriptions{header} -F model={models[0]} -F file=@meeting.m4a"
+    )

@@ -1,0 +1,113 @@
+"""How much a server takes on: requests that wait, their sound, uploads at once. Who is too many shall come later."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlx_speech import media
+from mlx_speech.errors import AudioError
+from mlx_speech.server.errors import NEVER_AGAIN, ApiError
+from mlx_speech.server.settings import Settings
+
+SPEED_AT_FIRST = 5.0  # seconds of sound a second, until some were measured
+NEWEST = 0.2  # weight of a measurement in the mean
+LONGEST_WAIT = 120  # seconds that a client is told to wait
+
+
+@dataclass
+class Admission:
+    """Counts what is under way. Everything happens in the event loop's thread.
+
+    waiting : requests between their first byte and their answer
+    seconds : of their sound, where it is known
+    uploads : requests that send their form, by owner
+    """
+
+    settings: Settings
+    waiting: int = 0
+    seconds: float = 0.0
+    uploads: Counter[str] = field(default_factory=Counter)
+    _speed: float = SPEED_AT_FIRST
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """A request, from its beginning to its answer. Raises `ApiError` 429 where there are too many."""
+        if self.waiting >= self.settings.max_waiting:
+            raise self._full(f"{self.waiting} requests are waiting")
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+
+    @contextmanager
+    def upload(self, owner: str) -> Iterator[None]:
+        """A form that is being sent. Raises `ApiError` 429 where there are too many, of this owner or of all."""
+        if self.uploads.total() >= self.settings.max_uploads:
+            raise self._full(f"{self.uploads.total()} uploads are under way")
+        if owner and self.uploads[owner] >= self.settings.max_uploads_per_key:
+            raise self._full(f"{self.uploads[owner]} uploads with this key are under way")
+        self.uploads[owner] += 1
+        try:
+            yield
+        finally:
+            self.uploads[owner] -= 1
+            if not self.uploads[owner]:
+                del self.uploads[owner]
+
+    @contextmanager
+    def sound(self, seconds: float) -> Iterator[None]:
+        """Sound that is to be heard. Raises `ApiError` 413 for too long a recording, 429 where too much waits."""
+        if seconds > self.settings.max_duration:
+            raise too_long(self.settings.max_duration)
+        if self.seconds and self.seconds + seconds > self.settings.max_waiting_seconds:
+            raise self._full(f"{self.seconds:.0f} s of sound are waiting")
+        self.seconds += seconds
+        try:
+            yield
+        finally:
+            self.seconds -= seconds
+
+    def measure(self, sound: float, seconds: float) -> None:
+        """Take in how long so many seconds of sound took."""
+        if sound > 0 and seconds > 0:
+            self._speed += NEWEST * (sound / seconds - self._speed)
+
+    def _full(self, reason: str) -> ApiError:
+        wait = min(LONGEST_WAIT, max(1, math.ceil(self.seconds / self._speed)))
+        return ApiError(429, "queue_full", f"{reason}: try again in {wait} s", headers={"Retry-After": str(wait)})
+
+
+def too_long(limit: float) -> ApiError:
+    """A recording that is longer than the limit, in seconds."""
+    return ApiError(
+        413,
+        "audio_too_long",
+        f"the recording is longer than {limit / 3600:g} h: cut it, or send it as a job",
+        "file",
+        headers=dict(NEVER_AGAIN),
+    )
+
+
+def stated_duration(path: Path) -> float:
+    """Seconds of sound as a file says itself; 0 where it does not, or is none. Nothing is decoded."""
+    try:
+        with path.open("rb") as file, media.open_media(file, "the recording") as container:
+            tracks = media.tracks_of(container, "the recording")
+            ends = [media.stated_end(container, track.stream, file) for track in tracks]
+            return max((end for end in ends if end is not None and math.isfinite(end)), default=0.0)
+    except (AudioError, OSError):
+        return 0.0  # whoever decodes it says what is wrong
+
+
+def opened(path: Path, filename: str) -> io.FileIO:
+    """A recording whose name in messages is the client's. It can be read on where the file is deleted meanwhile."""
+    sound = io.FileIO(path, "rb")
+    sound.name = filename  # pyright: ignore[reportAttributeAccessIssue]
+    return sound

@@ -1,0 +1,160 @@
+"""The server as an ASGI application: its routes, what comes before them, and what it does when it starts and stops."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlx_speech.pipeline import Pipeline
+from mlx_speech.server import health, models, transcriptions
+from mlx_speech.server.errors import ApiError, api_error
+from mlx_speech.server.guard import Guard
+from mlx_speech.server.metrics import Metrics
+from mlx_speech.server.service import Service
+from mlx_speech.server.settings import Settings
+
+CLIENT_GONE = 499  # as nginx writes it into its log; nobody gets it
+DEFAULT_MODEL = "whisper"
+
+log = logging.getLogger("mlx_speech.server")
+requests_log = logging.getLogger("mlx_speech.server.requests")
+
+
+def create_app(
+    pipelines: Pipeline | Mapping[str, Pipeline],
+    settings: Settings | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> Starlette:
+    """The application, for any ASGI server.
+
+    pipelines : what answers, by the names that requests may give; the first answers OpenAI's names, too. They are
+        closed when the application ends
+    settings : by default for this machine alone, without a key
+    aliases : further names of models → names of pipelines
+    """
+    named = {DEFAULT_MODEL: pipelines} if isinstance(pipelines, Pipeline) else dict(pipelines)
+    service = Service(settings or Settings(), named, aliases or {})
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        _make_folders(service)
+        async with health.warmed_up(service):
+            yield
+        for pipeline in named.values():
+            pipeline.close()
+        shutil.rmtree(service.uploads, ignore_errors=True)
+
+    app = Starlette(
+        routes=[
+            *transcriptions.routes(service),
+            *models.routes(service),
+            *health.routes(service),
+            *service.metrics.routes(),
+        ],
+        middleware=[
+            Middleware(RequestLog, metrics=service.metrics),
+            Middleware(Guard, settings=service.settings),
+        ],
+        exception_handlers={
+            ApiError: _answer_error,
+            HTTPException: _answer_http_error,
+            ClientDisconnect: _answer_nobody,
+            Exception: _answer_error,
+        },
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    return app
+
+
+def _make_folders(service: Service) -> None:
+    """Empty the folder of uploads, which nobody else may read."""
+    shutil.rmtree(service.uploads, ignore_errors=True)
+    service.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    service.uploads.mkdir(mode=0o700)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    answer = api_error(error)
+    if answer.status == 500:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return answer.response()
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own errors: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        answer = ApiError(404, "not_found", f"there is nothing at {request.url.path[:200]}")
+    elif error.status_code == 405:
+        answer = ApiError(405, "method_not_allowed", f"{request.method[:20]} is not for {request.url.path[:200]}")
+    else:
+        answer = ApiError(error.status_code, "invalid_request", str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer.response()
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)
+
+
+class RequestLog:
+    """Gives every request an id, and writes a line of JSON for it: never a text, a name of a file or a key."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        identity = f"req_{secrets.token_hex(12)}"
+        start = time.monotonic()
+        status = CLIENT_GONE
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = [(b"x-request-id", identity.encode()), (b"x-content-type-options", b"nosniff")]
+                message["headers"] = [*message["headers"], *own]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        finally:
+            seconds = time.monotonic() - start
+            route = _route_of(scope)
+            self._metrics.see_request(route, status, seconds)
+            line = {
+                "id": identity,
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "seconds": round(seconds, 3),
+                "key": scope.get("state", {}).get("owner", "")[:4],
+            }
+            requests_log.info("%s", json.dumps(line))
+
+
+def _route_of(scope: Scope) -> str:
+    """The path with its parameters' names instead of their values, so that there are few."""
+    path = scope["path"]
+    if "endpoint" not in scope:
+        return "other"
+    for name, value in scope.get("path_params", {}).items():
+        path = path.replace(str(value), f"{{{name}}}")
+    return path

@@ -1,0 +1,58 @@
+"""/health: whether the server lives. /ready: whether its models are there and it takes work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from mlx_speech.samples import SAMPLE_RATE
+from mlx_speech.server.errors import ApiError
+from mlx_speech.server.service import Service
+
+log = logging.getLogger("mlx_speech.server")
+
+
+def routes(service: Service) -> list[Route]:
+    """Both, for which no key is needed."""
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        if service.state != "ready":
+            message = f"the server is {service.state}"
+            raise ApiError(503, service.state.replace(" ", "_"), message, headers={"Retry-After": "2"})
+        return JSONResponse({"status": "ready"})
+
+    return [Route("/health", health), Route("/ready", ready)]
+
+
+@asynccontextmanager
+async def warmed_up(service: Service) -> AsyncIterator[None]:
+    """Meanwhile every model is loaded, by a second of silence."""
+    loading = asyncio.create_task(_warm_up(service))
+    try:
+        yield
+    finally:
+        service.state = "shutting down"
+        loading.cancel()
+
+
+async def _warm_up(service: Service) -> None:
+    silence = np.zeros(SAMPLE_RATE, np.float32)
+    for name, pipeline in service.pipelines.items():
+        try:
+            await pipeline.submit(silence, vad=False, language="en")
+        except Exception as error:
+            service.state = "not loaded"
+            log.error("the model %s cannot be loaded: %s", name, error)
+            return
+    if service.state == "loading":
+        service.state = "ready"

@@ -1,0 +1,58 @@
+"""Speakers whose voices come with a request: their names for the speakers who sound like them."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+
+from mlx_speech.audio import load_audio
+from mlx_speech.errors import AudioError
+from mlx_speech.pipeline import Pipeline
+from mlx_speech.samples import SAMPLE_RATE
+from mlx_speech.server.errors import ApiError
+from mlx_speech.server.fields import KnownSpeaker
+from mlx_speech.stages.voiceprints import Voiceprint, repeated, voiceprint_in
+from mlx_speech.transcript import Transcript
+from mlx_speech.voices.matching import Thresholds, Voices, match
+
+LONGEST_REFERENCE = 30.0  # seconds
+LONGEST_WINDOW = 10.0  # seconds that segmentations of pyannote hear at once
+# A name is wanted for somebody of this recording, and few voices are compared: OpenAI gives names without any doubt.
+THRESHOLDS = Thresholds(certain=0.5, doubtful=0.45)
+
+
+def voices_of(speakers: tuple[KnownSpeaker, ...], pipeline: Pipeline) -> Voices:
+    """What the known speakers sound like to the pipeline's embedding. It waits for the pipeline: call it in a thread.
+
+    Raises `ApiError` for a recording that cannot be read, is too short or too long, or has several speakers.
+    """
+    prints: list[Voiceprint] = []
+    for place, speaker in enumerate(speakers):
+        try:
+            prints.append(_voiceprint(speaker, pipeline))
+        except AudioError as error:
+            param = f"known_speaker_references[{place}]"
+            raise ApiError(400, "invalid_audio", f"{param}: {error}", param) from error
+    names = [speaker.name for speaker in speakers]
+    vectors = np.array([one.vector for one in prints])
+    return Voices.of(names, vectors, [one.seconds for one in prints], prints[0].model)
+
+
+def _voiceprint(speaker: KnownSpeaker, pipeline: Pipeline) -> Voiceprint:
+    samples = load_audio(io.BytesIO(speaker.sound), max_duration=LONGEST_REFERENCE)
+    found = pipeline.diarize(repeated(samples, round(LONGEST_WINDOW * SAMPLE_RATE)))
+    return voiceprint_in(found, samples.size / SAMPLE_RATE)
+
+
+def named(transcript: Transcript, voices: Voices) -> Transcript:
+    """The transcript with the names of known speakers."""
+    diarization = transcript.diarization
+    if diarization is None or not diarization.embeddings:
+        return transcript
+    matches = match(diarization.embeddings, voices, THRESHOLDS)
+    names = {label: found.name for label, found in matches.items() if not found.doubtful}
+    others = set(transcript.speakers) - names.keys()
+    free = {label: name for label, name in names.items() if name not in others}
+    return replace(transcript, diarization=replace(diarization, matches=matches)).rename(free)

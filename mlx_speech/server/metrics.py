@@ -1,0 +1,84 @@
+"""/metrics: figures for Prometheus."""
+
+from __future__ import annotations
+
+from mlx_speech import backend as backend  # isort: skip  (before MLX)
+
+import shutil
+
+import mlx.core as mx
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from mlx_speech.server.admission import Admission
+from mlx_speech.transcript import Transcript
+from mlx_speech.version import __version__
+
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 150, 600)
+RATIOS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+PREFIX = "mlx_speech"
+
+
+class Metrics:
+    """What is counted, in a registry of its own: several servers may live in one process."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._folder = admission.settings.data_dir
+        self._registry = CollectorRegistry()
+        self._requests = self._counter("http_requests", "Requests", ["route", "code"])
+        self._request_seconds = self._histogram("http_request_seconds", "Seconds of a request", ["route"], SECONDS)
+        self._audio_seconds = self._counter("audio_seconds", "Seconds of sound that were transcribed", [])
+        self._audio_ratio = self._histogram("audio_processed_ratio", "Seconds of sound a second", [], RATIOS)
+        self._stage_seconds = self._histogram("stage_seconds", "Seconds of work of a stage", ["stage"], SECONDS)
+        self._rejected = self._counter("rejected", "Requests that were refused", ["reason"])
+        self._cancelled = self._counter("cancelled", "Requests whose client went", [])
+        self._gauge("queue_requests", "Requests that wait or are under way").set_function(lambda: admission.waiting)
+        self._gauge("queue_audio_seconds", "Their sound").set_function(lambda: admission.seconds)
+        self._gauge("memory_active_bytes", "Memory that MLX uses").set_function(mx.get_active_memory)
+        self._gauge("memory_cache_bytes", "Memory that MLX keeps").set_function(mx.get_cache_memory)
+        self._gauge("memory_peak_bytes", "Most memory that MLX used").set_function(mx.get_peak_memory)
+        self._gauge("disk_free_bytes", "Room for recordings").set_function(self._disk_free)
+        build = Gauge(f"{PREFIX}_build_info", "What runs", ["version"], registry=self._registry)
+        build.labels(__version__).set(1)
+
+    def routes(self) -> list[Route]:
+        """The figures as text."""
+
+        async def metrics(request: Request) -> Response:
+            return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+
+        return [Route("/metrics", metrics)]
+
+    def see_request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that has ended. route : with the names of parameters, never their values"""
+        self._requests.labels(route, str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+
+    def see_refusal(self, code: str) -> None:
+        """Count a request that was refused."""
+        self._rejected.labels(code).inc()
+
+    def see_transcript(self, transcript: Transcript, seconds: float) -> None:
+        """Count a recording that is done, in so many seconds."""
+        self._audio_seconds.inc(transcript.duration)
+        self._audio_ratio.observe(transcript.duration / max(seconds, 1e-3))
+        for stage, spent in transcript.seconds.items():
+            self._stage_seconds.labels(stage).observe(spent)
+
+    def see_cancelled(self) -> None:
+        """Count a request whose client has gone."""
+        self._cancelled.inc()
+
+    def _counter(self, name: str, help: str, labels: list[str]) -> Counter:
+        return Counter(f"{PREFIX}_{name}", help, labels, registry=self._registry)
+
+    def _gauge(self, name: str, help: str) -> Gauge:
+        return Gauge(f"{PREFIX}_{name}", help, registry=self._registry)
+
+    def _histogram(self, name: str, help: str, labels: list[str], buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}", help, labels, buckets=buckets, registry=self._registry)
+
+    def _disk_free(self) -> float:
+        return float(shutil.disk_usage(self._folder).free)

@@ -1,0 +1,34 @@
+"""/v1/models: which names a request may give."""
+
+from __future__ import annotations
+
+import time
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from mlx_speech.server.errors import ApiError
+from mlx_speech.server.service import OPENAI_NAMES, Service
+
+OWNER = "mlx_speech"
+
+
+def routes(service: Service) -> list[Route]:
+    """Their list, and each of them."""
+    started = int(time.time())
+
+    def entry(name: str) -> dict[str, object]:
+        return {"id": name, "object": "model", "created": started, "owned_by": OWNER}
+
+    async def every(request: Request) -> Response:
+        names = [*service.pipelines, *service.aliases]
+        return JSONResponse({"object": "list", "data": [entry(name) for name in names]})
+
+    async def one(request: Request) -> Response:
+        name = request.path_params["name"]  # its slashes came as %2F, and are slashes again
+        if name not in (*service.pipelines, *service.aliases, *OPENAI_NAMES):
+            raise ApiError(404, "model_not_found", "there is no model of this name here: /v1/models has all", "model")
+        return JSONResponse(entry(name))
+
+    return [Route("/v1/models", every), Route("/v1/models/{name:path}", one)]

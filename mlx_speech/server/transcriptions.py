@@ -1,0 +1,208 @@
+"""/v1/audio/transcriptions, /translations and /diarizations: a form in, the answer or a stream of events out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TypeVar
+
+from anyio.to_thread import run_sync
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from mlx_speech.request import Event, Heard
+from mlx_speech.request import Request as Task
+from mlx_speech.server import fields, shapes
+from mlx_speech.server.admission import opened, stated_duration
+from mlx_speech.server.errors import ApiError, api_error
+from mlx_speech.server.events import event, event_stream
+from mlx_speech.server.fields import Work
+from mlx_speech.server.forms import Fields, Form, Upload, received_form
+from mlx_speech.server.known import named, voices_of
+from mlx_speech.server.service import Service, owner_of
+from mlx_speech.transcript import Transcript, space_between
+from mlx_speech.voices.matching import Voices
+
+T = TypeVar("T")
+ReadWork = Callable[[Fields, Service], Work]
+
+
+def routes(service: Service) -> list[Route]:
+    """Of what is answered at once."""
+
+    async def transcribe(request: Request) -> Response:
+        return await _answer(request, service, fields.transcription)
+
+    async def translate(request: Request) -> Response:
+        return await _answer(request, service, fields.translation)
+
+    async def diarize(request: Request) -> Response:
+        return await _diarize(request, service)
+
+    return [
+        Route("/v1/audio/transcriptions", transcribe, methods=["POST"]),
+        Route("/v1/audio/translations", translate, methods=["POST"]),
+        Route("/v1/audio/diarizations", diarize, methods=["POST"]),
+    ]
+
+
+async def _answer(request: Request, service: Service, read: ReadWork) -> Response:
+    """What is open for the answer is closed behind it: here, or, where it is a stream, at the end of that."""
+    async with AsyncExitStack() as stack:
+        stack.enter_context(service.admission.request())
+        answering = await _begin(request, service, read, stack)
+        if answering.work.stream:
+            return event_stream(answering.stream(stack.pop_all()))
+        return await answering.whole(request)
+
+
+async def _begin(request: Request, service: Service, read: ReadWork, stack: AsyncExitStack) -> Answering:
+    """Take in a form, and hand its recording to the pipeline."""
+    async with AsyncExitStack() as uploading:
+        uploading.enter_context(service.admission.upload(owner_of(request)))
+        receiving = received_form(
+            request, service.settings, service.uploads, lambda given: read(given, service) if "model" in given else None
+        )
+        form = await uploading.enter_async_context(receiving)
+        work = read(form.fields, service)
+        upload = required(form)
+        pipeline = service.pipelines[work.model]
+        seconds = await run_sync(stated_duration, upload.path)
+        stack.enter_context(service.admission.sound(seconds))
+        voices = None
+        if work.known_speakers:
+            voices = await run_sync(voices_of, work.known_speakers, pipeline)
+        sound = stack.enter_context(opened(upload.path, upload.filename))
+    task = pipeline.submit(sound, **work.options)
+    stack.callback(task.cancel)
+    return Answering(service, work, task, voices, upload.filename)
+
+
+def required(form: Form) -> Upload:
+    """The recording of a form. Raises `ApiError` where there is none."""
+    if form.upload is None:
+        raise ApiError(400, "missing_value", "there is no recording: send it as `file`", "file")
+    return form.upload
+
+
+class Answering:
+    """A recording in a pipeline, and the shapes in which its transcript is given.
+
+    voices : of speakers whose names came with the request
+    """
+
+    def __init__(
+        self, service: Service, work: Work, task: Task[Transcript], voices: Voices | None, filename: str
+    ) -> None:
+        self.work = work
+        self._service = service
+        self._task = task
+        self._voices = voices
+        self._filename = filename
+        self._start = time.monotonic()
+
+    async def whole(self, request: Request) -> Response:
+        """The answer, once all of it is there. Raises `ApiError`, and `ClientDisconnect` where nobody waits for it."""
+        transcript = await unless_gone(request, self._transcript())
+        coder = self._service.pipelines[self.work.model].models.whisper().tokenizer
+        return await run_sync(shapes.answer, transcript, self.work, coder)
+
+    async def stream(self, open_for_it: AsyncExitStack) -> AsyncIterator[str]:
+        """OpenAI's events: deltas of text in the order of the recording, segments with speakers, the end."""
+        async with open_for_it:
+            text = ""
+            async for delta in in_order(self._task):
+                text += delta
+                yield event({"type": "transcript.text.delta", "delta": delta})
+            try:
+                transcript = await self._transcript()
+            except Exception as error:
+                yield event(api_error(error, self._filename).body())
+                return
+            if self.work.response_format == "diarized_json":
+                for segment in shapes.speaker_segments(transcript, shapes.known_names(self.work)):
+                    yield event(segment)
+            content = shapes.body(transcript, self.work)
+            done = {"type": "transcript.text.done", "text": text, "usage": content["usage"]}
+            if "languages" in content:
+                done["languages"] = content["languages"]
+            yield event(done)
+
+    async def _transcript(self) -> Transcript:
+        transcript = await result_of(self._task)
+        seconds = time.monotonic() - self._start
+        self._service.admission.measure(transcript.duration, seconds)
+        self._service.metrics.see_transcript(transcript, seconds)
+        if self._voices is not None:
+            transcript = named(transcript, self._voices)
+        return transcript
+
+
+async def in_order(events: AsyncIterator[Event] | Task[Transcript]) -> AsyncIterator[str]:
+    """The text of chunks, which are heard in any order, in that of the recording; joined, it is the whole text."""
+    held: dict[int, Heard] = {}
+    following = 0
+    text = ""
+    async for heard in events:
+        if not isinstance(heard, Heard):
+            continue
+        held[heard.place] = heard
+        while following in held:
+            for segment in held.pop(following).segments:
+                delta = space_between(text, segment) + shapes.one_line(segment.text)
+                text += delta
+                if delta:
+                    yield delta
+            following += 1
+
+
+async def result_of(task: Task[T]) -> T:
+    """What came out. Raises `ApiError` where the server has ended it."""
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not task.cancelled():
+            raise  # who waits for it was cancelled
+        raise ApiError(503, "shutting_down", "the server is stopping", headers={"Retry-After": "30"}) from None
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """What is waited for. Raises `ClientDisconnect` as soon as the client has gone; whoever calls ends the work."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect()
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _left(request: Request) -> None:
+    """Until the client has gone; the form has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _diarize(request: Request, service: Service) -> Response:
+    """Speakers alone."""
+    with service.admission.request(), service.admission.upload(owner_of(request)):
+        receiving = received_form(
+            request, service.settings, service.uploads, lambda given: fields.diarization(given, service)
+        )
+        async with receiving as form:
+            work = fields.diarization(form.fields, service)
+            upload = required(form)
+            seconds = await run_sync(stated_duration, upload.path)
+            with service.admission.sound(seconds), opened(upload.path, upload.filename) as sound:
+                task = service.pipelines[work.model].submit_diarization(sound, **work.numbers)
+                try:
+                    found = await unless_gone(request, result_of(task))
+                finally:
+                    task.cancel()
+    return shapes.diarization_answer(found, work.response_format)
