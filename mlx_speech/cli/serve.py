@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def run(
     app = create_app(pipelines, settings, _aliases(alias, list(pipelines)))
 
     def started(address: str) -> None:
-        say(_greeting(address, list(pipelines), settings.keys))
+        # not by `say`, which makes flags of keywords
+        print(_greeting(address, list(pipelines), settings.keys), file=sys.stderr, flush=True)
 
     serve(app, settings, socket=uds, certificate=ssl_certfile, private_key=ssl_keyfile, started=started)
     return 0
@@ -177,7 +179,7 @@ def _greeting(address: str, models: list[str], keys: tuple[str, ...]) -> str:
     """Where the server is, and how it is asked."""
     header = ' -H "Authorization: Bearer $MLX_SPEECH_API_KEY"' if keys else ""
     return (
-        f"listening at {address} ({', '.join(models)}; {'with a key' if keys else 'without a key'})\n"
+        f"mlx_speech: listening at {address} ({', '.join(models)}; {'with a key' if keys else 'without a key'})\n"
         f"  page: {address}/\n"
         f"  curl {address}/v1/audio/transcriptions{header} -F model={models[0]} -F file=@meeting.m4a"
     )
