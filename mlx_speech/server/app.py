@@ -15,15 +15,21 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_speech.pipeline import Pipeline
-from mlx_speech.server import health, models, transcriptions
+from mlx_speech.server import health, models, shapes, transcriptions
 from mlx_speech.server.errors import ApiError, api_error
 from mlx_speech.server.guard import Guard
+from mlx_speech.server.jobs import posting
+from mlx_speech.server.jobs import routes as jobs
+from mlx_speech.server.jobs.runner import Runner
+from mlx_speech.server.jobs.store import JobStore
 from mlx_speech.server.metrics import Metrics
 from mlx_speech.server.service import Service
 from mlx_speech.server.settings import Settings
+from mlx_speech.transcript import Transcript
 
 CLIENT_GONE = 499  # as nginx writes it into its log; nobody gets it
 DEFAULT_MODEL = "whisper"
@@ -47,18 +53,31 @@ def create_app(
     named = {DEFAULT_MODEL: pipelines} if isinstance(pipelines, Pipeline) else dict(pipelines)
     service = Service(settings or Settings(), named, aliases or {})
 
+    _make_folders(service)
+    store = JobStore(service.settings.data_dir, service.settings.keep_results)
+    runner = Runner(service, store)
+
+    async def add_job(request: Request) -> Response:
+        return await posting.add_job(request, service, runner)
+
+    def answer(transcript: Transcript, response_format: str, model: str) -> Response:
+        coder = named[model].models.whisper().tokenizer if model in named else None
+        return shapes.stored(transcript, response_format, coder)
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        _make_folders(service)
-        async with health.warmed_up(service):
+        async with health.warmed_up(service), runner.running():
             yield
         for pipeline in named.values():
             pipeline.close()
+        store.close()
         shutil.rmtree(service.uploads, ignore_errors=True)
 
     app = Starlette(
         routes=[
-            *transcriptions.routes(service),
+            *transcriptions.routes(service, add_job),
+            Route("/v1/audio/jobs", add_job, methods=["POST"]),
+            *jobs.routes(runner, answer),
             *models.routes(service),
             *health.routes(service),
             *service.metrics.routes(),

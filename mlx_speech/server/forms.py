@@ -226,7 +226,7 @@ class _Reader:
             self._file.write(self._pending)
             self._file.flush()
         except OSError as error:
-            raise _disk_full() from error
+            raise disk_full() from error
         self._pending.clear()
 
     def end_of_file(self) -> None:
@@ -245,7 +245,7 @@ class _Reader:
 
     def _check_disk(self, count: int) -> None:
         if shutil.disk_usage(self._folder).free < count + self._settings.disk_reserve:
-            raise _disk_full()
+            raise disk_full()
 
     def _too_large(self) -> ApiError:
         limit = self._settings.max_upload
@@ -296,7 +296,7 @@ class _Reader:
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
-            raise _disk_full() from error
+            raise disk_full() from error
         self._file = os.fdopen(descriptor, "wb")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
@@ -344,7 +344,7 @@ def clean_name(name: str) -> str:
     return shown.replace("\\", "/").split("/")[-1][:MAX_NAME] or UNNAMED
 
 
-def _disk_full() -> ApiError:
+def disk_full() -> ApiError:
     return ApiError(507, "disk_full", "there is no room for the recording here", headers=_closing())
 
 
@@ -356,4 +356,4 @@ def single(fields: Mapping[str, list[str]], name: str) -> str | None:
     return values[0] if values else None
 
 
-__all__ = ["ClientDisconnect", "Fields", "Form", "Upload", "clean_name", "received_form", "single"]
+__all__ = ["ClientDisconnect", "Fields", "Form", "Upload", "clean_name", "disk_full", "received_form", "single"]

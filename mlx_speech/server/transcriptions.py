@@ -30,10 +30,12 @@ T = TypeVar("T")
 ReadWork = Callable[[Fields, Service], Work]
 
 
-def routes(service: Service) -> list[Route]:
-    """Of what is answered at once."""
+def routes(service: Service, defer: Callable[[Request], Awaitable[Response]]) -> list[Route]:
+    """Of what is answered at once. defer : makes a job of a request whose client does not want to wait"""
 
     async def transcribe(request: Request) -> Response:
+        if prefers_async(request):
+            return await defer(request)
         return await _answer(request, service, fields.transcription)
 
     async def translate(request: Request) -> Response:
@@ -79,6 +81,12 @@ async def _begin(request: Request, service: Service, read: ReadWork, stack: Asyn
     task = pipeline.submit(sound, **work.options)
     stack.callback(task.cancel)
     return Answering(service, work, task, voices, upload.filename)
+
+
+def prefers_async(request: Request) -> bool:
+    """Whether the client asks for a job where it could wait (RFC 7240)."""
+    wishes = [wish.strip().lower() for wish in request.headers.get("prefer", "").split(",")]
+    return "respond-async" in wishes
 
 
 def required(form: Form) -> Upload:
