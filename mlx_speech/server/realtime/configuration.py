@@ -200,7 +200,7 @@ def model_name(service: Service, name: str | None) -> str:
 
 def _format(given: Fields) -> Format:
     given.allow("type", "rate")
-    coding = given.choice("type", CODINGS, CODINGS[0])
+    coding: Coding = given.choice("type", CODINGS, CODINGS[0])
     if coding == "audio/pcm":
         return Format(coding, given.integer("rate", LOWEST_RATE, HIGHEST_RATE, Format().rate))
     return Format(coding, given.integer("rate", G711_RATE, G711_RATE, G711_RATE))

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -75,18 +75,26 @@ class _Turn:
     """A turn on its way through the pipeline.
 
     samples : (samples,) at 16 kHz
-    vad : whether speech has to be found in it
+    found : whether it was found, and not told by the client
     """
 
     item: str
     previous: str | None
     samples: np.ndarray
     hearing: Hearing
-    vad: bool
+    found: bool
 
     @property
     def seconds(self) -> float:
         return self.samples.size / SAMPLE_RATE
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """`TranscribeOptions`. What was taken for speech, however short, should not be overheard then."""
+        options: dict[str, Any] = {"word_timestamps": None, **self.hearing.options}
+        if self.found and self.hearing.detection is not None:
+            options["vad_options"] = {"threshold": self.hearing.detection.threshold, "min_speech_duration_ms": 0.0}
+        return options
 
 
 class Turns:
@@ -251,7 +259,7 @@ class Turns:
         if self._item is None:
             return
         self._tell(SpeechStopped(self._item, end / SAMPLE_RATE))
-        await self._recognise(self._buffer.between(self._buffer.start, end), vad=False)
+        await self._recognise(self._buffer.between(self._buffer.start, end), found=True)
         self._buffer.drop_before(end)
 
     async def _commit(self, event_id: str | None) -> None:
@@ -264,8 +272,8 @@ class Turns:
             problem = f"the buffer holds {1000 * count / SAMPLE_RATE:.0f} ms of sound, less than {milliseconds:.0f}"
             self._tell(Refused(_nothing(problem), event_id))
         else:
-            # the detector has not looked at what the client cut out itself
-            await self._recognise(self._buffer.between(self._buffer.start, self._buffer.end), vad=self._finder is None)
+            samples = self._buffer.between(self._buffer.start, self._buffer.end)
+            await self._recognise(samples, found=self._finder is not None)
             self._forget()
 
     async def _configure(self, hearing: Hearing) -> None:
@@ -308,11 +316,11 @@ class Turns:
 
     # --- turns at once -----------------------------------------------------------------------------------------------
 
-    async def _recognise(self, samples: np.ndarray, vad: bool) -> None:
+    async def _recognise(self, samples: np.ndarray, found: bool) -> None:
         """Hand a turn over, as soon as not too many are under way. samples : (samples,)"""
         item = self._item or new_id("item")
         self._item = None
-        turn = _Turn(item, self._previous, samples, self._hearing, vad)
+        turn = _Turn(item, self._previous, samples, self._hearing, found)
         self._tell(Committed(item, self._previous))
         self._previous = item
         while len(self._turns) >= self._limits.turns_at_once:
@@ -323,11 +331,8 @@ class Turns:
 
     async def _transcribe(self, turn: _Turn) -> None:
         """A turn → what is told of it."""
-        hearing = turn.hearing
         try:
-            request = hearing.pipeline.submit(
-                turn.samples, sample_rate=SAMPLE_RATE, vad=turn.vad, word_timestamps=None, **hearing.options
-            )
+            request = turn.hearing.pipeline.submit(turn.samples, sample_rate=SAMPLE_RATE, **turn.options)
         except MLXSpeechError as error:
             self._tell(Failed(turn.item, api_error(error), turn.previous))
             return
