@@ -7,6 +7,7 @@ Source: wyoming 1.10.2, `asr.py`, `audio.py`, `info.py`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ PORT = 10_300  # the usual one
 IDLE = 30.0  # seconds for a message to come
 MAX_DURATION = 300.0  # seconds of sound, 19 MB: what somebody says to a loudspeaker
 WATCH = 0.1  # seconds between two looks whether the client has gone
+FAREWELL = 1.0  # seconds for a client to take the last message
+MOST_READ_AWAY = 1 << 22  # bytes
 WIDTH = 2  # bytes of a sample
 MOST_CHANNELS = 2
 ATTRIBUTION = {"name": "mlx_speech", "url": "https://pypi.org/project/mlx-speech-toolkit/"}
@@ -123,8 +126,20 @@ class _Connection:
             await self.refuse(error.message, error.code)
 
     async def refuse(self, text: str, code: str) -> None:
-        """The last message: what is wrong."""
+        """The last message: what is wrong. Then nothing of what the client still sends is looked at."""
         await self._send("error", text=text, code=code)
+        self._writer.write_eof()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._read_away(), FAREWELL)
+
+    async def _read_away(self) -> None:
+        """A connection that is closed over unread bytes is reset, and the client may never see why."""
+        size = 0
+        while size < MOST_READ_AWAY:
+            block = await self._reader.read(LONGEST_LINE)
+            if not block:
+                return
+            size += len(block)
 
     async def _handle(self, message: Message) -> None:
         if message.type == "describe":

@@ -59,15 +59,17 @@ class TurnFinder:
     def step(self, probability: float) -> list[Edge]:
         """What the next window shows. probability : of speech in it"""
         edges: list[Edge] = []
+        is_silent = probability < max(self.detection.threshold - HYSTERESIS, LOWEST)
         if probability >= self.detection.threshold:
             self._silence = None
             if self.start is None:
                 edges.append(self._begin())
         if self.start is not None:
             self._probabilities.append(probability)
-            self._note_silence(probability)
+            if is_silent and self._silence is None:
+                self._silence = self.position
         self.position += WINDOW
-        if self._has_ended():
+        if is_silent and self._is_long_silence():
             edges.append(self._end(self.position))
         elif self.start is not None and self.position + WINDOW - self.start > self.longest:
             edges += self._cut()
@@ -88,12 +90,7 @@ class TurnFinder:
         self.start = max(self.earliest, self.position - self._padding)
         return Edge(self.start, begins=True)
 
-    def _note_silence(self, probability: float) -> None:
-        is_silent = probability < max(self.detection.threshold - HYSTERESIS, LOWEST)
-        if is_silent and self._silence is None:
-            self._silence = self.position
-
-    def _has_ended(self) -> bool:
+    def _is_long_silence(self) -> bool:
         if self._silence is None:
             return False
         return self.position - self._silence >= self.detection.silence_duration_ms * SAMPLE_RATE // 1000
