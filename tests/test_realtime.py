@@ -97,7 +97,10 @@ def serving(
         return error.response()
 
     app = Starlette(routes=routes(service, limits=limits, **more), exception_handlers={ApiError: answer})
-    listener = socket.create_server(("127.0.0.1", 0))
+    # with the protocol told: asyncio sends small messages at once over such sockets only
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
     config = uvicorn.Config(
         wrap(app), log_config=None, ws_max_size=WS_MAX_SIZE, ws_max_queue=WS_MAX_QUEUE, timeout_graceful_shutdown=5
     )

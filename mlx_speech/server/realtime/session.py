@@ -25,6 +25,8 @@ from mlx_speech.server.realtime.fields import parsed
 from mlx_speech.server.realtime.limits import Limits
 from mlx_speech.server.realtime.recognition import (
     Broken,
+    Cleared,
+    Committed,
     Happening,
     Hearing,
     Recogniser,
@@ -135,8 +137,8 @@ class Session:
         if not isinstance(kind, str) or kind not in self._handlers:
             known = ", ".join(self._handlers)
             raise ApiError(400, "invalid_value", f"type is {brief(kind)}: choose from {known}", "type")
-        is_silence = kind == "input_audio_buffer.append" and self._configuration.detection and not self._speaking
-        if not is_silence:
+        waiting_for_speech = self._configuration.detection is not None and not self._speaking
+        if kind != "input_audio_buffer.append" or not waiting_for_speech:
             self._last_sign = time.monotonic()
         await self._handlers[kind](message)
 
@@ -189,7 +191,7 @@ class Session:
 
     def _tell(self, happening: Happening) -> None:
         """What the recogniser tells."""
-        if isinstance(happening, (SpeechStarted, SpeechStopped)):
+        if isinstance(happening, (SpeechStarted, SpeechStopped, Committed, Cleared)):
             self._speaking = isinstance(happening, SpeechStarted)
             self._last_sign = time.monotonic()
         if isinstance(happening, Broken):
