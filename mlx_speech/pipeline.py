@@ -47,7 +47,7 @@ from mlx_speech.stages.cluster import speaker_bounds
 from mlx_speech.stages.diarize import diarize_steps
 from mlx_speech.stages.sentences import split_sentences
 from mlx_speech.stages.tracks import speakers_apart, speaking, turns_of_tracks
-from mlx_speech.stages.vad import detect_speech_steps
+from mlx_speech.stages.vad import detect_speech_steps, live_speech_steps
 from mlx_speech.stages.vad_pyannet import detect_speech_pyannet_steps
 from mlx_speech.stages.whisper import batched, decode
 from mlx_speech.stages.whisper.longform import transcribe_steps
@@ -56,9 +56,9 @@ from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcrip
 from mlx_speech.voices.naming import Namer, Speakers
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Self, Unpack
+
+    from mlx_speech.models.silero_vad import State
 
 ALIGN_BATCH_SIZE = 8  # segments
 CHUNK_PAD = 0.3  # seconds that are heard before and behind the speech of a chunk
@@ -192,6 +192,11 @@ class Pipeline:
         recording = Recording(without_mlx(with_rate(audio, sample_rate)), self._options(options))
         return self._engine.submit(self._checked_and_transcribed(recording), recording.clock)
 
+    def submit_speech(self, samples: np.ndarray, state: State | None = None) -> Request[tuple[np.ndarray, State]]:
+        """Hand over the next windows of live sound, and go on: the request gives the probability of speech in each, and
+        the state for those behind them. samples : as of `stages.vad.live_speech_steps`. Raises as `submit`."""
+        return self._engine.submit(silently(live_speech_steps(samples, self.models.silero, state)))
+
     def diarize(
         self,
         audio: Any,
@@ -267,9 +272,7 @@ class Pipeline:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     # --- the five steps, in the engine's thread ----------------------------------------------------------------------
@@ -433,8 +436,7 @@ class Pipeline:
             **options.longform.keywords,
             hallucination_silence_threshold=options.words.hallucination_silence_threshold,
         )
-        segments = yield from told("transcribe", recording.duration, steps)
-        recording.segments = tuple(segments)
+        recording.segments = tuple((yield from told("transcribe", recording.duration, steps)))
 
     def _align(self, recording: Recording) -> Job[None]:
         """Words by forced alignment; those of a language without a model keep their times from the attention."""

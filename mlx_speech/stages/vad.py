@@ -9,10 +9,10 @@ short: speech begins with a window at or above `threshold`; it ends where window
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -27,6 +27,7 @@ from mlx_speech.transcript import Region
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from mlx_speech.models.silero_vad import Model, State
     from mlx_speech.stages.vad_options import TimestampKeywords
 
 WINDOW_SAMPLES = {16_000: 512, 8_000: 256}  # that a probability stands for, by sampling rate
@@ -104,6 +105,29 @@ def _probability_steps(samples: np.ndarray, model: Any, rate: int) -> Steps[np.n
         blocks.append(np.array(probabilities[0]))
         yield stop / rate
     return np.concatenate(blocks)
+
+
+def live_speech_steps(
+    samples: np.ndarray, find_model: Callable[[], Model], state: State | None = None
+) -> Steps[tuple[np.ndarray, State]]:
+    """Sound that is still coming in: the probability of speech in each of its next windows.
+
+    samples : (windows · 512,) at 16 kHz, floats in [-1, 1]
+    find_model : gives Silero VAD, in the thread that computes
+    state : in which the sound before them left the model; None at the start
+
+    Yields the seconds done; returns (windows,) and the next state. Raises `OptionError` for part of a window, and
+    `ForkedProcess`.
+    """
+    check_process()
+    model = find_model()
+    rate = 16_000
+    before = model.initial_state(1, rate) if state is None else state
+    output = model(mx.array(samples[None]), sample_rate=rate, state=before)
+    probabilities, after = cast("tuple[mx.array, State]", output)
+    mx.eval(*after)  # or the state would hold all of the samples
+    yield samples.size / rate
+    return np.array(probabilities[0]), after
 
 
 def speech_timestamps(
