@@ -119,6 +119,25 @@ def test_splitting_keeps_every_word_and_one_speaker_a_segment(
         assert not segment.tokens or segment.text in [whole.text for whole in found]
 
 
+@QUICK
+@given(segments(), overlapping)
+def test_where_two_speak_at_once_no_word_is_lost_or_doubled(
+    found: tuple[Segment, ...], turns: tuple[Turn, ...]
+) -> None:
+    """Also without exclusive turns; and where a segment is split, each part has a whole word at least."""
+    result = assign_speakers(found, Diarization(turns=turns))
+    before = [(word.start, word.end, word.text) for segment in found for word in segment.words]
+    after = [(word.start, word.end, word.text) for segment in result for word in segment.words]
+    assert after == before
+    whole = {group[0].start for segment in found for group in segment.whole_words()}
+    silent = [segment for segment in found if not segment.words]
+    assert len([segment for segment in result if not segment.words]) == len(silent)
+    for segment in result:
+        if segment.words:
+            assert segment.words[0].start in whole
+            assert segment.text == " ".join(word.text for word in segment.words)
+
+
 def words(*parts: tuple[float, float, str]) -> tuple[Word, ...]:
     return tuple(Word(*part) for part in parts)
 

@@ -36,7 +36,7 @@ from mlx_speech import checkpoint, folders, models
 from mlx_speech.errors import OptionError, SourceNotFound
 from mlx_speech.models import layers, pyannet, wespeaker
 from mlx_speech.models.base import BaseModel
-from mlx_speech.ops import scan
+from mlx_speech.ops import lstm
 
 # loads every argument and prints what it gives for a fixed input, as hexadecimal bytes
 LOADER = """
@@ -454,36 +454,45 @@ def test_whisper_continues_from_its_cache(shelf: Shelf) -> None:
             found = model.decoder.step(cache, mx.array([[tokens[row, place].item()] for row, place in enumerate(at)]))
 
 
+def an_lstm(directions: int, batch: int, steps: int, hidden: int = 5, dtype: mx.Dtype = mx.float32) -> list[mx.array]:
+    """x, its weight, the states' weight, the bias, h and c."""
+    rng = np.random.default_rng(8)
+    sizes = [(batch, steps, 6), (directions, 4 * hidden, 6), (directions, 4 * hidden, hidden), (directions, 4 * hidden)]
+    sizes += [(directions, batch, hidden)] * 2
+    return [mx.array(0.4 * rng.normal(size=size)).astype(dtype) for size in sizes]
+
+
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("steps", [1, 7, 300])
-def test_both_scans_agree(dtype: mx.Dtype, directions: int, steps: int) -> None:
-    rng = np.random.default_rng(8)
-    gates = mx.array(rng.normal(size=(directions, 3, steps, 20))).astype(dtype)
-    weight = mx.array(0.4 * rng.normal(size=(directions, 20, 5))).astype(dtype)
-    state = tuple(mx.array(0.5 * rng.normal(size=(directions, 3, 5))).astype(dtype) for _ in range(2))
-    found, (h, c) = scan.scan(gates, weight, state)
+@pytest.mark.parametrize("batch, steps", [(3, 1), (3, 7), (2, 300), (67, 65)])
+def test_both_lstms_agree(dtype: mx.Dtype, directions: int, batch: int, steps: int) -> None:
+    x, *weights, h, c = an_lstm(directions, batch, steps, dtype=dtype)
+    found, (last_h, last_c) = lstm.lstm(x, *weights, (h, c))
     with mx.stream(mx.cpu):
-        whole = scan.scan_graph(gates, weight, *state)
-    expected, graph_h, graph_c = whole[:, :, :-1], whole[:, :, -2], whole[:, :, -1]
+        whole = lstm.lstm_graph(x, *weights, h, c)
+    expected = mx.concatenate(list(whole[:, :, :-1]), axis=-1)
+    ends = [whole[0, :, -2], whole[1, :, 0]] if directions == 2 else [whole[0, :, -2]]
     bar = {mx.float32: 1e-5, mx.float16: 2e-2, mx.bfloat16: 1e-1}[dtype]
-    for ours, theirs in ((found, expected), (h, graph_h), (c, graph_c)):
+    pairs = [(found, expected), (last_h, mx.stack(ends)), (last_c, whole[:, :, -1])]
+    for ours, theirs in pairs:
         assert ours.dtype == theirs.dtype == dtype and ours.shape == theirs.shape
         assert mx.abs(ours.astype(mx.float32) - theirs.astype(mx.float32)).max().item() < bar
-    assert mx.array_equal(found[:, :, -1], h)
 
 
-def test_a_scan_reads_no_memory_that_it_has_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("batch, hidden", [(2, 5), (40, 64)])  # on one thread, and on all
+def test_an_lstm_reads_no_memory_that_it_has_not_written(
+    batch: int, hidden: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What lay there before may be a signalling NaN, of which NumPy warns."""
 
     def full(shape: Any, dtype: Any = np.float32) -> np.ndarray:
         return np.full(shape, 0x7F800001, np.uint32).view(dtype)
 
-    monkeypatch.setattr(scan.np, "empty", full)
-    monkeypatch.setattr(scan.np, "empty_like", lambda array: full(array.shape))
-    zeros = mx.zeros((1, 2, 5))
-    with np.errstate(all="raise"):
-        found, (h, c) = scan.scan(mx.ones((1, 2, 7, 20)), mx.ones((1, 20, 5)), (zeros, zeros))
+    x, *weights, h, c = an_lstm(2, batch, 70, hidden)
+    monkeypatch.setattr(lstm.np, "empty", full)
+    monkeypatch.setattr(lstm.np, "empty_like", lambda array: full(array.shape))
+    with np.errstate(all="raise", under="ignore"):
+        found, (h, c) = lstm.lstm(x, *weights, (h, c))
     assert all(np.isfinite(np.array(one)).all() for one in (found, h, c))
 
 

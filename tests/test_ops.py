@@ -21,8 +21,11 @@ from mlx_speech.models.layers import LSTM, Conv2d, FilterBank
 from mlx_speech.ops import cpu
 from mlx_speech.ops.attention import SMALLEST_KEYS_FOR_NUMPY, attention
 from mlx_speech.ops.conv3x3 import conv3x3
+from mlx_speech.ops.filter_bank import loudness, loudness_graph
 from mlx_speech.ops.gelu import NUMBERS_PER_PART, gelu
 from mlx_speech.ops.log_sum_exp import log_sum_exp
+from mlx_speech.ops.pooled_conv import pooled_conv, pooled_conv_graph
+from mlx_speech.ops.time_norm import time_norm, time_norm_graph
 
 LARGE = NUMBERS_PER_PART * 2 + 7  # numbers: several blocks and a part of one
 
@@ -124,7 +127,7 @@ def test_every_convolution_is_that_of_mlx(how: dict, bias: bool) -> None:
 
 def a_bank() -> tuple[FilterBank, mx.array]:
     """80 filters of 251 taps, the first of which hear next to nothing of a low tone, and two rows of that."""
-    layer = FilterBank(80, 251, 10)
+    layer = FilterBank(80, 251, 10, 1)
     taps = np.arange(-125, 126) / 16000
     bands = np.linspace(7900, 50, 80)[:, None]
     layer.weight = mx.array((np.cos(2 * np.pi * bands * taps) * np.hamming(251)).astype(np.float32)[..., None])
@@ -136,7 +139,7 @@ def test_a_filter_bank_is_rounded_once(numpy_runs: list[bool]) -> None:
     layer, x = a_bank()
     found = np.array(layer(x))
     signal, filters = (torch.from_numpy(np.array(a)).double().swapaxes(1, 2) for a in (x, layer.weight))
-    exact = torch.nn.functional.conv1d(signal, filters, stride=10).swapaxes(1, 2).numpy()
+    exact = torch.nn.functional.conv1d(signal, filters, stride=10).swapaxes(1, 2).abs().numpy()
     assert numpy_runs == [True] and found.shape == exact.shape
     quiet = np.abs(exact).max(axis=(0, 1))
     assert quiet.min() < 1e-3 * quiet.max()
@@ -145,6 +148,60 @@ def test_a_filter_bank_is_rounded_once(numpy_runs: list[bool]) -> None:
     assert np.array_equal(np.array(layer(x[1:])), found[1:])  # a row alone
     graph = mx.compile(lambda x: layer(x))(x)
     assert np.abs(np.array(graph) - found).max() < 1e-3 and numpy_runs == [True] * 2
+
+
+@pytest.mark.parametrize("width", [8, 9])
+@pytest.mark.parametrize("kinds", ["even", "odd", "other", "even odd", "other even odd other even"])
+@pytest.mark.parametrize("pool, samples", [(1, 100), (3, 100), (3, 3001), (4, 2000)])
+def test_filters_may_be_the_same_from_both_ends(
+    width: int, kinds: str, pool: int, samples: int, numpy_runs: list[bool]
+) -> None:
+    rng = np.random.default_rng(5)
+    filters: list[np.ndarray] = []
+    for kind in kinds.split():
+        taps = rng.normal(size=width).astype(np.float32)
+        backwards = {"even": taps[::-1], "odd": -taps[::-1], "other": 2 * taps}[kind]
+        filters.append(taps + backwards)
+    weight = mx.array(np.stack(filters)[..., None])
+    x = draw(2, samples, 1)
+    expected = loudness_graph(x, weight, 3, pool)
+    found = loudness(x, weight, 3, pool)
+    assert numpy_runs == [True]
+    assert found.shape == expected.shape == (2, ((samples - width) // 3 + 1) // pool, len(filters))
+    assert np.abs(np.array(found - expected)).max() < 1e-5
+
+
+@pytest.mark.parametrize("samples", [15, 16, 100, 4000])
+@pytest.mark.parametrize("width, pool", [(5, 3), (1, 1), (3, 4)])
+def test_a_pooled_convolution_is_that_of_the_graph(samples: int, width: int, pool: int, numpy_runs: list[bool]) -> None:
+    x = draw(3, samples, 7)
+    weight = draw(5, width, 7, seed=1)
+    bias = draw(5, seed=2)
+    expected = pooled_conv_graph(x, weight, bias, pool)
+    found = pooled_conv(x, weight, bias, pool)
+    assert numpy_runs == [True]
+    assert found.shape == expected.shape == (3, (samples - width + 1) // pool, 5)
+    assert np.abs(np.array(found - expected)).max() < 2e-5
+
+
+@pytest.mark.parametrize("steps, channels", [(1, 3), (1000, 1), (50_000, 4), (333, 600)])
+def test_a_time_norm_is_torchs(steps: int, channels: int, numpy_runs: list[bool]) -> None:
+    """Also where the mean is a thousand times the deviation, and where nothing deviates."""
+    x = draw(2, steps, channels)
+    x[1] = 1000 + x[1]
+    x[0, :, 0] = 7
+    weight = draw(channels, seed=1)
+    bias = draw(channels, seed=2)
+    theirs = torch.from_numpy(np.array(x)).double().swapaxes(1, 2)
+    deviation = theirs.var(dim=2, correction=0, keepdim=True)
+    normed = (theirs - theirs.mean(dim=2, keepdim=True)) / (deviation + 1e-5).sqrt()
+    expected = normed.swapaxes(1, 2).numpy() * np.array(weight) + np.array(bias)
+    found = np.array(time_norm(x, weight, bias, 1e-5))
+    assert numpy_runs == [True] and found.shape == expected.shape
+    assert np.abs(found[0] - expected[0]).max() < 1e-5
+    assert np.abs(found[1] - expected[1]).max() < 3e-4  # float32 knows 1000 to 6e-5
+    graph = np.array(time_norm_graph(x, weight, bias, 1e-5))
+    assert np.abs(found - graph).max() < 1e-3
 
 
 @pytest.mark.skipif(blas.core() is None, reason="no OpenBLAS")
@@ -160,10 +217,10 @@ def test_a_filter_bank_does_not_depend_on_the_blas(core: str, tmp_path: Path) ->
 import sys
 from mlx_speech import blas
 blas.configure()
-from mlx_speech.ops.filter_bank import filter_bank
+from mlx_speech.ops.filter_bank import loudness
 import mlx.core as mx, numpy as np
 bank = np.load(sys.argv[1])
-np.save(sys.argv[2], np.array(filter_bank(mx.array(bank["x"]), mx.array(bank["weight"]), 10)))
+np.save(sys.argv[2], np.array(loudness(mx.array(bank["x"]), mx.array(bank["weight"]), 10, 1)))
 print(blas.core())
 """
     own = {**os.environ, "OPENBLAS_CORETYPE": core, "OPENBLAS_NUM_THREADS": "2"}
@@ -194,7 +251,7 @@ def test_derivatives_are_the_graphs(numpy_runs: list[bool]) -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_derivatives_of_an_lstm_are_those_of_torch(training: bool, numpy_runs: list[bool]) -> None:
-    """In eval mode too, where NumPy runs the scan: through what it returns, and through its last state."""
+    """In eval mode too, where NumPy runs it: through what it returns, and through its last state."""
     original = torch.nn.LSTM(3, 4, batch_first=True)
     layer = LSTM(3, 4).train(training)
     layer.Wx, layer.Wh = (mx.array(getattr(original, f"weight_{k}_l0").detach().numpy())[None] for k in ("ih", "hh"))

@@ -1,4 +1,4 @@
-"""Layers that several models share: an LSTM whose directions run in one scan, a norm that keeps its digits, and two
+"""Layers that several models share: an LSTM in one or two directions, a norm that keeps its digits, and three
 convolutions."""
 
 from __future__ import annotations
@@ -6,10 +6,11 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_speech.features import sum_over_time
 from mlx_speech.ops.conv3x3 import conv3x3
-from mlx_speech.ops.filter_bank import filter_bank
-from mlx_speech.ops.scan import Pair, scan
+from mlx_speech.ops.filter_bank import loudness
+from mlx_speech.ops.lstm import Pair, lstm
+from mlx_speech.ops.pooled_conv import pooled_conv
+from mlx_speech.ops.time_norm import time_norm, time_norm_graph
 
 
 class TimeNorm(nn.Module):
@@ -31,23 +32,9 @@ class TimeNorm(nn.Module):
 
         lengths : (batch,) steps of each row that count; all, where None
         """
-        x = x.astype(mx.float32)
-        count = x.shape[1]
-        valid = None
-        if lengths is not None:
-            count = lengths[:, None, None]
-            valid = (mx.arange(x.shape[1]) < lengths[:, None])[..., None]
-
-        def mean(y: mx.array) -> mx.array:
-            """y (batch, steps, channels) → (batch, 1, channels)"""
-            if valid is not None:
-                y = mx.where(valid, y, 0)
-            return sum_over_time(y) / count
-
-        centred = x - mean(x)
-        variance = mean(mx.square(centred))
-        scale = mx.rsqrt(variance + self._eps) * self.weight
-        return (centred * scale + self.bias).astype(self.weight.dtype)
+        if lengths is None:
+            return time_norm(x, self.weight, self.bias, self._eps)
+        return time_norm_graph(x, self.weight, self.bias, self._eps, lengths)
 
 
 class Conv2d(nn.Conv2d):
@@ -72,14 +59,30 @@ class Conv2d(nn.Conv2d):
 
 
 class FilterBank(nn.Conv1d):
-    """Filters along a waveform: MLX's convolution without bias and padding, but added up exactly on the CPU."""
+    """Filters along a waveform, without bias and padding, and their loudness: exact on the CPU.
 
-    def __init__(self, filters: int, width: int, stride: int):
+    pool : steps of which the loudest is given
+    """
+
+    def __init__(self, filters: int, width: int, stride: int, pool: int):
         super().__init__(1, filters, width, stride=stride, bias=False)
+        self._pool = pool
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x (batch, samples, 1) → (batch, steps, filters), a step every `stride` samples"""
-        return filter_bank(x, self.weight, self.stride)
+        """x (batch, samples, 1) → (batch, steps // pool, filters), a step every `stride` samples"""
+        return loudness(x, self.weight, self.stride, self._pool)
+
+
+class PooledConv(nn.Conv1d):
+    """A convolution along time, without padding and with stride 1; of every `pool` steps the largest."""
+
+    def __init__(self, inputs: int, outputs: int, width: int, pool: int):
+        super().__init__(inputs, outputs, width)
+        self._pool = pool
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (batch, steps, inputs) → (batch, (steps - width + 1) // pool, outputs)"""
+        return pooled_conv(x, self.weight, self.bias, self._pool)
 
 
 class LSTM(nn.Module):
@@ -105,10 +108,4 @@ class LSTM(nn.Module):
         if state is None:
             zeros = mx.zeros((directions, x.shape[0], hidden), dtype=x.dtype)
             state = (zeros, zeros)
-        both_ways = mx.stack([x, x[:, ::-1]]) if directions == 2 else x[None]
-        # the projections of all steps at once; only the recurrence goes step by step
-        gates = both_ways @ mx.swapaxes(self.Wx, 1, 2)[:, None] + self.bias[:, None, None]
-        outputs, state = scan(gates, self.Wh, state)
-        if directions == 2:
-            return mx.concatenate([outputs[0], outputs[1][:, ::-1]], axis=-1), state
-        return outputs[0], state
+        return lstm(x, self.Wx, self.Wh, self.bias, state)

@@ -14,10 +14,11 @@ import mlx.nn as nn
 
 from mlx_speech.errors import OptionError, brief
 from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, layers, positive
-from mlx_speech.models.layers import LSTM, FilterBank, TimeNorm
+from mlx_speech.models.layers import LSTM, FilterBank, PooledConv, TimeNorm
 
 SLOPE = 0.01  # of every LeakyReLU
 SINCNET_FEATURES = 60
+POOL = 3  # steps, behind every convolution
 
 
 @dataclass
@@ -48,20 +49,18 @@ class SincNet(nn.Module):
     def __init__(self, stride: int):
         super().__init__()
         self.wav_norm = TimeNorm(1)
-        self.conv0 = FilterBank(80, 251, stride)
-        self.conv1 = nn.Conv1d(80, SINCNET_FEATURES, 5)
-        self.conv2 = nn.Conv1d(SINCNET_FEATURES, SINCNET_FEATURES, 5)
+        self.conv0 = FilterBank(80, 251, stride, POOL)
+        self.conv1 = PooledConv(80, SINCNET_FEATURES, 5, POOL)
+        self.conv2 = PooledConv(SINCNET_FEATURES, SINCNET_FEATURES, 5, POOL)
         self.norm0 = TimeNorm(80)
         self.norm1 = TimeNorm(SINCNET_FEATURES)
         self.norm2 = TimeNorm(SINCNET_FEATURES)
-        self.pool = nn.MaxPool1d(3, 3)
 
     def __call__(self, x: mx.array) -> mx.array:
         """Waveform (batch, samples, 1) → features (batch, frames, 60), a frame every 270 samples at stride 10"""
-        x = mx.abs(self.conv0(self.wav_norm(x)))
-        x = nn.leaky_relu(self.norm0(self.pool(x)), SLOPE)
-        x = nn.leaky_relu(self.norm1(self.pool(self.conv1(x))), SLOPE)
-        return nn.leaky_relu(self.norm2(self.pool(self.conv2(x))), SLOPE)
+        x = nn.leaky_relu(self.norm0(self.conv0(self.wav_norm(x))), SLOPE)
+        x = nn.leaky_relu(self.norm1(self.conv1(x)), SLOPE)
+        return nn.leaky_relu(self.norm2(self.conv2(x)), SLOPE)
 
 
 class Model(BaseModel):
