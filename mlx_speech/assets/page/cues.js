@@ -1,7 +1,7 @@
 /**
- * A transcript as cues of subtitles: at most two lines of 42 columns and 7 seconds, of one segment and one speaker, that
- * end with a sentence where they can. The cues of `mlx_speech write` follow the same bounds and choose their ends with
- * more care.
+ * A transcript as cues of subtitles: at most two lines of 42 columns and 7 seconds, of one segment and one speaker,
+ * that end with a sentence where they can. The cues of `mlx_speech write` follow the same bounds and choose their ends
+ * with more care.
  */
 
 import { charactersOf } from "./matching.js";
@@ -11,7 +11,8 @@ const LINE_WIDTH = 42; // columns
 const LONGEST_CUE = 7; // seconds
 const LONG_PAUSE = 1.5; // seconds; always ends a cue
 const SENTENCE_END = /[.!?…。！？؟।]["'”’»)\]」』]*$/u;
-const WIDE = /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6]|\p{Extended_Pictographic}/u;
+const WIDE =
+  /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6]|\p{Extended_Pictographic}/u;
 const LINE_BREAKS = /[ \t-\r\x1c-\x1f\x85\u2028\u2029]+/g;
 
 /** Text in one line: without line breaks, tabs and the space around it. */

@@ -1,16 +1,14 @@
-/**
- * One transcript on the desk: read, heard and corrected. What is chosen is `{id, from, to}`: the words of a segment from
- * one index to another, or the whole of it where from is -1.
- */
+/** One transcript on the desk: read, heard and corrected. What is chosen is as choice.js has it. */
 
+import { nextWord, showChoice, stillThere, wholeOf, wordFacts } from "./choice.js";
 import { announce, byId, clock, download, element } from "./dom.js";
 import { editText } from "./editing.js";
 import { giveSegment, giveWords, renameSpeaker, setText, setWord } from "./edits.js";
 import { EXPORTS } from "./exports.js";
+import { Finder } from "./finding.js";
 import { History } from "./history.js";
 import { Lanes } from "./lanes.js";
 import { Player } from "./player.js";
-import { findAll } from "./search.js";
 import { askForName, newSpeakerName, showSpeakers } from "./speakers.js";
 import { TextView } from "./text.js";
 import { durationOf, isUnsure, spanAt, speakersOf, timelineOf } from "./transcript.js";
@@ -25,7 +23,6 @@ export class Desk {
     this.onSave = onSave;
     this.history = null;
     this.selection = null;
-    this.found = [];
     this.scrolledAt = -Infinity;
     this.player = new Player(byId("audio"), {
       onTime: (seconds) => this.showTime(seconds),
@@ -35,10 +32,11 @@ export class Desk {
     this.lanes = new Lanes(byId("lanes"), (seconds) => this.player.seek(seconds));
     this.text = new TextView(byId("text"), {
       onWord: (id, index, event) => this.clickWord(id, index, event),
-      onTime: (id) => this.playFrom({ id, from: -1, to: -1 }),
-      onEdit: (id) => this.edit({ id, from: -1, to: -1 }),
+      onTime: (id) => this.playFrom(wholeOf(id)),
+      onEdit: (id) => this.edit(wholeOf(id)),
       onSpeaker: (label) => this.rename(label),
     });
+    this.finder = new Finder((place, said) => this.goTo(place, said));
     this.listen();
   }
 
@@ -55,8 +53,6 @@ export class Desk {
       "chosen-edit": () => this.act("edit"),
       "chosen-sentence": () => this.act("wholeSentence"),
       "chosen-leave": () => this.act("leave"),
-      "search-next": () => this.showFound(1),
-      "search-previous": () => this.showFound(-1),
     };
     for (const [id, press] of Object.entries(presses)) {
       byId(id).addEventListener("click", press);
@@ -65,14 +61,13 @@ export class Desk {
       this.player.speed = Number(event.target.value);
     });
     byId("owner").addEventListener("change", (event) => this.giveTo(event.target.value));
-    byId("search").addEventListener("input", () => this.search());
-    byId("search").addEventListener("keydown", (event) => this.searchKey(event));
     byId("sound-file").addEventListener("change", (event) => this.openSound(event.target.files[0]));
     for (const kind of ["wheel", "touchmove"]) {
       addEventListener(kind, () => (this.scrolledAt = performance.now()), { passive: true });
     }
     for (const [ending, format] of Object.entries(EXPORTS)) {
-      const choice = element("button", { type: "button", className: "quiet", textContent: `${format.label} (.${ending})` });
+      const label = `${format.label} (.${ending})`;
+      const choice = element("button", { type: "button", className: "quiet", textContent: label });
       choice.addEventListener("click", () => this.export(ending));
       byId("exports").append(element("li", {}, choice));
     }
@@ -84,7 +79,7 @@ export class Desk {
     this.name = name;
     this.history = new History(transcript);
     byId("name").textContent = name;
-    byId("search").value = "";
+    this.finder.clear();
     this.speakers = [];
     this.refresh();
     this.player.speed = Number(byId("speed").value);
@@ -128,7 +123,7 @@ export class Desk {
       previousUnsure: () => this.stepUnsure(-1),
       playSelection: () => this.selection !== null && this.playFrom(this.selection),
       edit: () => this.selection !== null && this.edit(this.selection),
-      wholeSentence: () => this.selection !== null && this.select({ ...this.selection, from: -1, to: -1 }),
+      wholeSentence: () => this.selection !== null && this.select(wholeOf(this.selection.id)),
       give: () => this.giveTo(this.speakers[Number(key) - 1]),
       search: () => byId("search").focus(),
       undo: () => this.travel("undo"),
@@ -173,9 +168,9 @@ export class Desk {
     byId("facts").textContent = this.facts(duration);
     byId("nothing").hidden = transcript.segments.length > 0;
     this.showState();
-    this.select(this.stillThere(this.selection));
+    this.select(stillThere(this.selection, this.segmentOf(this.selection)));
     this.showTime(this.player.time);
-    this.search();
+    this.finder.search(transcript);
   }
 
   facts(duration) {
@@ -194,16 +189,6 @@ export class Desk {
     byId("undo").disabled = !this.history.canUndo;
     byId("redo").disabled = !this.history.canRedo;
     byId("save").disabled = !this.history.isUnsaved;
-  }
-
-  /** A selection as far as the transcript still has it. */
-  stillThere(selection) {
-    const segment = this.segmentOf(selection);
-    if (segment === null) {
-      return null;
-    }
-    const last = segment.words.length - 1;
-    return selection.from > last ? { ...selection, from: -1, to: -1 } : { ...selection, to: Math.min(selection.to, last) };
   }
 
   segmentOf(selection) {
@@ -240,7 +225,7 @@ export class Desk {
   async edit(selection) {
     const segment = this.segmentOf(selection);
     const isWord = selection.from >= 0 && selection.from === selection.to;
-    const place = this.select(isWord ? selection : { ...selection, from: -1, to: -1 });
+    const place = this.select(isWord ? selection : wholeOf(selection.id));
     if (segment === null || place === null || place.querySelector("input, textarea") !== null) {
       return;
     }
@@ -272,30 +257,9 @@ export class Desk {
     const place = this.history === null ? null : this.text.select(selection);
     byId("chosen").hidden = selection === null;
     if (selection !== null) {
-      this.describe(selection);
+      showChoice(selection, this.segmentOf(selection), this.speakers);
     }
     return place;
-  }
-
-  describe(selection) {
-    const segment = this.segmentOf(selection);
-    const word = segment.words[selection.from] ?? null;
-    const isOne = selection.from === selection.to;
-    byId("chosen-text").textContent =
-      word === null
-        ? segment.text
-        : segment.words.slice(selection.from, selection.to + 1).map((one) => one.text).join(" ");
-    byId("chosen-facts").textContent = word === null ? clock(segment.start) : wordFacts(word, isOne);
-    byId("chosen-edit").textContent = word !== null && isOne ? "Edit word" : "Edit sentence";
-    byId("chosen-sentence").hidden = word === null;
-    const owner = word?.speaker ?? segment.speaker;
-    const options = this.speakers.map((label) => element("option", { value: label, textContent: label }));
-    options.push(element("option", { value: "", textContent: "Somebody new" }));
-    if (owner === null) {
-      options.unshift(element("option", { value: "?", textContent: "Nobody yet", disabled: true }));
-    }
-    byId("owner").replaceChildren(...options);
-    byId("owner").value = owner ?? "?";
   }
 
   clickWord(id, index, event) {
@@ -338,7 +302,7 @@ export class Desk {
     const place = segments.findIndex((segment) => segment.id === current);
     const next = segments[Math.max(0, place + step)];
     if (next !== undefined) {
-      this.goTo({ id: next.id, from: -1, to: -1 }, next.text);
+      this.goTo(wholeOf(next.id), next.text);
     }
   }
 
@@ -354,67 +318,13 @@ export class Desk {
 
   /** Choose the next word that fits. Says whether there is one. */
   stepTo(step, fits) {
-    const spans = this.timeline.filter((span) => span.word >= 0);
-    let place = this.selectedPlace(spans, step) + step;
-    while (place >= 0 && place < spans.length && !fits(spans[place])) {
-      place += step;
-    }
-    const span = spans[place];
-    if (span === undefined) {
+    const span = nextWord(this.timeline, this.selection, this.player.time, step, fits);
+    if (span === null) {
       return false;
     }
     const word = span.segment.words[span.word];
-    this.goTo({ id: span.segment.id, from: span.word, to: span.word }, `${word.text}, ${wordFacts(word, true)}`);
+    this.goTo({ id: span.segment.id, from: span.word, to: span.word }, `${word.text}, ${wordFacts(word)}`);
     return true;
-  }
-
-  /** The place of the word that is chosen; without one, that before the time of the sound. */
-  selectedPlace(spans, step) {
-    const { selection } = this;
-    if (selection !== null) {
-      const from = Math.max(0, selection.from);
-      const place = spans.findIndex((span) => span.segment.id === selection.id && span.word === from);
-      return selection.from < 0 && step > 0 ? place - 1 : place;
-    }
-    const place = spans.indexOf(spanAt(spans, this.player.time));
-    return step > 0 && this.player.time === 0 ? -1 : place;
-  }
-
-  // --- searching -----------------------------------------------------------------------------------------------------
-
-  search() {
-    const wanted = byId("search").value;
-    this.found = findAll(this.transcript, wanted);
-    this.foundPlace = -1;
-    this.sayFound();
-  }
-
-  sayFound() {
-    const isSearching = byId("search").value.trim() !== "";
-    const count = this.found.length;
-    const place = this.foundPlace < 0 ? `${count}` : `${this.foundPlace + 1} of ${count}`;
-    byId("search-count").textContent = isSearching ? place : "";
-    byId("search-next").disabled = count === 0;
-    byId("search-previous").disabled = count === 0;
-  }
-
-  searchKey(event) {
-    if (event.key === "Enter") {
-      this.showFound(event.shiftKey ? -1 : 1);
-    } else if (event.key === "Escape") {
-      byId("search").blur();
-    }
-  }
-
-  showFound(step) {
-    const count = this.found.length;
-    if (count === 0) {
-      return;
-    }
-    const start = this.foundPlace < 0 && step < 0 ? 0 : this.foundPlace;
-    this.foundPlace = (start + step + count) % count;
-    this.sayFound();
-    this.goTo(this.found[this.foundPlace], `${this.foundPlace + 1} of ${count}`);
   }
 
   // --- sound ---------------------------------------------------------------------------------------------------------
@@ -465,14 +375,6 @@ export class Desk {
       place.scrollIntoView({ block: "center", behavior: still ? "auto" : "smooth" });
     }
   }
-}
-
-function wordFacts(word, isOne) {
-  if (!isOne) {
-    return clock(word.start);
-  }
-  const sure = word.aligned ? `${Math.round(100 * word.score)} % sure` : "time not heard";
-  return `${clock(word.start)} · ${sure}`;
 }
 
 function languageName(code) {

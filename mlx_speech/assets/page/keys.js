@@ -16,7 +16,7 @@ export const KEYS = [
   { action: "playSelection", keys: ["Enter"], shown: "Enter", meaning: "play from what is chosen" },
   { action: "edit", keys: ["e"], shown: "E", meaning: "correct the word or sentence that is chosen" },
   { action: "wholeSentence", keys: ["s"], shown: "S", meaning: "choose the whole sentence" },
-  { action: "give", keys: ["1", "2", "3", "4", "5", "6", "7", "8", "9"], shown: "1 – 9", meaning: "give it to a speaker" },
+  { action: "give", keys: [..."123456789"], shown: "1 – 9", meaning: "give it to a speaker" },
   { action: "search", keys: ["/"], shown: "/", meaning: "search" },
   { action: "undo", keys: ["z"], control: true, shown: "Ctrl Z", meaning: "undo" },
   { action: "redo", keys: ["z"], control: true, shift: true, shown: "Ctrl Shift Z", meaning: "do again" },

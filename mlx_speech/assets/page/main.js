@@ -1,6 +1,6 @@
 /**
- * The page has two homes. A server gives it out, and it shows the server's recordings; or `mlx_speech transcribe -f html`
- * has put it into a file together with a transcript, and it shows that one.
+ * The page has two homes. A server gives it out, and it shows the server's recordings; or `mlx_speech transcribe -f
+ * html` has put it into a file together with a transcript, and it shows that one.
  */
 
 import { ask, byId, download } from "./dom.js";

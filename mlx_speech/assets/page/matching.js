@@ -5,8 +5,8 @@ import { shareTime } from "./transcript.js";
 const MOST_CELLS = 1_000_000; // of the table of all pairs of words; a longer text is matched at its ends only
 const PUNCTUATION = /[\p{P}\p{S}]/gu;
 // scripts that put no spaces between words; there each character is a word, as mlx_speech times them
-const UNSPACED =
-  /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}\p{Script=Tibetan}]/u;
+const UNSPACED_SCRIPTS = ["Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan"];
+const UNSPACED = new RegExp(`[${UNSPACED_SCRIPTS.map((script) => `\\p{Script=${script}}`).join("")}]`, "u");
 
 /** The words of a text. */
 export function wordsIn(text) {
@@ -34,8 +34,8 @@ export function charactersOf(text) {
 }
 
 /**
- * The words of `text` with times. What is the same word but for case and punctuation keeps time and score. Where as many
- * words are new as old ones are gone, each takes the time of one of those. Others share the time between the words
+ * The words of `text` with times. What is the same word but for case and punctuation keeps time and score. Where as
+ * many words are new as old ones are gone, each takes the time of one of those. Others share the time between the words
  * around them.
  */
 export function matchWords(segment, text) {
@@ -44,7 +44,8 @@ export function matchWords(segment, text) {
   if (old.length === 0) {
     return [];
   }
-  const pairs = [...longestCommon(old.map((word) => folded(word.text)), written.map(folded)), [old.length, written.length]];
+  const pairs = longestCommon(old.map((word) => folded(word.text)), written.map(folded));
+  pairs.push([old.length, written.length]); // the ends, which no word is at
   const words = [];
   let oldFrom = 0;
   let newFrom = 0;

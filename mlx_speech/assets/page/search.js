@@ -21,7 +21,7 @@ function foldedText(text) {
   return { plain, places };
 }
 
-/** All places of a text: `{id, from, to}`, the words of a segment that it touches; from is -1 where those have no times. */
+/** All places of a text, as choices (choice.js) of the words that it touches, or of a segment that has no words. */
 export function findAll(transcript, wanted) {
   const needle = foldedText(wanted.trim()).plain;
   const found = [];

@@ -145,7 +145,7 @@ export class Server {
     }
   }
 
-  /** Ask the person for a key, once for all requests that lack it. Says whether there is another than the refused one. */
+  /** Ask the person for a key, once for all requests that lack it. Says whether there is another than `refused`. */
   async renewKey(refused) {
     if (this.key !== refused) {
       return true; // another request has asked meanwhile

@@ -130,7 +130,8 @@ export class TextView {
       row.who.replaceChildren();
       return;
     }
-    const name = element("button", { type: "button", className: "name quiet", "aria-label": `${speaker}: rename or merge` });
+    const label = `${speaker}: rename or merge`;
+    const name = element("button", { type: "button", className: "name quiet", "aria-label": label });
     name.append(speakerMark(speaker, this.speakers.get(speaker)));
     name.addEventListener("click", () => this.handlers.onSpeaker(speaker));
     row.who.replaceChildren(name);
