@@ -71,6 +71,12 @@ class Fake:
         self.jobs[body["id"]] = job
         return job
 
+    def clear(self) -> None:
+        """Forget all that a test has left."""
+        self.key = ""
+        for kept in (self.jobs, self.uploads, self.puts):
+            kept.clear()
+
     def find(self, request: Request) -> Job:
         job = self.jobs.get(request.path_params["id"])
         if job is None:
@@ -146,9 +152,9 @@ class Fake:
 
     def app(self) -> Starlette:
         async def keyed(request: Request, call_next: Any) -> Response:
-            if self.key and request.url.path.startswith("/v1/"):
-                if request.headers.get("Authorization") != f"Bearer {self.key}":
-                    return ApiError(401, "invalid_api_key", "give a key").response()
+            is_open = not self.key or not request.url.path.startswith("/v1/")
+            if not is_open and request.headers.get("Authorization") != f"Bearer {self.key}":
+                return ApiError(401, "invalid_api_key", "give a key").response()
             return await call_next(request)
 
         async def failed(request: Request, error: Exception) -> Response:

@@ -1,5 +1,5 @@
-"""Results as text in the usual formats. Pure functions: they take results and give a string, and touch no file but those of the
-package.
+"""Results as text in the usual formats. Pure functions: they take results and give a string, and read no file but the
+package's own.
 
 What writes a transcript can be called the same way for every format: `FORMATS[name](transcript, uri=…, **layout)`, with
 the fields of `cues.Layout` as keywords. `read_json` reads what `to_json` has written, and WhisperX's results.

@@ -11,8 +11,12 @@ const LINE_WIDTH = 42; // columns
 const LONGEST_CUE = 7; // seconds
 const LONG_PAUSE = 1.5; // seconds; always ends a cue
 const SENTENCE_END = /[.!?…。！？؟।]["'”’»)\]」』]*$/u;
-const WIDE =
-  /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6]|\p{Extended_Pictographic}/u;
+const WIDE_RANGES = [
+  "\\u1100-\\u115f\\u2e80-\\ua4cf\\uac00-\\ud7a3", // Korean, Chinese, Japanese
+  "\\uf900-\\ufaff\\ufe30-\\ufe6f\\uff00-\\uff60\\uffe0-\\uffe6", // their compatibility and full-width forms
+  "\\p{Extended_Pictographic}",
+];
+const WIDE = new RegExp(`[${WIDE_RANGES.join("")}]`, "u");
 const LINE_BREAKS = /[ \t-\r\x1c-\x1f\x85\u2028\u2029]+/g;
 
 /** Text in one line: without line breaks, tabs and the space around it. */

@@ -62,6 +62,11 @@ export class Desk {
     });
     byId("owner").addEventListener("change", (event) => this.giveTo(event.target.value));
     byId("sound-file").addEventListener("change", (event) => this.openSound(event.target.files[0]));
+    document.addEventListener("click", (event) => {
+      if (!byId("export").contains(event.target)) {
+        byId("export").open = false;
+      }
+    });
     for (const kind of ["wheel", "touchmove"]) {
       addEventListener(kind, () => (this.scrolledAt = performance.now()), { passive: true });
     }
