@@ -185,7 +185,9 @@ export class Desk {
       facts.push(languageName(language));
     }
     const unsure = this.timeline.filter((span) => span.word >= 0 && isUnsure(span.segment.words[span.word])).length;
-    facts.push(unsure === 1 ? "1 word to look at" : `${unsure} words to look at`);
+    if (unsure > 0) {
+      facts.push(unsure === 1 ? "1 word to look at" : `${unsure} words to look at`);
+    }
     return facts.join(" · ");
   }
 

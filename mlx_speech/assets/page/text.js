@@ -24,7 +24,8 @@ export class TextView {
     this.transcript = null;
     this.pending = 0; // the next segment to be put into the page
     this.selection = null;
-    this.spoken = null; // the element that is marked as being spoken
+    this.span = null; // what is being spoken, of `timelineOf`
+    this.spoken = null; // the element that is marked for it
     this.observer = new IntersectionObserver((entries) => this.seen(entries), { rootMargin: NEAR });
     list.addEventListener("click", (event) => this.clicked(event));
     list.addEventListener("dblclick", (event) => this.doubleClicked(event));
@@ -83,6 +84,7 @@ export class TextView {
     this.list.replaceChildren();
     this.transcript = null;
     this.selection = null;
+    this.span = null;
     this.spoken = null;
   }
 
@@ -175,6 +177,9 @@ export class TextView {
     });
     row.text.replaceChildren(...parts);
     this.markSelection(row);
+    if (this.span?.segment === row.segment) {
+      this.speak(this.span); // now a word can be marked, and not all of the segment
+    }
   }
 
   /** The row of a segment, in the page and with its words; null where there is none. */
@@ -217,6 +222,7 @@ export class TextView {
 
   /** Mark what is spoken; span: of `timelineOf`, or null. Says which element it is. */
   speak(span) {
+    this.span = span;
     this.spoken?.classList.remove("spoken");
     this.spoken = null;
     const row = span === null ? undefined : this.rows.get(span.segment.id);
