@@ -82,6 +82,7 @@ def record(case: str, original: str, precision: str, rows: list) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tables", action="store_true", help="write parity.md and the README's table")
+    parser.addoption("--shots", metavar="FOLDER", help="where test_page.py leaves pictures of the page")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -33,7 +33,7 @@ from mlx_speech.writers.cues import Layout
 
 COMMAND = (sys.executable, "-m", "mlx_speech", "transcribe", "--no-align", "--language", "en", "--temperature", "0")
 PAUSES = DEMO / "pauses.flac"
-FORMATS = ("txt", "srt", "vtt", "tsv", "json", "rttm", "ctm", "aud")
+FORMATS = ("txt", "srt", "vtt", "tsv", "json", "rttm", "ctm", "aud", "html")
 
 
 def run(*arguments: str) -> int:

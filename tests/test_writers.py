@@ -582,7 +582,10 @@ def test_the_dictionary_in_full() -> None:
 def test_an_empty_transcript_gives_a_valid_file(name: str) -> None:
     text = FORMATS[name](Transcript(), uri="x", **vars(Layout()))
     assert text == {"vtt": "WEBVTT\n\n", "tsv": "start\tend\ttext\n"}.get(name, text)
-    assert json.loads(text)["segments"] == [] if name == "json" else name in ("vtt", "tsv") or text == ""
+    if name == "json":
+        assert json.loads(text)["segments"] == []
+    else:
+        assert name in ("vtt", "tsv", "html") or text == ""  # tests/test_html.py reads the page
     silent = Transcript((Segment(1, 2, " \n "),), "en", diarization=Diarization())
     assert name != "srt" or FORMATS[name](silent, uri="x") == ""
 

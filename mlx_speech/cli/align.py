@@ -11,6 +11,7 @@ from mlx_speech.cli import outputs
 from mlx_speech.cli.parser import add_command, add_models, add_option, add_options, add_speakers
 from mlx_speech.cli.screen import Bars, Say, say_matches, timing
 from mlx_speech.cli.setup import make_pipeline
+from mlx_speech.cli.sound import check_embedding, page_keywords
 from mlx_speech.fields import options_of
 from mlx_speech.options import Options, SpeakerOptions, WordOptions
 from mlx_speech.writers.cues import Layout
@@ -38,7 +39,16 @@ def add_parser(group: Any) -> None:
     add_models(parser.add_argument_group("models and machine"))
 
 
-def run(transcript: str, audio: str, output_dir: str, output_format: str, verbose: bool, say: Say, **given: Any) -> int:
+def run(
+    transcript: str,
+    audio: str,
+    output_dir: str,
+    output_format: str,
+    embed_audio: bool,
+    verbose: bool,
+    say: Say,
+    **given: Any,
+) -> int:
     """Align a transcript and write it in the formats asked for."""
     layout: dict[str, Any] = {name: given.pop(name) for name in LAYOUT if name in given}
     outputs.check_layout(layout)
@@ -47,6 +57,7 @@ def run(transcript: str, audio: str, output_dir: str, output_format: str, verbos
     speakers = SpeakerOptions(**{name: given[name] for name in options_of(SpeakerOptions) if name in given})
     diarized = speakers.wanted or original.diarization is not None
     formats = outputs.formats_of(output_format, diarized=diarized, advice="add --diarize, or leave rttm out")
+    check_embedding(embed_audio, formats)
     pipeline = make_pipeline(given, say)
     folder = outputs.expanded(output_dir)
     stem = outputs.stems_of([transcript], folder, formats, say)[transcript]
@@ -56,7 +67,8 @@ def run(transcript: str, audio: str, output_dir: str, output_format: str, verbos
     outputs.check_paths({audio: files.values()})
     with closing(bars) as report:
         result = pipeline.align(original, audio, on_progress=report, **given)
-    outputs.write_all(result, files, stem, layout)
+    page = page_keywords(audio, folder, embed=embed_audio) if "html" in formats else {}
+    outputs.write_all(result, files, stem, layout, page)
     print(writers.to_screen(result), end="", flush=True)
     print(outputs.listed(folder / stem, formats), file=sys.stderr)
     if speakers.wanted:

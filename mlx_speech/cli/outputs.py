@@ -18,7 +18,7 @@ from mlx_speech.transcript import Transcript
 from mlx_speech.writers.cues import Layout
 
 FORMATS = tuple(writers.FORMATS)
-ONLY_BY_NAME = ("ctm", "aud")  # not among those of "all"
+ONLY_BY_NAME = ("ctm", "aud", "html")  # not among those of "all"
 NAME_MAX = 255  # bytes of a file's name, where the file system does not say
 TAG_LENGTH = 8  # hexadecimal digits that tell shortened names apart
 
@@ -30,10 +30,17 @@ def add_output_dir(group: Any, files: str) -> None:
 
 def add_outputs(group: Any) -> None:
     """The flags for the folder and the formats of transcripts."""
-    usual = "all, which leaves out ctm and aud, and rttm where there are no speakers"
+    usual = "all, which leaves out ctm, aud and html, and rttm where there are no speakers"
     formats = f"list of {','.join(FORMATS)} (default: {usual})"
     add_output_dir(group, "files")
     group.add_argument("-f", "--output-format", default="all", help=formats)
+    add_embedding(group)
+
+
+def add_embedding(group: Any) -> None:
+    """The flag for pages that hold the sound."""
+    help = "the html holds the sound, 22 MB an hour, and not only the recording's place"
+    group.add_argument("--embed-audio", action="store_true", default=False, help=help)
 
 
 def check_layout(layout: Mapping[str, Any]) -> None:
@@ -158,10 +165,23 @@ def read_transcript(source: str) -> Transcript:
         raise CorruptFile(f"{source}: {error}") from error
 
 
-def write_all(transcript: Transcript, files: Mapping[str, Path], uri: str, layout: Mapping[str, Any]) -> None:
-    """Write a transcript into `files`, by format. uri : names the recording. Raises `OutputError`."""
+def write_all(
+    transcript: Transcript,
+    files: Mapping[str, Path],
+    uri: str,
+    layout: Mapping[str, Any],
+    page: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a transcript into `files`, by format. Raises `OutputError`.
+
+    uri : names the recording
+    page : what `to_html` takes beside the layout, as `cli.sound.page_keywords` gives it
+    """
     for kind, path in files.items():
-        write(path, writers.FORMATS[kind](transcript, uri=uri, **layout))
+        keywords = dict(layout)
+        if kind == "html" and page is not None:
+            keywords.update(page)
+        write(path, writers.FORMATS[kind](transcript, uri=uri, **keywords))
 
 
 def write(path: Path, text: str, *, private: bool = False) -> None:

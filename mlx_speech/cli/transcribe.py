@@ -25,7 +25,8 @@ from mlx_speech.cli.parser import (
 )
 from mlx_speech.cli.screen import Bars, Say, failure, say_matches, timing
 from mlx_speech.cli.setup import COMPUTE_FLAGS, make_pipeline
-from mlx_speech.errors import OptionError, OutputError, in_range
+from mlx_speech.cli.sound import check_embedding, page_keywords
+from mlx_speech.errors import MLXSpeechError, OptionError, in_range
 from mlx_speech.fields import Option, options_of
 from mlx_speech.options import (
     DETECTORS,
@@ -182,6 +183,7 @@ def run(
     audio: list[str],
     output_dir: str,
     output_format: str,
+    embed_audio: bool,
     skip_existing: bool,
     quiet: bool,
     verbose: bool,
@@ -205,6 +207,7 @@ def run(
     for flag, needed in _unheeded(named, options):
         say(f"{flag_of(flag)} has no meaning without {needed}")
     formats = outputs.formats_of(output_format, diarized=options.wants_speakers)
+    check_embedding(embed_audio, formats)
     audio = list(dict.fromkeys(audio))
     folder = outputs.expanded(output_dir)
     stems = outputs.stems_of(audio, folder, formats, say)
@@ -227,8 +230,12 @@ def run(
                     failed.append(failure(source, result, verbose))
                     continue
                 try:
-                    outputs.write_all(result, files[source], stems[source], layout)
-                except OutputError as error:
+                    page: dict[str, Any] = {}
+                    if "html" in formats:
+                        track = given.get("audio_track")
+                        page = page_keywords(source, folder, embed=embed_audio, audio_track=track)
+                    outputs.write_all(result, files[source], stems[source], layout, page)
+                except MLXSpeechError as error:
                     failed.append(failure(source, error, verbose))
                     continue
                 if not quiet:

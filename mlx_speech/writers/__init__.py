@@ -1,4 +1,5 @@
-"""Results as text in the usual formats. Pure functions: they take results and give a string, and touch no file.
+"""Results as text in the usual formats. Pure functions: they take results and give a string, and read no file but the
+package's own.
 
 What writes a transcript can be called the same way for every format: `FORMATS[name](transcript, uri=…, **layout)`, with
 the fields of `cues.Layout` as keywords. `read_json` reads what `to_json` has written, and WhisperX's results.
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mlx_speech.writers.cues import Layout
+from mlx_speech.writers.html import to_html
 from mlx_speech.writers.stems import unique_stems
 from mlx_speech.writers.subtitles import to_srt, to_vtt
 from mlx_speech.writers.text import (
@@ -35,6 +37,7 @@ __all__ = [
     "regions_to_text",
     "to_aud",
     "to_ctm",
+    "to_html",
     "to_json",
     "to_rttm",
     "to_screen",
@@ -55,4 +58,5 @@ FORMATS: dict[str, Callable[..., str]] = {
     "rttm": to_rttm,
     "ctm": to_ctm,
     "aud": to_aud,
+    "html": to_html,
 }
