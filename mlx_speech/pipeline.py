@@ -22,6 +22,7 @@ from mlx_speech import backend as backend  # before all that imports MLX
 from mlx_speech import blas
 from mlx_speech.audio import MAX_DURATION, louder
 from mlx_speech.batches import Batches
+from mlx_speech.checks import check_whisper, chunk_size
 from mlx_speech.engine import WAITING, Engine, Job, elsewhere, result_of, silently, told
 from mlx_speech.environment import Environment
 from mlx_speech.errors import OptionError
@@ -39,17 +40,16 @@ from mlx_speech.options import (
 from mlx_speech.package_data import DEMO
 from mlx_speech.recording import Recording, by_language, in_order, with_rate, with_speaker, without_mlx
 from mlx_speech.request import Event, Progress, Request
-from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.align import align_steps
 from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.chunks import cut_chunks, fixed_chunks, warn_if_silent, widened
 from mlx_speech.stages.cluster import speaker_bounds
 from mlx_speech.stages.diarize import diarize_steps
 from mlx_speech.stages.sentences import split_sentences
-from mlx_speech.stages.tracks import speakers_apart, speaking, turns_of_tracks
+from mlx_speech.stages.tracks import speakers_of_tracks
 from mlx_speech.stages.vad import detect_speech_steps, live_speech_steps
 from mlx_speech.stages.vad_pyannet import detect_speech_pyannet_steps
-from mlx_speech.stages.whisper import batched, decode
+from mlx_speech.stages.whisper import batched
 from mlx_speech.stages.whisper.longform import transcribe_steps
 from mlx_speech.steps import Steps, run
 from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcript
@@ -354,22 +354,20 @@ class Pipeline:
     def _compare_tracks(self, recording: Recording) -> Job[None]:
         """The speakers, where each has a sound track of its own; says whether that is so."""
         tracks = [louder(track) for track in recording.tracks]
-        regions = []
-        for track in tracks:
-            regions.append((yield from silently(self._regions(track, recording.options, math.inf))))
-        count = len(speaking(regions))
         bounds = speaker_bounds(**recording.options.speakers.numbers)
-        if bounds.low <= count <= bounds.high and speakers_apart(tracks, regions):
-            recording.turns_of_tracks = turns_of_tracks(tracks, regions)
-            outcome = f"{count} of its sound tracks hold a speaker each: the tracks tell who speaks"
-        else:
+        steps = speakers_of_tracks(tracks, lambda track: self._regions(track, recording.options, math.inf), bounds)
+        recording.turns_of_tracks = yield from silently(steps)
+        if recording.turns_of_tracks is None:
             outcome = "its sound tracks hold no speaker each: their mix tells who speaks"
+        else:
+            count = len(recording.turns_of_tracks.speakers)
+            outcome = f"{count} of its sound tracks hold a speaker each: the tracks tell who speaks"
         warnings.warn(f"{recording.name}: {outcome}", stacklevel=2)
 
     def _chunks(self, recording: Recording) -> Job[list[Chunk]]:
         """What Whisper hears at once."""
         options = recording.options
-        size = self._chunk_size(options)
+        size = chunk_size(options, self.models)
         if not options.detection.vad:
             # nobody has said where speech is, so none can be missing
             return [replace(chunk, regions=()) for chunk in fixed_chunks(recording.duration, size)]
@@ -517,14 +515,8 @@ class Pipeline:
             self.models.aligner(options.language or "en")
             self._release("align")
             yield
-        whisper = self.models.whisper()
-        options.check_languages(whisper.tokenizer.languages or ["en"])
-        if options.decoding.task == "translate" and not whisper.tokenizer.multilingual:
-            raise OptionError('task "translate" conflicts with the model, which knows English only: choose another')
-        if options.decoding.task == "translate" and "turbo" in self.models.names["whisper"]:
-            warnings.warn("turbo was not trained to translate: choose another model, such as medium", stacklevel=2)
-        decode.check_tokens(options.decoding, whisper.tokenizer, whisper.model.args.n_text_ctx)
-        size = self._chunk_size(options)
+        check_whisper(options, self.models)
+        size = chunk_size(options, self.models)
         if options.detection.vad and not options.longform.sequential:  # the detector checks its options itself
             run(self._regions(np.zeros(0, np.float32), options, size))
         if options.word_method == "ctc" and options.language is not None and not self._low_memory:
@@ -595,15 +587,6 @@ class Pipeline:
             request.cancel()
 
     # --- the machine -------------------------------------------------------------------------------------------------
-
-    def _chunk_size(self, options: Options) -> float:
-        """Seconds: as asked for, or the model's window. Raises `OptionError` where that is shorter."""
-        window = batched.samples_per_window(self.models.whisper().model) / SAMPLE_RATE
-        asked = options.detection.chunk_size
-        if asked is not None and asked > window:
-            sizes = f"chunk_size is {asked:g}, and the model's window {window:g} seconds"
-            raise OptionError(f"{sizes}: give at most that, or leave chunk_size out")
-        return asked or window
 
     def _chunks_at_once(self) -> int:
         if isinstance(self.batch_size, int):

@@ -40,7 +40,7 @@ LAYERS = (
     ("voices",),
     ("options", "loading", "evaluation"),
     ("request", "environment"),
-    ("engine", "recording"),
+    ("engine", "recording", "checks"),
     ("batches",),
     ("pipeline",),
     ("whisperx", "server"),

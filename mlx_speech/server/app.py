@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from secrets import token_hex
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_speech.pipeline import Pipeline
-from mlx_speech.server import health, models, shapes, transcriptions
+from mlx_speech.server import health, models, page, shapes, transcriptions
 from mlx_speech.server.errors import ApiError, api_error
 from mlx_speech.server.guard import Guard
 from mlx_speech.server.jobs import posting
@@ -27,8 +27,11 @@ from mlx_speech.server.jobs import routes as jobs
 from mlx_speech.server.jobs.runner import Runner
 from mlx_speech.server.jobs.store import JobStore
 from mlx_speech.server.metrics import Metrics
+from mlx_speech.server.realtime import routes as realtime
+from mlx_speech.server.realtime.tokens import Secrets
 from mlx_speech.server.service import Service
 from mlx_speech.server.settings import Settings
+from mlx_speech.server.wyoming import wyoming_listener
 from mlx_speech.transcript import Transcript
 
 CLIENT_GONE = 499  # as nginx writes it into its log; nobody gets it
@@ -53,6 +56,7 @@ def create_app(
     named = {DEFAULT_MODEL: pipelines} if isinstance(pipelines, Pipeline) else dict(pipelines)
     service = Service(settings or Settings(), named, aliases or {})
 
+    secrets = Secrets()
     _make_folders(service)
     store = JobStore(service.settings.data_dir, service.settings.keep_results)
     runner = Runner(service, store)
@@ -66,7 +70,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with health.warmed_up(service), runner.running():
+        async with health.warmed_up(service), runner.running(), wyoming_listener(service):
             yield
         for pipeline in named.values():
             pipeline.close()
@@ -79,12 +83,14 @@ def create_app(
             Route("/v1/audio/jobs", add_job, methods=["POST"]),
             *jobs.routes(runner, answer),
             *models.routes(service),
+            *realtime.routes(service, secrets),
+            *page.routes(),
             *health.routes(service),
             *service.metrics.routes(),
         ],
         middleware=[
             Middleware(RequestLog, metrics=service.metrics),
-            Middleware(Guard, settings=service.settings),
+            Middleware(Guard, settings=service.settings, redeem=secrets.redeem),
         ],
         exception_handlers={
             ApiError: _answer_error,
@@ -140,7 +146,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        identity = f"req_{secrets.token_hex(12)}"
+        identity = f"req_{token_hex(12)}"
         start = time.monotonic()
         status = CLIENT_GONE
 

@@ -20,6 +20,7 @@ from mlx_speech.server.errors import ApiError
 from mlx_speech.server.settings import LOOPBACK, Settings
 
 OPEN_PATHS = ("/", "/health", "/ready", "/favicon.ico")  # without a key
+REALTIME = "/v1/realtime"
 OPEN_FOLDER = "/page/"  # of the page's own files
 SUBPROTOCOL = "openai-insecure-api-key."  # browsers can give no headers to a socket; OpenAI's own client does this
 EVERYWHERE = ("0.0.0.0", "::", "")
@@ -95,7 +96,8 @@ class Guard:
                 found = key
         if found:
             return hashlib.sha256(found).hexdigest()
-        if self._redeem is not None and given and self._redeem(given.decode("utf-8", "replace")):
+        # a key of one session opens that alone
+        if path == REALTIME and self._redeem is not None and given and self._redeem(given.decode("utf-8", "replace")):
             return hashlib.sha256(given).hexdigest()
         message = "this server needs a key: send it as Authorization: Bearer …"
         raise ApiError(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})

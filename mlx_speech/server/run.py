@@ -8,11 +8,10 @@ from collections.abc import Callable
 import uvicorn
 from starlette.applications import Starlette
 
+from mlx_speech.server.realtime.limits import WS_MAX_QUEUE, WS_MAX_SIZE
 from mlx_speech.server.settings import Settings
 
 BACKLOG = 128  # connections that the system holds before they are taken
-LARGEST_MESSAGE = 21 << 20  # bytes of a socket's message: 15 MiB in base64, and what is around
-MESSAGES_AHEAD = 4  # of a socket, that wait in memory
 SECONDS_KEPT_ALIVE = 10  # a connection without a request
 
 
@@ -39,8 +38,8 @@ def serve(
         ssl_certfile=certificate,
         ssl_keyfile=private_key,
         ws="websockets-sansio",
-        ws_max_size=LARGEST_MESSAGE,
-        ws_max_queue=MESSAGES_AHEAD,
+        ws_max_size=WS_MAX_SIZE,
+        ws_max_queue=WS_MAX_QUEUE,
         backlog=BACKLOG,
         timeout_keep_alive=SECONDS_KEPT_ALIVE,
         timeout_graceful_shutdown=round(settings.grace),

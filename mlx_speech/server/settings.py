@@ -40,7 +40,7 @@ class Settings:
     log_text : texts may stand in the log
     metrics_open : figures are for everybody, without a key
 
-    Raises `OptionError` for an address that others reach without a key.
+    Raises `OptionError` for an address that others reach without a key, and for a place that is none.
     """
 
     host: str = "127.0.0.1"
@@ -76,5 +76,7 @@ class Settings:
             raise OptionError(
                 f"host is {self.host!r}, which others reach: give api_key_file, or no_auth if everybody may use it"
             )
+        if self.wyoming is not None and not self.wyoming.rpartition(":")[2].isdecimal():
+            raise OptionError(f"wyoming is {self.wyoming!r}: give a port, or an address and a port, as 0.0.0.0:10300")
         if "*" in self.cors and not self.keys:
             raise OptionError('cors is "*", any page: give api_key_file, or name the pages')

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import logging
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,21 @@ MOST_READ_AWAY = 1 << 22  # bytes
 WIDTH = 2  # bytes of a sample
 MOST_CHANNELS = 2
 ATTRIBUTION = {"name": "mlx_speech", "url": "https://pypi.org/project/mlx-speech-toolkit/"}
+
+
+@asynccontextmanager
+async def wyoming_listener(service: Service) -> AsyncIterator[None]:
+    """Meanwhile Wyoming is spoken where the settings say, if they do: "PORT" or "HOST:PORT"."""
+    place = service.settings.wyoming
+    if place is None:
+        yield
+        return
+    host, _, port = place.rpartition(":")
+    server = await serve_wyoming(service, host.strip("[]") or "127.0.0.1", int(port))
+    try:
+        yield
+    finally:
+        server.close()
 
 
 async def serve_wyoming(

@@ -7,12 +7,14 @@ same scene again (another language, a commentary, all microphones mixed), of whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 
 import numpy as np
 
 from mlx_speech.samples import SAMPLE_RATE
+from mlx_speech.stages.cluster import SpeakerBounds
+from mlx_speech.steps import Steps
 from mlx_speech.transcript import Diarization, Region, Turn
 
 LEAST_SPEECH = 1.0  # seconds; a track with less has no speaker
@@ -21,6 +23,23 @@ MOST_LIKENESS = 0.3  # correlation of two tracks; more means that one hears the 
 SAMPLES_PER_BLOCK = 1 << 17  # that are correlated at once
 MAX_DELAY = 1 << 13  # samples that one track may be late: half a second
 SILENCE = 1e-20  # energy below any sound's, for the division
+
+
+def speakers_of_tracks(
+    tracks: Sequence[np.ndarray], detect: Callable[[np.ndarray], Steps[list[Region]]], bounds: SpeakerBounds
+) -> Steps[Diarization | None]:
+    """Who speaks when, where the tracks hold a speaker each; else None. In steps of `detect`.
+
+    tracks : (samples,) each, at 16 kHz, on one timeline
+    detect : where somebody speaks in a track
+    bounds : how many speakers there may be
+    """
+    regions: list[list[Region]] = []
+    for track in tracks:
+        regions.append((yield from detect(track)))
+    if bounds.low <= len(speaking(regions)) <= bounds.high and speakers_apart(tracks, regions):
+        return turns_of_tracks(tracks, regions)
+    return None
 
 
 def speaking(regions: Sequence[Sequence[Region]]) -> list[int]:
