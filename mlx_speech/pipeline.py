@@ -13,6 +13,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -177,8 +178,7 @@ class Pipeline:
         this call. The iterator may be advanced from any thread, by one at a time.
         """
         if isinstance(recordings, (str, os.PathLike)):
-            path = os.fspath(recordings)
-            raise OptionError(f"recordings is {path!r}: give a list of recordings, or call the pipeline")
+            raise OptionError(f"recordings is {os.fspath(recordings)!r}: give a list, or call the pipeline")
         return self._transcribe_all(recordings, self._options(options), on_progress)
 
     def submit(
@@ -354,8 +354,9 @@ class Pipeline:
     def _compare_tracks(self, recording: Recording) -> Job[None]:
         """The speakers, where each has a sound track of its own; says whether that is so."""
         tracks = [louder(track) for track in recording.tracks]
+        detect = partial(self._regions, options=recording.options, longest=math.inf)
         bounds = speaker_bounds(**recording.options.speakers.numbers)
-        steps = speakers_of_tracks(tracks, lambda track: self._regions(track, recording.options, math.inf), bounds)
+        steps = speakers_of_tracks(tracks, detect, bounds.low, bounds.high)
         recording.turns_of_tracks = yield from silently(steps)
         if recording.turns_of_tracks is None:
             outcome = "its sound tracks hold no speaker each: their mix tells who speaks"

@@ -13,7 +13,6 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from mlx_speech.samples import SAMPLE_RATE
-from mlx_speech.stages.cluster import SpeakerBounds
 from mlx_speech.steps import Steps
 from mlx_speech.transcript import Diarization, Region, Turn
 
@@ -26,18 +25,18 @@ SILENCE = 1e-20  # energy below any sound's, for the division
 
 
 def speakers_of_tracks(
-    tracks: Sequence[np.ndarray], detect: Callable[[np.ndarray], Steps[list[Region]]], bounds: SpeakerBounds
+    tracks: Sequence[np.ndarray], detect: Callable[[np.ndarray], Steps[list[Region]]], fewest: int, most: float
 ) -> Steps[Diarization | None]:
     """Who speaks when, where the tracks hold a speaker each; else None. In steps of `detect`.
 
     tracks : (samples,) each, at 16 kHz, on one timeline
     detect : where somebody speaks in a track
-    bounds : how many speakers there may be
+    fewest, most : how many speakers there may be
     """
     regions: list[list[Region]] = []
     for track in tracks:
         regions.append((yield from detect(track)))
-    if bounds.low <= len(speaking(regions)) <= bounds.high and speakers_apart(tracks, regions):
+    if fewest <= len(speaking(regions)) <= most and speakers_apart(tracks, regions):
         return turns_of_tracks(tracks, regions)
     return None
 
