@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from secrets import token_hex
+from typing import cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -120,7 +121,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     """Starlette's own errors: no such path, no such method."""
-    assert isinstance(error, HTTPException)
+    error = cast(HTTPException, error)
     if error.status_code == 404:
         answer = ApiError(404, "not_found", f"there is nothing at {request.url.path[:200]}")
     elif error.status_code == 405:

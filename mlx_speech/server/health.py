@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server.errors import ApiError
+from mlx_speech.server.outcomes import outcome_of
 from mlx_speech.server.service import Service
 
 log = logging.getLogger("mlx_speech.server")
@@ -48,11 +49,10 @@ async def warmed_up(service: Service) -> AsyncIterator[None]:
 async def _warm_up(service: Service) -> None:
     silence = np.zeros(SAMPLE_RATE, np.float32)
     for name, pipeline in service.pipelines.items():
-        try:
-            await pipeline.submit(silence, vad=False, language="en")
-        except Exception as error:
+        outcome = await outcome_of(pipeline.submit(silence, vad=False))
+        if isinstance(outcome, Exception):
             service.state = "not loaded"
-            log.error("the model %s cannot be loaded: %s", name, error)
+            log.error("the model %s cannot be loaded: %s", name, outcome)
             return
     if service.state == "loading":
         service.state = "ready"

@@ -22,6 +22,7 @@ from mlx_speech.server.events import event, event_stream
 from mlx_speech.server.fields import Work
 from mlx_speech.server.forms import Fields, Form, Upload, received_form
 from mlx_speech.server.known import named, voices_of
+from mlx_speech.server.outcomes import outcome_of
 from mlx_speech.server.service import Service, owner_of
 from mlx_speech.transcript import Transcript, space_between
 from mlx_speech.voices.matching import Voices
@@ -125,10 +126,9 @@ class Answering:
             async for delta in in_order(self._task):
                 text += delta
                 yield event({"type": "transcript.text.delta", "delta": delta})
-            try:
-                transcript = await self._transcript()
-            except Exception as error:
-                yield event(api_error(error, self._filename).body())
+            transcript = await outcome_of(self._transcript())
+            if isinstance(transcript, Exception):
+                yield event(api_error(transcript, self._filename).body())
                 return
             if self.work.response_format == "diarized_json":
                 for segment in shapes.speaker_segments(transcript, shapes.known_names(self.work)):

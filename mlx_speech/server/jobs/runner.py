@@ -17,6 +17,7 @@ from mlx_speech.server.admission import opened
 from mlx_speech.server.errors import api_error
 from mlx_speech.server.jobs.job import Job
 from mlx_speech.server.jobs.store import JobStore
+from mlx_speech.server.outcomes import outcome_of
 from mlx_speech.server.service import Service
 from mlx_speech.transcript import Transcript
 
@@ -118,17 +119,20 @@ class Runner:
 
     async def _run(self, job: Job) -> None:
         try:
-            await self._transcribe(job)
-        except Exception as error:
-            answer = api_error(error, job.filename)
-            if answer.status >= 500:
-                log.error("job %s failed", job.id, exc_info=error)
-            await run_sync(self.store.fail, job.id, answer)
+            outcome = await outcome_of(self._transcribe(job))
+            if isinstance(outcome, Exception):
+                await self._fail(job, outcome)
         finally:
             del self._running[job.id]
             self._tasks.pop(job.id, None)
             self._notify(job.id)
             self._work.set()
+
+    async def _fail(self, job: Job, error: Exception) -> None:
+        answer = api_error(error, job.filename)
+        if answer.status >= 500:
+            log.error("job %s failed", job.id, exc_info=error)
+        await run_sync(self.store.fail, job.id, answer)
 
     async def _transcribe(self, job: Job) -> None:
         pipeline = self._service.pipeline(job.model)
