@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlx_speech.errors import MLXSpeechError
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.server import health, models, page, shapes, transcriptions
 from mlx_speech.server.errors import ApiError, api_error
@@ -96,6 +97,7 @@ def create_app(
         exception_handlers={
             ApiError: _answer_error,
             HTTPException: _answer_http_error,
+            MLXSpeechError: _answer_error,
             ClientDisconnect: _answer_nobody,
             Exception: _answer_error,
         },
@@ -115,7 +117,9 @@ def _make_folders(service: Service) -> None:
 async def _answer_error(request: Request, error: Exception) -> Response:
     answer = api_error(error)
     if answer.status == 500:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        identity = getattr(request.state, "request_id", "")
+        answer.headers["x-request-id"] = identity  # this answer does not come by way of the log
+        log.error("%s: %s %s failed", identity, request.method, request.url.path, exc_info=error)
     return answer.response()
 
 
@@ -148,6 +152,7 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         identity = f"req_{token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = identity
         start = time.monotonic()
         status = CLIENT_GONE
 
@@ -165,6 +170,8 @@ class RequestLog:
             seconds = time.monotonic() - start
             route = _route_of(scope)
             self._metrics.see_request(route, status, seconds)
+            if status == CLIENT_GONE:
+                self._metrics.see_cancelled()
             line = {
                 "id": identity,
                 "method": scope["method"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
@@ -28,7 +29,7 @@ CORS_METHODS = "GET, POST, PUT, DELETE, OPTIONS"
 CORS_HEADERS = "Authorization, Content-Type, If-Match, Idempotency-Key, Last-Event-ID, Prefer"
 CORS_EXPOSED = "ETag, Location, Retry-After, x-request-id"
 CORS_SECONDS = "600"
-REFUSED_SOCKET = 403
+_HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::\d+)?")
 Redeem = Callable[[str], bool]
 
 
@@ -110,11 +111,9 @@ def _hosts(settings: Settings) -> frozenset[str]:
 
 
 def host_name(host: str) -> str:
-    """The name in a Host header, without the port, in small letters."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if host.count(":") == 1 else host
+    """The name in a Host header, without the port, in small letters; "" for what is no name and port."""
+    found = _HOST.fullmatch(host.strip().lower())
+    return "" if found is None else found["address"] or found["name"]
 
 
 def key_of(connection: HTTPConnection) -> bytes:

@@ -365,16 +365,10 @@ class JobStore:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing. Raises `ApiError` 507 where the disk is full."""
         try:
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
+            with self._database:  # commits, or rolls back
+                self._database.execute("BEGIN IMMEDIATE")
                 yield self._database
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
         except sqlite3.OperationalError as error:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
             raise disk_full() from error
 
 

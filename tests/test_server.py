@@ -1,0 +1,711 @@
+"""The audio API: what it answers to OpenAI's client, to other clients, and to whoever means it ill."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from asgi import BOUNDARY, Answer, ask, form, post, request
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from serving import Scripted, app_of, running, said
+
+import mlx_speech
+from mlx_speech import writers
+from mlx_speech.package_data import DEMO
+from mlx_speech.server import shapes
+from mlx_speech.server.events import alive
+from mlx_speech.server.fields import FORMATS, OPENAI_FORMATS
+from mlx_speech.server.settings import Settings
+from mlx_speech.transcript import Transcript
+
+SOUND = DEMO / "conversation.flac"
+PATH = "/v1/audio/transcriptions"
+MANY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def parts(*extra: tuple[str, Any, str | None], sound: bytes = b"sound", **fields: str) -> bytes:
+    """A form as the official client sends it: fields, then the file."""
+    given = {"model": "scripted", **fields}
+    return form([*((name, value, None) for name, value in given.items()), *extra, ("file", sound, "a.wav")])
+
+
+@pytest.fixture
+def pipeline() -> Scripted:
+    return Scripted(said("Hello there.", "Who is it?", speakers=("SPEAKER_01", "SPEAKER_00")))
+
+
+@pytest.fixture
+def app(pipeline: Scripted, tmp_path: Path) -> Any:
+    return app_of(pipeline, tmp_path)
+
+
+def answer_to(app: Any, scope: dict[str, Any], body: bytes = b"", **how: Any) -> Answer:
+    return asyncio.run(ask(app, scope, body, **how))
+
+
+# --- the official client, and the demo's models -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[mlx_speech.Pipeline]:
+    with mlx_speech.Pipeline.demo() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(demo: mlx_speech.Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    app = app_of(demo, tmp_path_factory.mktemp("server"))
+    with running(app) as origin, openai.OpenAI(api_key="none", base_url=f"{origin}/v1", max_retries=0) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def alone(demo: mlx_speech.Pipeline) -> Transcript:
+    """What the pipeline gives of the recording without a server."""
+    return demo(SOUND)
+
+
+def test_every_format_is_what_the_pipeline_gives(client: openai.OpenAI, alone: Transcript) -> None:
+    def ask_for(response_format: Any, **more: Any) -> Any:
+        with SOUND.open("rb") as file:
+            return client.audio.transcriptions.create(
+                model="whisper-1", file=file, response_format=response_format, **more
+            )
+
+    text = shapes.running_text(alone.segments)
+    assert ask_for("json").text == text
+    assert ask_for("text") == text + "\n"
+    assert ask_for("srt") == writers.to_srt(alone)
+    assert ask_for("vtt") == writers.to_vtt(alone)
+    verbose = ask_for("verbose_json", timestamp_granularities=["segment", "word"])
+    assert type(verbose).__name__ == "TranscriptionVerbose"
+    assert verbose.text == text and verbose.language == "english" and verbose.words and verbose.segments
+    assert [(w.word, w.start, w.end) for w in verbose.words] == [
+        (w.text, round(w.start, 3), round(w.end, 3)) for w in alone.words
+    ]
+    assert [segment.text.strip() for segment in verbose.segments] == [segment.text for segment in alone.segments]
+    for segment in verbose.segments:
+        assert segment.tokens and segment.seek == pytest.approx(100 * segment.start, abs=0.51)
+    segments_alone = ask_for("verbose_json")
+    assert segments_alone.words is None and segments_alone.segments
+    assert ask_for("verbose_json", timestamp_granularities=["word"]).segments is None
+    tokens = ask_for("json", include=["logprobs"]).logprobs
+    assert tokens and all(
+        token.logprob <= 0 and bytes(map(int, token.bytes)).decode() == token.token for token in tokens
+    )
+    ours = json.loads(ask_for("whisperx_json"))
+    assert ours["segments"][0]["words"][0]["word"] == alone.words[0].text
+
+
+def test_a_stream_has_the_text_in_order(client: openai.OpenAI, alone: Transcript) -> None:
+    with SOUND.open("rb") as file:
+        stream = client.audio.transcriptions.create(model="whisper-1", file=file, stream=True)
+        events = list(stream)
+    deltas = [event.delta for event in events if event.type == "transcript.text.delta"]
+    assert len(deltas) > 3 and events[-1].type == "transcript.text.done"
+    assert "".join(deltas) == events[-1].text == shapes.running_text(alone.segments)
+    assert {event.type for event in events} == {"transcript.text.delta", "transcript.text.done"}
+
+
+def test_the_async_client_gets_speakers(client: openai.OpenAI) -> None:
+    async def diarized() -> Any:
+        async with openai.AsyncOpenAI(api_key="none", base_url=str(client.base_url), max_retries=0) as made:
+            with SOUND.open("rb") as file:
+                return await made.audio.transcriptions.create(
+                    model="gpt-4o-transcribe-diarize", file=file, response_format="diarized_json"
+                )
+
+    found = asyncio.run(diarized())
+    assert type(found).__name__ == "TranscriptionDiarized"
+    assert {segment.speaker for segment in found.segments} == {"A", "B", "C"}
+    assert found.segments[0].speaker == "A" and found.segments[0].id == "seg_001"
+
+
+def test_a_known_speaker_gets_the_name(client: openai.OpenAI, demo: mlx_speech.Pipeline) -> None:
+    transcript = demo(SOUND, diarize=True)
+    assert transcript.diarization is not None
+    first = transcript.segments[0].speaker
+    samples = mlx_speech.load_audio(SOUND)
+    spoken = [turn for turn in transcript.diarization.exclusive if turn.speaker == first]
+    longest = max(spoken, key=lambda turn: turn.duration)
+    import av
+    import numpy as np
+
+    sound = io.BytesIO()
+    with av.open(sound, "w", format="wav") as container:
+        track = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        piece = samples[round(16_000 * longest.start) : round(16_000 * longest.end)]
+        frame = av.AudioFrame.from_ndarray((piece[None] * 32767).astype(np.int16), "s16", "mono")
+        frame.sample_rate = 16_000
+        container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    url = "data:audio/wav;base64," + base64.b64encode(sound.getvalue()).decode()
+    with SOUND.open("rb") as file:
+        found: Any = client.audio.transcriptions.create(
+            model="whisper-1",
+            file=file,
+            response_format="diarized_json",
+            known_speaker_names=["Ada"],
+            known_speaker_references=[url],
+        )
+    assert found.segments[0].speaker == "Ada"
+    assert {segment.speaker for segment in found.segments} == {"Ada", "A", "B"}
+    named = [segment for segment in found.segments if segment.speaker == "Ada"]
+    assert len(named) == len([segment for segment in transcript.segments if segment.speaker == first])
+
+
+def test_models_are_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["scripted", "other"]
+    assert client.models.retrieve("whisper-1").id == "whisper-1"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("a/b")
+
+
+def test_a_translation_is_english(app: Any, pipeline: Scripted) -> None:
+    answer = answer_to(app, post("/v1/audio/translations"), parts(response_format="verbose_json"))
+    assert answer.json["language"] == "english" and answer.json["task"] == "translate"
+    assert "usage" not in answer.json and pipeline.asked[0]["task"] == "translate"
+    assert answer_to(app, post("/v1/audio/translations"), parts()).json == {"text": "Hello there. Who is it?"}
+    refused = answer_to(app, post("/v1/audio/translations"), parts(language="de", stream="true"))
+    assert refused.status == 400 and refused.error["param"] == "stream"
+
+
+TOO_MUCH = {"chunking_strategy[type]": "server_vad", "chunking_strategy[threshold]": "7"}
+# --- fields -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields, param, words",
+    [
+        ({"model": "none"}, "model", "give one of scripted"),
+        ({"response_format": "yaml"}, "response_format", "give one of json"),
+        ({"temperature": "1.5"}, "temperature", "from 0 to 1"),
+        ({"temperature": "nan"}, "temperature", "give a number"),
+        ({"language": "klingon"}, "language", "klingon"),
+        ({"timestamp_granularities[]": "char"}, "timestamp_granularities", "word, segment"),
+        ({"stream": "maybe"}, "stream", "true or false"),
+        ({"stream": "true", "response_format": "srt"}, "stream", "comes whole"),
+        ({"include[]": "logprobs", "response_format": "text"}, "include", "response_format json"),
+        ({"include[]": "logprobs", "diarize": "true"}, "include", "no speakers"),
+        ({"chunking_strategy": "often"}, "chunking_strategy", "server_vad"),
+        ({"chunking_strategy": "[" * 9000}, "chunking_strategy", "server_vad"),
+        (
+            {"chunking_strategy[type]": "server_vad", "chunking_strategy[threshold]": "7"},
+            "chunking_strategy[threshold]",
+            "from 0 to 1",
+        ),
+        ({"known_speaker_names[]": "Ada"}, "known_speaker_references", "as many"),
+        ({"num_speakers": "0"}, None, "num_speakers"),
+        ({"beam_size": "1e9"}, "beam_size", "a number"),
+        ({"prompt": "a" * 10_001}, "prompt", "10000"),
+        ({"model": "gpt-4o-transcribe-diarize", "prompt": "Ada"}, "prompt", "no prompt"),
+        ({"langauge": "en"}, "langauge", "did you mean language?"),
+        ({"diarize": "false", "response_format": "diarized_json"}, "diarize", "has speakers"),
+        ({"languages[]": "de", "language": "en"}, "languages", "conflict"),
+    ],
+)
+def test_a_wrong_field_is_named(app: Any, pipeline: Scripted, fields: dict[str, str], param: str, words: str) -> None:
+    answer = answer_to(app, post(PATH), parts(**fields))
+    assert answer.status == (404 if fields.get("model") == "none" else 400)
+    assert answer.error["param"] == param and words in answer.error["message"]
+    assert set(answer.error) == {"message", "type", "param", "code"}
+    assert not pipeline.asked
+
+
+@pytest.mark.parametrize("reference", ["http://example.org/a.wav", "data:audio/wav,abc", "data:audio/wav;base64,%%%"])
+def test_a_reference_is_a_data_url(app: Any, reference: str) -> None:
+    fields = {"known_speaker_names[]": "Ada", "known_speaker_references[]": reference}
+    answer = answer_to(app, post(PATH), parts(**fields))
+    assert answer.status == 400 and answer.error["param"] == "known_speaker_references[0]"
+
+
+def test_fields_become_options(app: Any, pipeline: Scripted) -> None:
+    extra = [
+        ("keywords[]", "Ada", None),
+        ("keywords[]", "Lovelace", None),
+        ("languages[]", "de", None),
+        ("languages[]", "English", None),
+        ("chunking_strategy[type]", "server_vad", None),
+        ("chunking_strategy[silence_duration_ms]", "300", None),
+    ]
+    fields = {"prompt": "About engines.", "temperature": "0.4", "max_speakers": "3", "response_format": "verbose_json"}
+    answer = answer_to(app, post(PATH), parts(*extra, **fields))
+    assert answer.status == 200
+    (asked,) = pipeline.asked
+    assert asked == {
+        "hotwords": "Ada, Lovelace",
+        "languages": ["de", "en"],
+        "vad_options": {"min_silence_duration_ms": 300},
+        "initial_prompt": "About engines.",
+        "temperature": 0.4,
+        "max_speakers": 3,
+        "word_timestamps": "none",
+    }
+    assert pipeline.heard == [b"sound"]
+
+
+@pytest.mark.parametrize("response_format", FORMATS)
+def test_every_format_is_answered(app: Any, response_format: str) -> None:
+    answer = answer_to(app, post(PATH), parts(response_format=response_format))
+    assert answer.status == 200 and answer.body
+    assert answer.headers["x-content-type-options"] == "nosniff" and "html" not in answer.headers["content-type"]
+    assert answer.headers["x-request-id"].startswith("req_")
+    if response_format == "diarized_json":
+        assert answer.json["text"] == "A: Hello there.\nB: Who is it?"
+    if response_format not in OPENAI_FORMATS:
+        assert answer.headers["content-type"].startswith(
+            "application/json" if response_format == "whisperx_json" else "text/plain"
+        )
+
+
+def test_no_speech_is_no_error(tmp_path: Path) -> None:
+    app = app_of(Scripted(Transcript(duration=3.0)), tmp_path)
+    for response_format in FORMATS:
+        assert answer_to(app, post(PATH), parts(response_format=response_format)).status == 200
+    assert answer_to(app, post(PATH), parts()).json == {"text": "", "usage": {"type": "duration", "seconds": 3.0}}
+
+
+def test_more_speakers_than_letters() -> None:
+    names = tuple(f"SPEAKER_{number:02d}" for number in range(30))
+    letters = shapes.letters_of(said(*names, speakers=names), ("SPEAKER_02", "D"))
+    assert [letters[name] for name in names[:5]] == ["A", "B", "SPEAKER_02", "C", "E"]
+    assert letters[names[29]] == "AD"
+
+
+# --- forms ------------------------------------------------------------------------------------------------------------
+
+
+@MANY
+@given(st.data())
+def test_a_form_is_read_in_any_order_and_pieces(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    pipeline = Scripted()
+    app = app_of(pipeline, tmp_path_factory.mktemp("form"))
+    sound = data.draw(st.binary(max_size=300)) + f"\r\n--{BOUNDARY}".encode()[: data.draw(st.integers(0, 12))]
+    fields = [
+        ("model", "scripted", None),
+        ("language", "en", None),
+        ("prompt", "é\r\n ü", None),
+        ("file", sound, 'ä;".wav'),
+    ]
+    body = form(data.draw(st.permutations(fields)))
+    answer = answer_to(app, post(PATH), body, size=data.draw(st.sampled_from([1, 2, 7, 64, 1 << 16])))
+    assert answer.status == (400 if sound.startswith(b"bad") else 200)
+    assert pipeline.heard == [sound] and pipeline.asked[0]["initial_prompt"] == "é\r\n ü"
+    uploads = app.state.service.uploads
+    assert not list(uploads.iterdir())
+
+
+@pytest.mark.parametrize(
+    "body, status, code",
+    [
+        (b"", 400, "invalid_form"),
+        (b"nothing like a form", 400, "invalid_form"),
+        (parts()[:-20], 400, "invalid_form"),
+        (form([("model", "scripted", None)]), 400, "missing_value"),
+        (form([("file", b"sound", "a.wav")]), 400, "missing_value"),
+        (form([("model", "scripted", None), ("file", b"a", "a"), ("file", b"b", "b")]), 400, "invalid_value"),
+        (form([("model", b"\xff\xfe", None)]), 400, "invalid_value"),
+        (form([("model", "scripted", "m.txt")]), 400, "invalid_form"),
+        (form([("", "scripted", None)] * 65), 400, "too_many_fields"),
+        (parts(sound=b"bad"), 400, "invalid_audio"),
+    ],
+)
+def test_what_is_no_form_is_refused(app: Any, tmp_path: Path, body: bytes, status: int, code: str) -> None:
+    answer = answer_to(app, post(PATH), body)
+    assert (answer.status, answer.error["code"]) == (status, code)
+    assert not list((tmp_path / "uploads").iterdir())
+
+
+def test_a_name_of_a_file_is_only_shown(app: Any, tmp_path: Path) -> None:
+    body = form([("model", "scripted", None), ("file", b"bad", "../../etc/pass\0wd\u202e" + "x" * 300)])
+    answer = answer_to(app, post(PATH), body)
+    assert answer.status == 400 and "passwd" in answer.error["message"]
+    for hidden in ("/", "\0", "\u202e", str(tmp_path)):
+        assert hidden not in answer.error["message"]
+    assert len(answer.error["message"]) < 250
+
+
+def test_a_wrong_option_is_told_before_the_recording_is_sent(app: Any) -> None:
+    """The official client sends its fields first: of a large recording next to nothing is taken in."""
+    head = parts(model="none").partition(b"sound")[0]
+    taken = 0
+
+    async def run() -> int:
+        scope = post(PATH)
+        statuses: list[int] = []
+
+        async def receive() -> dict[str, Any]:
+            nonlocal taken
+            taken += 1
+            return {"type": "http.request", "body": head if taken == 1 else b"x" * 65536, "more_body": True}
+
+        async def send(message: dict[str, Any]) -> None:
+            statuses.append(message.get("status", 0))
+
+        await app(scope, receive, send)
+        return statuses[0]
+
+    assert asyncio.run(run()) == 404 and taken <= 2
+
+
+@pytest.mark.parametrize(
+    "settings, body, headers, status, code",
+    [
+        ({"max_upload": 100}, parts(sound=b"s" * 101), {}, 413, "file_too_large"),
+        ({"max_upload": 100}, parts(), {"content-length": "99999999999"}, 413, "file_too_large"),
+        ({"max_field": 50}, parts(prompt="a" * 51), {}, 413, "field_too_large"),
+        ({"max_fields": 50}, parts(prompt="a" * 26, hotwords="a" * 26), {}, 413, "field_too_large"),
+        ({"disk_reserve": 1 << 60}, parts(), {}, 507, "disk_full"),
+        ({"max_uploads": 0}, parts(), {}, 429, "queue_full"),
+        ({"max_waiting": 0}, parts(), {}, 429, "queue_full"),
+        ({"keys": ("secret",)}, parts(), {}, 401, "invalid_api_key"),
+        ({"keys": ("secret",)}, parts(), {"authorization": "Bearer secre"}, 401, "invalid_api_key"),
+    ],
+)
+def test_limits(
+    tmp_path: Path, settings: dict[str, Any], body: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    app = app_of(Scripted(), tmp_path, **settings)
+    answer = answer_to(app, post(PATH, **headers), body)
+    assert (answer.status, answer.error["code"]) == (status, code)
+    if status == 429:
+        assert 1 <= int(answer.headers["retry-after"]) <= 120
+    assert not list((tmp_path / "uploads").iterdir())
+
+
+def test_a_recording_that_is_too_long_is_told_before_it_is_heard(tmp_path: Path) -> None:
+    pipeline = Scripted()
+    app = app_of(pipeline, tmp_path, max_duration=30.0)
+    answer = answer_to(app, post(PATH), parts(sound=SOUND.read_bytes()))
+    assert (answer.status, answer.error["code"]) == (413, "audio_too_long") and not pipeline.asked
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e9])
+def test_a_slow_form_is_given_up(tmp_path: Path, rate: float) -> None:
+    """Both where nothing comes, and where too little does."""
+    app = app_of(Scripted(), tmp_path, upload_window=0.05, min_upload_rate=max(rate, 1.0))
+    body = parts(sound=b"s" * 1000)
+
+    async def run() -> int:
+        statuses: list[int] = []
+        place = 0
+
+        async def receive() -> dict[str, Any]:
+            nonlocal place
+            await asyncio.sleep(10 if rate == 0 and place else 0.02)
+            place += 50
+            return {"type": "http.request", "body": body[place - 50 : place], "more_body": True}
+
+        async def send(message: dict[str, Any]) -> None:
+            statuses.append(message.get("status", 0))
+
+        await app(post(PATH), receive, send)
+        return statuses[0]
+
+    assert asyncio.run(asyncio.wait_for(run(), 5)) == 408
+
+
+# --- clients that go, and many at once --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_work_ends_where_the_client_goes(app: Any, pipeline: Scripted, tmp_path: Path, stream: str) -> None:
+    pipeline.holds = threading.Event()
+    answer_to(app, post(PATH), parts(stream=stream), goes=0.1)
+    deadline = time.monotonic() + 5
+    while not pipeline.cancelled and time.monotonic() < deadline:
+        time.sleep(0.01)
+    service = app.state.service
+    assert pipeline.cancelled == 1
+    assert service.admission.waiting == 0 and service.admission.seconds == 0 and not service.admission.uploads
+    assert not list((tmp_path / "uploads").iterdir())
+
+
+def test_fifty_clients_and_a_bad_one(tmp_path: Path) -> None:
+    pipeline = Scripted()
+    app = app_of(pipeline, tmp_path, max_uploads=64)
+
+    async def run() -> list[Answer]:
+        bodies = [parts(sound=b"bad" if number == 7 else f"sound {number}".encode()) for number in range(50)]
+        return list(await asyncio.gather(*(ask(app, post(PATH), body, size=40) for body in bodies)))
+
+    statuses = [answer.status for answer in asyncio.run(run())]
+    assert statuses == [400 if number == 7 else 200 for number in range(50)]
+
+
+def test_a_silent_stream_shows_that_it_lives() -> None:
+    closed: list[bool] = []
+
+    async def slow() -> Any:
+        try:
+            yield "one"
+            await asyncio.sleep(0.12)
+            yield "two"
+        finally:
+            closed.append(True)
+
+    async def run() -> list[str]:
+        return [text async for text in alive(slow(), seconds=0.05)]
+
+    texts = asyncio.run(run())
+    assert texts[0] == "one" and texts[-1] == "two" and texts[1].startswith(": ") and closed == [True]
+
+
+def test_a_stream_that_fails_says_so(app: Any) -> None:
+    answer = answer_to(app, post(PATH), parts(stream="true", sound=b"bad"))
+    assert answer.status == 200 and answer.headers["content-type"].startswith("text/event-stream")
+    lines = [line for line in answer.body.decode().split("\n\n") if line]
+    assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "invalid_audio"
+
+
+def test_a_closed_pipeline_is_no_fault_of_the_client(tmp_path: Path) -> None:
+    pipeline = mlx_speech.Pipeline.demo()
+    app = app_of(pipeline, tmp_path)
+    pipeline.close()
+    answer = answer_to(app, post(PATH), parts(sound=SOUND.read_bytes()))
+    assert (answer.status, answer.error["code"]) == (503, "shutting_down") and "retry-after" in answer.headers
+
+
+# --- who may ask ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host, allowed",
+    [
+        ("127.0.0.1:8000", True),
+        ("localhost", True),
+        ("LOCALHOST:99", True),
+        ("[::1]:8000", True),
+        ("studio.local:8000", True),
+        ("evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("", False),
+        ("localhost:8000@evil.example", False),
+        ("evil.example:127.0.0.1", False),
+    ],
+)
+def test_the_host_has_to_be_ours(tmp_path: Path, host: str, allowed: bool) -> None:
+    app = app_of(Scripted(), tmp_path, allowed_hosts=("studio.local",))
+    answer = answer_to(app, request("GET", "/health", {"host": host}))
+    assert answer.status == (200 if allowed else 403)
+
+
+@pytest.mark.parametrize(
+    "origin, allowed",
+    [
+        ("http://127.0.0.1:8000", True),
+        ("https://app.example", True),
+        ("http://127.0.0.1:9000", False),
+        ("https://evil.example", False),
+        ("null", False),
+        ("", False),
+        ("https://app.example.evil.example", False),
+    ],
+)
+def test_the_origin_has_to_be_ours(tmp_path: Path, origin: str, allowed: bool) -> None:
+    app = app_of(Scripted(), tmp_path, cors=("https://app.example",))
+    answer = answer_to(app, post(PATH, origin=origin), parts())
+    assert answer.status == (200 if allowed else 403)
+    if allowed:
+        assert answer.headers["access-control-allow-origin"] == origin
+        assert "access-control-allow-credentials" not in answer.headers
+    else:
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_preflight_needs_no_key(tmp_path: Path) -> None:
+    app = app_of(Scripted(), tmp_path, keys=("secret",), cors=("https://app.example",))
+    headers = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    answer = answer_to(app, request("OPTIONS", PATH, headers))
+    assert answer.status == 204 and "Authorization" in answer.headers["access-control-allow-headers"]
+    headers["origin"] = "https://evil.example"
+    assert answer_to(app, request("OPTIONS", PATH, headers)).status == 403
+
+
+def test_keys(tmp_path: Path) -> None:
+    app = app_of(Scripted(), tmp_path, keys=("first", "sécond"))
+    for key, status in (("first", 200), ("sécond", 401), ("third", 401), ("", 401)):
+        answer = answer_to(app, post(PATH, authorization=f"Bearer {key}"), parts())
+        assert answer.status == status, key
+    utf8 = "sécond".encode().decode("latin-1")  # as clients send it
+    assert answer_to(app, post(PATH, authorization=f"Bearer {utf8}"), parts()).status == 200
+    for path, status in (("/health", 200), ("/", 200), ("/metrics", 401), ("/v1/models", 401)):
+        assert answer_to(app, request("GET", path)).status == status
+
+
+def test_a_key_is_compared_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every key with every guess, by a comparison whose time tells nothing of where they differ."""
+    from mlx_speech.server import guard
+
+    compared: list[tuple[bytes, bytes]] = []
+    real = guard.hmac.compare_digest
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return real(one, other)
+
+    monkeypatch.setattr(guard.hmac, "compare_digest", compare)
+    app = app_of(Scripted(), tmp_path, keys=("first", "second"))
+    for guess in ("first", "f", "x"):
+        answer_to(app, request("GET", "/v1/models", {"authorization": f"Bearer {guess}"}))
+    assert compared == [(key, guess) for guess in (b"first", b"f", b"x") for key in (b"first", b"second")]
+
+
+def test_an_address_that_others_reach_needs_a_key(tmp_path: Path) -> None:
+    with pytest.raises(mlx_speech.errors.OptionError, match="api_key_file"):
+        Settings(host="0.0.0.0", data_dir=tmp_path)
+    assert Settings(host="0.0.0.0", keys=("k",), data_dir=tmp_path).host == "0.0.0.0"
+    assert Settings(host="0.0.0.0", no_auth=True, data_dir=tmp_path).no_auth
+    with pytest.raises(mlx_speech.errors.OptionError, match="api_key_file"):
+        Settings(cors=("*",), data_dir=tmp_path)
+
+
+# --- small things -----------------------------------------------------------------------------------------------------
+
+
+def test_errors_have_one_shape(app: Any) -> None:
+    for scope, status, code in (
+        (request("GET", "/nothing"), 404, "not_found"),
+        (request("GET", PATH), 405, "method_not_allowed"),
+        (post(PATH, content_type="application/json"), 415, "unsupported_media_type"),
+        (request("GET", "/v1/models/x"), 404, "model_not_found"),
+    ):
+        answer = answer_to(app, scope, b"{}")
+        assert (answer.status, answer.error["code"]) == (status, code)
+        assert set(answer.error) == {"message", "type", "param", "code"}
+
+
+def test_a_bug_is_told_without_its_trace(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Scripted):
+        def submit(self, audio: Any, **options: Any) -> Any:
+            raise ZeroDivisionError("a secret of ours")
+
+    with running(app_of(Broken(), tmp_path)) as origin, caplog.at_level(logging.CRITICAL):
+        client = openai.OpenAI(api_key="k", base_url=f"{origin}/v1")
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.audio.transcriptions.create(model="scripted", file=("a.wav", b"sound"))
+        client.close()
+    assert "secret" not in str(caught.value) and caught.value.code == "internal_error"
+    assert caught.value.response.headers["x-request-id"].startswith("req_")
+
+
+def test_the_log_has_no_texts(app: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "mlx_speech.server"):
+        answer_to(app, post(PATH), parts(prompt="a secret prompt"))
+    (record,) = [record for record in caplog.records if record.name == "mlx_speech.server.requests"]
+    line = json.loads(record.getMessage())
+    assert line["route"] == PATH and line["status"] == 200 and line["seconds"] >= 0
+    for hidden in ("secret", "a.wav", "Hello"):
+        assert hidden not in caplog.text
+
+
+def test_metrics_count(app: Any) -> None:
+    answer_to(app, post(PATH), parts())
+    answer_to(app, request("GET", "/v1/models/a%2Fb"))
+    text = answer_to(app, request("GET", "/metrics")).body.decode()
+    assert f'mlx_speech_http_requests_total{{code="200",route="{PATH}"}} 1.0' in text
+    assert "mlx_speech_audio_seconds_total 2.0" in text and "mlx_speech_build_info" in text
+    assert "a/b" not in text and "a%2Fb" not in text  # names of routes, not what was asked for
+
+
+def test_ready_when_the_models_are_there(tmp_path: Path) -> None:
+    pipeline = Scripted()
+    pipeline.holds = threading.Event()
+    app = app_of(pipeline, tmp_path)
+
+    async def run() -> list[int]:
+        async with app.router.lifespan_context(app):
+            statuses = [(await ask(app, request("GET", "/ready"))).status]
+            pipeline.holds.set()  # type: ignore[union-attr]
+            for _ in range(400):
+                answer = await ask(app, request("GET", "/ready"))
+                if answer.status == 200:
+                    break
+                await asyncio.sleep(0.01)
+            statuses.append(answer.status)
+        return [*statuses, (await ask(app, request("GET", "/ready"))).status]
+
+    assert asyncio.run(run()) == [503, 200, 503]
+    assert pipeline.closed
+
+
+# --- whoever means it ill ---------------------------------------------------------------------------------------------
+
+JUNK = st.text(max_size=40) | st.sampled_from(
+    ["", "0", "-1", "1e400", "true", "null", "{}", "[[[[", "\0", "../../x", "é" * 200]
+)
+NAMES = st.sampled_from(
+    [
+        "model",
+        "language",
+        "languages[]",
+        "prompt",
+        "response_format",
+        "temperature",
+        "timestamp_granularities[]",
+        "include[]",
+        "stream",
+        "chunking_strategy",
+        "chunking_strategy[type]",
+        "known_speaker_names[]",
+        "known_speaker_references[]",
+        "num_speakers",
+        "beam_size",
+        "chunk_size",
+        "word_timestamps",
+        "file",
+    ]
+) | st.text(max_size=12)
+PATHS = st.sampled_from([PATH, "/v1/audio/translations", "/v1/audio/diarizations", "/v1/audio/jobs"])
+
+
+def mutated(draw: Callable[..., Any]) -> bytes:
+    """A form with junk in it, and then some bytes changed, cut out or doubled."""
+    fields: list[tuple[str, Any, str | None]] = [("model", "scripted", None)]
+    for _ in range(draw(st.integers(0, 4))):
+        fields.append((draw(NAMES), draw(JUNK).encode("utf-8", "replace"), None))
+    fields.append(("file", b"sound", draw(st.none() | st.text(max_size=20))))
+    body = bytearray()
+    for name, content, filename in fields:
+        body += form([(name.replace("\r", "").replace("\n", ""), content, filename)])[: -len(BOUNDARY) - 6]
+    body += f"--{BOUNDARY}--\r\n".encode()
+    for _ in range(draw(st.integers(0, 2))):
+        place = draw(st.integers(0, len(body)))
+        change = draw(st.sampled_from(["cut", "double", "byte"]))
+        if change == "cut":
+            del body[place : place + draw(st.integers(0, 30))]
+        elif change == "double":
+            body[place:place] = body[place : place + draw(st.integers(0, 60))]
+        else:
+            body[place : place + 1] = bytes([draw(st.integers(0, 255))])
+    return bytes(body)
+
+
+@pytest.fixture(scope="module")
+def sturdy(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return app_of(Scripted(), tmp_path_factory.mktemp("sturdy"))
+
+
+@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_mutated_requests_are_no_bugs(sturdy: Any, data: st.DataObject) -> None:
+    """2 000 of them: an answer of 200 or 4xx in OpenAI's shape, and nothing left behind."""
+    scope = post(data.draw(PATHS))
+    body = mutated(data.draw)
+    answer = answer_to(sturdy, scope, body, size=data.draw(st.sampled_from([16, 1 << 16])))
+    assert answer.status in (200, 202) or 400 <= answer.status < 500, answer.body
+    if answer.status >= 400:
+        assert set(answer.error) == {"message", "type", "param", "code"} and "Traceback" not in answer.body.decode()
+    service = sturdy.state.service
+    assert not list(service.uploads.iterdir()) and service.admission.waiting == 0
