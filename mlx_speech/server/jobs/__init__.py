@@ -1,1 +1,0 @@
-"""Jobs: recordings that are transcribed while nobody waits at the line, and can be asked for afterwards."""
