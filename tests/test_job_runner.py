@@ -1,0 +1,318 @@
+"""Jobs, done: in turn, with what the pipeline gives, cancelled and stopped at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_jobs import (
+    BROKEN,
+    KEEP,
+    LIMIT,
+    MISTAKE,
+    Clock,
+    ScriptedPipeline,
+    add,
+    ended,
+    heard,
+    run,
+    runner_of,
+    segments_of,
+    sounds,
+    told,
+    transcript_of,
+)
+
+from mlx_speech import Pipeline, Transcript
+from mlx_speech.errors import OptionError
+from mlx_speech.options import Options
+from mlx_speech.package_data import DEMO
+from mlx_speech.request import Progress
+from mlx_speech.server.errors import ApiError
+from mlx_speech.server.jobs import runner as job_runner
+from mlx_speech.server.jobs.progress import Tracker
+from mlx_speech.server.jobs.records import shown_name
+from mlx_speech.server.jobs.store import Store
+
+
+def test_jobs_are_done_with_their_options_and_told_of(tmp_path: Path) -> None:
+    async def work() -> None:
+        pipeline = ScriptedPipeline()
+        runner = runner_of(tmp_path, pipeline)
+        async with runner.running():
+            options = {"language": "de", "diarize": True, "temperature": (0.0, 0.5)}
+            job = await add(runner, tmp_path, b"abc", options=options)
+            assert (job.status, job.progress, job.stage) == ("queued", 0.0, None)
+            events = [event async for event in runner.events(job.id)]
+            job = runner.store.get(job.id, "")
+            assert job.status == "succeeded" and job.progress == 1 and job.audio_seconds == pytest.approx(10)
+            _, content = runner.store.result(job.id, "")
+            assert Transcript.from_dict(json.loads(content)) == transcript_of(b"abc")
+            assert pipeline.options == [{**options, "temperature": [0.0, 0.5]}]
+            texts = [json.loads(e.data)["text"] for e in events if e is not None and e.name == "segment"]
+            assert texts == [segment.text for segment in segments_of(b"abc")][::-1]
+            assert events[-1] is not None and events[-1].name == "done"
+            shares = [json.loads(e.data)["progress"] for e in events if e is not None and e.name == "progress"]
+            assert shares == sorted(shares) and all(0 <= share < 1 for share in shares)
+
+    run(work())
+
+
+def test_wrong_options_are_refused_before_the_sound_is_taken(tmp_path: Path) -> None:
+    async def work() -> None:
+        runner = runner_of(tmp_path, ScriptedPipeline())
+        with pytest.raises(ApiError) as caught:
+            await add(runner, tmp_path, b"a")
+        assert caught.value.status == 503
+        async with runner.running():
+            with pytest.raises(OptionError, match="beam_size"):
+                await add(runner, tmp_path, b"a", options={"beam_size": "5"})
+            assert runner.store.jobs_of("", 5) == ([], False) and not sounds(tmp_path)
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    "sound, model, code, said",
+    [
+        (BROKEN, "whisper", "invalid_audio", "a.wav: is no recording"),
+        (MISTAKE, "whisper", "internal_error", "the server's log has it"),
+        (b"a", "of yesterday", "model_not_found", "there is no model of this name here"),
+    ],
+)
+def test_what_goes_wrong_ends_one_job_alone(tmp_path: Path, sound: bytes, model: str, code: str, said: str) -> None:
+    async def work() -> None:
+        runner = runner_of(tmp_path, ScriptedPipeline())
+        async with runner.running():
+            job = await add(runner, tmp_path, sound, model=model)
+            other = await add(runner, tmp_path, b"good")
+            events = [event async for event in runner.events(job.id)]
+            job = runner.store.get(job.id, "")
+            assert job.status == "failed" and job.error is not None
+            assert job.error["code"] == code and said in job.error["message"]
+            assert str(tmp_path) not in job.error["message"] and "secret" not in job.error["message"]
+            assert events[-1] is not None and json.loads(events[-1].data) == job.error
+            assert (await ended(runner, other)).status == "succeeded"
+            with pytest.raises(ApiError) as caught:
+                runner.store.result(job.id, "")
+            assert (caught.value.status, caught.value.code) == (409, "job_failed")
+
+    run(work())
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_so_many_jobs_at_once(tmp_path: Path, at_once: int) -> None:
+    async def work() -> None:
+        pipeline = ScriptedPipeline()
+        pipeline.hold.set()
+        runner = runner_of(tmp_path, pipeline, jobs_at_once=at_once)
+        async with runner.running():
+            jobs = [await add(runner, tmp_path, bytes([65 + k])) for k in range(5)]
+            while len(pipeline.requests) < at_once:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.05)
+            assert len(pipeline.requests) == at_once
+            assert runner.store.get(jobs[4].id, "").position == 4
+            pipeline.hold.clear()
+            for job in jobs:
+                assert (await ended(runner, job)).status == "succeeded"
+        assert sorted(pipeline.sounds) == [b"A", b"B", b"C", b"D", b"E"]
+
+    run(work())
+
+
+def test_deleting_cancels_at_any_moment(tmp_path: Path) -> None:
+    """Before its turn, between turn and engine, in the engine, at the end."""
+
+    async def work() -> None:
+        chance = random.Random(1)
+        pipeline = ScriptedPipeline(0.001)
+        runner = runner_of(tmp_path, pipeline)
+        async with runner.running():
+            for _ in range(20):
+                job = await add(runner, tmp_path, b"abc")
+                listening = asyncio.create_task(told(runner.events(job.id)))
+                await asyncio.sleep(chance.choice([0, 0.002, 0.01, 0.02]))
+                before = runner.store.get(job.id, "").status
+                await runner.delete(job.id, "")
+                events = await listening
+                assert events[-1].name == ("done" if before == "succeeded" else "cancelled") or before == "running"
+                with pytest.raises(ApiError):
+                    runner.store.get(job.id, "")
+            while runner._requests:
+                await asyncio.sleep(0.001)
+            assert all(request.done() for request in pipeline.requests)
+            assert any(request.cancelled() for request in pipeline.requests)
+            assert not sounds(tmp_path) and not runner._listeners
+            last = await add(runner, tmp_path, b"z")
+            assert (await ended(runner, last)).status == "succeeded"
+
+    run(work())
+
+
+def test_stopping_leaves_jobs_in_the_line(tmp_path: Path) -> None:
+    async def work() -> None:
+        pipeline = ScriptedPipeline()
+        pipeline.hold.set()
+        runner = runner_of(tmp_path, pipeline)
+        async with runner.running():
+            jobs = [await add(runner, tmp_path, sound) for sound in (b"ab", b"cd")]
+            listening = asyncio.create_task(told(runner.events(jobs[0].id)))
+            while not runner.store.segments(jobs[0].id):
+                await asyncio.sleep(0.001)
+        events = await listening  # it lets go of them, without an end of the job
+        assert events and {event.name for event in events} <= {"progress", "segment"}
+        assert pipeline.requests[0].cancelled()
+        pipeline = ScriptedPipeline()
+        runner = runner_of(tmp_path, pipeline)
+        async with runner.running():
+            done = [await ended(runner, job) for job in jobs]
+            assert [(job.status, job.attempts) for job in done] == [("succeeded", 1), ("succeeded", 1)]
+            more = await told(runner.events(jobs[0].id, events[-1].sequence))
+            texts = [event.data for event in [*events, *more] if event.name == "segment"]
+            assert len(texts) == len(set(texts)) == 2  # nothing is told twice
+            assert more[-1].name == "done"
+
+    run(work())
+
+
+def test_a_pipeline_that_is_closed_loses_no_job(tmp_path: Path) -> None:
+    async def work() -> None:
+        pipeline = ScriptedPipeline()
+        pipeline.closed = True
+        runner = runner_of(tmp_path, pipeline)
+        async with runner.running():
+            job = await add(runner, tmp_path, b"a")
+            await asyncio.wait_for(runner._stopping.wait(), LIMIT)
+        pipeline.closed = False
+        runner = runner_of(tmp_path, pipeline)
+        async with runner.running():
+            assert (await ended(runner, job)).status == "succeeded"
+
+    run(work())
+
+
+def test_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work is not lost: the result is written as soon as there is room."""
+    monkeypatch.setattr(job_runner, "RETRY_INTERVAL", 0.005)
+    finish = Store.finish
+    failures = [ApiError(507, "disk_full", "full")] * 3
+
+    def finish_later(self: Store, job_id: str, transcript: Transcript) -> bool:
+        if failures:
+            raise failures.pop()
+        return finish(self, job_id, transcript)
+
+    monkeypatch.setattr(Store, "finish", finish_later)
+
+    async def work() -> None:
+        pipeline = ScriptedPipeline()
+        runner = runner_of(tmp_path, pipeline)
+        async with runner.running():
+            job = await add(runner, tmp_path, b"a")
+            assert (await ended(runner, job)).status == "succeeded"
+        assert not failures and len(pipeline.sounds) == 1
+
+    run(work())
+
+
+def test_what_has_expired_is_gone(tmp_path: Path) -> None:
+    clock = Clock()
+
+    async def work() -> None:
+        pipeline = ScriptedPipeline()
+        runner = runner_of(tmp_path, pipeline, clock, sweep_interval=0.002, keep_results=KEEP)
+        async with runner.running():
+            job = await ended(runner, await add(runner, tmp_path, b"a"))
+            pipeline.hold.set()
+            waiting = await add(runner, tmp_path, b"b")
+            assert job.expires_at == clock.now + KEEP and job.body()["expires_at"] == int(clock.now + KEEP)
+            clock.now += KEEP - 1
+            await asyncio.sleep(0.02)
+            assert runner.store.get(job.id, "").status == "succeeded"
+            clock.now += 1
+            while sounds(tmp_path) != {waiting.id}:
+                await asyncio.sleep(0.002)
+            assert [job.id for job in runner.store.jobs_of("", 9)[0]] == [waiting.id]
+            pipeline.hold.clear()
+            done = await ended(runner, waiting)  # what has not ended does not expire, and is kept from its end on
+            assert done.status == "succeeded" and done.expires_at == clock.now + KEEP
+
+    run(work())
+
+
+def test_listeners_are_shown_that_the_server_is_alive(tmp_path: Path) -> None:
+    async def work() -> None:
+        pipeline = ScriptedPipeline()
+        pipeline.hold.set()
+        runner = runner_of(tmp_path, pipeline, silence=0.01)
+        async with runner.running():
+            job = await add(runner, tmp_path, b"a")
+            signs = 0
+            async for event in runner.events(job.id):
+                signs += event is None
+                if signs == 3:
+                    pipeline.hold.clear()
+            assert signs >= 3
+
+    run(work())
+
+
+def test_progress_moves_on_evenly_and_never_back() -> None:
+    options = Options.of(diarize=True)
+    tracker = Tracker(options, [])
+    shares = []
+    for stage in ("vad", "transcribe", "align", "align", "diarize"):
+        for done in (0.0, 2.5, 5.0):
+            tracker.take_in(Progress(stage, done, 5.0))
+            shares.append(tracker.progress)
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(0.99)
+    tracker = Tracker(Options.of(word_timestamps=False, vad=False), [])
+    tracker.take_in(Progress("transcribe", 0.0, 0.0))  # of a recording in which nobody speaks
+    assert 0 < tracker.progress < 1 and math.isfinite(tracker.progress) and tracker.news() == []
+    tracker.take_in(heard(segments_of(b"ab"), 0))
+    tracker.take_in(heard(segments_of(b"ab"), 0))
+    assert len(tracker.news()) == 2 and not tracker.has_news()
+
+
+def test_names_are_fit_to_be_shown() -> None:
+    assert shown_name("  ") == shown_name("\0\u202e") == "recording"
+    assert shown_name("ä" * 300) == "ä" * 100 and shown_name("a\r\nb") == "ab"
+
+
+# --- the real pipeline ------------------------------------------------------------------------------------------------
+
+
+def test_a_real_recording_gives_what_the_pipeline_gives(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"diarize": True, "language": "en"}
+    sound = DEMO / "pauses.flac"
+
+    def plain(transcript: Transcript) -> tuple[Any, ...]:
+        return transcript.segments, transcript.diarization, transcript.language, transcript.silences
+
+    with Pipeline.demo(device="cpu") as pipe:
+        expected = pipe(sound, **options)
+
+        async def work() -> None:
+            runner = runner_of(tmp_path, pipe)
+            async with runner.running():
+                job = await add(runner, tmp_path, sound.read_bytes(), options=options, filename="pauses.flac")
+                events = await told(runner.events(job.id))
+                assert events[-1].name == "done", events[-1]
+                _, content = runner.store.result(job.id, "")
+                found = Transcript.from_dict(json.loads(content))
+                assert plain(found) == plain(expected) and found.text
+                texts = [json.loads(event.data)["text"] for event in events if event.name == "segment"]
+                assert sorted(" ".join(texts).split()) == sorted(found.text.split())
+                cancelled = await add(runner, tmp_path, sound.read_bytes(), options=options)
+                while cancelled.id not in runner._requests:
+                    await asyncio.sleep(0.001)
+                await runner.delete(cancelled.id, "")
+                assert [job.id for job in runner.store.jobs_of("", 9)[0]] == [job.id]
+
+        run(work())
