@@ -220,8 +220,12 @@ def test_it_works_as_a_file(browser: Any, transcript_file: Path, tmp_path: Path,
         result = read_json(Path(download.value.path()).read_text(encoding="utf-8"))
         assert result.segments[0].text == "Good evening."
         assert [(word.start, word.end) for word in result.words] == [(word.start, word.end) for word in WORDS]
-        page.wait_for_timeout(100)
+        expect(page.locator("#said")).to_have_text("Saved")
         expect(page.locator("#save")).to_be_disabled()
+        page.reload()  # the file itself is as it was
+        assert page.locator(".segment .text").all_inner_texts() == ["Good morning.", "Yes."]
+        page.click("#draft-restore")
+        assert page.locator(".segment .text").all_inner_texts() == ["Good evening.", "Yes."]
 
 
 def test_a_page_without_sound_takes_one(browser: Any, tmp_path: Path) -> None:
