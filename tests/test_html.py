@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -15,7 +14,7 @@ from urllib.parse import unquote
 import av
 import numpy as np
 import pytest
-from browser import chromium, watched_page
+from browser import watched_page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,12 +41,6 @@ def data_in(text: str) -> dict[str, Any]:
     content = re.search(r'<script type="application/json" id="data">(.*?)</script', text, re.DOTALL)
     assert content is not None
     return json.loads(content[1])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture
