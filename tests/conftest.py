@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 # two workers on two cores: libraries that start a thread per core would fight for them
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -19,6 +20,9 @@ from parity_table import differences, put_into_readme, read, render, updated
 from real_weights import folder as weights_folder
 
 import mlx_speech
+
+if TYPE_CHECKING:
+    from page_server import Fake
 
 mlx_speech.configure()  # OpenBLAS, before anything imports mlx
 ROOT = Path(__file__).parent.parent
@@ -82,7 +86,7 @@ def record(case: str, original: str, precision: str, rows: list) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tables", action="store_true", help="write parity.md and the README's table")
-    parser.addoption("--shots", metavar="FOLDER", help="where test_page.py leaves pictures of the page")
+    parser.addoption("--shots", metavar="FOLDER", help="where tests of the page leave pictures")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -107,3 +111,49 @@ SLOW = ("real_whisper", "real_pyannet", "Whisper base", "Whisper tiny", "wav2vec
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that no worker is left alone with them at the end."""
     items.sort(key=lambda item: not any(name in item.nodeid for name in SLOW))
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from browser import chromium
+
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Fake]:
+    """The server whose page is tested; another app may take its place here."""
+    from page_server import Fake, running
+
+    fake = Fake()
+    with running(fake.app()) as origin:
+        fake.origin = origin
+        yield fake
+
+
+@pytest.fixture
+def server(served: Fake) -> Fake:
+    """The same without jobs."""
+    served.clear()
+    return served
+
+
+@pytest.fixture
+def page(browser: Any, server: Fake) -> Iterator[Any]:
+    """A page of a desktop's size, which is checked at the end."""
+    from browser import watched_page
+
+    with watched_page(browser, server.origin, viewport={"width": 1100, "height": 800}) as made:
+        yield made
+
+
+@pytest.fixture
+def shots(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where pictures go: into the folder of `--shots`, or away."""
+    folder = Path(request.config.getoption("--shots") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -332,7 +332,15 @@ def test_every_flag_is_a_keyword() -> None:
     own = set(inspect.signature(Pipeline.__init__).parameters) - {"self"}
     detectors = {flag for method in transcribe.DETECTOR_FLAGS.values() for flag in method}
     of_the_terminal = {"help", "audio", "output_dir", "output_format", "skip_existing", "quiet", "verbose", "fp16"}
-    of_the_terminal |= {"print_progress", "device", "model_dir", "model_cache_only", "hf_token", "compute_type"}
+    of_the_terminal |= {
+        "embed_audio",
+        "print_progress",
+        "device",
+        "model_dir",
+        "model_cache_only",
+        "hf_token",
+        "compute_type",
+    }
     of_the_terminal |= {"temperature_increment_on_fallback", *transcribe.MEANINGLESS, *PUNCTUATIONS}
     given = set(flags("transcribe"))
     assert given - of_the_terminal - detectors - set(transcribe.LAYOUT) - own <= fields

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -15,7 +14,7 @@ from urllib.parse import unquote
 import av
 import numpy as np
 import pytest
-from browser import chromium, watched_page
+from browser import watched_page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,12 +41,6 @@ def data_in(text: str) -> dict[str, Any]:
     content = re.search(r'<script type="application/json" id="data">(.*?)</script', text, re.DOTALL)
     assert content is not None
     return json.loads(content[1])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture
@@ -220,8 +213,12 @@ def test_it_works_as_a_file(browser: Any, transcript_file: Path, tmp_path: Path,
         result = read_json(Path(download.value.path()).read_text(encoding="utf-8"))
         assert result.segments[0].text == "Good evening."
         assert [(word.start, word.end) for word in result.words] == [(word.start, word.end) for word in WORDS]
-        page.wait_for_timeout(100)
+        expect(page.locator("#said")).to_have_text("Saved")
         expect(page.locator("#save")).to_be_disabled()
+        page.reload()  # the file itself is as it was
+        assert page.locator(".segment .text").all_inner_texts() == ["Good morning.", "Yes."]
+        page.click("#draft-restore")
+        assert page.locator(".segment .text").all_inner_texts() == ["Good evening.", "Yes."]
 
 
 def test_a_page_without_sound_takes_one(browser: Any, tmp_path: Path) -> None:

@@ -59,8 +59,12 @@ export class Desk {
     }
     byId("speed").addEventListener("change", (event) => {
       this.player.speed = Number(event.target.value);
+      event.target.blur(); // keys are for the transcript again
     });
-    byId("owner").addEventListener("change", (event) => this.giveTo(event.target.value));
+    byId("owner").addEventListener("change", (event) => {
+      this.giveTo(event.target.value);
+      event.target.blur();
+    });
     byId("sound-file").addEventListener("change", (event) => this.openSound(event.target.files[0]));
     document.addEventListener("click", (event) => {
       if (!byId("export").contains(event.target)) {
@@ -300,7 +304,7 @@ export class Desk {
     if (!this.player.isPlaying) {
       this.player.seek((segment.words[selection.from] ?? segment).start);
     }
-    announce(said);
+    announce(said, false);
   }
 
   stepSentence(step) {

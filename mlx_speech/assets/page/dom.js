@@ -29,11 +29,11 @@ export function button(label, onClick, { name = label, className = "" } = {}) {
   return made;
 }
 
-/** Say a line to those who hear the page, and show it for a while to those who see it. */
-export function announce(text) {
+/** Say a line to those who hear the page, and show it for a while to those who see it, if they do not see it anyway. */
+export function announce(text, isShown = true) {
   const line = byId("said");
   line.textContent = text;
-  line.classList.add("shown");
+  line.classList.toggle("shown", isShown);
   clearTimeout(announce.timer);
   announce.timer = setTimeout(() => line.classList.remove("shown"), 4000);
 }

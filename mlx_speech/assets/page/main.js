@@ -40,7 +40,7 @@ if (byId("data") === null) {
 
 /** content: `{name, transcript, audio, peaks}`, as writers/html.py has put it there */
 async function openFile({ name, transcript, audio, peaks }) {
-  document.body.classList.add("in-file");
+  document.querySelector(".brand").removeAttribute("href"); // there is nowhere to go
   document.title = name;
   showDesk();
   desk.open(readDocument(transcript), name);

@@ -53,6 +53,7 @@ export class Saving {
 
   /** A change was made. */
   changed() {
+    byId("save-error").hidden = true;
     byId("draft").hidden = true; // it is what they did before; from now on this is kept
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.keep(), DRAFT_DELAY);
@@ -60,11 +61,18 @@ export class Saving {
 
   async keep() {
     const { place } = this;
-    if (place === null || !this.isUnsaved) {
+    if (place === null) {
       return;
     }
-    const document = toDocument(this.desk().transcript);
-    await keepDraft(place.draftName, { document, revision: place.revision, time: Date.now() });
+    if (this.isUnsaved) {
+      await this.keepAsDraft(place, toDocument(this.desk().transcript));
+    } else if (!place.keepsDraft) {
+      await dropDraft(place.draftName); // all that was changed has been undone
+    }
+  }
+
+  keepAsDraft(place, document) {
+    return keepDraft(place.draftName, { document, revision: place.revision, time: Date.now() });
   }
 
   /** Keep what is not saved at once, before another transcript is opened. */
@@ -93,14 +101,17 @@ export class Saving {
     if (!desk.history.isUnsaved) {
       return;
     }
-    const saved = await this.saveTo(place, toDocument(state));
+    const document = toDocument(state);
+    const saved = await this.saveTo(place, document);
     if (!saved || this.place !== place) {
       return;
     }
     desk.history.markSaved(state);
     desk.showState();
     clearTimeout(this.timer);
-    if (!place.keepsDraft) {
+    if (place.keepsDraft) {
+      await this.keepAsDraft(place, document);
+    } else {
       await dropDraft(place.draftName);
     }
     announce("Saved");
