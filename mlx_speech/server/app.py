@@ -21,20 +21,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_speech.errors import MLXSpeechError
 from mlx_speech.pipeline import Pipeline
-from mlx_speech.server import health, models, page, shapes, transcriptions
+from mlx_speech.server import health, models, page, posting, shapes, transcriptions
 from mlx_speech.server.errors import ApiError, api_error
 from mlx_speech.server.guard import Guard
-from mlx_speech.server.jobs import posting
 from mlx_speech.server.jobs import routes as jobs
 from mlx_speech.server.jobs.runner import Runner
-from mlx_speech.server.jobs.store import JobStore
 from mlx_speech.server.metrics import Metrics
 from mlx_speech.server.realtime import routes as realtime
 from mlx_speech.server.realtime.tokens import Secrets
 from mlx_speech.server.service import Service
 from mlx_speech.server.settings import Settings
 from mlx_speech.server.wyoming import wyoming_listener
-from mlx_speech.transcript import Transcript
 
 CLIENT_GONE = 499  # as nginx writes it into its log; nobody gets it
 DEFAULT_MODEL = "whisper"
@@ -60,15 +57,10 @@ def create_app(
 
     secrets = Secrets()
     _make_folders(service)
-    store = JobStore(service.settings.data_dir, service.settings.keep_results)
-    runner = Runner(service, store)
+    runner = Runner(service)
 
     async def add_job(request: Request) -> Response:
         return await posting.add_job(request, service, runner)
-
-    def answer(transcript: Transcript, response_format: str, model: str) -> Response:
-        coder = named[model].models.whisper().tokenizer if model in named else None
-        return shapes.stored(transcript, response_format, coder)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -76,14 +68,13 @@ def create_app(
             yield
         for pipeline in named.values():
             pipeline.close()
-        store.close()
         shutil.rmtree(service.uploads, ignore_errors=True)
 
     app = Starlette(
         routes=[
             *transcriptions.routes(service, add_job),
             Route("/v1/audio/jobs", add_job, methods=["POST"]),
-            *jobs.routes(runner, answer),
+            *jobs.routes(service, runner, shapes.stored),
             *models.routes(service),
             *realtime.routes(service, secrets),
             *page.routes(),

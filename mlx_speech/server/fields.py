@@ -186,6 +186,16 @@ def transcription(fields: Fields, service: Service) -> Work:
     return _checked(work)
 
 
+def early_check(service: Service, read: Callable[[Fields, Service], Work] = transcription) -> Callable[[Fields], None]:
+    """For the fields that come before a recording: wrong ones are refused before it is read."""
+
+    def check(given: Fields) -> None:
+        if "model" in given:  # where the recording comes first, it may come behind that
+            read(given, service)
+
+    return check
+
+
 def translation(fields: Fields, service: Service) -> Work:
     """What a form of /v1/audio/translations asks for. Raises `ApiError`, naming the field."""
     reader = _Reader(fields)

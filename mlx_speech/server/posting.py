@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from pathlib import Path
+from typing import Any
 
 from anyio.to_thread import run_sync
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from mlx_speech import media
-from mlx_speech.errors import AudioError
 from mlx_speech.server import fields
 from mlx_speech.server.admission import stated_duration, too_long
 from mlx_speech.server.errors import ApiError
 from mlx_speech.server.fields import Work
-from mlx_speech.server.forms import Upload, received_form
-from mlx_speech.server.jobs.job import Job
+from mlx_speech.server.forms import received_form
 from mlx_speech.server.jobs.runner import Runner
 from mlx_speech.server.service import Service, owner_of
 from mlx_speech.server.transcriptions import prefers_async, required
 
-# first name of FFmpeg's format → what a browser plays; none of it can be taken for a page
-MEDIA_TYPES = {
-    "wav": "audio/wav",
-    "mp3": "audio/mpeg",
-    "mov": "audio/mp4",
-    "ogg": "audio/ogg",
-    "flac": "audio/flac",
-    "matroska": "audio/webm",
-    "aac": "audio/aac",
-}
-OTHER = "application/octet-stream"
 MAX_KEY = 255  # characters of an Idempotency-Key
 
 
@@ -41,53 +25,38 @@ async def add_job(request: Request, service: Service, runner: Runner) -> Respons
     owner = owner_of(request)
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= MAX_KEY:
-        raise ApiError(400, "invalid_value", f"Idempotency-Key has more than {MAX_KEY} characters", "Idempotency-Key")
+        message = f"Idempotency-Key has {len(key)} characters: give 1 to {MAX_KEY}"
+        raise ApiError(400, "invalid_value", message, "Idempotency-Key")
     with service.admission.upload(owner):
-        receiving = received_form(
-            request,
-            service.settings,
-            service.uploads,
-            lambda given: fields.transcription(given, service) if "model" in given else None,
-        )
+        receiving = received_form(request, service.settings, service.uploads, fields.early_check(service))
         async with receiving as form:
             work = fields.transcription(form.fields, service)
-            if work.known_speakers or work.stream or work.logprobs:
-                name = "known_speaker_names" if work.known_speakers else "stream" if work.stream else "include"
-                raise ApiError(400, "invalid_value", f"{name} is for requests that are answered at once", name)
+            _check_for_job(work)
             upload = required(form)
-            if await run_sync(stated_duration, upload.path) > service.settings.max_job_duration:
+            seconds = await run_sync(stated_duration, upload.path)
+            if seconds > service.settings.max_job_duration:
                 raise too_long(service.settings.max_job_duration)
-            job = await run_sync(_add, runner, work, upload, owner, key)
-    runner.wake()
-    position = await run_sync(runner.store.position, job.id)
+            options: Any = work.options
+            job = await runner.add(
+                audio=upload.path,
+                filename=upload.filename,
+                model=work.model,
+                options=options,
+                response_format=work.response_format,
+                owner=owner,
+                audio_seconds=seconds or None,
+                idempotency_key=key,
+                sha256=upload.sha256,
+            )
     headers = {"Location": f"/v1/audio/jobs/{job.id}"}
     if prefers_async(request):
         headers["Preference-Applied"] = "respond-async"
-    return JSONResponse(job.body(position), 202, headers=headers)
+    return JSONResponse(job.body(), 202, headers=headers)
 
 
-def _add(runner: Runner, work: Work, upload: Upload, owner: str, key: str | None) -> Job:
-    digest = hashlib.sha256()
-    digest.update(upload.sha256.encode())
-    digest.update(json.dumps([work.model, work.options, work.response_format], sort_keys=True).encode())
-    return runner.store.add(
-        upload.path,
-        filename=upload.filename,
-        media_type=media_type(upload.path),
-        model=work.model,
-        options=work.options,
-        response_format=work.response_format,
-        owner=owner,
-        idempotency_key=key,
-        digest=digest.hexdigest(),
-    )
-
-
-def media_type(path: Path) -> str:
-    """What a recording is to a browser, by its content."""
-    try:
-        with path.open("rb") as file, media.open_media(file, "the recording") as container:
-            kind = container.format.name.split(",")[0]
-    except (AudioError, OSError):
-        return OTHER
-    return MEDIA_TYPES.get(kind, OTHER)
+def _check_for_job(work: Work) -> None:
+    """Raises `ApiError` for what only an answer at once can have."""
+    unheard = {"known_speaker_names": bool(work.known_speakers), "stream": work.stream, "include": work.logprobs}
+    for name, asked in unheard.items():
+        if asked:
+            raise ApiError(400, "invalid_value", f"{name} is for requests that are answered at once", name)

@@ -66,9 +66,7 @@ async def _begin(request: Request, service: Service, read: ReadWork, stack: Asyn
     """Take in a form, and hand its recording to the pipeline."""
     async with AsyncExitStack() as uploading:
         uploading.enter_context(service.admission.upload(owner_of(request)))
-        receiving = received_form(
-            request, service.settings, service.uploads, lambda given: read(given, service) if "model" in given else None
-        )
+        receiving = received_form(request, service.settings, service.uploads, fields.early_check(service, read))
         form = await uploading.enter_async_context(receiving)
         work = read(form.fields, service)
         upload = required(form)
