@@ -9,10 +9,12 @@ import json
 import logging
 import threading
 import time
+import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from asgi import BOUNDARY, Answer, ask, form, post, request
@@ -22,7 +24,9 @@ from serving import Scripted, app_of, running, said
 
 import mlx_speech
 from mlx_speech import writers
+from mlx_speech.evaluation.references import read_truth
 from mlx_speech.package_data import DEMO
+from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server import shapes
 from mlx_speech.server.events import alive
 from mlx_speech.server.fields import FORMATS, OPENAI_FORMATS
@@ -104,7 +108,7 @@ def test_every_format_is_what_the_pipeline_gives(client: openai.OpenAI, alone: T
     assert tokens and all(
         token.logprob <= 0 and bytes(map(int, token.bytes)).decode() == token.token for token in tokens
     )
-    ours = json.loads(ask_for("whisperx_json"))
+    ours = ask_for("whisperx_json").model_extra
     assert ours["segments"][0]["words"][0]["word"] == alone.words[0].text
 
 
@@ -118,51 +122,44 @@ def test_a_stream_has_the_text_in_order(client: openai.OpenAI, alone: Transcript
     assert {event.type for event in events} == {"transcript.text.delta", "transcript.text.done"}
 
 
-def test_the_async_client_gets_speakers(client: openai.OpenAI) -> None:
-    async def diarized() -> Any:
+def wav(samples: np.ndarray) -> bytes:
+    """16-bit samples at 16 kHz as a file."""
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return sound.getvalue()
+
+
+def test_the_async_client_gets_speakers_and_the_name_of_one(client: openai.OpenAI, demo: mlx_speech.Pipeline) -> None:
+    """Of the first seconds; the voice is what somebody says later on."""
+    samples = mlx_speech.load_audio(SOUND)
+    beginning = samples[: 16 * SAMPLE_RATE]
+    truth = read_truth(SOUND.with_suffix(".json"))
+    assert truth is not None and truth.diarization is not None
+    first, *others = truth.diarization.turns
+    later = next(turn for turn in others if turn.speaker == first.speaker and turn.start > 16)
+    voice = wav(samples[round(later.start * SAMPLE_RATE) : round(later.end * SAMPLE_RATE)])
+    url = "data:audio/wav;base64," + base64.b64encode(voice).decode()
+
+    async def diarized(**known: Any) -> Any:
         async with openai.AsyncOpenAI(api_key="none", base_url=str(client.base_url), max_retries=0) as made:
-            with SOUND.open("rb") as file:
-                return await made.audio.transcriptions.create(
-                    model="gpt-4o-transcribe-diarize", file=file, response_format="diarized_json"
-                )
+            return await made.audio.transcriptions.create(
+                model="gpt-4o-transcribe-diarize",
+                file=("beginning.wav", wav(beginning)),
+                response_format="diarized_json",
+                **known,
+            )
 
     found = asyncio.run(diarized())
     assert type(found).__name__ == "TranscriptionDiarized"
-    assert {segment.speaker for segment in found.segments} == {"A", "B", "C"}
     assert found.segments[0].speaker == "A" and found.segments[0].id == "seg_001"
-
-
-def test_a_known_speaker_gets_the_name(client: openai.OpenAI, demo: mlx_speech.Pipeline) -> None:
-    transcript = demo(SOUND, diarize=True)
-    assert transcript.diarization is not None
-    first = transcript.segments[0].speaker
-    samples = mlx_speech.load_audio(SOUND)
-    spoken = [turn for turn in transcript.diarization.exclusive if turn.speaker == first]
-    longest = max(spoken, key=lambda turn: turn.duration)
-    import av
-    import numpy as np
-
-    sound = io.BytesIO()
-    with av.open(sound, "w", format="wav") as container:
-        track = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
-        piece = samples[round(16_000 * longest.start) : round(16_000 * longest.end)]
-        frame = av.AudioFrame.from_ndarray((piece[None] * 32767).astype(np.int16), "s16", "mono")
-        frame.sample_rate = 16_000
-        container.mux(track.encode(frame))
-        container.mux(track.encode(None))
-    url = "data:audio/wav;base64," + base64.b64encode(sound.getvalue()).decode()
-    with SOUND.open("rb") as file:
-        found: Any = client.audio.transcriptions.create(
-            model="whisper-1",
-            file=file,
-            response_format="diarized_json",
-            known_speaker_names=["Ada"],
-            known_speaker_references=[url],
-        )
-    assert found.segments[0].speaker == "Ada"
-    assert {segment.speaker for segment in found.segments} == {"Ada", "A", "B"}
-    named = [segment for segment in found.segments if segment.speaker == "Ada"]
-    assert len(named) == len([segment for segment in transcript.segments if segment.speaker == first])
+    named = asyncio.run(diarized(known_speaker_names=["Ada"], known_speaker_references=[url]))
+    letters = {segment.speaker for segment in found.segments}
+    assert {segment.speaker for segment in named.segments} == {"Ada", *sorted(letters)[:-1]}
+    assert [segment.speaker == "Ada" for segment in named.segments] == [s.speaker == "A" for s in found.segments]
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
@@ -704,7 +701,8 @@ def test_mutated_requests_are_no_bugs(sturdy: Any, data: st.DataObject) -> None:
     scope = post(data.draw(PATHS))
     body = mutated(data.draw)
     answer = answer_to(sturdy, scope, body, size=data.draw(st.sampled_from([16, 1 << 16])))
-    assert answer.status in (200, 202) or 400 <= answer.status < 500, answer.body
+    without_runner = scope["path"].endswith("/jobs") and answer.status == 503
+    assert answer.status == 200 or 400 <= answer.status < 500 or without_runner, answer.body
     if answer.status >= 400:
         assert set(answer.error) == {"message", "type", "param", "code"} and "Traceback" not in answer.body.decode()
     service = sturdy.state.service

@@ -345,6 +345,7 @@ def clean_name(name: str) -> str:
 
 
 def disk_full() -> ApiError:
+    """What is answered where nothing can be written any more."""
     return ApiError(507, "disk_full", "there is no room for the recording here", headers=_closing())
 
 
