@@ -58,8 +58,8 @@ class Settings:
     max_parts: int = 64
     max_waiting: int = 64
     max_waiting_seconds: float = 8 * HOUR
-    max_uploads: int = 16
-    max_uploads_per_key: int = 4
+    max_uploads: int = 64
+    max_uploads_per_key: int = 16
     min_upload_rate: float = 8_000.0
     upload_window: float = 30.0
     disk_reserve: int = 2 * GIBIBYTE
