@@ -607,12 +607,19 @@ def test_the_log_has_no_texts(app: Any, caplog: pytest.LogCaptureFixture) -> Non
         assert hidden not in caplog.text
 
 
+def test_texts_are_in_the_log_where_that_is_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "mlx_speech.server"):
+        answer_to(app_of(Scripted(), tmp_path, log_text=True), post(PATH), parts())
+    assert '{"text": "Hello there. Who is it?"}' in caplog.text
+
+
 def test_metrics_count(app: Any) -> None:
     answer_to(app, post(PATH), parts())
     answer_to(app, request("GET", "/v1/models/a%2Fb"))
     text = answer_to(app, request("GET", "/metrics")).body.decode()
     assert f'mlx_speech_http_requests_total{{code="200",route="{PATH}"}} 1.0' in text
     assert "mlx_speech_audio_seconds_total 2.0" in text and "mlx_speech_build_info" in text
+    assert 'mlx_speech_rejected_total{reason="model_not_found"} 1.0' in text
     assert "a/b" not in text and "a%2Fb" not in text  # names of routes, not what was asked for
 
 

@@ -107,6 +107,7 @@ def _make_folders(service: Service) -> None:
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     answer = api_error(error)
+    request.app.state.service.metrics.see_refusal(answer.code)
     if answer.status == 500:
         identity = getattr(request.state, "request_id", "")
         answer.headers["x-request-id"] = identity  # this answer does not come by way of the log

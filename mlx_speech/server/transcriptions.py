@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -28,6 +30,7 @@ from mlx_speech.transcript import Transcript, space_between
 from mlx_speech.voices.matching import Voices
 
 T = TypeVar("T")
+log = logging.getLogger("mlx_speech.server")
 ReadWork = Callable[[Fields, Service], Work]
 
 
@@ -142,6 +145,8 @@ class Answering:
         seconds = time.monotonic() - self._start
         self._service.admission.measure(transcript.duration, seconds)
         self._service.metrics.see_transcript(transcript, seconds)
+        if self._service.settings.log_text:
+            log.info("%s", json.dumps({"text": shapes.running_text(transcript.segments)}))
         if self._voices is not None:
             transcript = named(transcript, self._voices)
         return transcript
