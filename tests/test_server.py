@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import openai
+import pydantic
 import pytest
 from asgi import BOUNDARY, Answer, ask, form, post, request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openai.types import audio
 from serving import Scripted, app_of, running, said
 
 import mlx_speech
@@ -264,6 +266,58 @@ def test_every_format_is_answered(app: Any, response_format: str) -> None:
         assert answer.headers["content-type"].startswith(
             "application/json" if response_format == "whisperx_json" else "text/plain"
         )
+
+
+SHAPES: dict[str, type[pydantic.BaseModel]] = {
+    "json": audio.Transcription,
+    "verbose_json": audio.TranscriptionVerbose,
+    "diarized_json": audio.TranscriptionDiarized,
+}
+EVENTS: dict[str, type[pydantic.BaseModel]] = {
+    "transcript.text.delta": audio.TranscriptionTextDeltaEvent,
+    "transcript.text.segment": audio.TranscriptionTextSegmentEvent,
+    "transcript.text.done": audio.TranscriptionTextDoneEvent,
+}
+OUR_KEYS = {"task", "speaker"}  # `task` stands in OpenAI's documents, not in its client
+
+
+def check_shape(model: Any, content: Any, where: str = "") -> None:
+    """Every value of its type, as OpenAI's client declares it, and no key that it does not know."""
+    made = model.model_validate(content, strict=True)
+    check_keys(made, where)
+
+
+def check_keys(made: Any, where: str) -> None:
+    if isinstance(made, list):
+        for item in made:
+            check_keys(item, where)
+    if isinstance(made, pydantic.BaseModel):
+        assert set(made.model_extra or {}) <= OUR_KEYS, where
+        for name in type(made).model_fields:
+            check_keys(getattr(made, name), f"{where}.{name}")
+
+
+@pytest.mark.parametrize("response_format", SHAPES)
+@pytest.mark.parametrize("granularity", ["word", "segment"])
+def test_answers_have_openais_shapes(app: Any, response_format: str, granularity: str) -> None:
+    fields = {"response_format": response_format, "timestamp_granularities[]": granularity}
+    check_shape(SHAPES[response_format], answer_to(app, post(PATH), parts(**fields)).json)
+    if response_format != "verbose_json":
+        stream = answer_to(app, post(PATH), parts(stream="true", **fields)).body.decode()
+        events = [json.loads(line.removeprefix("data: ")) for line in stream.split("\n\n") if line]
+        for event in events:
+            check_shape(EVENTS[event["type"]], event)
+        assert events[-1]["type"] == "transcript.text.done"
+        kinds = {event["type"] for event in events}
+        assert kinds == set(EVENTS) - (set() if response_format == "diarized_json" else {"transcript.text.segment"})
+
+
+def test_translations_and_models_have_openais_shapes(app: Any) -> None:
+    check_shape(audio.Translation, answer_to(app, post("/v1/audio/translations"), parts()).json)
+    verbose = answer_to(app, post("/v1/audio/translations"), parts(response_format="verbose_json")).json
+    check_shape(audio.TranslationVerbose, verbose)
+    for model in answer_to(app, request("GET", "/v1/models")).json["data"]:
+        check_shape(openai.types.Model, model)
 
 
 def test_no_speech_is_no_error(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ class Answering:
                 for segment in shapes.speaker_segments(transcript, shapes.known_names(self.work)):
                     yield event(segment)
             content = shapes.body(transcript, self.work)
-            done = {"type": "transcript.text.done", "text": text, "usage": content["usage"]}
+            done = {"type": "transcript.text.done", "text": text}  # its usage can only be one in tokens
             if "languages" in content:
                 done["languages"] = content["languages"]
             yield event(done)
