@@ -40,6 +40,7 @@ from mlx_speech import Transcript
 from mlx_speech.errors import CorruptFile, OutputError
 from mlx_speech.options import Options
 from mlx_speech.server.errors import ApiError
+from mlx_speech.server.jobs.database import Database
 from mlx_speech.server.jobs.records import ID, new_id
 from mlx_speech.server.jobs.store import FILE_NAME, KEEP_KEYS, MAX_ATTEMPTS, Store
 
@@ -294,6 +295,30 @@ def test_a_full_disk_leaves_nothing_half(store: Store, tmp_path: Path, monkeypat
     jobs, _ = store.jobs_of("", 10)
     assert [(job.id, job.revision, job.corrected) for job in jobs] == [(done.id, 1, False)]
     assert put(store, tmp_path, b"new").status == "queued"
+
+
+@pytest.mark.parametrize("way", ["delete", "expire"])
+def test_a_full_disk_is_emptied(
+    store: Store, tmp_path: Path, clock: Clock, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no room to write that a job is gone, its sound goes first."""
+    job = put(store, tmp_path)
+    store.take()
+    store.finish(job.id, Transcript())
+    clock.now += KEEP
+    commit = Database._commit
+
+    def full_of_sound(self: Database) -> None:
+        if store.sound(job.id).exists():
+            raise sqlite3.OperationalError("database or disk is full")
+        commit(self)
+
+    monkeypatch.setattr(Database, "_commit", full_of_sound)
+    if way == "delete":
+        store.delete(job.id, "")
+    else:
+        assert store.expire() == [job.id]
+    assert store.jobs_of("", 9) == ([], False) and not sounds(tmp_path / "data")
 
 
 def test_a_commit_that_fails_brings_the_sound_back(

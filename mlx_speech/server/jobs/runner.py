@@ -158,7 +158,10 @@ class Runner:
         self._notify(job_id)
 
     async def events(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent | None]:
-        """What happens to a job behind the event of this number, until it ends; None as a sign of life."""
+        """What happens to a job behind the event of this number, until it ends; None as a sign of life.
+
+        Where it is deleted, the last is "cancelled", also if it had just come to its end and nobody has heard of that.
+        """
         changed = asyncio.Event()
         self._listeners.setdefault(job_id, set()).add(changed)
         try:

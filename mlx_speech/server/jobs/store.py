@@ -45,7 +45,7 @@ class Store:
 
     Raises `CorruptFile` for a damaged database, `OutputError` where the folder cannot be used, or another server uses
     it. Every method may be called from any thread, and may wait for the disk; all raise `ApiError` 507 where it is
-    full, and 500 where it fails otherwise: nothing has changed then.
+    full, and 500 where it fails otherwise: nothing has changed then, but that a job to be deleted may lack its sound.
     """
 
     def __init__(self, folder: Path, *, keep: float, clock: Callable[[], float] = time.time) -> None:
@@ -105,22 +105,19 @@ class Store:
 
         Where a crash leaves its sound behind, that goes when the folder is opened again.
         """
-        with self._database.transaction() as connection:
-            number = self._number(connection, job_id, owner)
-            connection.execute("DELETE FROM jobs WHERE number = ?", (number,))
-        self._clear([job_id])
+        self.get(job_id, owner)
+        self._forget([job_id])
 
     def expire(self) -> list[str]:
         """Forget the jobs that ended long enough ago, and old keys; returns the ids."""
         now = self._clock()
-        ended = "status IN ('succeeded', 'failed') AND expires_at <= ?"
-        with self._database.transaction() as connection:
-            rows = connection.execute(f"SELECT id FROM jobs WHERE {ended}", (now,)).fetchall()
-            connection.execute(f"DELETE FROM jobs WHERE {ended}", (now,))
-            connection.execute("DELETE FROM orders WHERE expires_at <= ?", (now,))
-        ids = [job_id for (job_id,) in rows]
+        query = "SELECT id FROM jobs WHERE status IN ('succeeded', 'failed') AND expires_at <= ?"
+        with self._database.reading() as connection:
+            ids = [job_id for (job_id,) in connection.execute(query, (now,))]
         if ids:
-            self._clear(ids)
+            self._forget(ids)
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM orders WHERE expires_at <= ?", (now,))
         return ids
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -384,10 +381,21 @@ class Store:
         connection.execute(query, (json.dumps(error), number))
         self._end(connection, number, "failed", error)
 
-    def _clear(self, ids: Iterable[str]) -> None:
-        """Delete the sound of jobs whose rows are gone, and what the log still has of them."""
+    def _forget(self, ids: Collection[str]) -> None:
+        """Delete rows, sound, and what the log still has of them. A full disk is no obstacle: it is what makes room."""
+        try:
+            self._delete_rows(ids)
+        except ApiError as error:
+            if error.status != 507:
+                raise
+            self._unlink(ids)
+            self._delete_rows(ids)
         self._unlink(ids)
         self._clear_traces()
+
+    def _delete_rows(self, ids: Iterable[str]) -> None:
+        with self._database.transaction() as connection:
+            connection.executemany("DELETE FROM jobs WHERE id = ?", [(job_id,) for job_id in ids])
 
     def _clear_traces(self) -> None:
         with suppress(ApiError):  # the log has it; what is deleted is deleted, and its traces go the next time
