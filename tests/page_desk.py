@@ -66,7 +66,8 @@ def opened(page: Any, server: Fake, transcript: Transcript | None = None, name: 
 
 
 def texts(page: Any) -> list[str]:
-    return page.locator(".segment .text").all_inner_texts()
+    """What all segments say; not their inner text, which is empty where a browser has not laid it out yet."""
+    return page.locator(".segment .text").all_text_contents()
 
 
 def word(page: Any, text: str) -> Any:

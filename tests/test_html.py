@@ -198,11 +198,14 @@ def test_it_works_as_a_file(browser: Any, transcript_file: Path, tmp_path: Path,
     with watched_page(browser, "file:") as page:
         page.goto(path.as_uri())
         expect(page).to_have_title("a talk #1")
-        assert page.locator(".segment .text").all_inner_texts() == ["Good morning.", "Yes."]
+        expect(page.locator(".segment .text")).to_have_text(["Good morning.", "Yes."])
         expect(page.locator("#speakers li")).to_have_count(2)
         page.locator(".word", has_text="morning").click()
         expect(page.locator("#play")).to_have_attribute("aria-label", "Pause")
-        page.wait_for_timeout(200)
+        for _ in range(100):  # until it is heard, at most ten seconds
+            if page.evaluate("document.getElementById('audio').currentTime") > 1.0:
+                break
+            page.wait_for_timeout(100)
         assert page.evaluate("document.getElementById('audio').currentTime") > 1.0
         page.keyboard.press(" ")
         page.keyboard.press("e")
@@ -216,9 +219,9 @@ def test_it_works_as_a_file(browser: Any, transcript_file: Path, tmp_path: Path,
         expect(page.locator("#said")).to_have_text("Saved")
         expect(page.locator("#save")).to_be_disabled()
         page.reload()  # the file itself is as it was
-        assert page.locator(".segment .text").all_inner_texts() == ["Good morning.", "Yes."]
+        expect(page.locator(".segment .text")).to_have_text(["Good morning.", "Yes."])
         page.click("#draft-restore")
-        assert page.locator(".segment .text").all_inner_texts() == ["Good evening.", "Yes."]
+        expect(page.locator(".segment .text")).to_have_text(["Good evening.", "Yes."])
 
 
 def test_a_page_without_sound_takes_one(browser: Any, tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def test_all_of_it_by_the_keyboard(page: Any, server: Fake) -> None:
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
     expect(page.locator("#search-count")).to_have_text("2 of 2")
-    assert page.locator(".word.chosen").all_inner_texts() == ["Good", "morning."]
+    assert page.locator(".word.chosen").all_text_contents() == ["Good", "morning."]
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
     expect(page.locator("#chosen")).to_be_hidden()
