@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from mlx_speech import writers
 from mlx_speech.languages import LANGUAGES
-from mlx_speech.server.fields import OWN_FORMATS, Task, Work
+from mlx_speech.server.fields import FORMATS, OWN_FORMATS, Task, Work, wrong
 from mlx_speech.transcript import Diarization, Segment, Transcript, Word, space_between
 
 FRAMES_PER_SECOND = 100  # of Whisper's spectrogram, in which `seek` counts
@@ -55,7 +55,9 @@ def in_format(transcript: Transcript, response_format: str) -> Response:
 
 
 def stored(transcript: Transcript, response_format: str, coder: Coder | None = None) -> Response:
-    """A transcript of earlier in any format: verbose_json with all that it has."""
+    """A transcript of earlier in any format: verbose_json with all that it has. Raises `ApiError` for no format."""
+    if response_format not in FORMATS:
+        raise wrong("response_format", response_format, f"give one of {', '.join(FORMATS)}")
     granularities = ("segment", "word") if transcript.words else ("segment",)
     work = Work("", "transcribe", {}, response_format=response_format, granularities=granularities)
     return answer(transcript, work, coder)
