@@ -292,6 +292,12 @@ def test_more_speakers_than_letters() -> None:
     assert letters[names[29]] == "AD"
 
 
+def test_who_has_a_name_keeps_it() -> None:
+    """Whoever gave it: a database of voices, or a person who corrected a job."""
+    transcript = said("Yes.", "No.", "So.", "But.", speakers=("SPEAKER_00", "Ann", "B", "SPEAKER_01"))
+    assert [segment["speaker"] for segment in shapes.speaker_segments(transcript)] == ["A", "Ann", "B", "C"]
+
+
 # --- forms ------------------------------------------------------------------------------------------------------------
 
 

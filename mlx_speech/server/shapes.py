@@ -15,6 +15,7 @@ from mlx_speech import writers
 from mlx_speech.languages import LANGUAGES
 from mlx_speech.server.fields import FORMATS, OWN_FORMATS, Task, Work, wrong
 from mlx_speech.transcript import Diarization, Segment, Transcript, Word, space_between
+from mlx_speech.voices.enrolments import is_unnamed
 
 FRAMES_PER_SECOND = 100  # of Whisper's spectrogram, in which `seek` counts
 DECIMALS = 3  # of seconds
@@ -196,7 +197,7 @@ def _diarized(transcript: Transcript, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def speaker_segments(transcript: Transcript, names: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """The segments of diarized_json. names : of speakers whom the request knows, who keep theirs"""
+    """The segments of diarized_json. names : of speakers whom the request knows"""
     letters = letters_of(transcript, names)
     segments: list[dict[str, Any]] = []
     for number, segment in enumerate(transcript.segments, 1):
@@ -213,10 +214,12 @@ def speaker_segments(transcript: Transcript, names: tuple[str, ...] = ()) -> lis
 
 
 def letters_of(transcript: Transcript, names: tuple[str, ...] = ()) -> dict[str | None, str]:
-    """Our labels → A, B, … in the order in which they first speak; who is among the names keeps theirs.
+    """Our labels → A, B, … in the order in which they first speak; who has a name keeps it: one that came with the
+    request (names), that is known by the voice, or that a person has put in.
 
     Words without a speaker are nobody's: the letter behind the last.
     """
+    names = (*names, *(speaker for speaker in transcript.speakers if not is_unnamed(speaker)))
     letters: dict[str | None, str] = {}
     taken = 0
     for segment in transcript.segments:
