@@ -26,10 +26,12 @@ from serving import Scripted, app_of, running, said
 
 import mlx_speech
 from mlx_speech import writers
+from mlx_speech.cli import build_parser, serve
 from mlx_speech.evaluation.references import read_truth
 from mlx_speech.package_data import DEMO
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server import shapes
+from mlx_speech.server.errors import ApiError
 from mlx_speech.server.events import alive
 from mlx_speech.server.fields import FORMATS, OPENAI_FORMATS
 from mlx_speech.server.settings import Settings
@@ -327,11 +329,27 @@ def test_no_speech_is_no_error(tmp_path: Path) -> None:
     assert answer_to(app, post(PATH), parts()).json == {"text": "", "usage": {"type": "duration", "seconds": 3.0}}
 
 
+def test_a_stored_transcript_has_the_formats_of_a_new_one() -> None:
+    transcript = said("Hello there.", speakers=("SPEAKER_00",))
+    for response_format in FORMATS:
+        assert shapes.stored(transcript, response_format).status_code == 200
+    for other in ("html", "yaml"):
+        with pytest.raises(ApiError) as caught:
+            shapes.stored(transcript, other)
+        assert (caught.value.status, caught.value.param) == (400, "response_format")
+
+
 def test_more_speakers_than_letters() -> None:
     names = tuple(f"SPEAKER_{number:02d}" for number in range(30))
     letters = shapes.letters_of(said(*names, speakers=names), ("SPEAKER_02", "D"))
     assert [letters[name] for name in names[:5]] == ["A", "B", "SPEAKER_02", "C", "E"]
     assert letters[names[29]] == "AD"
+
+
+def test_who_has_a_name_keeps_it() -> None:
+    """Whoever gave it: a database of voices, or a person who corrected a job."""
+    transcript = said("Yes.", "No.", "So.", "But.", speakers=("SPEAKER_00", "Ann", "B", "SPEAKER_01"))
+    assert [segment["speaker"] for segment in shapes.speaker_segments(transcript)] == ["A", "Ann", "B", "C"]
 
 
 # --- forms ------------------------------------------------------------------------------------------------------------
@@ -620,6 +638,24 @@ def test_an_address_that_others_reach_needs_a_key(tmp_path: Path) -> None:
     assert Settings(host="0.0.0.0", no_auth=True, data_dir=tmp_path).no_auth
     with pytest.raises(mlx_speech.errors.OptionError, match="api_key_file"):
         Settings(cors=("*",), data_dir=tmp_path)
+    assert build_parser().parse_args(["serve", "--host", "0.0.0.0", "--no-auth"]).no_auth is True
+
+
+@pytest.mark.parametrize(
+    ("address", "page", "command"),
+    [
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000/", "curl http://127.0.0.1:8000/v1/"),
+        ("http://0.0.0.0:8000", "http://127.0.0.1:8000/", "curl http://127.0.0.1:8000/v1/"),
+        ("https://[::]:8000", "https://[::1]:8000/", "curl https://[::1]:8000/v1/"),
+        ("unix:/run/a b", "", "curl --unix-socket '/run/a b' http://localhost/v1/"),
+    ],
+)
+def test_the_greeting_says_how_the_server_is_asked(address: str, page: str, command: str) -> None:
+    """By a name that the server answers to: that of every address is none."""
+    text = serve.greeting(address, ["my model"], ("k",))
+    assert text.startswith(f"mlx_speech: listening at {address} (my model; with a key)\n")
+    assert [line for line in text.splitlines() if "page: " in line] == ([f"  page: {page}"] if page else [])
+    assert f"  {command}audio/transcriptions -H" in text and "-F model='my model' " in text
 
 
 # --- small things -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def add_parser(group: Any) -> None:
 def _add_access(group: Any) -> None:
     key_help = f"a key a line; requests have to bring one (or {KEY_VARIABLE})"
     group.add_argument("--api-key-file", default=None, metavar="FILE", help=key_help)
-    group.add_argument("--no-auth", action=SWITCH, help="no key, though others reach the address")
+    group.add_argument("--no-auth", action="store_true", help="no key, though others reach the address")
     group.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name of this server")
     group.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="a page of another site")
     group.add_argument("--metrics-open", action=SWITCH, help="/metrics without a key")
@@ -111,7 +112,7 @@ def run(
 
     def started(address: str) -> None:
         # not by `say`, which makes flags of keywords
-        print(_greeting(address, list(pipelines), settings.keys), file=sys.stderr, flush=True)
+        print(greeting(address, list(pipelines), settings.keys), file=sys.stderr, flush=True)
 
     serve(app, settings, socket=uds, certificate=ssl_certfile, private_key=ssl_keyfile, started=started)
     return 0
@@ -175,11 +176,17 @@ def _data_folder() -> Path:
     return data_folder() / "server"
 
 
-def _greeting(address: str, models: list[str], keys: tuple[str, ...]) -> str:
-    """Where the server is, and how it is asked."""
+def greeting(address: str, models: list[str], keys: tuple[str, ...]) -> str:
+    """Where the server is, and how it is asked from this machine."""
+    lines = [f"mlx_speech: listening at {address} ({', '.join(models)}; {'with a key' if keys else 'without a key'})"]
+    scheme, _, path = address.partition(":")
+    if scheme == "unix":
+        place = f"--unix-socket {shlex.quote(path)} http://localhost"
+    else:
+        # that of every address is none of its own: requests are sent to the loopback's
+        place = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+        lines.append(f"  page: {place}/")
     header = ' -H "Authorization: Bearer $MLX_SPEECH_API_KEY"' if keys else ""
-    return (
-        f"mlx_speech: listening at {address} ({', '.join(models)}; {'with a key' if keys else 'without a key'})\n"
-        f"  page: {address}/\n"
-        f"  curl {address}/v1/audio/transcriptions{header} -F model={models[0]} -F file=@meeting.m4a"
-    )
+    fields = f"-F model={shlex.quote(models[0])} -F file=@meeting.m4a"
+    lines.append(f"  curl {place}/v1/audio/transcriptions{header} {fields}")
+    return "\n".join(lines)

@@ -13,8 +13,9 @@ from starlette.responses import Response
 
 from mlx_speech import writers
 from mlx_speech.languages import LANGUAGES
-from mlx_speech.server.fields import OWN_FORMATS, Task, Work
+from mlx_speech.server.fields import FORMATS, OWN_FORMATS, Task, Work, wrong
 from mlx_speech.transcript import Diarization, Segment, Transcript, Word, space_between
+from mlx_speech.voices.enrolments import is_unnamed
 
 FRAMES_PER_SECOND = 100  # of Whisper's spectrogram, in which `seek` counts
 DECIMALS = 3  # of seconds
@@ -55,7 +56,9 @@ def in_format(transcript: Transcript, response_format: str) -> Response:
 
 
 def stored(transcript: Transcript, response_format: str, coder: Coder | None = None) -> Response:
-    """A transcript of earlier in any format: verbose_json with all that it has."""
+    """A transcript of earlier in any format: verbose_json with all that it has. Raises `ApiError` for no format."""
+    if response_format not in FORMATS:
+        raise wrong("response_format", response_format, f"give one of {', '.join(FORMATS)}")
     granularities = ("segment", "word") if transcript.words else ("segment",)
     work = Work("", "transcribe", {}, response_format=response_format, granularities=granularities)
     return answer(transcript, work, coder)
@@ -194,7 +197,7 @@ def _diarized(transcript: Transcript, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def speaker_segments(transcript: Transcript, names: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """The segments of diarized_json. names : of speakers whom the request knows, who keep theirs"""
+    """The segments of diarized_json. names : of speakers whom the request knows"""
     letters = letters_of(transcript, names)
     segments: list[dict[str, Any]] = []
     for number, segment in enumerate(transcript.segments, 1):
@@ -211,10 +214,12 @@ def speaker_segments(transcript: Transcript, names: tuple[str, ...] = ()) -> lis
 
 
 def letters_of(transcript: Transcript, names: tuple[str, ...] = ()) -> dict[str | None, str]:
-    """Our labels → A, B, … in the order in which they first speak; who is among the names keeps theirs.
+    """Our labels → A, B, … in the order in which they first speak; who has a name keeps it: one that came with the
+    request (names), that is known by the voice, or that a person has put in.
 
     Words without a speaker are nobody's: the letter behind the last.
     """
+    names = (*names, *(speaker for speaker in transcript.speakers if not is_unnamed(speaker)))
     letters: dict[str | None, str] = {}
     taken = 0
     for segment in transcript.segments:
