@@ -31,6 +31,7 @@ from mlx_speech.evaluation.references import read_truth
 from mlx_speech.package_data import DEMO
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server import shapes
+from mlx_speech.server.app import create_app
 from mlx_speech.server.errors import ApiError
 from mlx_speech.server.events import alive
 from mlx_speech.server.fields import FORMATS, OPENAI_FORMATS
@@ -183,6 +184,18 @@ def test_a_translation_is_english(app: Any, pipeline: Scripted) -> None:
 
 
 TOO_MUCH = {"chunking_strategy[type]": "server_vad", "chunking_strategy[threshold]": "7"}
+
+
+def test_a_turbo_model_does_not_translate(tmp_path: Path) -> None:
+    models = {"large-v3-turbo": Scripted(), "small": Scripted()}
+    app = create_app(models, Settings(data_dir=tmp_path, disk_reserve=0))  # type: ignore[arg-type]
+    for model, status in (("large-v3-turbo", 400), ("whisper-1", 400), ("small", 200)):
+        answer = answer_to(app, post("/v1/audio/translations"), parts(model=model))
+        assert answer.status == status
+    refused = answer_to(app, post("/v1/audio/translations"), parts(model="whisper-1"))
+    assert refused.error["param"] == "model" and "name small" in refused.error["message"]
+
+
 # --- fields -----------------------------------------------------------------------------------------------------------
 
 

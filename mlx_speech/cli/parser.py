@@ -141,10 +141,10 @@ def add_audio(parser: Any) -> None:
     parser.add_argument("audio", nargs="+", help="any audio or video file; - is standard input")
 
 
-def add_models(group: Any) -> None:
-    """Flags of commands that load models of diarization, too."""
+def add_models(group: Any, longest: str = LONGEST_RECORDING) -> None:
+    """Flags of commands that load models of diarization, too. longest : help of --max-duration"""
     group.add_argument("--diarize-model", metavar="NAME", help=DIARIZE_MODEL)
-    add_machine(group)
+    add_machine(group, longest)
 
 
 def add_speakers(group: Any) -> None:
@@ -158,13 +158,13 @@ def add_speakers(group: Any) -> None:
     )
 
 
-def add_machine(group: Any) -> None:
-    """Flags of commands that load models: what they run on, and where models come from."""
+def add_machine(group: Any, longest: str = LONGEST_RECORDING) -> None:
+    """Flags of commands that load models: what they run on, and where models come from. longest : as of `add_models`"""
     group.add_argument("--device", default=None, help="cpu or gpu (cuda, mps) (default: MLX's)")
     group.add_argument("--model-dir", default=None, metavar="FOLDER", help="where models are kept")
     group.add_argument("--model-cache-only", action=SWITCH, default=False, help="download nothing")
     group.add_argument("--hf-token", default=None, help="of the model hub (or HF_TOKEN, or hf auth login)")
-    group.add_argument("--max-duration", type=float, metavar="SECONDS", help=LONGEST_RECORDING)
+    group.add_argument("--max-duration", type=float, metavar="SECONDS", help=longest)
     group.add_argument("--print-progress", action=SWITCH, default=None, help="bars also where nobody watches")
     group.add_argument("-v", "--verbose", action=SWITCH, default=False, help="seconds per stage, tracebacks of errors")
 

@@ -44,7 +44,7 @@ def add_parser(group: Any) -> None:
     machine.add_argument("--batch-size", help="chunks at once (default: auto)")
     machine.add_argument("--memory-limit", type=float, metavar="GB", help="that MLX should stay within")
     add_speakers(machine)
-    add_models(machine)
+    add_models(machine, "longest recording answered at once (default 4 h); jobs may have 24 h")
 
 
 def _add_access(group: Any) -> None:

@@ -203,6 +203,10 @@ def translation(fields: Fields, service: Service) -> Work:
     if asked is None:
         raise ApiError(400, "missing_value", "there is no model: name one", "model")
     model = service.model(asked)
+    if "turbo" in model:  # which was not trained to
+        able = [name for name in service.pipelines if "turbo" not in name]
+        advice = f"name {' or '.join(able)}" if able else "this server has no model that can"
+        raise ApiError(400, "invalid_value", f"{model} cannot translate: {advice}", "model")
     response_format = reader.choice("response_format", OPENAI_FORMATS[:-1], "json")
     options: dict[str, Any] = {"task": "translate", "word_timestamps": "none"}
     options.update(_openai_options(reader))
