@@ -90,6 +90,7 @@ def run(
         missing = (error.name or "").partition(".")[0]
         raise MissingDependency(f"{missing} is missing: pip install 'mlx-speech-toolkit[server]'") from error
     from mlx_speech.server.app import create_app
+    from mlx_speech.server.listening import listen
     from mlx_speech.server.settings import Settings
 
     limits = {name: given.pop(name) for name in _LIMITS if name in given}
@@ -107,6 +108,7 @@ def run(
         **limits,
     )
     log_to_stderr(verbose)
+    listener = listen(settings.host, settings.port) if uds is None else None
     pipelines = _pipelines(model, demo, given, say)
     app = create_app(pipelines, settings, _aliases(alias, list(pipelines)))
 
@@ -114,7 +116,7 @@ def run(
         # not by `say`, which makes flags of keywords
         print(greeting(address, list(pipelines), settings.keys), file=sys.stderr, flush=True)
 
-    serve(app, settings, socket=uds, certificate=ssl_certfile, private_key=ssl_keyfile, started=started)
+    serve(app, settings, listener, path=uds, certificate=ssl_certfile, private_key=ssl_keyfile, started=started)
     return 0
 
 

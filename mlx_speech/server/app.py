@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from secrets import token_hex
 from typing import cast
 
+from anyio.to_thread import run_sync
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -20,9 +22,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_speech.errors import MLXSpeechError
+from mlx_speech.folders import writing
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.server import health, models, page, posting, shapes, transcriptions
-from mlx_speech.server.errors import ApiError, api_error
+from mlx_speech.server.errors import ApiError, api_error, shutting_down
 from mlx_speech.server.guard import Guard
 from mlx_speech.server.jobs import routes as jobs
 from mlx_speech.server.jobs.runner import Runner
@@ -35,6 +38,7 @@ from mlx_speech.server.wyoming import wyoming_listener
 
 CLIENT_GONE = 499  # as nginx writes it into its log; nobody gets it
 DEFAULT_MODEL = "whisper"
+SECONDS_TO_LEAVE = 2.0  # for live sessions to say goodbye
 
 log = logging.getLogger("mlx_speech.server")
 requests_log = logging.getLogger("mlx_speech.server.requests")
@@ -51,6 +55,10 @@ def create_app(
         closed when the application ends
     settings : by default for this machine alone, without a key
     aliases : further names of models → names of pipelines
+
+    What serves it finds in its state `wind_down`, to be awaited before it waits for the requests that are under way,
+    and `end_requests`, for when it has waited long enough. Both are optional.
+    Raises `OutputError` where data_dir cannot be written; its start, as `Store`.
     """
     named = {DEFAULT_MODEL: pipelines} if isinstance(pipelines, Pipeline) else dict(pipelines)
     service = Service(settings or Settings(), named, aliases or {})
@@ -64,11 +72,27 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with health.warmed_up(service), runner.running(), wyoming_listener(service):
-            yield
+        try:
+            async with runner.running(), health.warmed_up(service), wyoming_listener(service):
+                _clear(service.uploads)  # nobody else uses them, or the jobs could not have been opened
+                yield
+                _clear(service.uploads)
+        finally:
+            for pipeline in named.values():
+                pipeline.close()
+
+    async def wind_down() -> None:
+        service.state = "shutting down"
+        runner.wind_down()
+        for leave in service.live:
+            leave()
+        deadline = time.monotonic() + SECONDS_TO_LEAVE
+        while service.live and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+
+    async def end_requests() -> None:
         for pipeline in named.values():
-            pipeline.close()
-        shutil.rmtree(service.uploads, ignore_errors=True)
+            await run_sync(pipeline.close)  # which waits for a step
 
     app = Starlette(
         routes=[
@@ -95,14 +119,23 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
+    app.state.wind_down = wind_down
+    app.state.end_requests = end_requests
     return app
 
 
 def _make_folders(service: Service) -> None:
-    """Empty the folder of uploads, which nobody else may read."""
-    shutil.rmtree(service.uploads, ignore_errors=True)
-    service.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    service.uploads.mkdir(mode=0o700)
+    """The folder of uploads, which nobody else may read. Raises `OutputError`."""
+    data_dir = service.settings.data_dir
+    with writing(data_dir, "give a data_dir that can be written"):
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        service.uploads.mkdir(mode=0o700, exist_ok=True)
+
+
+def _clear(folder: Path) -> None:
+    """Delete what a process has left that did not end well."""
+    for path in folder.iterdir():
+        path.unlink(missing_ok=True)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
@@ -158,6 +191,10 @@ class RequestLog:
 
         try:
             await self._app(scope, receive, sending)
+        except asyncio.CancelledError:  # by a server that has waited for it long enough
+            if status != CLIENT_GONE:
+                raise
+            await shutting_down().response()(scope, receive, sending)
         finally:
             seconds = time.monotonic() - start
             route = _route_of(scope)

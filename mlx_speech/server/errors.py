@@ -61,9 +61,14 @@ def api_error(error: Exception, filename: str = "the recording") -> ApiError:
     if isinstance(error, OutOfMemory):
         return ApiError(503, "out_of_memory", message, headers={"Retry-After": "10"})
     if isinstance(error, PipelineClosed):
-        return ApiError(503, "shutting_down", "the server is stopping: try again later", headers={"Retry-After": "30"})
+        return shutting_down()
     if isinstance(error, OptionError):
         return ApiError(400, "invalid_value", message)
     if not isinstance(error, MLXSpeechError):
         message = "something went wrong here; the server's log has it"
     return ApiError(500, "internal_error", message, headers=dict(NEVER_AGAIN))
+
+
+def shutting_down() -> ApiError:
+    """Of a server that has been told to stop."""
+    return ApiError(503, "shutting_down", "the server is stopping: try again later", headers={"Retry-After": "30"})

@@ -50,9 +50,10 @@ async def _warm_up(service: Service) -> None:
     silence = np.zeros(SAMPLE_RATE, np.float32)
     for name, pipeline in service.pipelines.items():
         outcome = await outcome_of(pipeline.submit(silence, vad=False))
+        if service.state == "shutting down":
+            return
         if isinstance(outcome, Exception):
             service.state = "not loaded"
             log.error("the model %s cannot be loaded: %s", name, outcome)
             return
-    if service.state == "loading":
-        service.state = "ready"
+    service.state = "ready"

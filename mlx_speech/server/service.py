@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,12 +30,14 @@ class Service:
     """pipelines : a name that requests may give → what answers; the first answers OpenAI's names, too
     aliases : further names → names of pipelines
     state : "loading", "ready", "not loaded" or "shutting down"
+    live : of each live session that is open, what ends it because the server stops
     """
 
     settings: Settings
     pipelines: Mapping[str, Pipeline]
     aliases: Mapping[str, str] = field(default_factory=dict)
     state: str = "loading"
+    live: set[Callable[[], None]] = field(default_factory=set)
     admission: Admission = field(init=False)
     metrics: Metrics = field(init=False)
 

@@ -10,6 +10,7 @@ from mlx_speech.errors import OptionError
 MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
 HOUR = 3600.0
+LARGEST_PORT = 65_535
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -76,6 +77,8 @@ class Settings:
             raise OptionError(
                 f"host is {self.host!r}, which others reach: give api_key_file, or no_auth if everybody may use it"
             )
+        if not 0 <= self.port <= LARGEST_PORT:
+            raise OptionError(f"port is {self.port}: give 0 to {LARGEST_PORT}")
         if self.wyoming is not None and not self.wyoming.rpartition(":")[2].isdecimal():
             raise OptionError(f"wyoming is {self.wyoming!r}: give a port, or an address and a port, as 0.0.0.0:10300")
         if "*" in self.cors and not self.keys:

@@ -19,7 +19,7 @@ from mlx_speech.request import Event, Heard
 from mlx_speech.request import Request as Task
 from mlx_speech.server import fields, shapes
 from mlx_speech.server.admission import opened, stated_duration
-from mlx_speech.server.errors import ApiError, api_error
+from mlx_speech.server.errors import ApiError, api_error, shutting_down
 from mlx_speech.server.events import event, event_stream
 from mlx_speech.server.fields import Work
 from mlx_speech.server.forms import Fields, Form, Upload, received_form
@@ -177,7 +177,7 @@ async def result_of(task: Task[T]) -> T:
     except asyncio.CancelledError:
         if not task.cancelled():
             raise  # who waits for it was cancelled
-        raise ApiError(503, "shutting_down", "the server is stopping", headers={"Retry-After": "30"}) from None
+        raise shutting_down() from None
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -24,6 +24,7 @@ from mlx_speech.pipeline import Pipeline
 from mlx_speech.request import Request
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server.errors import ApiError, api_error
+from mlx_speech.server.listening import listen
 from mlx_speech.server.realtime.buffer import SoundBuffer
 from mlx_speech.server.realtime.fields import Fields
 from mlx_speech.server.realtime.sound import Decoder, Format
@@ -74,6 +75,8 @@ async def serve_wyoming(
     port : 0 for a free one
     idle : seconds for a message to come
     max_duration : seconds of sound
+
+    Raises as `listen`.
     """
     connections = 0
 
@@ -92,7 +95,7 @@ async def serve_wyoming(
             connections -= 1
             writer.close()
 
-    return await asyncio.start_server(answer, host, port, limit=LONGEST_LINE)
+    return await asyncio.start_server(answer, sock=listen(host, port), limit=LONGEST_LINE)
 
 
 @dataclass

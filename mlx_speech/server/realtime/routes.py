@@ -6,7 +6,7 @@ from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from mlx_speech.errors import brief
-from mlx_speech.server.errors import ApiError
+from mlx_speech.server.errors import ApiError, shutting_down
 from mlx_speech.server.realtime import tokens
 from mlx_speech.server.realtime.configuration import Configuration, default_configuration
 from mlx_speech.server.realtime.limits import Limits
@@ -42,25 +42,26 @@ class _Door:
         self._secrets = secrets
         self._limits = limits
         self._make_recogniser = make_recogniser
-        self._sessions = 0
 
     async def open(self, socket: WebSocket) -> None:
         """A session, or an answer of HTTP that says why not."""
         try:
             configuration = self._configuration(socket)
             most = self._service.settings.max_live
-            if self._sessions >= most:
+            if self._service.state == "shutting down":
+                raise shutting_down()
+            if len(self._service.live) >= most:
                 problem = f"{most} live sessions are open, and no more may be: try again later, or raise max_live"
                 raise ApiError(503, "too_many_sessions", problem, headers={"Retry-After": "10"})
             session = Session(socket, self._service, configuration, self._limits, self._make_recogniser)
         except ApiError as error:
             await socket.send_denial_response(error.response())
             return
-        self._sessions += 1
+        self._service.live.add(session.leave)
         try:
             await session.run()
         finally:
-            self._sessions -= 1
+            self._service.live.remove(session.leave)
 
     def _configuration(self, socket: WebSocket) -> Configuration:
         """Of the address, or of the key. Raises `ApiError`."""

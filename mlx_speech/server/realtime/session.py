@@ -18,7 +18,7 @@ import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from mlx_speech.errors import brief
-from mlx_speech.server.errors import ApiError
+from mlx_speech.server.errors import ApiError, shutting_down
 from mlx_speech.server.realtime import events
 from mlx_speech.server.realtime.configuration import Configuration
 from mlx_speech.server.realtime.fields import parsed
@@ -108,6 +108,10 @@ class Session:
             error = _failure(task)
             if error is not None:
                 raise error
+
+    def leave(self) -> None:
+        """End because the server does."""
+        self._end(shutting_down(), GOING_AWAY)
 
     # --- from the client ---------------------------------------------------------------------------------------------
 

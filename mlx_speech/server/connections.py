@@ -1,0 +1,66 @@
+"""Connections of HTTP/1.1 that do not last for ever: uvicorn's, with times for what it waits for without end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+SECONDS_FOR_HEAD = 10.0  # a request's first line and headers
+SECONDS_TO_READ = 60.0  # for a client to take the 48 KiB that bring an answer under way again
+
+
+class Connection(H11Protocol):
+    """Closes itself where the head of a request does not come in time, or where the client does not read its answer.
+
+    The limits of a body are those of whoever reads it.
+    """
+
+    seconds_for_head = SECONDS_FOR_HEAD
+    seconds_to_read = SECONDS_TO_READ
+    _for_head: asyncio.TimerHandle | None = None
+    _to_read: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Of asyncio, as those below."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        """A client that sends a byte now and then does not begin anew."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting_for_head()
+        elif self._for_head is None:
+            self._wait_for_head()
+
+    def pause_writing(self) -> None:
+        """The client has not taken what was sent before."""
+        super().pause_writing()
+        if self._to_read is None:
+            self._to_read = self.loop.call_later(self.seconds_to_read, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has."""
+        super().resume_writing()
+        self._stop_waiting_to_be_read()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The end, whoever made it."""
+        self._stop_waiting_for_head()
+        self._stop_waiting_to_be_read()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        self._for_head = self.loop.call_later(self.seconds_for_head, self.transport.close)
+
+    def _stop_waiting_for_head(self) -> None:
+        if self._for_head is not None:
+            self._for_head.cancel()
+            self._for_head = None
+
+    def _stop_waiting_to_be_read(self) -> None:
+        if self._to_read is not None:
+            self._to_read.cancel()
+            self._to_read = None
