@@ -691,13 +691,17 @@ def test_a_bug_is_told_without_its_trace(tmp_path: Path, caplog: pytest.LogCaptu
         def submit(self, audio: Any, **options: Any) -> Any:
             raise ZeroDivisionError("a secret of ours")
 
-    with running(app_of(Broken(), tmp_path)) as origin, caplog.at_level(logging.CRITICAL):
+    app = app_of(Broken(), tmp_path)
+    with running(app) as origin, caplog.at_level(logging.CRITICAL):
         client = openai.OpenAI(api_key="k", base_url=f"{origin}/v1")
         with pytest.raises(openai.InternalServerError) as caught:
             client.audio.transcriptions.create(model="scripted", file=("a.wav", b"sound"))
         client.close()
     assert "secret" not in str(caught.value) and caught.value.code == "internal_error"
     assert caught.value.response.headers["x-request-id"].startswith("req_")
+    figures = answer_to(app, request("GET", "/metrics")).body.decode()
+    assert f'mlx_speech_http_requests_total{{code="500",route="{PATH}"}}' in figures
+    assert "mlx_speech_cancelled_total 0.0" in figures
 
 
 def test_the_log_has_no_texts(app: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -36,6 +36,7 @@ from mlx_speech.server.service import Service
 from mlx_speech.server.settings import Settings
 from mlx_speech.server.wyoming import wyoming_listener
 
+BUG = 500  # whose answer is made outside of the log
 CLIENT_GONE = 499  # as nginx writes it into its log; nobody gets it
 DEFAULT_MODEL = "whisper"
 SECONDS_TO_LEAVE = 2.0  # for live sessions to say goodbye
@@ -179,7 +180,7 @@ class RequestLog:
         identity = f"req_{token_hex(12)}"
         scope.setdefault("state", {})["request_id"] = identity
         start = time.monotonic()
-        status = CLIENT_GONE
+        status = BUG  # unless something is answered, or nobody is there to be answered
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -192,7 +193,7 @@ class RequestLog:
         try:
             await self._app(scope, receive, sending)
         except asyncio.CancelledError:  # by a server that has waited for it long enough
-            if status != CLIENT_GONE:
+            if status != BUG:
                 raise
             await shutting_down().response()(scope, receive, sending)
         finally:
