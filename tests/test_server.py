@@ -280,6 +280,11 @@ def test_more_speakers_than_letters() -> None:
     assert letters[names[29]] == "AD"
 
 
+def test_a_name_that_somebody_gave_is_kept() -> None:
+    labels = ("SPEAKER_00", "Ada", "SPEAKER_01", "B")
+    assert list(shapes.letters_of(said(*labels, speakers=labels)).values()) == ["A", "Ada", "C", "B"]
+
+
 # --- forms ------------------------------------------------------------------------------------------------------------
 
 

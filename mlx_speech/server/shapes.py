@@ -15,6 +15,7 @@ from mlx_speech import writers
 from mlx_speech.languages import LANGUAGES
 from mlx_speech.server.fields import OWN_FORMATS, Task, Work
 from mlx_speech.transcript import Diarization, Segment, Transcript, Word, space_between
+from mlx_speech.voices.enrolments import is_unnamed
 
 FRAMES_PER_SECOND = 100  # of Whisper's spectrogram, in which `seek` counts
 DECIMALS = 3  # of seconds
@@ -211,20 +212,25 @@ def speaker_segments(transcript: Transcript, names: tuple[str, ...] = ()) -> lis
 
 
 def letters_of(transcript: Transcript, names: tuple[str, ...] = ()) -> dict[str | None, str]:
-    """Our labels → A, B, … in the order in which they first speak; who is among the names keeps theirs.
+    """Our labels → A, B, … in the order in which they first speak; who has a name keeps it.
 
+    names : that came with the request; a name that somebody has put in a label's place is one in any case
     Words without a speaker are nobody's: the letter behind the last.
     """
+    kept = {*names}
+    for label in transcript.speakers:
+        if not is_unnamed(label):
+            kept.add(label)
     letters: dict[str | None, str] = {}
     taken = 0
     for segment in transcript.segments:
         if segment.speaker in letters:
             continue
-        if segment.speaker is not None and segment.speaker in names:
+        if segment.speaker is not None and segment.speaker in kept:
             letters[segment.speaker] = segment.speaker
             continue
         letter = _letter(taken)
-        while letter in names:
+        while letter in kept:
             taken += 1
             letter = _letter(taken)
         letters[segment.speaker] = letter
