@@ -91,6 +91,7 @@ def test_a_recording_from_the_upload_to_the_corrected_subtitles(browser: Any, sh
             page.get_by_role("button", name=re.compile("^SPEAKER_00, ")).click()
             page.fill("#speaker-name", "Ada")
             page.keyboard.press("Enter")
+            expect(page.locator("#speakers")).to_contain_text("Ada")
             page.keyboard.press("Control+s")
             expect(page.locator("#said")).to_have_text("Saved")
         assert server.stop(signal.SIGTERM) < 5 and server.process.returncode == 0, server.said
@@ -103,7 +104,8 @@ def test_a_recording_from_the_upload_to_the_corrected_subtitles(browser: Any, sh
             assert response.status_code == 200, (name, response.text)
             results[name] = response.text
         assert all("Corrected" in content for content in results.values()), results
-        assert "Ada" in results["diarized_json"] and "Ada" in results["whisperx_json"]
+        for name in ("srt", "whisperx_json", "diarized_json"):
+            assert "Ada" in results[name], (name, results[name])
         wanted = {"version": "first", "response_format": "json"}
         assert server.client.get(f"{address}/result", params=wanted).json()["text"] == first
         with watched_page(browser, server.origin) as page:
