@@ -239,20 +239,22 @@ def beside_a_long_one(origin: str, long: Path, short: Path, turns: int) -> list[
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def report(model: str, data: Path, seconds: float) -> None:
-    """Prints tables in Markdown."""
+def report(model: str, data: Path, seconds: float, numbers: tuple[int, ...]) -> None:
+    """Prints tables in Markdown. numbers : of clients; of one alone, the waits beside a long recording are left out"""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         paths = recordings(data, folder)
         print("| clients | requests | failed | × real time | beside the batch | median wait | 95 % | memory, MB |")
         print("|---|---|---|---|---|---|---|---|", flush=True)
-        for clients in CLIENTS:
+        for clients in numbers:
             before = batch_speed(model, paths, seconds / 6)
             with server(model, folder) as (origin, process):
                 load(origin, process, paths, clients, min(10.0, seconds / 6))
                 found = load(origin, process, paths, clients, seconds)
             after = batch_speed(model, paths, seconds / 6)
             print(row(found, statistics.mean([before, after])), flush=True)
+        if len(numbers) == 1:
+            return
         with server(model, folder) as (origin, _):
             alone = [seconds_to_first_words(origin, paths[number]) for number in range(6)][1:]
             beside = beside_a_long_one(origin, long_recording(data, folder), paths[0], 8)
@@ -279,13 +281,14 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a Whisper, as of mlx_speech serve")
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--seconds", type=float, default=180.0, help="of each load")
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="numbers of them")
     parser.add_argument("--batch", type=float, help="only the pipeline, for so many seconds, with these recordings")
     parser.add_argument("recordings", nargs="*", type=Path)
     options = parser.parse_args()
     if options.batch is not None:
         run_batch(options.model, options.recordings, options.batch)
     else:
-        report(options.model, options.data, options.seconds)
+        report(options.model, options.data, options.seconds, tuple(options.clients))
 
 
 if __name__ == "__main__":
