@@ -235,11 +235,11 @@ def test_matched_words_keep_their_times(page: Any, server: Fake) -> None:
     documents = [json.loads(to_json(Transcript((segment,), "en"))) for segment, _ in cases]
     edited = page.evaluate(
         """async ([documents, texts]) => {
-          const { readDocument, toDocument } = await import("/page/transcript.js");
+          const { readDocument, documentOf } = await import("/page/transcript.js");
           const { setText } = await import("/page/edits.js");
           return documents.map((document, place) => {
             const transcript = readDocument(document);
-            return toDocument(setText(transcript, transcript.segments[0].id, texts[place]));
+            return documentOf(setText(transcript, transcript.segments[0].id, texts[place]));
           });
         }""",
         [documents, [text for _, text in cases]],

@@ -1,7 +1,7 @@
 /** The transcript, as it has been corrected, in the formats of `mlx_speech write`. */
 
 import { cuesOf, oneLine } from "./cues.js";
-import { toDocument } from "./transcript.js";
+import { documentOf } from "./transcript.js";
 
 /** Ending of a file → what writes it, and its type. `write` takes a transcript and the name of the recording. */
 export const EXPORTS = {
@@ -44,7 +44,7 @@ function toWebVtt(transcript) {
 }
 
 function toJson(transcript) {
-  return `${JSON.stringify(toDocument(transcript))}\n`;
+  return `${JSON.stringify(documentOf(transcript))}\n`;
 }
 
 function toRttm(transcript, name) {

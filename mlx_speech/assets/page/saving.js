@@ -5,7 +5,7 @@
 
 import { announce, ask, byId } from "./dom.js";
 import { dropDraft, keepDraft, loadDraft } from "./drafts.js";
-import { readDocument, toDocument } from "./transcript.js";
+import { readDocument, documentOf } from "./transcript.js";
 
 const DRAFT_DELAY = 800; // milliseconds after the last change
 
@@ -65,7 +65,7 @@ export class Saving {
       return;
     }
     if (this.isUnsaved) {
-      await this.keepAsDraft(place, toDocument(this.desk().transcript));
+      await this.keepAsDraft(place, documentOf(this.desk().transcript));
     } else if (!place.keepsDraft) {
       await dropDraft(place.draftName); // all that was changed has been undone
     }
@@ -101,7 +101,7 @@ export class Saving {
     if (!desk.history.isUnsaved) {
       return;
     }
-    const document = toDocument(state);
+    const document = documentOf(state);
     const saved = await this.saveTo(place, document);
     if (!saved || this.place !== place) {
       return;

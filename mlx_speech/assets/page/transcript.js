@@ -82,7 +82,7 @@ export function shareTime(words, start, end) {
 }
 
 /** The document of a transcript, as `mlx_speech write` and the server read it. */
-export function toDocument(transcript) {
+export function documentOf(transcript) {
   const hasWords = transcript.segments.some((segment) => segment.words.length > 0);
   const segments = transcript.segments.map((segment) => segmentEntry(segment, hasWords));
   const words = transcript.segments.flatMap((segment) => segment.words.map(wordEntry));
