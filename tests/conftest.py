@@ -127,7 +127,8 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def served() -> Iterator[Fake]:
     """The server whose page is tested; another app may take its place here."""
-    from page_server import Fake, running
+    from page_server import Fake
+    from serving import running
 
     fake = Fake()
     with running(fake.app()) as origin:

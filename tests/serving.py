@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import threading
 import time
+import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import uvicorn
 from starlette.applications import Starlette
 
 from mlx_speech.errors import AudioError
 from mlx_speech.options import Options
+from mlx_speech.pipeline import Pipeline
 from mlx_speech.request import Heard, Progress, Request
+from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server.app import create_app
 from mlx_speech.server.settings import Settings
 from mlx_speech.transcript import Diarization, Segment, Transcript, Turn, Word
@@ -61,6 +67,7 @@ class Scripted:
         self.closed = False
         self.models: Any = self
         self.tokenizer = Tokenizer()
+        self.names: dict[str, str] = {}
 
     def whisper(self) -> Scripted:
         return self
@@ -104,6 +111,27 @@ def app_of(pipeline: Any, folder: Path, **settings: Any) -> Starlette:
     """An application with one model, "scripted"."""
     settings.setdefault("disk_reserve", 0)
     return create_app({"scripted": pipeline}, Settings(data_dir=folder, **settings), {"other": "scripted"})
+
+
+def wav(samples: np.ndarray) -> bytes:
+    """(samples,) at 16 kHz as a file of 16 bits."""
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return sound.getvalue()
+
+
+@contextmanager
+def demo_pipeline(folder: Path) -> Iterator[Pipeline]:
+    """The demo's models, converted into a folder of their own, and used once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_SPEECH_CACHE", str(folder))
+        with Pipeline.demo() as pipeline:
+            pipeline(np.zeros(SAMPLE_RATE, np.float32))
+            yield pipeline
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mlx_speech.cli import build_parser
+from mlx_speech.cli import build_parser, main, serve
 from mlx_speech.server.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -194,3 +194,16 @@ def test_answers_of_the_guide_are_given() -> None:
     told = {(int(status), code) for status, code in re.findall(r"(\d{3}) `([a-z_]+)`", section)}
     assert len(told) > 15
     assert told <= given
+
+
+def test_a_comment_is_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLX_SPEECH_API_KEY", raising=False)
+    keys = tmp_path / "keys"
+    keys.write_text("# of the studio\n  # and a note\n first \n\nsecond\n", encoding="utf-8")
+    assert serve._keys(str(keys)) == ("first", "second")
+
+
+def test_a_unix_socket_has_no_port(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    assert main(["serve", "--demo", "--data-dir", folder, "--uds", f"{folder}/s", "--port", "1"]) == 2
+    assert "--uds conflicts with --host and --port" in capsys.readouterr().err

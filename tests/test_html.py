@@ -236,3 +236,8 @@ def test_a_page_without_sound_takes_one(browser: Any, tmp_path: Path) -> None:
         expect(page.locator("#no-sound")).to_be_hidden()
         page.click("#play")
         expect(page.locator("#play")).to_have_attribute("aria-label", "Pause")
+
+
+def test_a_recording_that_cannot_be_read_again_leaves_the_page_without_sound(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="the page has no sound"):
+        assert sound.keywords_if_readable(str(tmp_path / "gone.wav"), tmp_path) == {}

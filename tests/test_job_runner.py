@@ -35,9 +35,9 @@ from mlx_speech.options import Options
 from mlx_speech.package_data import DEMO
 from mlx_speech.request import Progress
 from mlx_speech.server.errors import ApiError
+from mlx_speech.server.forms import shown
 from mlx_speech.server.jobs import runner as job_runner
 from mlx_speech.server.jobs.progress import Tracker
-from mlx_speech.server.jobs.records import shown_name
 from mlx_speech.server.jobs.store import Store
 
 
@@ -341,8 +341,8 @@ def test_progress_moves_on_evenly_and_never_back() -> None:
 
 
 def test_names_are_fit_to_be_shown() -> None:
-    assert shown_name("  ") == shown_name("\0\u202e") == "recording"
-    assert shown_name("ä" * 300) == "ä" * 100 and shown_name("a\r\nb") == "ab"
+    assert shown("  ") == shown("\0\u202e") == "upload"
+    assert shown("ä" * 300) == "ä" * 100 and shown("a\r\nb") == "ab"
 
 
 # --- the real pipeline ------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ import websockets.sync.client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai import AsyncOpenAI, OpenAI
+from serving import demo_pipeline
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -72,11 +73,8 @@ pytestmark = pytest.mark.filterwarnings("default:::mlx_speech")
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLX_SPEECH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        with Pipeline.demo() as pipeline:
-            pipeline(np.zeros(16_000, np.float32))
-            yield pipeline
+    with demo_pipeline(tmp_path_factory.mktemp("cache")) as pipeline:
+        yield pipeline
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import wave
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +24,7 @@ import uvicorn
 import websockets.sync.client
 from asgi import BOUNDARY, form
 from serve_process import COMMAND, PATIENCE, Serving, environment, rest_of, served, until
+from serving import wav
 from starlette.responses import PlainTextResponse
 from test_writers import parse_srt
 from websockets.exceptions import ConnectionClosed
@@ -42,21 +41,14 @@ GRACE = 2.0  # seconds
 MEBIBYTE = 1 << 20
 
 
-def wav(seconds: float) -> bytes:
-    """The beginning of the demo's conversation."""
-    samples = mlx_speech.load_audio(SOUND)[: round(seconds * SAMPLE_RATE)]
-    file = io.BytesIO()
-    with wave.open(file, "wb") as output:
-        output.setnchannels(1)
-        output.setsampwidth(2)
-        output.setframerate(SAMPLE_RATE)
-        output.writeframes((samples * 32767).astype("<i2").tobytes())
-    return file.getvalue()
+def beginning_of(seconds: float) -> bytes:
+    """Of the demo's conversation."""
+    return wav(mlx_speech.load_audio(SOUND)[: round(seconds * SAMPLE_RATE)])
 
 
 @pytest.fixture(scope="module")
 def short() -> bytes:
-    return wav(9.0)
+    return beginning_of(9.0)
 
 
 def head(method: str, path: str, more: str = "", version: str = "1.1") -> bytes:
@@ -155,7 +147,7 @@ def test_ends_under_load_and_jobs_go_on_behind_each(tmp_path: Path) -> None:
 
     with served(tmp_path) as server:
         assert server.done(first)["audio_seconds"] > 30
-        second = server.post_job(wav(15.0), diarize="true")
+        second = server.post_job(beginning_of(15.0), diarize="true")
         until(lambda: server.job(second)["status"] == "running", "a job that runs")
         server.stop(signal.SIGKILL)
 
@@ -247,7 +239,7 @@ def test_strange_requests(server: Serving, short: bytes) -> None:
 
 
 def test_many_at_once_of_whom_some_leave(server: Serving) -> None:
-    body = form([("model", "demo", None), ("file", wav(2.0), "a.wav")])
+    body = form([("model", "demo", None), ("file", beginning_of(2.0), "a.wav")])
     whole = head("POST", PATH, f"{CONTENT_TYPE}Content-Length: {len(body)}\r\nConnection: close\r\n") + body
 
     def ask(number: int) -> bytes:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
+import gc
+import hashlib
 import json
 import logging
 import threading
 import time
-import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openai
 import pydantic
 import pytest
@@ -22,7 +21,8 @@ from asgi import BOUNDARY, Answer, ask, form, post, request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types import audio
-from serving import Scripted, app_of, running, said
+from serving import Scripted, app_of, running, said, wav
+from starlette.responses import Response
 
 import mlx_speech
 from mlx_speech import writers
@@ -35,6 +35,7 @@ from mlx_speech.server.app import create_app
 from mlx_speech.server.errors import ApiError
 from mlx_speech.server.events import alive
 from mlx_speech.server.fields import FORMATS, OPENAI_FORMATS
+from mlx_speech.server.guard import Guard
 from mlx_speech.server.settings import Settings
 from mlx_speech.transcript import Transcript
 
@@ -127,17 +128,6 @@ def test_a_stream_has_the_text_in_order(client: openai.OpenAI, alone: Transcript
     assert {event.type for event in events} == {"transcript.text.delta", "transcript.text.done"}
 
 
-def wav(samples: np.ndarray) -> bytes:
-    """16-bit samples at 16 kHz as a file."""
-    sound = io.BytesIO()
-    with wave.open(sound, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
-    return sound.getvalue()
-
-
 def test_the_async_client_gets_speakers_and_the_name_of_one(client: openai.OpenAI, demo: mlx_speech.Pipeline) -> None:
     """Of the first seconds; the voice is what somebody says later on."""
     samples = mlx_speech.load_audio(SOUND)
@@ -192,6 +182,9 @@ def test_a_turbo_model_does_not_translate(tmp_path: Path) -> None:
     for model, status in (("large-v3-turbo", 400), ("whisper-1", 400), ("small", 200)):
         answer = answer_to(app, post("/v1/audio/translations"), parts(model=model))
         assert answer.status == status
+    models["small"].names["whisper"] = "openai/whisper-large-v3-turbo"  # whatever the server calls it
+    assert answer_to(app, post("/v1/audio/translations"), parts(model="small")).status == 400
+    models["small"].names.clear()
     refused = answer_to(app, post("/v1/audio/translations"), parts(model="whisper-1"))
     assert refused.error["param"] == "model" and "name small" in refused.error["message"]
 
@@ -207,6 +200,8 @@ def test_a_turbo_model_does_not_translate(tmp_path: Path) -> None:
         ({"temperature": "1.5"}, "temperature", "from 0 to 1"),
         ({"temperature": "nan"}, "temperature", "give a number"),
         ({"language": "klingon"}, "language", "klingon"),
+        ({"response_format": "a/srt"}, "response_format", "'a/srt'"),
+        ({"hotwords": "a" * 10_001}, "hotwords", "10000"),
         ({"timestamp_granularities[]": "char"}, "timestamp_granularities", "word, segment"),
         ({"stream": "maybe"}, "stream", "true or false"),
         ({"stream": "true", "response_format": "srt"}, "stream", "comes whole"),
@@ -450,7 +445,7 @@ def test_a_wrong_option_is_told_before_the_recording_is_sent(app: Any) -> None:
         ({"max_fields": 50}, parts(prompt="a" * 26, hotwords="a" * 26), {}, 413, "field_too_large"),
         ({"disk_reserve": 1 << 60}, parts(), {}, 507, "disk_full"),
         ({"max_uploads": 0}, parts(), {}, 429, "queue_full"),
-        ({"max_waiting": 0}, parts(), {}, 429, "queue_full"),
+        ({"max_queue": 0}, parts(), {}, 429, "queue_full"),
         ({"keys": ("secret",)}, parts(), {}, 401, "invalid_api_key"),
         ({"keys": ("secret",)}, parts(), {"authorization": "Bearer secre"}, 401, "invalid_api_key"),
     ],
@@ -466,6 +461,12 @@ def test_limits(
     assert not list((tmp_path / "uploads").iterdir())
 
 
+def test_what_comes_behind_a_form_counts_too(tmp_path: Path) -> None:
+    app = app_of(Scripted(), tmp_path, max_upload=1000, max_fields=1000)
+    answer = answer_to(app, post(PATH), parts() + b"x" * 2000, size=100)
+    assert (answer.status, answer.error["code"]) == (413, "file_too_large")
+
+
 def test_a_recording_that_is_too_long_is_told_before_it_is_heard(tmp_path: Path) -> None:
     pipeline = Scripted()
     app = app_of(pipeline, tmp_path, max_duration=30.0)
@@ -479,7 +480,7 @@ def test_a_slow_form_is_given_up(tmp_path: Path, rate: float) -> None:
     app = app_of(Scripted(), tmp_path, upload_window=0.05, min_upload_rate=max(rate, 1.0))
     body = parts(sound=b"s" * 1000)
 
-    async def run() -> int:
+    async def run(path: str) -> int:
         statuses: list[int] = []
         place = 0
 
@@ -492,17 +493,20 @@ def test_a_slow_form_is_given_up(tmp_path: Path, rate: float) -> None:
         async def send(message: dict[str, Any]) -> None:
             statuses.append(message.get("status", 0))
 
-        await app(post(PATH), receive, send)
+        await app(post(path), receive, send)
         return statuses[0]
 
-    assert asyncio.run(asyncio.wait_for(run(), 5)) == 408
+    for path in (PATH, "/v1/realtime/client_secrets"):
+        assert asyncio.run(asyncio.wait_for(run(path), 5)) == 408
 
 
 # --- clients that go, and many at once --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stream", ["false", "true"])
-def test_work_ends_where_the_client_goes(app: Any, pipeline: Scripted, tmp_path: Path, stream: str) -> None:
+def test_work_ends_where_the_client_goes(
+    app: Any, pipeline: Scripted, tmp_path: Path, stream: str, caplog: pytest.LogCaptureFixture
+) -> None:
     pipeline.holds = threading.Event()
     answer_to(app, post(PATH), parts(stream=stream), goes=0.1)
     deadline = time.monotonic() + 5
@@ -512,6 +516,45 @@ def test_work_ends_where_the_client_goes(app: Any, pipeline: Scripted, tmp_path:
     assert pipeline.cancelled == 1
     assert service.admission.waiting == 0 and service.admission.seconds == 0 and not service.admission.uploads
     assert not list((tmp_path / "uploads").iterdir())
+    gc.collect()  # asyncio tells of errors that nobody has looked at when it forgets them
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/audio/diarizations"])
+def test_an_upload_is_over_when_the_recording_is_there(app: Any, pipeline: Scripted, tmp_path: Path, path: str) -> None:
+    """However long it is heard then."""
+    pipeline.holds = threading.Event()
+
+    async def run() -> Answer:
+        answering = asyncio.ensure_future(
+            ask(app, post(path), form([("model", "scripted", None), ("file", b"a", "a")]))
+        )
+        while not pipeline.heard:
+            await asyncio.sleep(0.005)
+        assert app.state.service.admission.waiting == 1 and not app.state.service.admission.uploads
+        assert not list((tmp_path / "uploads").iterdir())
+        pipeline.holds.set()  # type: ignore[union-attr]
+        return await answering
+
+    assert asyncio.run(run()).status == 200
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/audio/diarizations"])
+def test_a_recording_that_does_not_say_its_length_may_not_be_too_long(tmp_path: Path, path: str) -> None:
+    """It is told once it is decoded; the scripted pipeline tells of two seconds."""
+    pipeline = Scripted()
+    app = app_of(pipeline, tmp_path, max_duration=1.5)
+    answer = answer_to(app, post(path), form([("model", "scripted", None), ("file", b"a", "a")]))
+    assert (answer.status, answer.error["code"]) == (413, "audio_too_long")
+
+
+def test_a_stream_of_too_long_a_recording_ends_with_an_error(tmp_path: Path) -> None:
+    pipeline = Scripted()
+    pipeline.holds = threading.Event()
+    app = app_of(pipeline, tmp_path, max_duration=1.5)
+    answer = answer_to(app, post(PATH), parts(stream="true"))
+    last = [line for line in answer.body.decode().split("\n\n") if line][-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "audio_too_long"
 
 
 def test_fifty_clients_and_a_bad_one(tmp_path: Path) -> None:
@@ -592,6 +635,8 @@ def test_the_host_has_to_be_ours(tmp_path: Path, host: str, allowed: bool) -> No
         ("https://evil.example", False),
         ("null", False),
         ("", False),
+        ("http://[", False),
+        ("file://127.0.0.1:8000", False),
         ("https://app.example.evil.example", False),
     ],
 )
@@ -606,11 +651,41 @@ def test_the_origin_has_to_be_ours(tmp_path: Path, origin: str, allowed: bool) -
         assert "access-control-allow-origin" not in answer.headers
 
 
+def test_an_allowed_page_can_read_why_it_was_refused(tmp_path: Path) -> None:
+    app = app_of(Scripted(), tmp_path, keys=("secret",), cors=("https://app.example",))
+    answer = answer_to(app, post(PATH, origin="https://app.example"), parts())
+    assert answer.status == 401 and answer.headers["access-control-allow-origin"] == "https://app.example"
+    text = answer_to(app, request("GET", "/metrics", {"authorization": "Bearer secret"})).body.decode()
+    assert 'mlx_speech_rejected_total{reason="invalid_api_key"} 1.0' in text
+
+
+@pytest.mark.parametrize("keys", [(), ("secret",)])
+def test_a_key_of_a_session_is_known_with_and_without_others(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    owners: list[str] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        owners.append(scope["state"]["owner"])
+        await Response()(scope, receive, send)
+
+    guarded = Guard(inner, Settings(data_dir=tmp_path, keys=keys), redeem=lambda key: key == "ek_1")
+    for path, key, status in (
+        ("/v1/realtime", "ek_1", 200),
+        ("/v1/models", "ek_1", 401),
+        ("/v1/realtime", "ek_2", 401),
+    ):
+        answer = answer_to(guarded, request("GET", path, {"authorization": f"Bearer {key}"}))
+        assert answer.status == (status if keys else 200)
+    assert owners[0] == hashlib.sha256(b"ek_1").hexdigest() and not any(owners[1:])
+
+
 def test_a_preflight_needs_no_key(tmp_path: Path) -> None:
     app = app_of(Scripted(), tmp_path, keys=("secret",), cors=("https://app.example",))
     headers = {"origin": "https://app.example", "access-control-request-method": "POST"}
     answer = answer_to(app, request("OPTIONS", PATH, headers))
     assert answer.status == 204 and "Authorization" in answer.headers["access-control-allow-headers"]
+    headers["access-control-request-headers"] = "authorization, x-stainless-os"
+    answer = answer_to(app, request("OPTIONS", PATH, headers))
+    assert answer.headers["access-control-allow-headers"] == "authorization, x-stainless-os"
     headers["origin"] = "https://evil.example"
     assert answer_to(app, request("OPTIONS", PATH, headers)).status == 403
 
@@ -649,6 +724,8 @@ def test_an_address_that_others_reach_needs_a_key(tmp_path: Path) -> None:
         Settings(host="0.0.0.0", data_dir=tmp_path)
     assert Settings(host="0.0.0.0", keys=("k",), data_dir=tmp_path).host == "0.0.0.0"
     assert Settings(host="0.0.0.0", no_auth=True, data_dir=tmp_path).no_auth
+    with pytest.raises(mlx_speech.errors.OptionError, match="wyoming is '99999'"):
+        Settings(wyoming="99999", data_dir=tmp_path)
     with pytest.raises(mlx_speech.errors.OptionError, match="api_key_file"):
         Settings(cors=("*",), data_dir=tmp_path)
     assert build_parser().parse_args(["serve", "--host", "0.0.0.0", "--no-auth"]).no_auth is True
@@ -723,10 +800,13 @@ def test_texts_are_in_the_log_where_that_is_asked_for(tmp_path: Path, caplog: py
 def test_metrics_count(app: Any) -> None:
     answer_to(app, post(PATH), parts())
     answer_to(app, request("GET", "/v1/models/a%2Fb"))
+    answer_to(app, request("GET", "/v1/models/1"))
+    answer_to(app, request("GET", "/v1/models/"))
     text = answer_to(app, request("GET", "/metrics")).body.decode()
     assert f'mlx_speech_http_requests_total{{code="200",route="{PATH}"}} 1.0' in text
     assert "mlx_speech_audio_seconds_total 2.0" in text and "mlx_speech_build_info" in text
-    assert 'mlx_speech_rejected_total{reason="model_not_found"} 1.0' in text
+    assert 'mlx_speech_rejected_total{reason="model_not_found"} 3.0' in text
+    assert 'code="404",route="/v1/models/{name}"} 3.0' in text
     assert "a/b" not in text and "a%2Fb" not in text  # names of routes, not what was asked for
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from serving import demo_pipeline
 from wyoming.asr import Transcribe, Transcript
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncTcpClient
@@ -39,11 +40,8 @@ pytestmark = pytest.mark.filterwarnings("default:::mlx_speech")
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLX_SPEECH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        with Pipeline.demo() as pipeline:
-            pipeline(np.zeros(16_000, np.float32))
-            yield pipeline
+    with demo_pipeline(tmp_path_factory.mktemp("cache")) as pipeline:
+        yield pipeline
 
 
 @pytest.fixture(scope="module")

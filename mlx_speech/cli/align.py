@@ -11,7 +11,7 @@ from mlx_speech.cli import outputs
 from mlx_speech.cli.parser import add_command, add_models, add_option, add_options, add_speakers
 from mlx_speech.cli.screen import Bars, Say, say_matches, timing
 from mlx_speech.cli.setup import make_pipeline
-from mlx_speech.cli.sound import check_embedding, page_keywords
+from mlx_speech.cli.sound import check_embedding, keywords_if_readable
 from mlx_speech.fields import options_of
 from mlx_speech.options import Options, SpeakerOptions, WordOptions
 from mlx_speech.writers.cues import Layout
@@ -67,7 +67,7 @@ def run(
     outputs.check_paths({audio: files.values()})
     with closing(bars) as report:
         result = pipeline.align(original, audio, on_progress=report, **given)
-    page = page_keywords(audio, folder, embed=embed_audio) if "html" in formats else {}
+    page = keywords_if_readable(audio, folder, embed=embed_audio) if "html" in formats else {}
     outputs.write_all(result, files, stem, layout, page)
     print(writers.to_screen(result), end="", flush=True)
     print(outputs.listed(folder / stem, formats), file=sys.stderr)

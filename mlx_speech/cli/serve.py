@@ -96,8 +96,6 @@ def run(
     limits = {name: given.pop(name) for name in _LIMITS if name in given}
     if "keep_results" in limits:
         limits["keep_results"] *= HOUR
-    if "max_queue" in limits:
-        limits["max_waiting"] = limits.pop("max_queue")
     folder = given.pop("data_dir", None)
     settings = Settings(
         keys=_keys(api_key_file),
@@ -107,6 +105,8 @@ def run(
         wyoming=wyoming,
         **limits,
     )
+    if uds is not None and ("host" in limits or "port" in limits):
+        raise OptionError("--uds conflicts with --host and --port: a Unix socket has neither, so leave them out")
     log_to_stderr(verbose)
     listener = listen(settings.host, settings.port) if uds is None else None
     pipelines = _pipelines(model, demo, given, say)
@@ -166,7 +166,8 @@ def _keys(path: str | None) -> tuple[str, ...]:
     if path is not None:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     lines.append(os.environ.get(KEY_VARIABLE, ""))
-    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    stripped = [line.strip() for line in lines]
+    keys = tuple(line for line in stripped if line and not line.startswith("#"))
     if path is not None and not keys:
         raise OptionError(f"--api-key-file {path}: no key is in it: write one a line")
     return keys

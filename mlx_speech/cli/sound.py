@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from mlx_speech.errors import OptionError
+from mlx_speech.errors import AudioError, OptionError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +48,18 @@ def page_keywords(
     samples = load_audio(source, sample_rate=rate, audio_track=audio_track)
     audio = data_url(samples) if embed else address(source, folder)
     return {"audio": audio, "peaks": peaks_of(samples)}
+
+
+def keywords_if_readable(
+    source: str, folder: Path, *, embed: bool = False, audio_track: int | str | None = None
+) -> dict[str, Any]:
+    """As `page_keywords`, of a recording that was heard before: one that cannot be read once more, as from a pipe,
+    leaves a page without sound, with a warning."""
+    try:
+        return page_keywords(source, folder, embed=embed, audio_track=audio_track)
+    except AudioError as error:
+        warnings.warn(f"the page has no sound: {error}", stacklevel=2)
+        return {}
 
 
 def address(source: str, folder: Path) -> str:

@@ -25,7 +25,7 @@ from mlx_speech.cli.parser import (
 )
 from mlx_speech.cli.screen import Bars, Say, failure, say_matches, timing
 from mlx_speech.cli.setup import COMPUTE_FLAGS, make_pipeline
-from mlx_speech.cli.sound import check_embedding, page_keywords
+from mlx_speech.cli.sound import check_embedding, keywords_if_readable
 from mlx_speech.errors import MLXSpeechError, OptionError, in_range
 from mlx_speech.fields import Option, options_of
 from mlx_speech.options import (
@@ -233,7 +233,7 @@ def run(
                     page: dict[str, Any] = {}
                     if "html" in formats:
                         track = given.get("audio_track")
-                        page = page_keywords(source, folder, embed=embed_audio, audio_track=track)
+                        page = keywords_if_readable(source, folder, embed=embed_audio, audio_track=track)
                     outputs.write_all(result, files[source], stems[source], layout, page)
                 except MLXSpeechError as error:
                     failed.append(failure(source, error, verbose))

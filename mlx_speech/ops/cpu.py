@@ -90,6 +90,14 @@ def slices(length: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, length, size)]
 
 
+def parts_of(count: int, length: int, size: int) -> list[tuple[int, slice]]:
+    """Each of `count` rows cut into slices of `size`: the row, and the slice."""
+    parts: list[tuple[int, slice]] = []
+    for row in range(count):
+        parts += [(row, piece) for piece in slices(length, size)]
+    return parts
+
+
 @lru_cache
 def threads() -> Threads:
     """The threads that the operations compute on, made once."""

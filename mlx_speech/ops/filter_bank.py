@@ -12,7 +12,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.ops.cpu import in_numpy, in_parallel, slices, suits_numpy
+from mlx_speech.ops.cpu import in_numpy, in_parallel, parts_of, suits_numpy
 
 STEPS_PER_PART = 768  # whose samples stay in cache in float64
 
@@ -75,11 +75,7 @@ def loudness_numpy(x: np.ndarray, weight: np.ndarray, stride: int, pool: int) ->
             loudest = np.maximum(loudest, loud[step::pool])
         result[part][:, bank.order] = loudest
 
-    parts = []
-    for row in range(batch):
-        for block in slices(steps, max(1, STEPS_PER_PART // pool)):
-            parts.append((row, block))
-    in_parallel(compute, parts)
+    in_parallel(compute, parts_of(batch, steps, max(1, STEPS_PER_PART // pool)))
     return result
 
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.blas import on_cpu
-from mlx_speech.ops.cpu import in_numpy, in_parallel, slices
+from mlx_speech.ops.cpu import in_numpy, in_parallel, parts_of, slices
 
 Pair = tuple[mx.array, mx.array]
 
@@ -108,10 +108,7 @@ def lstm_numpy(
             outputs = outputs[::-1]
         result[direction, rows, -1] = _run(in_time, weights[direction], h[part], c[part], outputs)
 
-    parts = []
-    for direction in range(directions):
-        for rows in slices(batch, ROWS_PER_PART):
-            parts.append((direction, rows))
+    parts = parts_of(directions, batch, ROWS_PER_PART)
     if h.size < SMALLEST_FOR_THREADS:
         for part in parts:
             compute(part)

@@ -7,7 +7,7 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.ops.cpu import in_numpy, in_parallel, slices, suits_numpy
+from mlx_speech.ops.cpu import in_numpy, in_parallel, parts_of, suits_numpy
 
 STEPS_PER_PART = 512  # of the result's; they stay in cache with a buffer of their size
 
@@ -57,9 +57,5 @@ def pooled_conv_numpy(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, pool:
             y += np.matmul(x[row, start + tap : stop + tap], taps[tap], out=buffer)
         np.add(y.reshape(-1, pool, outputs).max(axis=1), bias, out=result[part])
 
-    parts = []
-    for row in range(batch):
-        for block in slices(steps, max(1, STEPS_PER_PART // pool)):
-            parts.append((row, block))
-    in_parallel(compute, parts)
+    in_parallel(compute, parts_of(batch, steps, max(1, STEPS_PER_PART // pool)))
     return result

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from mlx_speech import media
-from mlx_speech.errors import AudioError
 from mlx_speech.server.errors import NEVER_AGAIN, ApiError
 from mlx_speech.server.settings import Settings
 
@@ -38,7 +34,7 @@ class Admission:
     @contextmanager
     def request(self) -> Iterator[None]:
         """A request, from its beginning to its answer. Raises `ApiError` 429 where there are too many."""
-        if self.waiting >= self.settings.max_waiting:
+        if self.waiting >= self.settings.max_queue:
             raise self._full(f"{self.waiting} requests are waiting")
         self.waiting += 1
         try:
@@ -93,21 +89,3 @@ def too_long(limit: float) -> ApiError:
         "file",
         headers=dict(NEVER_AGAIN),
     )
-
-
-def stated_duration(path: Path) -> float:
-    """Seconds of sound as a file says itself; 0 where it does not, or is none. Nothing is decoded."""
-    try:
-        with path.open("rb") as file, media.open_media(file, "the recording") as container:
-            tracks = media.tracks_of(container, "the recording")
-            ends = [media.stated_end(container, track.stream, file) for track in tracks]
-            return max((end for end in ends if end is not None and math.isfinite(end)), default=0.0)
-    except (AudioError, OSError):
-        return 0.0  # whoever decodes it says what is wrong
-
-
-def opened(path: Path, filename: str) -> io.FileIO:
-    """A recording whose name in messages is the client's. It can be read on where the file is deleted meanwhile."""
-    sound = io.FileIO(path, "rb")
-    sound.name = filename  # pyright: ignore[reportAttributeAccessIssue]
-    return sound

@@ -108,7 +108,7 @@ def create_app(
         ],
         middleware=[
             Middleware(RequestLog, metrics=service.metrics),
-            Middleware(Guard, settings=service.settings, redeem=secrets.redeem),
+            Middleware(Guard, settings=service.settings, redeem=secrets.redeem, refused=service.metrics.see_refusal),
         ],
         exception_handlers={
             ApiError: _answer_error,
@@ -141,7 +141,8 @@ def _clear(folder: Path) -> None:
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     answer = api_error(error)
-    request.app.state.service.metrics.see_refusal(answer.code)
+    if answer.status < 500:
+        request.app.state.service.metrics.see_refusal(answer.code)
     if answer.status == 500:
         identity = getattr(request.state, "request_id", "")
         answer.headers["x-request-id"] = identity  # this answer does not come by way of the log
@@ -158,6 +159,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
         answer = ApiError(405, "method_not_allowed", f"{request.method[:20]} is not for {request.url.path[:200]}")
     else:
         answer = ApiError(error.status_code, "invalid_request", str(error.detail))
+    request.app.state.service.metrics.see_refusal(answer.code)
     answer.headers.update(error.headers or {})
     return answer.response()
 
@@ -219,5 +221,6 @@ def _route_of(scope: Scope) -> str:
     if "endpoint" not in scope:
         return "other"
     for name, value in scope.get("path_params", {}).items():
-        path = path.replace(str(value), f"{{{name}}}")
+        before, _, behind = path.rpartition(f"/{value}")
+        path = f"{before}/{{{name}}}{behind}"
     return path

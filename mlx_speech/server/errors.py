@@ -48,11 +48,8 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, headers=self.headers)
 
 
-def api_error(error: Exception, filename: str = "the recording") -> ApiError:
-    """What the package raised, as an answer; of what it did not mean to raise, nothing is told.
-
-    filename : the client's own name of the recording, which stands for our path of it
-    """
+def api_error(error: Exception) -> ApiError:
+    """What the package raised, as an answer; of what it did not mean to raise, nothing is told."""
     message = " ".join(str(error).split())
     if isinstance(error, ApiError):
         return error

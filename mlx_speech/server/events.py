@@ -14,14 +14,19 @@ SECONDS_OF_SILENCE = 15.0
 SIGN_OF_LIFE = ": still here\n\n"
 
 
-def event(data: object, name: str | None = None, number: int | None = None) -> str:
-    """One event. OpenAI's have no names and no numbers."""
+def event(data: object) -> str:
+    """One event of OpenAI's, which have no names and no numbers."""
+    return event_of(json.dumps(data, ensure_ascii=False, allow_nan=False))
+
+
+def event_of(text: str, name: str | None = None, number: int | None = None) -> str:
+    """One event. text : its data, in one line"""
     lines: list[str] = []
     if number is not None:
         lines.append(f"id: {number}")
     if name is not None:
         lines.append(f"event: {name}")
-    lines.append(f"data: {json.dumps(data, ensure_ascii=False, allow_nan=False)}")
+    lines.append(f"data: {text}")
     return "\n".join(lines) + "\n\n"
 
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mlx_speech.errors import OptionError
+from mlx_speech.errors import OptionError, brief
 from mlx_speech.languages import to_language_code
 from mlx_speech.options import Options
 from mlx_speech.server.errors import ApiError, api_error
-from mlx_speech.server.forms import Fields, clean_name, single
+from mlx_speech.server.forms import Fields, shown, single
 from mlx_speech.server.service import Service
 
 Task = Literal["transcribe", "translate"]
@@ -88,6 +88,13 @@ class _Reader:
         self.read.add(name)
         return single(self.fields, name)
 
+    def required(self, name: str) -> str:
+        """The value. Raises `ApiError` where there is none."""
+        value = self.text(name)
+        if value is None:
+            raise ApiError(400, "missing_value", f"there is no {name}: name one", name)
+        return value
+
     def all(self, name: str) -> list[str]:
         """All values that are not empty."""
         self.read.add(name)
@@ -128,12 +135,12 @@ class _Reader:
         """Raises `ApiError` for a field that nothing answers to."""
         for name in self.fields:
             if name not in self.read:
-                raise ApiError(400, "unknown_field", _unknown(clean_name(name), self.read), clean_name(name))
+                raise ApiError(400, "unknown_field", _unknown(shown(name), self.read), shown(name))
 
 
 def wrong(name: str, value: str, advice: str) -> ApiError:
     """A field with a value that it cannot have."""
-    return ApiError(400, "invalid_value", f"{name} is {clean_name(value)!r}: {advice}", name)
+    return ApiError(400, "invalid_value", f"{name} is {brief(value)}: {advice}", name)
 
 
 def _unknown(name: str, known: set[str]) -> str:
@@ -147,9 +154,7 @@ def _unknown(name: str, known: set[str]) -> str:
 def transcription(fields: Fields, service: Service) -> Work:
     """What a form of /v1/audio/transcriptions asks for. Raises `ApiError`, naming the field."""
     reader = _Reader(fields)
-    asked = reader.text("model")
-    if asked is None:
-        raise ApiError(400, "missing_value", "there is no model: name one", "model")
+    asked = reader.required("model")
     model = service.model(asked)
     response_format = reader.choice("response_format", FORMATS, "json")
     granularities = _granularities(reader, response_format)
@@ -183,7 +188,8 @@ def transcription(fields: Fields, service: Service) -> Work:
         stream=stream,
         known_speakers=known,
     )
-    return _checked(work)
+    _check_options(work.options)
+    return work
 
 
 def early_check(service: Service, read: Callable[[Fields, Service], Work] = transcription) -> Callable[[Fields], None]:
@@ -199,19 +205,18 @@ def early_check(service: Service, read: Callable[[Fields, Service], Work] = tran
 def translation(fields: Fields, service: Service) -> Work:
     """What a form of /v1/audio/translations asks for. Raises `ApiError`, naming the field."""
     reader = _Reader(fields)
-    asked = reader.text("model")
-    if asked is None:
-        raise ApiError(400, "missing_value", "there is no model: name one", "model")
+    asked = reader.required("model")
     model = service.model(asked)
-    if "turbo" in model:  # which was not trained to
-        able = [name for name in service.pipelines if "turbo" not in name]
+    if not service.translates(model):
+        able = [name for name in service.pipelines if service.translates(name)]
         advice = f"name {' or '.join(able)}" if able else "this server has no model that can"
         raise ApiError(400, "invalid_value", f"{model} cannot translate: {advice}", "model")
     response_format = reader.choice("response_format", OPENAI_FORMATS[:-1], "json")
     options: dict[str, Any] = {"task": "translate", "word_timestamps": "none"}
     options.update(_openai_options(reader))
     reader.check_all_read()
-    return _checked(Work(model=model, task="translate", options=options, response_format=response_format))
+    _check_options(options)
+    return Work(model=model, task="translate", options=options, response_format=response_format)
 
 
 @dataclass(frozen=True)
@@ -236,11 +241,6 @@ def diarization(fields: Fields, service: Service) -> Diarizing:
     reader.check_all_read()
     _check_options(numbers)
     return Diarizing(model, numbers, response_format)
-
-
-def _checked(work: Work) -> Work:
-    _check_options(work.options)
-    return work
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -377,10 +377,12 @@ def _own_options(reader: _Reader) -> dict[str, Any]:
         raise ApiError(400, "invalid_value", "hotwords and keywords conflict: leave one of them out", "keywords")
     if len(keywords) > MAX_KEYWORDS or sum(map(len, keywords)) > MAX_PROMPT:
         raise ApiError(400, "invalid_value", "keywords are too many", "keywords")
+    if hotwords is not None and len(hotwords) > MAX_PROMPT:
+        raise ApiError(400, "invalid_value", f"hotwords has more than {MAX_PROMPT} characters", "hotwords")
     if keywords:
         options["hotwords"] = ", ".join(keywords)
     if hotwords is not None:
-        options["hotwords"] = hotwords[:MAX_PROMPT]
+        options["hotwords"] = hotwords
     timestamps = reader.text("word_timestamps")
     if timestamps is not None:
         if timestamps not in ("ctc", "attention", "none"):

@@ -10,7 +10,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,13 +17,13 @@ from email.message import Message
 from pathlib import Path
 from typing import BinaryIO
 
-from anyio import fail_after
 from anyio.to_thread import run_sync
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
-from mlx_speech.server.errors import NEVER_AGAIN, ApiError
+from mlx_speech.server.bodies import CLOSING, blocks_of
+from mlx_speech.server.errors import ApiError
 from mlx_speech.server.settings import Settings
 
 FILE_FIELD = "file"
@@ -47,7 +46,6 @@ class Upload:
 
     path: Path
     filename: str
-    size: int
     sha256: str
 
 
@@ -79,19 +77,9 @@ async def received_form(request: Request, settings: Settings, folder: Path, chec
 
 async def _read(request: Request, reader: _Reader, settings: Settings, check: Check) -> None:
     reader.expect(_length(request))
-    stream = request.stream()
-    window = _Window(settings)
     checked = False
-    while True:
-        try:
-            with fail_after(settings.upload_window):
-                data = await anext(stream, None)
-        except TimeoutError:
-            raise _too_slow(settings) from None
-        if data is None:
-            break
-        window.see(len(data))
-        reader.feed(data)
+    async for block in blocks_of(request, settings, settings.max_upload + settings.max_fields):
+        reader.feed(block)
         if reader.in_file and not checked and reader.form.fields:
             check(reader.form.fields)
             checked = True
@@ -118,36 +106,6 @@ def _length(request: Request) -> int:
     """Bytes of the whole form as the client says; 0 where it does not."""
     length = request.headers.get("content-length", "")
     return int(length) if length.isdecimal() and len(length) < 20 else 0
-
-
-def _too_slow(settings: Settings) -> ApiError:
-    rate = f"{settings.min_upload_rate:g} bytes a second over {settings.upload_window:g} s"
-    return ApiError(408, "upload_too_slow", f"the form comes too slowly: send at least {rate}", headers=_closing())
-
-
-def _closing() -> dict[str, str]:
-    """Headers of an answer that does not wait for the rest of a form."""
-    return {"Connection": "close", **NEVER_AGAIN}
-
-
-class _Window:
-    """Judges the speed of an upload, a window of time after another."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._start = time.monotonic()
-        self._bytes = 0
-
-    def see(self, count: int) -> None:
-        """count : bytes that have come. Raises `ApiError` 408."""
-        self._bytes += count
-        seconds = time.monotonic() - self._start
-        if seconds < self._settings.upload_window:
-            return
-        if self._bytes < self._settings.min_upload_rate * seconds:
-            raise _too_slow(self._settings)
-        self._start = time.monotonic()
-        self._bytes = 0
 
 
 class _Reader:
@@ -205,7 +163,7 @@ class _Reader:
         try:
             self._parser.write(data)
         except FormParserError as error:
-            raise ApiError(400, "invalid_form", f"the form cannot be read: {error}", headers=_closing()) from None
+            raise ApiError(400, "invalid_form", f"the form cannot be read: {error}", headers=dict(CLOSING)) from None
 
     def finish(self) -> None:
         """All bytes have come. Raises `ApiError` where the form is not whole."""
@@ -234,7 +192,7 @@ class _Reader:
         if self._file is None or self._path is None:
             return
         self._file.close()
-        self.form.upload = Upload(self._path, self._file_name, self._size, self._hash.hexdigest())
+        self.form.upload = Upload(self._path, self._file_name, self._hash.hexdigest())
 
     def close(self) -> None:
         """Delete what was not taken over."""
@@ -250,7 +208,7 @@ class _Reader:
     def _too_large(self) -> ApiError:
         limit = self._settings.max_upload
         return ApiError(
-            413, "file_too_large", f"Maximum content size limit ({limit}) exceeded", FILE_FIELD, headers=_closing()
+            413, "file_too_large", f"Maximum content size limit ({limit}) exceeded", FILE_FIELD, headers=dict(CLOSING)
         )
 
     # --- of the parser -----------------------------------------------------------------------------------------------
@@ -259,7 +217,7 @@ class _Reader:
         self._parts += 1
         if self._parts > self._settings.max_parts:
             most = self._settings.max_parts
-            raise ApiError(400, "too_many_fields", f"the form has more than {most} parts", headers=_closing())
+            raise ApiError(400, "too_many_fields", f"the form has more than {most} parts", headers=dict(CLOSING))
         self._headers = {}
         self._header = b""
         self._value = b""
@@ -280,16 +238,16 @@ class _Reader:
         parameters = _disposition(self._headers.get("content-disposition", ""))
         name = parameters.get("name")
         if name is None:
-            raise ApiError(400, "invalid_form", "a part of the form has no name", headers=_closing())
+            raise ApiError(400, "invalid_form", "a part of the form has no name", headers=dict(CLOSING))
         self._name = name.removesuffix("[]")
         self._filename = parameters.get("filename")
         if self._name != FILE_FIELD:
             if self._filename is not None:
-                shown = clean_name(self._name)
-                raise ApiError(400, "invalid_form", f"{shown} is a file: only `file` may be one", headers=_closing())
+                name = shown(self._name)
+                raise ApiError(400, "invalid_form", f"{name} is a file: only `file` may be one", headers=dict(CLOSING))
             return
         if self._path is not None:
-            raise ApiError(400, "invalid_value", "there are two files: send one", FILE_FIELD, headers=_closing())
+            raise ApiError(400, "invalid_value", "there are two files: send one", FILE_FIELD, headers=dict(CLOSING))
         self.in_file = True
         self._file_name = clean_name(self._filename or UNNAMED)
         self._path = self._folder / secrets.token_hex(16)
@@ -310,8 +268,8 @@ class _Reader:
         self._bytes_of_fields += end - start
         too_long = len(self._text) > self._settings.max_field
         if too_long or self._bytes_of_fields > self._settings.max_fields:
-            shown = clean_name(self._name)
-            raise ApiError(413, "field_too_large", f"{shown} is too long", shown, headers=_closing())
+            name = shown(self._name)
+            raise ApiError(413, "field_too_large", f"{name} is too long", name, headers=dict(CLOSING))
 
     def _part_end(self) -> None:
         if self._name == FILE_FIELD:
@@ -319,8 +277,8 @@ class _Reader:
         try:
             value = self._text.decode("utf-8")
         except UnicodeDecodeError:
-            shown = clean_name(self._name)
-            raise ApiError(400, "invalid_value", f"{shown} is not UTF-8", shown, headers=_closing()) from None
+            name = shown(self._name)
+            raise ApiError(400, "invalid_value", f"{name} is not UTF-8", name, headers=dict(CLOSING)) from None
         self.form.fields.setdefault(self._name, []).append(value)
 
     def _end(self) -> None:
@@ -339,14 +297,19 @@ def _disposition(header: str) -> dict[str, str]:
 
 
 def clean_name(name: str) -> str:
-    """A name as a message may show it: printable, and not long."""
-    shown = "".join(character for character in name if character.isprintable())
-    return shown.replace("\\", "/").split("/")[-1][:MAX_NAME] or UNNAMED
+    """The last part of a path as a message may show it."""
+    return shown(name.replace("\\", "/").split("/")[-1])
+
+
+def shown(name: str) -> str:
+    """A name as a message may show it: printable, on one line, and not long."""
+    printable = "".join(character for character in name if character.isprintable())
+    return printable[:MAX_NAME].strip() or UNNAMED
 
 
 def disk_full() -> ApiError:
     """What is answered where nothing can be written any more."""
-    return ApiError(507, "disk_full", "there is no room for the recording here", headers=_closing())
+    return ApiError(507, "disk_full", "there is no room for the recording here", headers=dict(CLOSING))
 
 
 def single(fields: Mapping[str, list[str]], name: str) -> str | None:
@@ -355,6 +318,3 @@ def single(fields: Mapping[str, list[str]], name: str) -> str | None:
     if len(values) > 1:
         raise ApiError(400, "invalid_value", f"{name} was given {len(values)} times: give it once", name)
     return values[0] if values else None
-
-
-__all__ = ["ClientDisconnect", "Fields", "Form", "Upload", "clean_name", "disk_full", "received_form", "single"]

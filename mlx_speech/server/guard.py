@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable, Iterable
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
@@ -36,13 +35,21 @@ Redeem = Callable[[str], bool]
 class Guard:
     """Lets a request through, with the hash of its key in `state.owner`, or answers it with an error.
 
+    refused : is told the code of every refusal
     redeem : takes a key that was made for one session, and says whether it is good
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, redeem: Redeem | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        redeem: Redeem | None = None,
+        refused: Callable[[str], object] = lambda code: None,
+    ) -> None:
         self._app = app
         self._settings = settings
         self._redeem = redeem
+        self._refused = refused
         self._hosts = _hosts(settings)
         self._keys = [key.encode() for key in settings.keys]
 
@@ -55,19 +62,28 @@ class Guard:
         try:
             self._check_host(connection.headers)
             self._check_origin(origin, connection.headers)
-            if scope["type"] == "http" and _is_preflight(scope, connection.headers):
-                await _with_cors(self._app_of(_preflight()), origin)(scope, receive, send)
-                return
-            connection.state.owner = self._owner(connection)
         except ApiError as error:
-            await _refuse(error, scope, receive, send)
+            await self._refusal(error)(scope, receive, send)
             return
-        app = self._app if origin is None else _with_cors(self._app, origin)
+        app: ASGIApp = self._app
+        if scope["type"] == "http" and _is_preflight(scope, connection.headers):
+            app = _preflight(connection.headers)
+        else:
+            try:
+                connection.state.owner = self._owner(connection)
+            except ApiError as error:
+                app = self._refusal(error)
+        if origin is not None:  # a page that may ask may also read why it was refused
+            app = _with_cors(app, origin)
         await app(scope, receive, send)
 
-    @staticmethod
-    def _app_of(response: Response) -> ASGIApp:
-        return response
+    def _refusal(self, error: ApiError) -> ASGIApp:
+        self._refused(error.code)
+
+        async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+            await _refuse(error, scope, receive, send)
+
+        return refuse
 
     def _check_host(self, headers: Headers) -> None:
         name = host_name(headers.get("host", ""))
@@ -77,29 +93,30 @@ class Guard:
     def _check_origin(self, origin: str | None, headers: Headers) -> None:
         if origin is None or origin in self._settings.cors or "*" in self._settings.cors:
             return
-        if origin != "null" and urlsplit(origin).netloc == headers.get("host", ""):
+        scheme, _, host = origin.partition("://")
+        if scheme in ("http", "https") and host == headers.get("host", ""):
             return
         raise ApiError(403, "origin_not_allowed", "a page of another site sent this: allow its origin with cors")
 
     def _owner(self, connection: HTTPConnection) -> str:
         """The hash of the key. Raises `ApiError` where one is needed, and this is none."""
         path = connection.scope["path"]
+        given = key_of(connection)
+        # a key of one session opens that alone, also where no other key is needed
+        if path == REALTIME and self._redeem is not None and given and self._redeem(given.decode("utf-8", "replace")):
+            return hashlib.sha256(given).hexdigest()
         if not self._keys:
             return ""
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
             return ""
         if path == "/metrics" and self._settings.metrics_open:
             return ""
-        given = key_of(connection)
         found = b""
         for key in self._keys:  # all of them, so that the time tells nothing
             if hmac.compare_digest(key, given):
                 found = key
         if found:
             return hashlib.sha256(found).hexdigest()
-        # a key of one session opens that alone
-        if path == REALTIME and self._redeem is not None and given and self._redeem(given.decode("utf-8", "replace")):
-            return hashlib.sha256(given).hexdigest()
         message = "this server needs a key: send it as Authorization: Bearer …"
         raise ApiError(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
 
@@ -131,10 +148,11 @@ def _is_preflight(scope: Scope, headers: Headers) -> bool:
     return scope["method"] == "OPTIONS" and "access-control-request-method" in headers
 
 
-def _preflight() -> Response:
+def _preflight(asked: Headers) -> Response:
+    """Whatever headers the page wants to send: none of them opens anything."""
     headers = {
         "Access-Control-Allow-Methods": CORS_METHODS,
-        "Access-Control-Allow-Headers": CORS_HEADERS,
+        "Access-Control-Allow-Headers": asked.get("access-control-request-headers", CORS_HEADERS),
         "Access-Control-Max-Age": CORS_SECONDS,
     }
     return Response(status_code=204, headers=headers)

@@ -8,8 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mlx_speech.server.errors import ApiError
-from mlx_speech.server.service import OPENAI_NAMES, Service
+from mlx_speech.server.service import Service
 
 OWNER = "mlx_speech"
 
@@ -27,8 +26,7 @@ def routes(service: Service) -> list[Route]:
 
     async def one(request: Request) -> Response:
         name = request.path_params["name"]  # its slashes came as %2F, and are slashes again
-        if name not in (*service.pipelines, *service.aliases, *OPENAI_NAMES):
-            raise ApiError(404, "model_not_found", "there is no model of this name here: /v1/models has all", "model")
+        service.model(name)  # which there has to be
         return JSONResponse(entry(name))
 
     return [Route("/v1/models", every), Route("/v1/models/{name:path}", one)]

@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
+from mlx_speech.errors import PipelineClosed
+from mlx_speech.request import Request
+
 T = TypeVar("T")
 
 
@@ -15,3 +18,18 @@ async def outcome_of(work: Awaitable[T]) -> T | Exception:
     if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
         raise outcome
     return outcome
+
+
+async def result_of(request: Request[T]) -> T:
+    """What comes out of a request in a pipeline; it is cancelled with the one who waits for it.
+
+    Raises what the request raised, and `PipelineClosed` where something else has cancelled it.
+    """
+    try:
+        async for _ in request:
+            pass
+    finally:
+        request.cancel()  # nothing happens where it has ended
+    if request.cancelled():
+        raise PipelineClosed("this pipeline was closed: make another one")
+    return request.result()

@@ -9,12 +9,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from mlx_speech.server import fields
-from mlx_speech.server.admission import stated_duration, too_long
+from mlx_speech.server.admission import too_long
 from mlx_speech.server.errors import ApiError
 from mlx_speech.server.fields import Work
 from mlx_speech.server.forms import received_form
 from mlx_speech.server.jobs.runner import Runner
 from mlx_speech.server.service import Service, owner_of
+from mlx_speech.server.sounds import stated_duration
 from mlx_speech.server.transcriptions import prefers_async, required
 
 MAX_KEY = 255  # characters of an Idempotency-Key

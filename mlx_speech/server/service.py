@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from anyio import CapacityLimiter
 from starlette.requests import HTTPConnection
 
 from mlx_speech.pipeline import Pipeline
@@ -24,6 +25,8 @@ OPENAI_NAMES = (
     "gpt-4o-transcribe-diarize",
 )
 
+VOICES_AT_ONCE = 4  # requests whose known speakers are heard
+
 
 @dataclass
 class Service:
@@ -37,12 +40,14 @@ class Service:
     pipelines: Mapping[str, Pipeline]
     aliases: Mapping[str, str] = field(default_factory=dict)
     state: str = "loading"
+    waiting_for_voices: CapacityLimiter = field(init=False)
     live: set[Callable[[], None]] = field(default_factory=set)
     admission: Admission = field(init=False)
     metrics: Metrics = field(init=False)
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.settings)
+        self.waiting_for_voices = CapacityLimiter(VOICES_AT_ONCE)  # or they would take the threads of all others
         self.metrics = Metrics(self.admission)
 
     @property
@@ -60,6 +65,11 @@ class Service:
             return next(iter(self.pipelines))
         known = ", ".join(self.pipelines)
         raise ApiError(404, "model_not_found", f"there is no model of this name here: give one of {known}", "model")
+
+    def translates(self, name: str) -> bool:
+        """Whether a pipeline's Whisper was trained to; turbo was not."""
+        weights = self.pipelines[name].models.names.get("whisper", name)
+        return "turbo" not in weights
 
     def pipeline(self, name: str) -> Pipeline:
         """What answers for a model. Raises as `model`."""

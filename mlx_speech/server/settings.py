@@ -26,9 +26,9 @@ class Settings:
     data_dir : jobs, their sound and uploads under way
     max_upload : bytes of a recording
     max_duration, max_job_duration : seconds of a recording that is answered at once, and of a job's
-    max_fields : bytes of all text fields of a form
+    max_fields, max_field : bytes of all text fields of a form, and of one
     max_parts : parts of a form
-    max_waiting : requests that wait or are under way
+    max_queue : requests that wait or are under way
     max_waiting_seconds : their sound
     max_uploads, max_uploads_per_key : uploads at once
     min_upload_rate : bytes a second, over `upload_window` seconds
@@ -57,7 +57,7 @@ class Settings:
     max_fields: int = 16 * MEBIBYTE
     max_field: int = 4 * MEBIBYTE
     max_parts: int = 64
-    max_waiting: int = 64
+    max_queue: int = 64
     max_waiting_seconds: float = 8 * HOUR
     max_uploads: int = 64
     max_uploads_per_key: int = 16
@@ -79,7 +79,11 @@ class Settings:
             )
         if not 0 <= self.port <= LARGEST_PORT:
             raise OptionError(f"port is {self.port}: give 0 to {LARGEST_PORT}")
-        if self.wyoming is not None and not self.wyoming.rpartition(":")[2].isdecimal():
+        if self.wyoming is not None and not _is_port(self.wyoming.rpartition(":")[2]):
             raise OptionError(f"wyoming is {self.wyoming!r}: give a port, or an address and a port, as 0.0.0.0:10300")
         if "*" in self.cors and not self.keys:
             raise OptionError('cors is "*", any page: give api_key_file, or name the pages')
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and int(text[:6]) <= LARGEST_PORT

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from mlx_speech import writers
 from mlx_speech.languages import LANGUAGES
-from mlx_speech.server.fields import FORMATS, OWN_FORMATS, Task, Work, wrong
+from mlx_speech.server.fields import FORMATS, Task, Work, wrong
 from mlx_speech.transcript import Diarization, Segment, Transcript, Word, space_between
 from mlx_speech.voices.enrolments import is_unnamed
 
@@ -64,10 +64,10 @@ def stored(transcript: Transcript, response_format: str, coder: Coder | None = N
     return answer(transcript, work, coder)
 
 
-def json_response(content: object, status: int = 200) -> Response:
+def json_response(content: object) -> Response:
     """JSON without NaN, which no other program reads."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False)
-    return Response(text, status, media_type="application/json")
+    return Response(text, media_type="application/json")
 
 
 def body(transcript: Transcript, work: Work, coder: Coder | None = None) -> dict[str, Any]:
@@ -258,6 +258,3 @@ def diarization_answer(diarization: Diarization, response_format: str) -> Respon
     for turn in diarization.turns:
         turns.append({"speaker": turn.speaker, **_times(turn.start, turn.end)})
     return json_response({"speakers": list(diarization.speakers), "segments": turns})
-
-
-__all__ = ["OWN_FORMATS", "answer", "body", "diarization_answer", "in_format", "running_text", "stored"]

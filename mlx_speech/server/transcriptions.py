@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from io import FileIO
 from typing import TypeVar
 
 from anyio.to_thread import run_sync
@@ -15,21 +16,23 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mlx_speech.request import Event, Heard
+from mlx_speech.request import Event, Heard, Progress
 from mlx_speech.request import Request as Task
 from mlx_speech.server import fields, shapes
-from mlx_speech.server.admission import opened, stated_duration
-from mlx_speech.server.errors import ApiError, api_error, shutting_down
+from mlx_speech.server.admission import too_long
+from mlx_speech.server.errors import ApiError, api_error
 from mlx_speech.server.events import event, event_stream
 from mlx_speech.server.fields import Work
-from mlx_speech.server.forms import Fields, Form, Upload, received_form
+from mlx_speech.server.forms import Check, Fields, Form, Upload, received_form
 from mlx_speech.server.known import named, voices_of
-from mlx_speech.server.outcomes import outcome_of
+from mlx_speech.server.outcomes import outcome_of, result_of
 from mlx_speech.server.service import Service, owner_of
+from mlx_speech.server.sounds import opened, stated_duration
 from mlx_speech.transcript import Transcript, space_between
 from mlx_speech.voices.matching import Voices
 
 T = TypeVar("T")
+W = TypeVar("W")
 log = logging.getLogger("mlx_speech.server")
 ReadWork = Callable[[Fields, Service], Work]
 
@@ -59,30 +62,30 @@ async def _answer(request: Request, service: Service, read: ReadWork) -> Respons
     """What is open for the answer is closed behind it: here, or, where it is a stream, at the end of that."""
     async with AsyncExitStack() as stack:
         stack.enter_context(service.admission.request())
-        answering = await _begin(request, service, read, stack)
-        if answering.work.stream:
+        work, sound = await _received(request, service, read, fields.early_check(service, read), stack)
+        pipeline = service.pipelines[work.model]
+        voices = None
+        if work.known_speakers:
+            hearing = run_sync(voices_of, work.known_speakers, pipeline, limiter=service.waiting_for_voices)
+            voices = await unless_gone(request, hearing)
+        task = pipeline.submit(sound, **work.options)
+        stack.callback(task.cancel)
+        answering = Answering(service, work, task, voices)
+        if work.stream:
             return event_stream(answering.stream(stack.pop_all()))
         return await answering.whole(request)
 
 
-async def _begin(request: Request, service: Service, read: ReadWork, stack: AsyncExitStack) -> Answering:
-    """Take in a form, and hand its recording to the pipeline."""
-    async with AsyncExitStack() as uploading:
-        uploading.enter_context(service.admission.upload(owner_of(request)))
-        receiving = received_form(request, service.settings, service.uploads, fields.early_check(service, read))
-        form = await uploading.enter_async_context(receiving)
-        work = read(form.fields, service)
-        upload = required(form)
-        pipeline = service.pipelines[work.model]
-        seconds = await run_sync(stated_duration, upload.path)
-        stack.enter_context(service.admission.sound(seconds))
-        voices = None
-        if work.known_speakers:
-            voices = await run_sync(voices_of, work.known_speakers, pipeline)
-        sound = stack.enter_context(opened(upload.path, upload.filename))
-    task = pipeline.submit(sound, **work.options)
-    stack.callback(task.cancel)
-    return Answering(service, work, task, voices, upload.filename)
+async def _received(
+    request: Request, service: Service, read: Callable[[Fields, Service], W], check: Check, stack: AsyncExitStack
+) -> tuple[W, FileIO]:
+    """What a form asks for, and its recording, which is open until the stack is closed; on disk it is deleted."""
+    with service.admission.upload(owner_of(request)):
+        async with received_form(request, service.settings, service.uploads, check) as form:
+            work = read(form.fields, service)
+            upload = required(form)
+            stack.enter_context(service.admission.sound(await run_sync(stated_duration, upload.path)))
+            return work, stack.enter_context(opened(upload.path, upload.filename))
 
 
 def prefers_async(request: Request) -> bool:
@@ -104,32 +107,31 @@ class Answering:
     voices : of speakers whose names came with the request
     """
 
-    def __init__(
-        self, service: Service, work: Work, task: Task[Transcript], voices: Voices | None, filename: str
-    ) -> None:
+    def __init__(self, service: Service, work: Work, task: Task[Transcript], voices: Voices | None) -> None:
         self.work = work
         self._service = service
         self._task = task
         self._voices = voices
-        self._filename = filename
         self._start = time.monotonic()
 
     async def whole(self, request: Request) -> Response:
         """The answer, once all of it is there. Raises `ApiError`, and `ClientDisconnect` where nobody waits for it."""
         transcript = await unless_gone(request, self._transcript())
-        coder = self._service.pipelines[self.work.model].models.whisper().tokenizer
+        coder = None
+        if self.work.response_format == "verbose_json" or self.work.logprobs:
+            coder = self._service.pipelines[self.work.model].models.whisper().tokenizer
         return await run_sync(shapes.answer, transcript, self.work, coder)
 
     async def stream(self, open_for_it: AsyncExitStack) -> AsyncIterator[str]:
         """OpenAI's events: deltas of text in the order of the recording, segments with speakers, the end."""
         async with open_for_it:
             text = ""
-            async for delta in in_order(self._task):
+            async for delta in in_order(until_too_long(self._task, self._service.settings.max_duration)):
                 text += delta
                 yield event({"type": "transcript.text.delta", "delta": delta})
             transcript = await outcome_of(self._transcript())
             if isinstance(transcript, Exception):
-                yield event(api_error(transcript, self._filename).body())
+                yield event(api_error(transcript).body())
                 return
             if self.work.response_format == "diarized_json":
                 for segment in shapes.speaker_segments(transcript, shapes.known_names(self.work)):
@@ -141,7 +143,7 @@ class Answering:
             yield event(done)
 
     async def _transcript(self) -> Transcript:
-        transcript = await result_of(self._task)
+        transcript = await bounded_result(self._task, self._service.settings.max_duration)
         seconds = time.monotonic() - self._start
         self._service.admission.measure(transcript.duration, seconds)
         self._service.metrics.see_transcript(transcript, seconds)
@@ -152,7 +154,7 @@ class Answering:
         return transcript
 
 
-async def in_order(events: AsyncIterator[Event] | Task[Transcript]) -> AsyncIterator[str]:
+async def in_order(events: AsyncIterator[Event]) -> AsyncIterator[str]:
     """The text of chunks, which are heard in any order, in that of the recording; joined, it is the whole text."""
     held: dict[int, Heard] = {}
     following = 0
@@ -170,14 +172,28 @@ async def in_order(events: AsyncIterator[Event] | Task[Transcript]) -> AsyncIter
             following += 1
 
 
-async def result_of(task: Task[T]) -> T:
-    """What came out. Raises `ApiError` where the server has ended it."""
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if not task.cancelled():
-            raise  # who waits for it was cancelled
-        raise shutting_down() from None
+async def until_too_long(task: Task[T], limit: float) -> AsyncIterator[Event]:
+    """Its events; it is cancelled where the sound turns out to be longer than `limit` seconds, as some files do not
+    say."""
+    async for news in task:
+        if is_too_long(news, limit):
+            task.cancel()
+            return
+        yield news
+
+
+async def bounded_result(task: Task[T], limit: float) -> T:
+    """What comes out. Raises as `result_of`, and `ApiError` 413 where the sound is longer than `limit` seconds."""
+    async for news in task:
+        if is_too_long(news, limit):
+            task.cancel()
+            raise too_long(limit)
+    return await result_of(task)
+
+
+def is_too_long(news: Event, limit: float) -> bool:
+    """Whether it tells of more than so many seconds."""
+    return isinstance(news, Progress) and news.total > limit
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
@@ -202,18 +218,14 @@ async def _left(request: Request) -> None:
 
 async def _diarize(request: Request, service: Service) -> Response:
     """Speakers alone."""
-    with service.admission.request(), service.admission.upload(owner_of(request)):
-        receiving = received_form(
-            request, service.settings, service.uploads, lambda given: fields.diarization(given, service)
-        )
-        async with receiving as form:
-            work = fields.diarization(form.fields, service)
-            upload = required(form)
-            seconds = await run_sync(stated_duration, upload.path)
-            with service.admission.sound(seconds), opened(upload.path, upload.filename) as sound:
-                task = service.pipelines[work.model].submit_diarization(sound, **work.numbers)
-                try:
-                    found = await unless_gone(request, result_of(task))
-                finally:
-                    task.cancel()
-    return shapes.diarization_answer(found, work.response_format)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(service.admission.request())
+
+        def check(given: Fields) -> None:
+            fields.diarization(given, service)
+
+        work, sound = await _received(request, service, fields.diarization, check, stack)
+        task = service.pipelines[work.model].submit_diarization(sound, **work.numbers)
+        stack.callback(task.cancel)
+        found = await unless_gone(request, bounded_result(task, service.settings.max_duration))
+        return shapes.diarization_answer(found, work.response_format)

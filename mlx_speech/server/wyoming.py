@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from mlx_speech.audio import RATES
-from mlx_speech.errors import MLXSpeechError, PipelineClosed
+from mlx_speech.errors import MLXSpeechError
 from mlx_speech.languages import LANGUAGES
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.request import Request
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server.errors import ApiError, api_error
 from mlx_speech.server.listening import listen
+from mlx_speech.server.outcomes import outcome_of, result_of
 from mlx_speech.server.realtime.buffer import SoundBuffer
 from mlx_speech.server.realtime.fields import Fields
 from mlx_speech.server.realtime.sound import Decoder, Format
@@ -239,16 +240,12 @@ class _Connection:
                 return None
         finally:
             request.cancel()
-        if request.cancelled():
-            raise api_error(PipelineClosed("closed"))
-        error = request.exception()
-        if error is None:
-            return request.result()
-        if not isinstance(error, Exception):
-            raise error
-        if not isinstance(error, MLXSpeechError):
-            LOG.error("sound could not be recognised", exc_info=error)
-        raise api_error(error)
+        outcome = await outcome_of(result_of(request))
+        if not isinstance(outcome, Exception):
+            return outcome
+        if not isinstance(outcome, MLXSpeechError):
+            LOG.error("sound could not be recognised", exc_info=outcome)
+        raise api_error(outcome)
 
     async def _is_waited_for(self, request: Request[Transcript]) -> bool:
         """Whether the client is there until the request has ended."""

@@ -18,8 +18,6 @@ Version = Literal["corrected", "first"]
 
 ID = re.compile(r"job_[a-z2-7]{26}")
 ID_BYTES = 16  # random; 26 characters of base32
-MAX_NAME = 100  # characters of a file's name that are kept
-UNNAMED = "recording"
 
 
 @dataclass(frozen=True)
@@ -142,12 +140,6 @@ def new_id() -> str:
     """An id that nobody can guess."""
     digits = base64.b32encode(secrets.token_bytes(ID_BYTES)).decode().rstrip("=").lower()
     return f"job_{digits}"
-
-
-def shown_name(filename: str) -> str:
-    """The client's name of a recording as it may be shown: printable, on one line, and not long."""
-    printable = "".join(character for character in filename if character.isprintable())
-    return printable[:MAX_NAME].strip() or UNNAMED
 
 
 def _whole(seconds: float | None) -> int | None:

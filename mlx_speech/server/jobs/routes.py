@@ -13,11 +13,13 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from mlx_speech.errors import CorruptFile
+from mlx_speech.server.bodies import bounded_body
 from mlx_speech.server.errors import ApiError
-from mlx_speech.server.jobs.records import ID, Job, JobEvent, Version
+from mlx_speech.server.events import HEADERS, SIGN_OF_LIFE, event_of
+from mlx_speech.server.jobs.records import ID, Job, Version
 from mlx_speech.server.jobs.runner import Runner
 from mlx_speech.server.jobs.store import sound_missing
-from mlx_speech.server.service import Service
+from mlx_speech.server.service import Service, owner_of
 from mlx_speech.transcript import Transcript
 from mlx_speech.writers import read_json
 
@@ -29,7 +31,6 @@ MAX_LIMIT = 100
 MAX_DIGITS = 15  # of a number that a client sends
 POLL_SECONDS = 2  # until a client should ask again for a job that has not ended
 PRIVATE = {"Cache-Control": "no-store"}
-STREAM_HEADERS = {**PRIVATE, "X-Accel-Buffering": "no"}  # the latter is for nginx
 # It plays, and is never taken for a page: whatever it is, a browser may not look into it for another type.
 SOUND_HEADERS = {
     **PRIVATE,
@@ -55,7 +56,7 @@ def routes(service: Service, runner: Runner, answer: Answer) -> list[Route]:
 
     answer : a transcript in a response_format, as the service gives it everywhere; may raise `ApiError`
     """
-    jobs = _Jobs(runner, answer)
+    jobs = _Jobs(service, runner, answer)
     return [
         Route(JOBS, jobs.list, methods=["GET"]),
         Route(JOBS + "/{id}", jobs.get, methods=["GET"]),
@@ -71,7 +72,8 @@ def routes(service: Service, runner: Runner, answer: Answer) -> list[Route]:
 class _Jobs:
     """The answers."""
 
-    def __init__(self, runner: Runner, answer: Answer) -> None:
+    def __init__(self, service: Service, runner: Runner, answer: Answer) -> None:
+        self._service = service
         self._runner = runner
         self._answer = answer
         self._corrections = CapacityLimiter(CORRECTIONS_AT_ONCE)
@@ -84,7 +86,7 @@ class _Jobs:
         after = request.query_params.get("after") or None
         if after is not None and not ID.fullmatch(after):
             raise ApiError(400, "invalid_value", "after is no id of a job: give that of the last one listed", "after")
-        jobs, has_more = await run_sync(self._runner.store.jobs_of, _owner(request), limit, after)
+        jobs, has_more = await run_sync(self._runner.store.jobs_of, owner_of(request), limit, after)
         content = {"object": "list", "data": [job.body() for job in jobs], "has_more": has_more}
         return JSONResponse(content, headers=PRIVATE)
 
@@ -98,7 +100,7 @@ class _Jobs:
 
     async def delete(self, request: Request) -> Response:
         """Cancel it, and delete all there is of it."""
-        await self._runner.delete(_job_id(request), _owner(request))
+        await self._runner.delete(_job_id(request), owner_of(request))
         return Response(status_code=204)
 
     async def events(self, request: Request) -> Response:
@@ -112,13 +114,13 @@ class _Jobs:
         if job.has_ended and after == last:
             return Response(status_code=204)
         stream = _stream(self._runner, job.id, after)
-        return StreamingResponse(stream, media_type="text/event-stream", headers=STREAM_HEADERS)
+        return StreamingResponse(stream, media_type="text/event-stream", headers=HEADERS)
 
     async def result(self, request: Request) -> Response:
         """Its transcript, in the format that is asked for."""
         version = _version(request.query_params.get("version"))
         store = self._runner.store
-        job, content = await run_sync(store.result, _job_id(request), _owner(request), version)
+        job, content = await run_sync(store.result, _job_id(request), owner_of(request), version)
         response_format = request.query_params.get("response_format") or job.response_format
         response = await run_sync(self._render, content, response_format)
         response.headers.update({**PRIVATE, "ETag": job.etag})
@@ -127,7 +129,8 @@ class _Jobs:
     async def correct(self, request: Request) -> Response:
         """Keep a corrected transcript."""
         job = await self._find(request)
-        content = await _body(request)
+        with self._service.admission.upload(job.owner):
+            content = await bounded_body(request, self._service.settings, MAX_CORRECTION, "transcript_too_large")
         transcript = await run_sync(_read, content, limiter=self._corrections)
         revisions = _revisions(request)
         job = await run_sync(self._runner.store.correct, job.id, job.owner, transcript, revisions)
@@ -136,7 +139,7 @@ class _Jobs:
     async def uncorrect(self, request: Request) -> Response:
         """Go back to the first transcript."""
         store = self._runner.store
-        job = await run_sync(store.uncorrect, _job_id(request), _owner(request), _revisions(request))
+        job = await run_sync(store.uncorrect, _job_id(request), owner_of(request), _revisions(request))
         return JSONResponse(job.body(), headers={**PRIVATE, "ETag": job.etag})
 
     async def sound(self, request: Request) -> Response:
@@ -152,7 +155,7 @@ class _Jobs:
 
     async def _find(self, request: Request) -> Job:
         """Raises `ApiError` 404 where the owner has no such job."""
-        return await run_sync(self._runner.store.get, _job_id(request), _owner(request))
+        return await run_sync(self._runner.store.get, _job_id(request), owner_of(request))
 
     def _render(self, content: str, response_format: str) -> Response:
         return self._answer(Transcript.from_dict(json.loads(content)), response_format)
@@ -170,16 +173,7 @@ def sound_type(path: Path) -> str:
 
 async def _stream(runner: Runner, job_id: str, after: int) -> AsyncIterator[str]:
     async for event in runner.events(job_id, after):
-        yield ": still here\n\n" if event is None else _written(event)
-
-
-def _written(event: JobEvent) -> str:
-    """As a server-sent event (WHATWG HTML, 9.2). JSON has no line breaks."""
-    return f"id: {event.sequence}\nevent: {event.name}\ndata: {event.data}\n\n"
-
-
-def _owner(request: Request) -> str:
-    return getattr(request.state, "owner", "")
+        yield SIGN_OF_LIFE if event is None else event_of(event.data, event.name, event.sequence)
 
 
 def _job_id(request: Request) -> str:
@@ -212,17 +206,6 @@ def _revisions(request: Request) -> set[str] | None:
         return None
     tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
     return {tag.strip('"') for tag in tags}
-
-
-async def _body(request: Request) -> bytes:
-    """Raises `ApiError` 413 where it is too large."""
-    content = bytearray()
-    async for block in request.stream():
-        content += block
-        if len(content) > MAX_CORRECTION:
-            message = f"a transcript may have {MAX_CORRECTION >> 20} MiB: leave out characters, or cut it"
-            raise ApiError(413, "transcript_too_large", message, headers={"Connection": "close"})
-    return bytes(content)
 
 
 def _read(content: bytes) -> Transcript:

@@ -7,11 +7,10 @@ to stop, requests are cancelled in the engine, and their jobs are put back into 
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -21,11 +20,12 @@ from anyio.to_thread import run_sync
 from mlx_speech.errors import PipelineClosed
 from mlx_speech.options import Options, TranscribeOptions
 from mlx_speech.request import Request
-from mlx_speech.server.errors import ApiError, api_error
+from mlx_speech.server.errors import ApiError, api_error, shutting_down
 from mlx_speech.server.jobs.progress import Tracker
 from mlx_speech.server.jobs.records import Job, JobEvent, Order
 from mlx_speech.server.jobs.store import Store, sound_missing
 from mlx_speech.server.service import Service
+from mlx_speech.server.sounds import opened
 from mlx_speech.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ class Runner:
     def store(self) -> Store:
         """The jobs on disk. Raises `ApiError` 503 where the runner does not run."""
         if self._store is None:
-            headers = {"Retry-After": "5"}
-            raise ApiError(503, "shutting_down", "jobs are not done now: try again later", headers=headers)
+            raise shutting_down()
         return self._store
 
     @asynccontextmanager
@@ -234,7 +233,11 @@ class Runner:
         options = cast("TranscribeOptions", job.options)
         told = await self._stored(self.store.segments, job.id)
         tracker = Tracker(Options.of(**options), told)
-        with _opened(self.store.sound(job.id), job.filename) as sound:
+        try:
+            opening = opened(self.store.sound(job.id), job.filename)
+        except FileNotFoundError as error:
+            raise sound_missing() from error
+        with opening as sound:
             if self._stopping.is_set():
                 raise PipelineClosed("the server is stopping")
             request = pipeline.submit(sound, **options)
@@ -301,23 +304,11 @@ async def _happens(event: asyncio.Event, seconds: float) -> bool:
     return event.is_set()
 
 
-@contextmanager
-def _opened(path: Path, filename: str) -> Iterator[io.FileIO]:
-    """A recording whose name in messages is the client's. Raises `ApiError` where it is gone."""
-    try:
-        sound = io.FileIO(path, "rb")
-    except FileNotFoundError as error:
-        raise sound_missing() from error
-    with sound:
-        sound.name = filename  # pyright: ignore[reportAttributeAccessIssue]
-        yield sound
-
-
 def _described(error: BaseException, job: Job) -> dict[str, Any]:
     """What a job keeps of what it failed with."""
     if not isinstance(error, Exception):
         raise error
-    answer = api_error(error, job.filename)
+    answer = api_error(error)
     if answer.status == 500:
         log.error("%s failed", job.id, exc_info=error)
     return cast("dict[str, Any]", answer.body()["error"])

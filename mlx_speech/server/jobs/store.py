@@ -19,8 +19,9 @@ from typing import Any
 
 from mlx_speech.errors import OutputError
 from mlx_speech.server.errors import NEVER_AGAIN, ApiError
+from mlx_speech.server.forms import shown
 from mlx_speech.server.jobs.database import Database, serving
-from mlx_speech.server.jobs.records import Job, JobEvent, Order, Version, new_id, shown_name
+from mlx_speech.server.jobs.records import Job, JobEvent, Order, Version, new_id
 from mlx_speech.transcript import Transcript
 
 FILE_NAME = "jobs.sqlite3"
@@ -321,7 +322,7 @@ class Store:
         row = {
             "id": job_id,
             "owner": order.owner,
-            "filename": shown_name(order.filename),
+            "filename": shown(order.filename),
             "model": order.model,
             "options": order.options_json,
             "response_format": order.response_format,

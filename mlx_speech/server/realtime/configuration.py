@@ -1,6 +1,7 @@
 """What a client may set of a session: checked, kept, told back.
 
-An update says what is to change: what it leaves out stays, null is the default, or off where something can be off.
+An update says what is to change: of the session's own fields, what it leaves out stays, null is the default, or off
+where something can be off.
 Source: `openai.types.realtime.realtime_transcription_session_create_request`, and, of the older messages,
 `openai.types.beta.realtime.transcription_session_update`.
 """

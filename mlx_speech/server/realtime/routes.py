@@ -13,7 +13,7 @@ from mlx_speech.server.realtime.limits import Limits
 from mlx_speech.server.realtime.session import MakeRecogniser, Session
 from mlx_speech.server.realtime.tokens import Secrets
 from mlx_speech.server.realtime.turns import Turns
-from mlx_speech.server.service import Service
+from mlx_speech.server.service import Service, owner_of
 
 INTENT = "transcription"  # the only one that there is here
 
@@ -68,7 +68,7 @@ class _Door:
         intent = socket.query_params.get("intent", INTENT)
         if intent != INTENT:
             raise ApiError(400, "invalid_value", f"intent is {brief(intent)}: give {INTENT}", "intent")
-        given = self._secrets.configuration(getattr(socket.state, "owner", ""))
+        given = self._secrets.configuration(owner_of(socket))
         if given is not None:
             return given
         return default_configuration(self._service, socket.query_params.get("model"))

@@ -15,11 +15,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from mlx_speech.server.bodies import bounded_body
 from mlx_speech.server.errors import ApiError
 from mlx_speech.server.realtime.configuration import Configuration, default_configuration
 from mlx_speech.server.realtime.events import new_id, session_of
 from mlx_speech.server.realtime.fields import Fields, parsed
 from mlx_speech.server.service import Service
+from mlx_speech.server.settings import Settings
 
 PREFIX = "ek_"
 SECONDS = 60.0  # that a token is valid
@@ -88,7 +90,7 @@ def routes(service: Service, tokens: Secrets) -> list[Route]:
 
     async def client_secrets(request: Request) -> Response:
         """`{"expires_after": {"anchor", "seconds"}, "session": {…}}` → `{"value", "expires_at", "session"}`"""
-        body = Fields(await _body(request), "the body")
+        body = Fields(await _body(request, service.settings), "the body")
         body.allow("expires_after", "session")
         life = body.inner("expires_after")
         life.allow("anchor", "seconds")
@@ -102,7 +104,7 @@ def routes(service: Service, tokens: Secrets) -> list[Route]:
 
     async def transcription_sessions(request: Request) -> Response:
         """The session in the body, the token in `client_secret`."""
-        configuration = default_configuration(service).updated_by_older(await _body(request))
+        configuration = default_configuration(service).updated_by_older(await _body(request, service.settings))
         configuration.hearing(service)
         token, grant = tokens.issue(configuration)
         secret = {"value": token, "expires_at": int(grant.expires_at)}
@@ -115,13 +117,9 @@ def routes(service: Service, tokens: Secrets) -> list[Route]:
     ]
 
 
-async def _body(request: Request) -> object:
-    """JSON; an empty body is an empty object. Raises `ApiError` 400 and 413."""
-    data = bytearray()
-    async for block in request.stream():
-        data += block
-        if len(data) > LONGEST_BODY:
-            raise ApiError(413, "body_too_large", f"the body has more than {LONGEST_BODY} bytes: leave something out")
+async def _body(request: Request, settings: Settings) -> object:
+    """JSON; an empty body is an empty object. Raises `ApiError` 400, 408 and 413."""
+    data = await bounded_body(request, settings, LONGEST_BODY, "body_too_large")
     if not data:
         return {}
     return parsed(data.decode("utf-8", "replace"))

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from mlx_speech.errors import MLXSpeechError, PipelineClosed
-from mlx_speech.request import Request
+from mlx_speech.errors import MLXSpeechError
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server.errors import ApiError, api_error
+from mlx_speech.server.outcomes import outcome_of, result_of
 from mlx_speech.server.realtime.buffer import SoundBuffer
 from mlx_speech.server.realtime.events import new_id
 from mlx_speech.server.realtime.finder import WINDOW, Edge, TurnFinder
@@ -237,10 +237,7 @@ class Turns:
             count = min((self._buffer.end - finder.position) // WINDOW, WINDOWS_AT_ONCE)
             windows = self._buffer.between(finder.position, finder.position + count * WINDOW)
             request = self._hearing.pipeline.submit_speech(windows, self._state)
-            error = await _end_of(request)
-            if error is not None:
-                raise error
-            probabilities, self._state = request.result()
+            probabilities, self._state = await result_of(request)
             for probability in probabilities.tolist():
                 for edge in finder.step(probability):
                     await self._turn_edge(edge)
@@ -336,13 +333,12 @@ class Turns:
         except MLXSpeechError as error:
             self._tell(Failed(turn.item, api_error(error), turn.previous))
             return
-        error = await _end_of(request)
-        if error is not None:
-            if not isinstance(error, MLXSpeechError):
-                LOG.error("a turn could not be recognised", exc_info=error)
-            self._tell(Failed(turn.item, api_error(error), turn.previous))
+        transcript = await outcome_of(result_of(request))
+        if isinstance(transcript, Exception):
+            if not isinstance(transcript, MLXSpeechError):
+                LOG.error("a turn could not be recognised", exc_info=transcript)
+            self._tell(Failed(turn.item, api_error(transcript), turn.previous))
             return
-        transcript = request.result()
         text = ""
         for piece in pieces(transcript.segments):
             self._tell(Text(turn.item, piece))
@@ -366,21 +362,6 @@ def pieces(segments: Sequence[Segment]) -> list[str]:
             parts.append(part)
             text += part
     return parts
-
-
-async def _end_of(request: Request[T]) -> Exception | None:
-    """Wait for a request, which is cancelled with the one who waits; returns what it raised."""
-    try:
-        async for _ in request:
-            pass
-    finally:
-        request.cancel()
-    if request.cancelled():
-        return PipelineClosed("this pipeline was closed: make another one")
-    error = request.exception()
-    if error is not None and not isinstance(error, Exception):
-        raise error
-    return error
 
 
 def _nothing(problem: str) -> ApiError:
