@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx2
 import numpy as np
@@ -27,6 +29,7 @@ from serve_process import COMMAND, PATIENCE, Serving, environment, rest_of, serv
 from serving import wav
 from starlette.responses import PlainTextResponse
 from test_writers import parse_srt
+from uvicorn.server import ServerState
 from websockets.exceptions import ConnectionClosed
 
 import mlx_speech
@@ -279,29 +282,32 @@ class Impatient(Connection):
     seconds_to_read = 0.6
 
 
-@pytest.fixture
-def impatient() -> Iterator[int]:
-    """The port of a server with short times; /long is more than the system takes in for a client that does not read."""
+@contextlib.contextmanager
+def listening(protocol: type[Connection]) -> Iterator[tuple[int, uvicorn.Server]]:
+    """The port and the server; /long is more than the system takes in for a client that does not read."""
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         content = "a" * (64 * MEBIBYTE if scope["path"] == "/long" else 1)
         await PlainTextResponse(content)(scope, receive, send)
 
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(answer, http=Impatient, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(answer, http=protocol, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield listener.getsockname()[1]
-    assert not running.server_state.connections and not running.server_state.tasks
+    yield listener.getsockname()[1], running
+    until(lambda: not running.server_state.connections and not running.server_state.tasks, "its connections' end")
     running.should_exit = True
     thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("beginning", [b"", b"GET / HT", head("GET", "/") + b"GET /"])
-def test_a_head_that_comes_slowly_is_not_waited_for(impatient: int, beginning: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", impatient), timeout=PATIENCE) as connection:
+def test_a_head_that_comes_slowly_is_not_waited_for(beginning: bytes) -> None:
+    with (
+        listening(Impatient) as (port, _),
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection,
+    ):
         connection.sendall(beginning)
         start = time.monotonic()
         closed = threading.Event()
@@ -322,17 +328,37 @@ def test_a_head_that_comes_slowly_is_not_waited_for(impatient: int, beginning: b
     assert answer.count(b"HTTP/1.1 200") == beginning.count(b"\r\n\r\n")
 
 
-def test_a_client_that_does_not_read_is_not_waited_for(impatient: int) -> None:
-    with socket.create_connection(("127.0.0.1", impatient), timeout=PATIENCE) as connection:
+def test_a_client_that_does_not_read_is_not_waited_for() -> None:
+    with (
+        listening(Impatient) as (port, running),
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection,
+    ):
         connection.sendall(head("GET", "/long"))
         received = len(connection.recv(1))
-        time.sleep(2.0)
+        until(lambda: not running.server_state.connections, "the server to give the client up")
         assert received + len(rest_of(connection)) < 64 * MEBIBYTE
-    # one that reads, however slowly it begins, gets all
-    with socket.create_connection(("127.0.0.1", impatient), timeout=PATIENCE) as connection:
+
+
+def test_a_client_that_begins_late_to_read_gets_all() -> None:
+    with (
+        listening(Connection) as (port, _),
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection,
+    ):
         connection.sendall(head("GET", "/long", "Connection: close\r\n"))
-        time.sleep(0.2)
+        time.sleep(0.5)
         assert len(rest_of(connection)) > 64 * MEBIBYTE
+
+
+def test_each_time_that_a_client_reads_its_time_begins_anew() -> None:
+    loop, transport = Mock(), Mock()
+    connection = Connection(uvicorn.Config(Mock(), log_config=None), ServerState(), {}, loop)
+    connection.connection_made(transport)
+    for _ in range(3):
+        loop.call_later = Mock()
+        connection.pause_writing()
+        loop.call_later.assert_called_once_with(60.0, transport.abort)
+        connection.resume_writing()
+        loop.call_later.return_value.cancel.assert_called_once_with()
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
