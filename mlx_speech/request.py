@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 from mlx_speech.transcript import Segment
 
@@ -16,7 +16,12 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Progress:
+class Event:
+    """Something that a request tells while it is under way."""
+
+
+@dataclass(frozen=True)
+class Progress(Event):
     """How far a recording is.
 
     stage : "vad", "transcribe", "align" or "diarize"
@@ -29,7 +34,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Heard:
+class Heard(Event):
     """Text of one chunk as soon as it is recognised: before the times of its words, and out of order.
 
     segments : in seconds of the recording
@@ -38,9 +43,6 @@ class Heard:
 
     segments: tuple[Segment, ...]
     place: int
-
-
-Event: TypeAlias = Progress | Heard
 
 
 class Request(Generic[T]):

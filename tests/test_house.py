@@ -42,6 +42,7 @@ LAYERS = (
     ("request", "environment"),
     ("engine", "recording", "checks"),
     ("batches",),
+    ("live",),
     ("pipeline",),
     ("whisperx", "server"),
     ("cli",),
@@ -55,6 +56,7 @@ WINGS = (
     "writers",
     "evaluation",
     "voices",
+    "live",
     "server",
     "cli",
 )  # whose files may import each other; the stages only their parts, below
