@@ -112,6 +112,9 @@ class DetectionOptions:
     chunk_size: float | None = option(
         None, "longest chunk in seconds, at most the model's window", unset="the window, 30 in OpenAI's", low=1
     )
+    max_pause: float | None = option(
+        None, "longest pause inside a chunk, in seconds", unset="any, where there is room", low=0
+    )
     silero: SileroOptions | None = None
     pyannote: PyannetOptions | None = None
 
@@ -124,6 +127,8 @@ class DetectionOptions:
                 )
         if not self.vad and self.has_vad_options:
             raise _conflict("vad=False", "vad_options")
+        if not self.vad and self.max_pause is not None:
+            raise _conflict("vad=False", "max_pause")
 
     @property
     def has_vad_options(self) -> bool:
@@ -330,6 +335,7 @@ class Options:
             ("sequential", sequential, "prefix", self.decoding.prefix is not None),
             ("sequential", sequential, "vad_options", self.detection.has_vad_options),
             ("sequential", sequential, "chunk_size", self.detection.chunk_size is not None),
+            ("sequential", sequential, "max_pause", self.detection.max_pause is not None),
             ("translate", translating, "return_char_alignments", self.words.return_char_alignments),
         )
         for name, is_given, other, other_is_given in conflicts:
@@ -463,6 +469,7 @@ class TranscribeOptions(TypedDict, total=False):
     vad_method: VadMethod
     vad_options: SileroKeywords | PyannetKeywords
     chunk_size: float | None
+    max_pause: float | None
     sequential: bool
     condition_on_previous_text: bool | None
     carry_initial_prompt: bool

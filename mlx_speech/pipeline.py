@@ -378,7 +378,12 @@ class Pipeline:
         self._uses("vad", recording)
         if not recording.made_louder:
             warn_if_silent(recording.audio, regions, recording.name)
-        chunks = cut_chunks(regions, duration=recording.duration, chunk_size=longest_speech)
+        chunks = cut_chunks(
+            regions,
+            duration=recording.duration,
+            chunk_size=longest_speech,
+            max_pause=options.detection.max_pause,
+        )
         return widened(chunks, pad=min(CHUNK_PAD, (size - longest_speech) / 2), duration=recording.duration)
 
     def _regions(self, audio: np.ndarray, options: Options, longest: float) -> Steps[list[Region]]:

@@ -18,27 +18,39 @@ LEAST_SHARE_OF_SPEECH = 0.1  # of a loud recording; less is worth a warning
 ROUNDING_ERROR = 1e-9  # of the quotient of two durations, which must not add a part
 
 
-def cut_chunks(regions: Sequence[Region], *, duration: float, chunk_size: float = 30.0) -> list[Chunk]:
+def cut_chunks(
+    regions: Sequence[Region], *, duration: float, chunk_size: float = 30.0, max_pause: float | None = None
+) -> list[Chunk]:
     """Slices of the recording for recognition, cut at pauses: in order, apart, and together holding all regions.
 
     regions : of speech; what lies outside the recording, or overlaps the region before, is left out
     duration : of the recording, in seconds
     chunk_size : longest slice, in seconds; a region that is longer is divided evenly
+    max_pause : seconds; a longer pause is in no chunk. None: any is, where there is room
 
     As whisperx.vads.vad.Vad.merge_chunks: regions join the chunk, pauses and all, for as long as it stays short enough.
-    Raises `OptionError` for a chunk_size below a second.
+    Raises `OptionError` for a chunk_size below a second, and for a max_pause below zero.
     """
     in_range(1, math.inf, chunk_size=chunk_size)
+    in_range(0, math.inf, max_pause=max_pause)
+    longest_pause = math.inf if max_pause is None else max_pause
     groups: list[list[Region]] = []
     end = 0.0  # of the regions so far
     for region in sorted(regions, key=lambda region: (region.start, region.end)):
         start = max(region.start, end)
         end = max(end, min(region.end, duration))
         for piece in _divided(start, end, chunk_size):
-            if not groups or piece.end - groups[-1][0].start > chunk_size:
-                groups.append([])
-            groups[-1].append(piece)
+            if groups and _joins(piece, groups[-1], chunk_size, longest_pause):
+                groups[-1].append(piece)
+            else:
+                groups.append([piece])
     return [Chunk(group[0].start, group[-1].end, tuple(group)) for group in groups]
+
+
+def _joins(piece: Region, group: Sequence[Region], chunk_size: float, max_pause: float) -> bool:
+    """Whether a region may be of the chunk that begins with those of the group."""
+    fits = piece.end - group[0].start <= chunk_size
+    return fits and piece.start - group[-1].end <= max_pause
 
 
 def widened(chunks: Sequence[Chunk], *, pad: float, duration: float) -> list[Chunk]:

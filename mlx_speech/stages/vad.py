@@ -21,6 +21,7 @@ from mlx_speech import steps
 from mlx_speech.blas import check_process
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.features import one_channel
+from mlx_speech.stages.vad_options import SileroOptions
 from mlx_speech.steps import Steps
 from mlx_speech.transcript import Region
 
@@ -161,33 +162,21 @@ def speech_timestamps(
 
     Raises `OptionError`, naming the option, for values out of range.
     """
-    in_range(0, 1, threshold=threshold)
-    in_range(0, 1e9, min_speech_duration_ms=min_speech_duration_ms, min_silence_duration_ms=min_silence_duration_ms)
-    in_range(0, 1e9, min_silence_at_max_speech=min_silence_at_max_speech, speech_pad_ms=speech_pad_ms)
-    in_range(0, math.inf, max_speech_duration_s=max_speech_duration_s)
-    in_range(0, threshold, neg_threshold=neg_threshold)
-    if neg_threshold is None:
-        neg_threshold = max(threshold - 0.15, 0.01)
-    if sampling_rate not in WINDOW_SAMPLES:
-        raise OptionError(f"sampling_rate is {sampling_rate}: it has to be 8000 or 16000")
-    window = WINDOW_SAMPLES[sampling_rate]
+    options = SileroOptions(
+        threshold,
+        neg_threshold,
+        min_speech_duration_ms,
+        min_silence_duration_ms,
+        speech_pad_ms,
+        min_silence_at_max_speech,
+    )
+    tracker = SpeechTracker.of(options, max_speech_duration_s, use_max_poss_sil_at_max_speech, sampling_rate)
+    window = tracker.window
     if len(probabilities) != math.ceil(num_samples / window):
         raise OptionError(f"num_samples is {num_samples}, which does not fit {len(probabilities)} windows of {window}")
-
-    pad = sampling_rate * speech_pad_ms / 1000
-    tracker = _SpeechTracker(
-        min_speech=sampling_rate * min_speech_duration_ms / 1000,
-        max_speech=sampling_rate * max_speech_duration_s - window - 2 * pad,
-        min_silence=sampling_rate * min_silence_duration_ms / 1000,
-        min_pause=sampling_rate * min_silence_at_max_speech / 1000,
-        cut_longest=use_max_poss_sil_at_max_speech,
-    )
-    # Rounded to float32, which the original's model gives, but compared with the thresholds as they are: at a
-    # threshold of 0.35, the float32 next to 0.35 counts as below it.
-    for index, probability in enumerate(np.asarray(probabilities, dtype=np.float32).tolist()):
-        tracker.step(window * index, speech=probability >= threshold, silence=probability < neg_threshold)
+    tracker.add(probabilities)
     tracker.finish(num_samples)
-    return _padded(tracker.stretches, pad, num_samples)
+    return _padded(tracker.stretches, tracker.pad, num_samples)
 
 
 def in_seconds(
@@ -205,10 +194,14 @@ def in_seconds(
 
 
 @dataclass
-class _SpeechTracker:
+class SpeechTracker:
     """The state machine of silero-vad's `get_speech_timestamps`: fed window by window, it collects stretches of speech.
 
     Everything is in samples.
+    threshold : probability from which on a window is speech
+    neg_threshold : and below which it is silence; between the two it is neither
+    window : samples that a probability stands for
+    pad : that a stretch is widened by, on both sides
     min_speech : a stretch that is not longer is dropped
     max_speech : a stretch that grows longer is cut
     min_silence : a shorter silence does not end a stretch
@@ -216,12 +209,17 @@ class _SpeechTracker:
     cut_longest : in the longest of these pauses; otherwise in the last
     """
 
+    threshold: float
+    neg_threshold: float
+    window: int
+    pad: float
     min_speech: float
     max_speech: float
     min_silence: float
     min_pause: float
     cut_longest: bool
 
+    position: int = 0  # where the next window begins
     stretches: list[tuple[int, int]] = field(default_factory=list)
     start: int | None = None  # of the open stretch
     silence: int | None = None  # since when it has been silent in the open stretch
@@ -229,7 +227,40 @@ class _SpeechTracker:
     last_pause: int | None = None  # start of the last one long enough, for cutting there instead
     resumed: int | None = None  # where speech came back after `last_pause`
 
-    def step(self, position: int, *, speech: bool, silence: bool) -> None:
+    @classmethod
+    def of(
+        cls, options: SileroOptions, max_speech_duration_s: float, cut_longest: bool = True, sampling_rate: int = 16_000
+    ) -> SpeechTracker:
+        """By options in seconds and milliseconds. Raises `OptionError`, naming what is out of range."""
+        in_range(0, math.inf, max_speech_duration_s=max_speech_duration_s)
+        if sampling_rate not in WINDOW_SAMPLES:
+            raise OptionError(f"sampling_rate is {sampling_rate}: it has to be 8000 or 16000")
+        neg_threshold = options.neg_threshold
+        if neg_threshold is None:
+            neg_threshold = max(options.threshold - 0.15, 0.01)
+        window = WINDOW_SAMPLES[sampling_rate]
+        pad = sampling_rate * options.speech_pad_ms / 1000
+        return cls(
+            threshold=options.threshold,
+            neg_threshold=neg_threshold,
+            window=window,
+            pad=pad,
+            min_speech=sampling_rate * options.min_speech_duration_ms / 1000,
+            max_speech=sampling_rate * max_speech_duration_s - window - 2 * pad,
+            min_silence=sampling_rate * options.min_silence_duration_ms / 1000,
+            min_pause=sampling_rate * options.min_silence_at_max_speech / 1000,
+            cut_longest=cut_longest,
+        )
+
+    def add(self, probabilities: Sequence[float] | np.ndarray) -> None:
+        """The next windows. probabilities : (windows,) of speech"""
+        # Rounded to float32, which the original's model gives, but compared with the thresholds as they are: at a
+        # threshold of 0.35, the float32 next to 0.35 counts as below it.
+        for probability in np.asarray(probabilities, dtype=np.float32).tolist():
+            self._step(self.position, speech=probability >= self.threshold, silence=probability < self.neg_threshold)
+            self.position += self.window
+
+    def _step(self, position: int, *, speech: bool, silence: bool) -> None:
         """The window that begins at `position`; neither `speech` nor `silence` between the two thresholds."""
         if speech:
             self._end_silence(position)
@@ -240,6 +271,18 @@ class _SpeechTracker:
             self._cut(position)
         if silence and self.start is not None:
             self._continue_silence(self.start, position)
+
+    @property
+    def earliest_end(self) -> int:
+        """The open stretch ends there, or later: where it may be cut, where it has been silent since, or here."""
+        places = [self.position]
+        if self.silence is not None:
+            places.append(self.silence)
+        if self.cut_longest and self.pauses:
+            places.append(max(self.pauses, key=lambda pause: pause[1])[0])
+        if not self.cut_longest and self.last_pause is not None:
+            places.append(self.last_pause)
+        return min(places)
 
     def finish(self, num_samples: int) -> None:
         """The end of the recording closes an open stretch, silent or not."""
