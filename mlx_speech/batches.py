@@ -6,6 +6,8 @@ import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from mlx_speech.engine import Failure, attempt
 from mlx_speech.loading import Models
 from mlx_speech.recording import Recording
@@ -34,6 +36,11 @@ class Batches:
 
     def add(self, recording: Recording, batch_size: int) -> None:
         """Queue all chunks of a recording; each comes back by `Recording.heard`."""
+        for place, chunk in enumerate(recording.chunks):
+            self.add_chunk(recording, place, batched.samples_of(recording.audio, chunk), batch_size)
+
+    def add_chunk(self, recording: Recording, place: int, samples: np.ndarray, batch_size: int) -> None:
+        """Queue one of them. place : among the recording's chunks; samples : (samples,) of the chunk"""
         options = recording.options
         key = (options.decoding.group, batch_size)
         if key not in self._batches:
@@ -41,23 +48,24 @@ class Batches:
             recognition = Recognition(whisper.model, whisper.tokenizer, options.decoding, batch_size=batch_size)
             self._batches[key] = _Batch(recognition)
         batch = self._batches[key]
-        batch.recordings.append(recording)
-        recording.pending = len(recording.chunks)
-        for number, chunk in enumerate(recording.chunks):
-            task = Task(
-                recording,
-                chunk,
-                batched.samples_of(recording.audio, chunk),
-                recording.language,
-                words=recording.timed_by_attention,
-                encoded=recording.encoded.pop(chunk, None),
-                seed=number,
-                owner=recording,
-                options=options.decoding,
-                multilingual=options.multilingual,
-                hallucination_silence_threshold=options.words.hallucination_silence_threshold,
-            )
-            batch.recognition.add(task)
+        if recording not in batch.recordings:
+            batch.recordings.append(recording)
+        recording.pending += 1
+        chunk = recording.chunks[place]
+        task = Task(
+            recording,
+            chunk,
+            samples,
+            recording.language,
+            words=recording.timed_by_attention,
+            encoded=recording.encoded.pop(chunk, None),
+            seed=place,
+            owner=recording,
+            options=options.decoding,
+            multilingual=options.multilingual,
+            hallucination_silence_threshold=options.words.hallucination_silence_threshold,
+        )
+        batch.recognition.add(task)
 
     def cancel(self, recording: Recording) -> None:
         """Take a recording's chunks out of its batch, if it has any there."""

@@ -28,7 +28,7 @@ import mlx.core as mx
 
 from mlx_speech.blas import check_process
 from mlx_speech.errors import MLXSpeechError, OutOfMemory, PipelineClosed
-from mlx_speech.request import Event, Progress, Request
+from mlx_speech.request import Event, Heard, Progress, Request
 from mlx_speech.steps import Steps
 
 SECONDS_OF_TURNS = 0.3  # between two units of shared work, at least one turn each: short steps are soon over
@@ -181,7 +181,7 @@ class Engine:
                 entry.request._fail(turn.error)
             return True
         entry.clock(time.perf_counter() - start)
-        if isinstance(turn, Event):
+        if isinstance(turn, (Progress, Heard)):
             entry.request._publish(turn)
         return turn is not WAITING
 

@@ -6,12 +6,10 @@ a turn after the other in the engine's thread; the chunks of all of them share W
 
 from __future__ import annotations
 
-import math
 import os
 import queue
-import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from numbers import Integral
@@ -21,12 +19,18 @@ import numpy as np
 
 from mlx_speech import backend as backend  # before all that imports MLX
 from mlx_speech import blas
-from mlx_speech.audio import MAX_DURATION, louder
+from mlx_speech.audio import MAX_DURATION
 from mlx_speech.batches import Batches
 from mlx_speech.checks import check_whisper, chunk_size
+from mlx_speech.detection import chunks_of, compare_tracks, regions_steps
 from mlx_speech.engine import WAITING, Engine, Job, elsewhere, result_of, silently, told
 from mlx_speech.environment import Environment
 from mlx_speech.errors import OptionError
+from mlx_speech.live.events import LiveEvent
+from mlx_speech.live.hearing import Hearing, Stage
+from mlx_speech.live.rounds import Rounds
+from mlx_speech.live.session import AsyncBlocks, Blocks, LiveSession, heard, heard_async
+from mlx_speech.live.settings import LiveSettings, check_live
 from mlx_speech.loading import Models
 from mlx_speech.options import (
     AudioTrack,
@@ -39,21 +43,17 @@ from mlx_speech.options import (
     checked_batch_size,
 )
 from mlx_speech.package_data import DEMO
-from mlx_speech.recording import Recording, by_language, in_order, with_rate, with_speaker, without_mlx
+from mlx_speech.recording import Recording, in_order, with_rate, with_speaker, without_mlx
 from mlx_speech.request import Event, Progress, Request
-from mlx_speech.stages.align import align_steps
 from mlx_speech.stages.assign import assign_speakers
-from mlx_speech.stages.chunks import cut_chunks, fixed_chunks, warn_if_silent, widened
-from mlx_speech.stages.cluster import speaker_bounds
 from mlx_speech.stages.diarize import diarize_steps
 from mlx_speech.stages.sentences import split_sentences
-from mlx_speech.stages.tracks import speakers_of_tracks
-from mlx_speech.stages.vad import detect_speech_steps, live_speech_steps
-from mlx_speech.stages.vad_pyannet import detect_speech_pyannet_steps
+from mlx_speech.stages.vad import live_speech_steps
 from mlx_speech.stages.whisper import batched
 from mlx_speech.stages.whisper.longform import transcribe_steps
-from mlx_speech.steps import Steps, run
-from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcript
+from mlx_speech.steps import run
+from mlx_speech.timing import align_words, choose_word_times
+from mlx_speech.transcript import Chunk, Diarization, Transcript
 from mlx_speech.voices.naming import Namer, Speakers
 
 if TYPE_CHECKING:
@@ -61,8 +61,6 @@ if TYPE_CHECKING:
 
     from mlx_speech.models.silero_vad import State
 
-ALIGN_BATCH_SIZE = 8  # segments
-CHUNK_PAD = 0.3  # seconds that are heard before and behind the speech of a chunk
 MIN_SAMPLES = 1_600  # 0.1 s: nothing shorter is listened to
 BATCHES_AHEAD = 2  # batches of chunks that are kept ready before more recordings are opened
 
@@ -124,7 +122,9 @@ class Pipeline:
         self._namer = Namer(speakers)
         self._defaults: dict[str, Any] = {}  # options of every call
         self._batches = Batches(self.models)
-        self._engine = Engine(self._batches.advance, environment.entered, at_once=1 if low_memory else None)
+        self._rounds = Rounds(self.models)
+        shared = partial(self._rounds.share, self._batches.advance)
+        self._engine = Engine(shared, environment.entered, at_once=1 if low_memory else None)
         weakref.finalize(self, self._engine.close, 0)
 
     @classmethod
@@ -196,6 +196,43 @@ class Pipeline:
         """Hand over the next windows of live sound, and go on: the request gives the probability of speech in each, and
         the state for those behind them. samples : as of `stages.vad.live_speech_steps`. Raises as `submit`."""
         return self._engine.submit(silently(live_speech_steps(samples, self.models.silero, state)))
+
+    def session(
+        self,
+        *,
+        step: float = 0.5,
+        partials: bool = True,
+        finals: Literal["pause", "window"] = "pause",
+        every_partial: bool = False,
+        **options: Unpack[TranscribeOptions],
+    ) -> LiveSession:
+        """Begin to hear sound that is still coming in: `feed` the session, listen to its `events`, `end` it.
+
+        step, partials, finals, every_partial : see `LiveSettings`
+        options : as of `__call__`, but for those that need all of a recording
+        Raises `OptionError`, `PipelineClosed`, `ForkedProcess`; what else `__call__` raises, the session does.
+        """
+        settings = LiveSettings(step, partials, finals, every_partial)
+        checked = self._options(options)
+        check_live(checked)
+        if self._low_memory:
+            raise OptionError("low_memory holds one stage's models, and a live session needs all: leave it out")
+        stage = Stage(self.models, self._batches, self._rounds, self._chunks_at_once, self._check)
+        hearing = Hearing(checked, settings, stage, self._engine.wake)
+        return LiveSession(hearing, self._engine.submit(hearing.job()))
+
+    def live(self, blocks: Blocks, *, every_partial: bool = True, **keywords: Any) -> Iterator[LiveEvent]:
+        """Hear sound that is still coming in: the events of a session, those of a block before the next one is taken.
+
+        blocks : (samples,) or (channels, samples) at 16 kHz each, or `Block`s; they may never end
+        every_partial, keywords : as of `session`
+        Raises as `session` and `__call__`.
+        """
+        return heard(self.session(every_partial=every_partial, **keywords), blocks)
+
+    def live_async(self, blocks: AsyncBlocks, **keywords: Any) -> AsyncIterator[LiveEvent]:
+        """The same for `async for`; blocks, which may come asynchronously too, are taken while others are heard."""
+        return heard_async(self.session(**keywords), blocks)
 
     def diarize(
         self,
@@ -294,7 +331,7 @@ class Pipeline:
         yield from result_of(elsewhere(lambda: recording.open(self._max_duration), self._engine.wake))
         if len(recording.tracks) > 1:
             recording.stage = "vad"
-            yield from self._compare_tracks(recording)
+            yield from compare_tracks(recording, self.models)
         recording.tracks = []
 
     def _find_chunks(self, recording: Recording) -> Job[None]:
@@ -302,13 +339,13 @@ class Pipeline:
         options = recording.options
         recording.stage = "vad"
         if not options.longform.sequential and recording.audio.size >= MIN_SAMPLES:
-            recording.chunks = yield from self._chunks(recording)
+            recording.chunks = yield from chunks_of(recording, self.models)
         recording.stage = "language"
         recording.language = options.language
         if options.language is None and not options.multilingual:
             self._detect_language(recording)
             yield
-        self._choose_word_times(recording)
+        choose_word_times(recording, self.models, self._low_memory)
         self._release("vad", "diarization")
         recording.opened = True
 
@@ -336,7 +373,7 @@ class Pipeline:
         if options.word_method is None:
             recording.segments = tuple(replace(segment, words=()) for segment in recording.segments)
         if options.word_method == "ctc" and recording.segments:
-            yield from self._align(recording)
+            recording.segments = yield from align_words(recording, recording.segments, recording.audio, self.models)
             self._release("align")
         if options.word_method is not None and options.words.segment_resolution == "sentence":
             recording.segments = split_sentences(recording.segments, recording.language or "en")
@@ -350,48 +387,6 @@ class Pipeline:
             self._release("diarization")
 
     # --- parts of the steps ------------------------------------------------------------------------------------------
-
-    def _compare_tracks(self, recording: Recording) -> Job[None]:
-        """The speakers, where each has a sound track of its own; says whether that is so."""
-        tracks = [louder(track) for track in recording.tracks]
-        detect = partial(self._regions, options=recording.options, longest=math.inf)
-        bounds = speaker_bounds(**recording.options.speakers.numbers)
-        steps = speakers_of_tracks(tracks, detect, bounds.low, bounds.high)
-        recording.turns_of_tracks = yield from silently(steps)
-        if recording.turns_of_tracks is None:
-            outcome = "its sound tracks hold no speaker each: their mix tells who speaks"
-        else:
-            count = len(recording.turns_of_tracks.speakers)
-            outcome = f"{count} of its sound tracks hold a speaker each: the tracks tell who speaks"
-        warnings.warn(f"{recording.name}: {outcome}", stacklevel=2)
-
-    def _chunks(self, recording: Recording) -> Job[list[Chunk]]:
-        """What Whisper hears at once."""
-        options = recording.options
-        size = chunk_size(options, self.models)
-        if not options.detection.vad:
-            # nobody has said where speech is, so none can be missing
-            return [replace(chunk, regions=()) for chunk in fixed_chunks(recording.duration, size)]
-        longest_speech = max(1.0, size - 2 * CHUNK_PAD)
-        steps = self._regions(recording.audio, options, longest_speech)
-        regions = yield from told("vad", recording.duration, steps)
-        self._uses("vad", recording)
-        if not recording.made_louder:
-            warn_if_silent(recording.audio, regions, recording.name)
-        chunks = cut_chunks(
-            regions,
-            duration=recording.duration,
-            chunk_size=longest_speech,
-            max_pause=options.detection.max_pause,
-        )
-        return widened(chunks, pad=min(CHUNK_PAD, (size - longest_speech) / 2), duration=recording.duration)
-
-    def _regions(self, audio: np.ndarray, options: Options, longest: float) -> Steps[list[Region]]:
-        """Where somebody speaks, in stretches of at most `longest` seconds."""
-        detector = options.detection.detector_options
-        if options.detection.vad_method == "silero":
-            return detect_speech_steps(audio, self.models.silero(), max_speech_duration_s=longest, **detector)
-        return detect_speech_pyannet_steps(audio, self.models.pyannet(), max_duration=longest, **detector)
 
     def _detect_language(self, recording: Recording) -> None:
         """The language of the chunks; of the first window, as upstream, where it is read window after window."""
@@ -410,20 +405,6 @@ class Pipeline:
             keep=recording.encoded,
         )
 
-    def _choose_word_times(self, recording: Recording) -> None:
-        """Whether words get their times by forced alignment or from Whisper's attention."""
-        options = recording.options
-        heard = bool(recording.chunks) or options.longform.sequential
-        if options.word_method == "ctc" and not options.multilingual and recording.language is not None and heard:
-            if self._low_memory:  # it is loaded when Whisper has gone, and may turn out not to be had
-                recording.aligned_by_ctc = self.models.has_aligner(recording.language)
-            else:
-                recording.aligned_by_ctc = self.models.aligner(recording.language) is not None
-        certain = recording.aligned_by_ctc and not self._low_memory
-        # words tell where the silences are between which text is suspicious
-        suspicious = options.words.hallucination_silence_threshold is not None
-        recording.timed_by_attention = suspicious or (options.word_method is not None and not certain)
-
     def _recognise_in_order(self, recording: Recording) -> Job[None]:
         if recording.audio.size < MIN_SAMPLES:
             return
@@ -441,25 +422,6 @@ class Pipeline:
             hallucination_silence_threshold=options.words.hallucination_silence_threshold,
         )
         recording.segments = tuple((yield from told("transcribe", recording.duration, steps)))
-
-    def _align(self, recording: Recording) -> Job[None]:
-        """Words by forced alignment; those of a language without a model keep their times from the attention."""
-        aligned: list[Segment] = []
-        for language, segments in by_language(recording.segments, recording.language).items():
-            model = self.models.aligner(language)
-            if model is not None:
-                self._uses("align", recording)
-                steps = align_steps(
-                    segments,
-                    recording.audio,
-                    model,
-                    language=language,
-                    batch_size=ALIGN_BATCH_SIZE,
-                    **recording.options.words.alignment,
-                )
-                segments = yield from told("align", sum(segment.duration for segment in segments), steps)
-            aligned += segments
-        recording.segments = in_order(aligned)
 
     def _speakers(self, recording: Recording) -> Job[Diarization]:
         if recording.audio.size < MIN_SAMPLES:
@@ -505,7 +467,7 @@ class Pipeline:
         yield from self._open(recording)
         recording.stage = "align"
         if recording.segments:
-            yield from self._align(recording)
+            recording.segments = yield from align_words(recording, recording.segments, recording.audio, self.models)
         self._release("align")
         recording.segments = tuple(with_speaker(segment) for segment in recording.segments)
         yield from self._find_speakers(recording)
@@ -524,7 +486,7 @@ class Pipeline:
         check_whisper(options, self.models)
         size = chunk_size(options, self.models)
         if options.detection.vad and not options.longform.sequential:  # the detector checks its options itself
-            run(self._regions(np.zeros(0, np.float32), options, size))
+            run(regions_steps(np.zeros(0, np.float32), options, self.models, size))
         if options.word_method == "ctc" and options.language is not None and not self._low_memory:
             self.models.aligner(options.language)
 

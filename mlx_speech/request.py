@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from mlx_speech.transcript import Segment
 
@@ -16,12 +16,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Event:
-    """Something that a request tells while it is under way."""
-
-
-@dataclass(frozen=True)
-class Progress(Event):
+class Progress:
     """How far a recording is.
 
     stage : "vad", "transcribe", "align" or "diarize"
@@ -34,7 +29,7 @@ class Progress(Event):
 
 
 @dataclass(frozen=True)
-class Heard(Event):
+class Heard:
     """Text of one chunk as soon as it is recognised: before the times of its words, and out of order.
 
     segments : in seconds of the recording
@@ -43,6 +38,9 @@ class Heard(Event):
 
     segments: tuple[Segment, ...]
     place: int
+
+
+Event: TypeAlias = Progress | Heard
 
 
 class Request(Generic[T]):
@@ -83,6 +81,10 @@ class Request(Generic[T]):
     def cancelled(self) -> bool:
         """Whether it was cancelled."""
         return self._future.cancelled()
+
+    def when_done(self, call: Callable[[], object]) -> None:
+        """Call something at its end, in the thread where that happens; at once where it has ended."""
+        self._future.add_done_callback(lambda _: call())
 
     def events(self) -> Iterator[Event]:
         """What happens, as it happens, until the end; what has happened before is told first."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mlx_speech.request import Event
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.transcript import Segment, Transcript, Word
 
@@ -30,7 +29,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class LiveEvent(Event):
+class LiveEvent:
     """Something that happened in a live session.
 
     at : seconds of sound that had been taken in when it was made

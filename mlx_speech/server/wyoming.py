@@ -20,13 +20,13 @@ import numpy as np
 from mlx_speech.audio import RATES
 from mlx_speech.errors import MLXSpeechError
 from mlx_speech.languages import LANGUAGES
+from mlx_speech.live.buffer import SoundBuffer
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.request import Request
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server.errors import ApiError, api_error
 from mlx_speech.server.listening import listen
 from mlx_speech.server.outcomes import outcome_of, result_of
-from mlx_speech.server.realtime.buffer import SoundBuffer
 from mlx_speech.server.realtime.fields import Fields
 from mlx_speech.server.realtime.sound import Decoder, Format
 from mlx_speech.server.realtime.turns import pieces

@@ -242,8 +242,11 @@ def align_steps(
     batch_size: int = 8,
     return_char_alignments: bool = False,
     interpolate_method: str = "nearest",
+    audio_start: int = 0,
 ) -> Steps[tuple[Segment, ...]]:
     """`align` in steps of a batch: yields the seconds of sound done, returns the segments with their words.
+
+    audio_start : the first of `audio`'s samples is so many samples from the start of the recording
 
     Raises what `align` raises, at the first step.
     """
@@ -259,7 +262,9 @@ def align_steps(
         warnings.warn(message, stacklevel=4)  # behind `steps.run` and `align`
     utterances: list[_Utterance] = []
     for k, segment in enumerate(segments):
-        utterance = _utterance(k, segment, texts[k], samples, labels, model)
+        start = max(0, int(max(0.0, segment.start) * SAMPLE_RATE) - audio_start)
+        end = max(0, int(max(0.0, segment.end) * SAMPLE_RATE) - audio_start)
+        utterance = _utterance(k, segment, texts[k], samples[start:end], labels, model)
         if utterance is not None:
             utterances.append(utterance)
 
@@ -287,12 +292,12 @@ def align_steps(
 
 
 def _utterance(
-    index: int, segment: Segment, words: list[str], audio: np.ndarray, labels: Labels, model: Any
+    index: int, segment: Segment, words: list[str], sound: np.ndarray, labels: Labels, model: Any
 ) -> _Utterance | None:
-    """The labels of a segment in order, a delimiter between words; None where there are none or too few frames."""
-    start = int(max(0.0, segment.start) * SAMPLE_RATE)
-    end = int(max(0.0, segment.end) * SAMPLE_RATE)
-    sound = audio[start:end]
+    """The labels of a segment in order, a delimiter between words; None where there are none or too few frames.
+
+    sound : (samples,) of the segment
+    """
     pieces: list[Piece] = []
     for k, word in enumerate(words):
         pieces += labels.pieces(word, k)

@@ -15,6 +15,7 @@ from mlx_speech.transcript import Chunk, Region
 
 LOUD_RMS = 0.01  # -40 dBFS; a recording above it is expected to hold speech
 LEAST_SHARE_OF_SPEECH = 0.1  # of a loud recording; less is worth a warning
+CHUNK_PAD = 0.3  # seconds that are heard before and behind the speech of a chunk
 ROUNDING_ERROR = 1e-9  # of the quotient of two durations, which must not add a part
 
 
@@ -45,6 +46,12 @@ def cut_chunks(
             else:
                 groups.append([piece])
     return [Chunk(group[0].start, group[-1].end, tuple(group)) for group in groups]
+
+
+def speech_and_pad(chunk_size: float) -> tuple[float, float]:
+    """How many seconds of speech a chunk of `chunk_size` seconds may hold, and what it is widened by on both sides."""
+    speech = max(1.0, chunk_size - 2 * CHUNK_PAD)
+    return speech, min(CHUNK_PAD, (chunk_size - speech) / 2)
 
 
 def _joins(piece: Region, group: Sequence[Region], chunk_size: float, max_pause: float) -> bool:

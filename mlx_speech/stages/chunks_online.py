@@ -27,12 +27,13 @@ class OnlineChunks:
         """Where the chunk begins, with its margin, that the next regions may join; None where there is none."""
         if not self._regions:
             return None
-        return self._margins(self._groups()[:1], None, math.inf)[0].start
+        return self.start_with(0.0)
 
-    @property
-    def regions(self) -> tuple[Region, ...]:
-        """Those that are in no chunk yet."""
-        return tuple(self._regions)
+    def start_with(self, next_start: float) -> float:
+        """The same, where the next region begins at `next_start` and is the first of its chunk if there is none."""
+        if self._regions:
+            return self._margins(self._groups()[:1], None, math.inf)[0].start
+        return self._margins([Chunk(next_start, next_start)], None, math.inf)[0].start
 
     def add(self, regions: Sequence[Region], next_start: float, next_end: float | None) -> list[Chunk]:
         """The chunks that are complete.

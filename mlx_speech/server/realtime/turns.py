@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 
 from mlx_speech.errors import MLXSpeechError
+from mlx_speech.live.buffer import SoundBuffer
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server.errors import ApiError, api_error
 from mlx_speech.server.outcomes import outcome_of, result_of
-from mlx_speech.server.realtime.buffer import SoundBuffer
 from mlx_speech.server.realtime.events import new_id
 from mlx_speech.server.realtime.finder import WINDOW, Edge, TurnFinder
 from mlx_speech.server.realtime.limits import Limits

@@ -1,4 +1,4 @@
-"""The sound of a session that may still be needed."""
+"""The sound that may still be needed, of all that has come in."""
 
 from __future__ import annotations
 

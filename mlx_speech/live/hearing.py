@@ -1,0 +1,428 @@
+"""The work of one live session, in the engine's thread: sound → regions → chunks → words → speakers, as it comes in.
+
+Finals are made by the stages of a recording from chunks that are complete, so they are what a recording of the same
+sound gives. Partials are made between them, at every step of the sound: where they fall does not depend on the blocks
+that it comes in.
+"""
+
+from __future__ import annotations
+
+from mlx_speech import backend as backend  # isort: skip  (before MLX)
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlx_speech.batches import Batches
+from mlx_speech.checks import chunk_size
+from mlx_speech.engine import WAITING, Job, silently
+from mlx_speech.live.buffer import SoundBuffer
+from mlx_speech.live.events import Ended, Final, Gap, Lag, LiveEvent, Partial, Silence, Speech
+from mlx_speech.live.intake import Intake, Sound
+from mlx_speech.live.rounds import Asked, Rounds
+from mlx_speech.live.settings import CHUNK_SIZE, MAX_PAUSE, LiveSettings
+from mlx_speech.live.told import Told
+from mlx_speech.loading import Models
+from mlx_speech.options import Options
+from mlx_speech.recording import Recording, in_order
+from mlx_speech.samples import SAMPLE_RATE
+from mlx_speech.stages.chunks import speech_and_pad
+from mlx_speech.stages.chunks_online import OnlineChunks
+from mlx_speech.stages.sentences import split_sentences
+from mlx_speech.stages.vad import WINDOW_SAMPLES, SpeechTracker, live_speech_steps
+from mlx_speech.stages.vad_online import OnlineRegions
+from mlx_speech.stages.vad_options import SileroOptions
+from mlx_speech.stages.whisper import batched, partials
+from mlx_speech.stages.whisper.agreement import Agreement
+from mlx_speech.stages.whisper.partials import Round
+from mlx_speech.stages.whisper.word_times import WordTiming
+from mlx_speech.timing import align_words, choose_word_times
+from mlx_speech.transcript import Chunk, Region, Segment, Transcript, Word
+
+if TYPE_CHECKING:
+    from mlx_speech.models.silero_vad import State
+
+WINDOW = WINDOW_SAMPLES[SAMPLE_RATE]
+WINDOWS_AT_ONCE = 900  # 29 s: others have a turn between two of them
+LEAST_SOUND = 0.6  # seconds of a chunk, before it is heard for the first time
+MIN_SAMPLES = 1_600  # 0.1 s: nothing shorter is listened to, as of a recording
+# A language is taken for that of the session as soon as one of these holds.
+CERTAIN = 0.9  # its probability
+LIKELY = 0.5  # its probability, with so much speech:
+SECONDS_OF_LIKELY = 3.0
+SECONDS_OF_SPEECH = 15.0
+SECONDS_OF_WAITING = 3.0  # since the first chunk was complete
+FAR_BEHIND = 2.0  # seconds of sound that wait, from which on the session lags
+CAUGHT_UP = 0.5
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a pipeline lends its sessions."""
+
+    models: Models
+    batches: Batches
+    rounds: Rounds
+    batch_size: Callable[[], int]
+    check: Callable[[Options], Job[None]]
+
+
+class Hearing:
+    """One session. Its `job` is for the engine; `intake` and `told` are for any thread.
+
+    wake : wakes the engine
+    """
+
+    def __init__(self, options: Options, settings: LiveSettings, stage: Stage, wake: Callable[[], object]) -> None:
+        self.intake = Intake(wake)
+        self.told = Told()
+        self._settings = settings
+        self._stage = stage
+        self._recording = Recording(None, options)
+        self._sound = Sound()
+        self._buffer = SoundBuffer()
+        self._state: State | None = None  # of the detector
+        self._position = 0  # samples in which speech was looked for
+        self._speaking = False
+        self._heard = 0  # chunks that are final
+        self._added = 0  # chunks that Whisper was given
+        self._recognised: dict[int, tuple[Segment, ...]] = {}  # chunks that wait for their words' times, or their turn
+        self._segments: list[Segment] = []  # of those that are final, before sentences are made of them
+        self._agreement = Agreement()
+        self._asked: Asked | None = None
+        self._next_round = round(settings.step * SAMPLE_RATE) if settings.partials else math.inf
+        self._news_since_round = False  # whether somebody has spoken
+        self._lags = False
+        self._regions: OnlineRegions
+        self._chunks: OnlineChunks
+
+    @property
+    def seconds_waiting(self) -> float:
+        """Of sound that was not heard yet."""
+        return self.intake.seconds + max(0, self._buffer.end - self._position) / SAMPLE_RATE
+
+    def job(self) -> Job[Transcript]:
+        """Hear until the end; returns the transcript of all of it."""
+        try:
+            yield from self._prepare()
+            while self.intake.reason is None or self.intake.seconds:
+                yield from self._hear()
+                yield from self._finish_chunks(until_sound_comes=True)
+                if self.intake.reason is None and not self.intake.seconds:
+                    if not self._pending:
+                        self.intake.rest()
+                    yield WAITING
+            return (yield from self._finish())
+        finally:
+            self._stage.batches.cancel(self._recording)
+            if self._asked is not None:
+                self._stage.rounds.forget(self._asked)
+
+    # --- from sound to chunks ----------------------------------------------------------------------------------------
+
+    def _prepare(self) -> Job[None]:
+        """Check what was asked for, and load what is needed."""
+        options = self._recording.options
+        self._recording.stage = "vad"
+        yield from self._stage.check(options)
+        size = chunk_size(options, self._stage.models)
+        max_pause = options.detection.max_pause
+        if self._settings.finals == "pause":
+            if options.detection.chunk_size is None:
+                size = min(size, CHUNK_SIZE)
+            if max_pause is None:
+                max_pause = MAX_PAUSE
+        longest, pad = speech_and_pad(size)
+        detector = options.detection.silero or SileroOptions()
+        self._regions = OnlineRegions(SpeechTracker.of(detector, longest))
+        self._chunks = OnlineChunks(chunk_size=longest, max_pause=max_pause, pad=pad)
+        self._window = batched.samples_per_window(self._stage.models.whisper().model)
+        self._recording.language = options.language
+        self._recording.models["whisper"] = self._stage.models.names["whisper"]
+
+    @property
+    def _pending(self) -> int:
+        """Chunks that are complete, and not final."""
+        return len(self._recording.chunks) - self._heard
+
+    def _hear(self) -> Job[None]:
+        """All the sound that there is."""
+        while True:
+            self._take_in()
+            before = self._position
+            if self._next_round <= self._buffer.end:
+                yield from self._detect(int(self._next_round))
+                if not self._is_late():
+                    yield from self._round()
+                self._next_round += round(self._settings.step * SAMPLE_RATE)
+            else:
+                yield from self._detect(self._buffer.end)
+                if self._position == before and not self.intake.seconds:
+                    return
+
+    def _take_in(self) -> None:
+        """What has come."""
+        block = self.intake.take()
+        while block is not None:
+            samples, gap = self._sound.add(block)
+            self._buffer.add(samples)
+            if gap is not None:
+                self._tell(Gap(self._buffer.end / SAMPLE_RATE, *gap, reason="sound is missing"))
+            block = self.intake.take()
+        self._tell_lag()
+
+    def _tell_lag(self) -> None:
+        """Say where the session falls behind, and where it has caught up."""
+        behind = self.seconds_waiting
+        if not self._lags and behind > FAR_BEHIND and not self._settings.every_partial:
+            self._lags = True
+            self._tell(Lag(self._buffer.end / SAMPLE_RATE, behind, None))
+        elif self._lags and behind < CAUGHT_UP:
+            self._lags = False
+            step = self._settings.step if self._settings.partials else None
+            self._tell(Lag(self._buffer.end / SAMPLE_RATE, behind, step))
+
+    def _detect(self, until: int) -> Job[None]:
+        """Look for speech in the whole windows before a sample."""
+        while until - self._position >= WINDOW:
+            count = min(WINDOWS_AT_ONCE, (until - self._position) // WINDOW)
+            samples = self._buffer.between(self._position, self._position + count * WINDOW)
+            yield from self._look_for_speech(samples)
+            yield from self._recognise()
+
+    def _look_for_speech(self, samples: np.ndarray) -> Job[None]:
+        """In whole windows, (windows · 512,)."""
+        steps = live_speech_steps(samples, self._stage.models.silero, self._state)
+        probabilities, self._state = yield from silently(steps)
+        self._position += samples.size
+        self._recording.models["vad"] = self._stage.models.names["vad"]
+        for probability in probabilities:
+            regions = _in_seconds(self._regions.add(probability[None]))
+            ahead = self._regions.ahead()
+            at = self._regions.position / SAMPLE_RATE
+            if self._regions.open and not self._speaking:
+                self._tell(Speech(at, ahead.start / SAMPLE_RATE))
+            self._speaking = self._regions.open
+            self._news_since_round = self._news_since_round or self._speaking
+            for region in regions:
+                self._tell(Silence(at, region.start, region.end))
+            next_end = None if ahead.end is None else ahead.end / SAMPLE_RATE
+            for chunk in self._chunks.add(regions, ahead.start / SAMPLE_RATE, next_end):
+                self._close(chunk)
+
+    def _close(self, chunk: Chunk) -> None:
+        """A chunk is complete."""
+        self._recording.chunks.append(chunk)
+        self._agreement = Agreement()
+
+    # --- from chunks to finals ---------------------------------------------------------------------------------------
+
+    def _recognise(self, at_end: bool = False) -> Job[None]:
+        """Give Whisper the chunks that it has not, as soon as their language is known."""
+        recording = self._recording
+        if self._added == len(recording.chunks) or not self._knows_language(at_end):
+            return
+        recording.stage = "transcribe"
+        choose_word_times(recording, self._stage.models)
+        for place in range(self._added, len(recording.chunks)):
+            samples = self._samples_of(recording.chunks[place])
+            self._stage.batches.add_chunk(recording, place, samples, self._stage.batch_size())
+        self._added = len(recording.chunks)
+        yield
+
+    def _samples_of(self, region: Region) -> np.ndarray:
+        """(samples,) of a stretch of the sound, as of a recording."""
+        start = round(region.start * SAMPLE_RATE)
+        end = round(min(region.end * SAMPLE_RATE, self._buffer.end))
+        return self._buffer.between(start, end)
+
+    def _knows_language(self, at_end: bool) -> bool:
+        """Whether the language is known, or need not be; looks at the chunks that wait."""
+        recording = self._recording
+        options = recording.options
+        if options.multilingual or recording.language is not None:
+            return True
+        waiting = recording.chunks[self._added :]
+        whisper = self._stage.models.whisper()
+        shift = self._buffer.start / SAMPLE_RATE
+        shifted = [Chunk(chunk.start - shift, chunk.end - shift) for chunk in waiting]
+        recording.stage = "language"
+        language, probability = batched.detect_language(
+            self._buffer.between(self._buffer.start, self._buffer.end),
+            shifted,
+            whisper.model,
+            whisper.tokenizer,
+            among=options.languages,
+        )
+        speech = sum(region.duration for chunk in waiting for region in chunk.regions)
+        waited = self._position / SAMPLE_RATE - waiting[0].end
+        is_likely = probability >= LIKELY and speech >= SECONDS_OF_LIKELY
+        has_heard_enough = speech >= SECONDS_OF_SPEECH or waited >= SECONDS_OF_WAITING or at_end
+        if probability >= CERTAIN or is_likely or has_heard_enough:
+            recording.language = language
+            recording.language_probability = probability
+        return recording.language is not None
+
+    def _finish_chunks(self, until_sound_comes: bool = False) -> Job[None]:
+        """Wait for the finals of all chunks that are complete, and were given to Whisper."""
+        while True:
+            yield from self._deliver()
+            if self._heard == self._added:
+                return
+            if until_sound_comes and (self.intake.seconds or self.intake.reason is not None):
+                return
+            yield WAITING
+
+    def _deliver(self) -> Job[None]:
+        """Make finals of what Whisper has given back, in order."""
+        recording = self._recording
+        if recording.error is not None:
+            raise recording.error
+        while recording.news:
+            heard = recording.news.popleft()
+            self._recognised[heard.place] = heard.segments
+        recording.segments = ()  # they are held here
+        while self._heard in self._recognised:
+            segments = yield from self._timed(in_order(self._recognised.pop(self._heard)))
+            chunk = recording.chunks[self._heard]
+            self._segments += segments
+            self._heard += 1
+            self._let_go()
+            self._tell(Final(self._at, self._heard - 1, chunk.start, chunk.end, self._sentences(segments)))
+
+    def _timed(self, segments: tuple[Segment, ...]) -> Job[tuple[Segment, ...]]:
+        """With the times of their words."""
+        recording = self._recording
+        recording.stage = "align"
+        options = recording.options
+        if options.word_method is None:
+            return tuple(replace(segment, words=()) for segment in segments)
+        if options.word_method == "ctc" and segments:
+            start = max(self._buffer.start, int(segments[0].start * SAMPLE_RATE) - SAMPLE_RATE)
+            end = min(self._buffer.end, int(segments[-1].end * SAMPLE_RATE) + SAMPLE_RATE)
+            sound = self._buffer.between(start, end)
+            return (yield from align_words(recording, segments, sound, self._stage.models, audio_start=start))
+        return segments
+
+    def _sentences(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        options = self._recording.options
+        if options.word_method is None or options.words.segment_resolution != "sentence":
+            return segments
+        return split_sentences(segments, self._recording.language or "en")
+
+    def _let_go(self) -> None:
+        """Of the sound that nobody needs any more."""
+        needed = [self._position - SAMPLE_RATE]
+        if self._pending:
+            needed.append(int((self._recording.chunks[self._heard].start - 1) * SAMPLE_RATE))
+        start = self._start_of_chunk()
+        if start is not None:
+            needed.append(int((start - 1) * SAMPLE_RATE))
+        self._buffer.drop_before(max(0, min(needed)))
+
+    # --- partials ----------------------------------------------------------------------------------------------------
+
+    def _is_late(self) -> bool:
+        """Whether newer sound makes a partial of the present one worthless."""
+        if self._settings.every_partial:
+            return False
+        behind = self._buffer.end / SAMPLE_RATE + self.intake.seconds - self._next_round / SAMPLE_RATE
+        return behind >= self._settings.step
+
+    def _start_of_chunk(self) -> float | None:
+        """Where the chunk begins that is not complete, in seconds; None while nobody speaks."""
+        if not self._regions.open and self._chunks.start is None:
+            return None
+        return self._chunks.start_with(self._regions.ahead().start / SAMPLE_RATE)
+
+    def _round(self) -> Job[None]:
+        """Hear the chunk that is not complete as far as it goes."""
+        start = self._start_of_chunk()
+        if start is None:
+            self._let_go()
+        if start is None or not self._news_since_round:
+            return
+        yield from self._finish_chunks()  # so that no partial of a chunk comes before the final of the one before
+        if self._heard < self._added or self._pending:
+            return
+        audio = self._buffer.between(round(start * SAMPLE_RATE), self._position)
+        if not LEAST_SOUND * SAMPLE_RATE <= audio.size <= self._window:
+            return
+        self._news_since_round = self._speaking
+        self._recording.stage = "transcribe"
+        decoding = partials.partial_options(self._recording.options.decoding)
+        one = Round(audio, self._recording.language, self._agreement.tokens)
+        self._asked = self._stage.rounds.ask(one, decoding)
+        while not self._asked.done:
+            yield WAITING
+        asked = self._asked
+        self._asked = None
+        if asked.error is not None:
+            raise asked.error
+        if asked.words is not None:
+            self._agreement.update(asked.words, audio.size / SAMPLE_RATE)
+            self._tell_partial(start)
+
+    def _tell_partial(self, start: float) -> None:
+        """start : of the chunk, in seconds"""
+        agreement = self._agreement
+        decode = self._stage.models.whisper().tokenizer.decode
+        tokens = [token for word in agreement.loose for token in word.tokens]
+        words = tuple(_word(timing, start) for timing in [*agreement.firm, *agreement.loose])
+        self._tell(
+            Partial(
+                self._position / SAMPLE_RATE,
+                chunk=len(self._recording.chunks),
+                words=words,
+                firm=len(agreement.firm),
+                text=decode([*agreement.tokens, *tokens]).strip(),
+                firm_text=decode(agreement.tokens).strip(),
+            )
+        )
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> Job[Transcript]:
+        """What is left, and all together."""
+        self._buffer.add(self._sound.end())
+        total = self._buffer.end
+        self._next_round = math.inf
+        yield from self._hear()
+        rest = self._buffer.between(self._position, total)
+        if rest.size:  # a part of a window
+            yield from self._look_for_speech(np.pad(rest, (0, WINDOW - rest.size)))
+        if total >= MIN_SAMPLES:
+            regions = _in_seconds(self._regions.finish(total))
+            for chunk in self._chunks.finish(regions, total / SAMPLE_RATE):
+                self._close(chunk)
+        yield from self._recognise(at_end=True)
+        yield from self._finish_chunks()
+        transcript = yield from self._transcript(total)
+        self._tell(Ended(total / SAMPLE_RATE, transcript, self.intake.reason or ""))
+        return transcript
+
+    def _transcript(self, total: int) -> Job[Transcript]:
+        recording = self._recording
+        recording.segments = self._sentences(in_order(self._segments))
+        yield
+        return replace(recording.transcript(), duration=total / SAMPLE_RATE)
+
+    @property
+    def _at(self) -> float:
+        """Seconds of sound that have come."""
+        return self._buffer.end / SAMPLE_RATE
+
+    def _tell(self, event: LiveEvent) -> None:
+        self.told.put(event)
+
+
+def _in_seconds(regions: list[tuple[int, int]]) -> list[Region]:
+    return [Region(start / SAMPLE_RATE, end / SAMPLE_RATE) for start, end in regions]
+
+
+def _word(timing: WordTiming, start: float) -> Word:
+    """A word of a hypothesis. start : of its chunk, in seconds"""
+    return Word(start + timing.start, start + timing.end, timing.word.strip(), score=timing.probability)

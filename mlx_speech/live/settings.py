@@ -1,0 +1,42 @@
+"""How a live session goes about its work; what it hears by are `Options`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mlx_speech.errors import OptionError, in_range
+from mlx_speech.fields import check, option
+from mlx_speech.options import Options
+
+MAX_PAUSE = 0.6  # seconds
+CHUNK_SIZE = 15.0  # seconds
+
+
+@dataclass(frozen=True)
+class LiveSettings:
+    """Raises `OptionError`, naming what is out of range."""
+
+    step: float = option(0.5, "seconds between two partials")
+    partials: bool = option(True, "tell what a chunk seems to say while it grows")
+    finals: Literal["pause", "window"] = option(
+        "pause", "pause: a chunk ends at a pause of 0.6 s, or at 15 s; window: as in a file"
+    )
+    every_partial: bool = option(False, "also those that newer sound has overtaken")
+
+    def __post_init__(self) -> None:
+        check(self)
+        in_range(0.1, 30, step=self.step)
+
+
+def check_live(options: Options) -> None:
+    """Raises `OptionError` for what needs all of a recording."""
+    reasons = {
+        "sequential": options.longform.sequential,
+        "vad=False": not options.detection.vad,
+        'vad_method "pyannote"': options.detection.vad_method != "silero",
+        "audio_track": options.audio_track is not None,
+    }
+    for name, is_given in reasons.items():
+        if is_given:
+            raise OptionError(f"{name} is for recordings, and not for sound that is still coming in: leave it out")

@@ -1,0 +1,90 @@
+"""Events on their way from the engine's thread to whoever listens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from mlx_speech.live.events import LiveEvent, Partial
+
+MOST_WAITING = 256  # events; of more, partials are left out that newer ones replace
+
+
+class Told:
+    """A queue of events, which one listener empties."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._events: deque[LiveEvent] = deque()
+        self._closed = False
+        self._wake: Callable[[], object] | None = None  # of asyncio's loop
+
+    def put(self, event: LiveEvent) -> None:
+        """From the engine's thread."""
+        with self._changed:
+            if len(self._events) >= MOST_WAITING and isinstance(event, Partial):
+                self._drop_partials()
+            self._events.append(event)
+            self._changed.notify_all()
+        self._notify()
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._notify()
+
+    def take(self) -> list[LiveEvent]:
+        """What has come, without waiting."""
+        with self._changed:
+            events = list(self._events)
+            self._events.clear()
+            return events
+
+    def __iter__(self) -> Iterator[LiveEvent]:
+        """Wait for events, until the end."""
+        while True:
+            with self._changed:
+                while not self._events and not self._closed:
+                    self._changed.wait()
+                if not self._events:
+                    return
+            yield from self.take()
+
+    async def __aiter__(self) -> AsyncIterator[LiveEvent]:
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(changed.set)
+
+        self._wake = wake
+        while True:
+            closed = self._closed  # looked at first: what comes afterwards is seen in the next round
+            for event in self.take():
+                yield event
+            if closed:
+                return
+            await changed.wait()
+            changed.clear()
+
+    def _notify(self) -> None:
+        if self._wake is not None:
+            self._wake()
+
+    def _drop_partials(self) -> None:
+        """Of every chunk, all partials but the last."""
+        kept: deque[LiveEvent] = deque()
+        newer: set[int] = set()
+        for event in reversed(self._events):
+            if isinstance(event, Partial):
+                if event.chunk in newer:
+                    continue
+                newer.add(event.chunk)
+            kept.appendleft(event)
+        self._events = kept
