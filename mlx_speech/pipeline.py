@@ -51,6 +51,8 @@ from mlx_speech.stages.sentences import split_sentences
 from mlx_speech.stages.vad import live_speech_steps
 from mlx_speech.stages.whisper import batched
 from mlx_speech.stages.whisper.longform import transcribe_steps
+from mlx_speech.stages.whisper.partials import Round, partial_options
+from mlx_speech.stages.whisper.word_times import WordTiming
 from mlx_speech.steps import run
 from mlx_speech.timing import align_words, choose_word_times
 from mlx_speech.transcript import Chunk, Diarization, Transcript
@@ -196,6 +198,19 @@ class Pipeline:
         """Hand over the next windows of live sound, and go on: the request gives the probability of speech in each, and
         the state for those behind them. samples : as of `stages.vad.live_speech_steps`. Raises as `submit`."""
         return self._engine.submit(silently(live_speech_steps(samples, self.models.silero, state)))
+
+    def submit_partial(
+        self, samples: np.ndarray, firm: tuple[int, ...] = (), **options: Unpack[TranscribeOptions]
+    ) -> Request[list[WordTiming] | None]:
+        """Hand over a stretch of speech that still grows, and go on: the request gives the words behind the firm ones,
+        None where it says nothing. `Agreement` makes firm words of them.
+
+        samples : (samples,) at 16 kHz, at most those of the model's window; firm : tokens that the text begins with
+        Raises as `submit`.
+        """
+        checked = self._options(options)
+        one = Round(samples, checked.language, firm)
+        return self._engine.submit(self._rounds.heard(one, partial_options(checked.decoding)))
 
     def session(
         self,

@@ -22,7 +22,7 @@ from mlx_speech.engine import WAITING, Job, silently
 from mlx_speech.live.buffer import SoundBuffer
 from mlx_speech.live.events import Ended, Final, Gap, Lag, LiveEvent, Partial, Silence, Speech
 from mlx_speech.live.intake import Intake, Sound
-from mlx_speech.live.rounds import Asked, Rounds
+from mlx_speech.live.rounds import Rounds
 from mlx_speech.live.settings import CHUNK_SIZE, MAX_PAUSE, LiveSettings
 from mlx_speech.live.told import Told
 from mlx_speech.loading import Models
@@ -92,7 +92,6 @@ class Hearing:
         self._recognised: dict[int, tuple[Segment, ...]] = {}  # chunks that wait for their words' times, or their turn
         self._segments: list[Segment] = []  # of those that are final, before sentences are made of them
         self._agreement = Agreement()
-        self._asked: Asked | None = None
         self._next_round = round(settings.step * SAMPLE_RATE) if settings.partials else math.inf
         self._news_since_round = False  # whether somebody has spoken
         self._lags = False
@@ -118,8 +117,6 @@ class Hearing:
             return (yield from self._finish())
         finally:
             self._stage.batches.cancel(self._recording)
-            if self._asked is not None:
-                self._stage.rounds.forget(self._asked)
 
     # --- from sound to chunks ----------------------------------------------------------------------------------------
 
@@ -326,9 +323,11 @@ class Hearing:
     # --- partials ----------------------------------------------------------------------------------------------------
 
     def _is_late(self) -> bool:
-        """Whether newer sound makes a partial of the present one worthless."""
+        """Whether newer sound makes a partial of the present one worthless, or the end of it does."""
         if self._settings.every_partial:
             return False
+        if self.intake.reason is not None:
+            return True
         behind = self._buffer.end / SAMPLE_RATE + self.intake.seconds - self._next_round / SAMPLE_RATE
         return behind >= self._settings.step
 
@@ -355,15 +354,9 @@ class Hearing:
         self._recording.stage = "transcribe"
         decoding = partials.partial_options(self._recording.options.decoding)
         one = Round(audio, self._recording.language, self._agreement.tokens)
-        self._asked = self._stage.rounds.ask(one, decoding)
-        while not self._asked.done:
-            yield WAITING
-        asked = self._asked
-        self._asked = None
-        if asked.error is not None:
-            raise asked.error
-        if asked.words is not None:
-            self._agreement.update(asked.words, audio.size / SAMPLE_RATE)
+        words = yield from self._stage.rounds.heard(one, decoding)
+        if words is not None:
+            self._agreement.update(words, audio.size / SAMPLE_RATE)
             self._tell_partial(start)
 
     def _tell_partial(self, start: float) -> None:

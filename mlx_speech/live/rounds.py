@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from mlx_speech.engine import Failure, attempt
+from mlx_speech.engine import WAITING, Failure, Job, attempt
 from mlx_speech.loading import Models
 from mlx_speech.stages.whisper import partials
 from mlx_speech.stages.whisper.options import DecodingOptions
@@ -48,6 +48,18 @@ class Rounds:
         asked = Asked(one, options, time.monotonic())
         self._waiting.append(asked)
         return asked
+
+    def heard(self, one: Round, options: DecodingOptions) -> Job[list[WordTiming] | None]:
+        """Wait for a round, as a job does; returns its words. Raises what went wrong."""
+        asked = self.ask(one, options)
+        try:
+            while not asked.done:
+                yield WAITING
+        finally:
+            self.forget(asked)
+        if asked.error is not None:
+            raise asked.error
+        return asked.words
 
     def forget(self, asked: Asked) -> None:
         """Nobody waits for it any more."""

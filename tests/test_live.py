@@ -1,0 +1,364 @@
+"""Live sessions: what they give in the end is what a recording gives, however the sound comes in."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import real, real_weights
+
+import mlx_speech
+from mlx_speech import Pipeline
+from mlx_speech.errors import AudioError, OptionError, PipelineClosed
+from mlx_speech.live.events import Block, Ended, Final, Gap, LiveEvent, Partial, Silence, Speech
+from mlx_speech.live.told import MOST_WAITING, Told
+from mlx_speech.package_data import DEMO
+from mlx_speech.samples import SAMPLE_RATE
+from mlx_speech.transcript import Segment, Transcript
+
+PATIENCE = 120.0  # seconds
+LIVE: dict[str, Any] = {"max_pause": 0.6, "chunk_size": 15.0}  # what a live session does by itself
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Pipeline]:
+    with Pipeline.demo() as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def sound() -> np.ndarray:
+    """(samples,): the beginning of the demo's conversation."""
+    return mlx_speech.load_audio(DEMO / "conversation.flac")[: 14 * SAMPLE_RATE]
+
+
+def window(pipeline: Pipeline) -> dict[str, Any]:
+    """The same options for a recording: the demo's Whisper has a shorter window."""
+    args = pipeline.models.whisper().model.args
+    return {**LIVE, "chunk_size": min(15.0, args.n_audio_ctx / 50)}
+
+
+def cut(sound: np.ndarray, seed: int | None) -> list[np.ndarray]:
+    """The sound in blocks of 1 … 48000 samples, some of none; None: in one."""
+    if seed is None:
+        return [sound]
+    generator = np.random.default_rng(seed)
+    blocks: list[np.ndarray] = []
+    start = 0
+    while start < sound.size:
+        size = int(generator.choice([0, 1, 160, 511, 512, 4_000, 48_000]))
+        blocks.append(sound[start : start + size])
+        start += size
+    return blocks
+
+
+def settled(segment: Segment) -> Segment:
+    """Without what other rows of a batch change in the last digits."""
+    words = tuple(replace(word, score=round(word.score, 2)) for word in segment.words)
+    numbers = {"avg_logprob": 0.0, "no_speech_prob": 0.0, "compression_ratio": 0.0}
+    return replace(segment, words=words, token_logprobs=(), **numbers)
+
+
+def check_equal(live: Transcript, offline: Transcript) -> None:
+    assert [settled(segment) for segment in live.segments] == [settled(segment) for segment in offline.segments]
+    assert (live.duration, live.language, live.silences) == (offline.duration, offline.language, offline.silences)
+    for ours, theirs in zip(live.segments, offline.segments, strict=True):
+        assert ours.avg_logprob == pytest.approx(theirs.avg_logprob, abs=1e-3)
+        assert [w.score for w in ours.words] == pytest.approx([w.score for w in theirs.words], abs=1e-2)
+
+
+def check_order(events: list[LiveEvent]) -> None:
+    """Of every chunk partials and then a final, in order; firm words stay; the end is the last."""
+    chunk = 0
+    firm: list[str] = []
+    for event in events:
+        if isinstance(event, Partial):
+            assert event.chunk == chunk
+            words = [word.text for word in event.words]
+            assert words[: len(firm)] == firm, "firm words stay"
+            firm = words[: event.firm]
+            assert event.text.startswith(event.firm_text)
+        if isinstance(event, Final):
+            assert event.chunk == chunk
+            chunk += 1
+            firm = []
+    assert [isinstance(event, Ended) for event in events] == [False] * (len(events) - 1) + [True]
+
+
+def ended(events: list[LiveEvent]) -> Transcript:
+    last = events[-1]
+    assert isinstance(last, Ended)
+    return last.transcript
+
+
+# --- equality ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("finals", ["pause", "window"])
+def test_the_end_is_that_of_a_recording(demo: Pipeline, sound: np.ndarray, finals: str) -> None:
+    options = window(demo) if finals == "pause" else {}
+    offline = demo(sound, **options)
+    assert len(offline.segments) > 3
+    told: list[list[tuple[int, str, str]]] = []
+    for seed in (None, 1, 2):
+        events = list(demo.live(cut(sound, seed), step=1.0, finals=finals))
+        check_order(events)
+        check_equal(ended(events), offline)
+        partials = [event for event in events if isinstance(event, Partial)]
+        told.append([(event.chunk, event.text, event.firm_text) for event in partials])
+    assert told[0] and told[0] == told[1] == told[2], "partials do not depend on the blocks"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"word_timestamps": "attention"},
+        {"word_timestamps": "none"},
+        {"segment_resolution": "chunk", "return_char_alignments": True},
+        {"max_pause": 0.2, "chunk_size": 4.0, "vad_options": {"threshold": 0.6}},
+        {"temperature": (0.4,), "best_of": 2, "seed": 5},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_with_other_options(demo: Pipeline, sound: np.ndarray, options: dict[str, Any]) -> None:
+    offline = demo(sound, **{**window(demo), **options})
+    events = list(demo.live(cut(sound, 3), partials=False, **options))
+    check_equal(ended(events), offline)
+    finals = [segment for event in events if isinstance(event, Final) for segment in event.segments]
+    assert [word.text for segment in finals for word in segment.words] == [
+        word.text for segment in offline.segments for word in segment.words
+    ]
+
+
+def test_eight_sessions_at_once(demo: Pipeline, sound: np.ndarray) -> None:
+    parts = [sound[k * SAMPLE_RATE : (k + 7) * SAMPLE_RATE] for k in range(8)]
+    offline = [demo(part, **window(demo)) for part in parts]
+    sessions = [demo.session(step=1.0, every_partial=True) for _ in parts]
+    blocks = [cut(part, seed) for seed, part in enumerate(parts)]
+    while any(blocks):
+        for session, waiting in zip(sessions, blocks, strict=True):
+            if waiting:
+                session.feed(waiting.pop(0))
+    for session in sessions:
+        session.end()
+    for session, expected in zip(sessions, offline, strict=True):
+        events = list(session.events())
+        check_order(events)
+        check_equal(session.result(PATIENCE), expected)
+
+
+def test_real_speech_in_real_time_order() -> None:
+    """tiny.en on a real recording; `python tests/live_equality.py` compares all of them."""
+    audio = mlx_speech.load_audio(real("data/audio/en/jfk.flac"))
+    with Pipeline(real_weights("whisper-tiny.en"), align_model=DEMO / "wav2vec2") as pipeline:
+        offline = pipeline(audio, language="en", **LIVE)
+        events = list(pipeline.live(cut(audio, 4), step=2.0, language="en"))
+    check_order(events)
+    check_equal(ended(events), offline)
+    firm = [event for event in events if isinstance(event, Partial) and event.firm]
+    assert firm and "country" in offline.text
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+def test_another_rate_and_two_channels(demo: Pipeline, sound: np.ndarray, rate: int) -> None:
+    resampled = mlx_speech.audio.audio_from_array(sound[: 5 * SAMPLE_RATE], SAMPLE_RATE, sample_rate=rate)
+    offline = demo(resampled, sample_rate=rate, **window(demo))
+    blocks = [Block(np.stack([block, block]), rate) for block in cut(resampled, 5)]
+    transcript = ended(list(demo.live(blocks, partials=False)))
+    assert transcript.duration == pytest.approx(offline.duration, abs=1e-3)
+    assert transcript.text == offline.text and offline.text
+
+
+def test_a_rate_that_changes(demo: Pipeline, sound: np.ndarray) -> None:
+    first = sound[: 4 * SAMPLE_RATE]
+    second = mlx_speech.audio.audio_from_array(sound[first.size :], SAMPLE_RATE, sample_rate=48_000)
+    blocks = [Block(first), *(Block(block, 48_000) for block in cut(second, 6))]
+    transcript = ended(list(demo.live(blocks, partials=False)))
+    assert transcript.text == demo(sound, **window(demo)).text
+    assert transcript.duration == pytest.approx(sound.size / SAMPLE_RATE, abs=1e-3)
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+def test_speech_and_silence_are_told_of_every_region(demo: Pipeline, sound: np.ndarray) -> None:
+    events = list(demo.live(cut(sound, 7), partials=False))
+    starts = [event.start for event in events if isinstance(event, Speech)]
+    silences = [event for event in events if isinstance(event, Silence)]
+    assert len(silences) >= 3
+    for silence in silences:
+        assert any(abs(start - silence.start) < 0.1 for start in starts)
+        assert silence.start < silence.end <= silence.at
+
+
+def test_no_sound_at_all(demo: Pipeline) -> None:
+    for blocks in ([], [np.zeros(0, np.float32)], [np.zeros(900, np.float32)], [np.zeros(3 * SAMPLE_RATE, np.float32)]):
+        events = list(demo.live(blocks))
+        assert not ended(events).segments and len(events) == 1
+        assert ended(events).duration == sum(block.size for block in blocks) / SAMPLE_RATE
+
+
+def test_a_gap_is_silence_and_is_told(demo: Pipeline, sound: np.ndarray) -> None:
+    first = sound[: 4 * SAMPLE_RATE]
+    second = sound[first.size : 8 * SAMPLE_RATE]
+    blocks = [Block(first, start=0.0), Block(second, start=6.5)]
+    events = list(demo.live(blocks, partials=False))
+    gaps = [event for event in events if isinstance(event, Gap)]
+    assert [(gap.start, gap.end) for gap in gaps] == [(4.0, 6.5)]
+    filled = np.concatenate([first, np.zeros(round(2.5 * SAMPLE_RATE), np.float32), second])
+    check_equal(ended(events), demo(filled, **window(demo)))
+
+
+def test_partials_that_newer_sound_overtakes_are_left_out(demo: Pipeline, sound: np.ndarray) -> None:
+    with demo.session(step=0.5) as session:
+        session.feed(sound)
+        session.end()
+        events = list(session.events())
+    check_order(events)
+    assert not [event for event in events if isinstance(event, Partial)], "all of the sound was there at once"
+    check_equal(session.result(), demo(sound, **window(demo)))
+
+
+def test_nobody_listens_for_long() -> None:
+    told = Told()
+    final = Final(0.0, 0, 0.0, 1.0, ())
+    for number in range(3 * MOST_WAITING):
+        told.put(Partial(float(number), number // 300, (), 0, str(number), ""))
+    told.put(final)
+    told.close()
+    events = list(told)
+    assert len(events) <= MOST_WAITING + 1 and events[-1] is final
+    partials = [event for event in events if isinstance(event, Partial)]
+    assert partials[-1].text == str(3 * MOST_WAITING - 1)
+    assert {event.chunk for event in partials} == {0, 1, 2}, "the last one of every chunk stays"
+
+
+# --- language ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_language_is_told_of_what_was_heard_first() -> None:
+    swedish = sorted(real("data/audio/sv").glob("*"))[0]
+    audio = mlx_speech.load_audio(swedish)
+    with Pipeline(real_weights("whisper-base")) as pipeline:
+        events = list(pipeline.live(cut(audio, 8), partials=False, word_timestamps="attention"))
+        offline = pipeline(audio, word_timestamps="attention", **LIVE)
+    assert ended(events).language == offline.language == "sv"
+    assert ended(events).text == offline.text
+
+
+# --- ends and errors --------------------------------------------------------------------------------------------------
+
+
+def test_asynchronously(demo: Pipeline, sound: np.ndarray) -> None:
+    short = sound[: 5 * SAMPLE_RATE]
+
+    async def blocks() -> AsyncIterator[np.ndarray]:
+        for block in cut(short, 9):
+            yield block
+
+    async def hear(source: Any) -> list[LiveEvent]:
+        return [event async for event in demo.live_async(source, step=1.0)]
+
+    offline = demo(short, **window(demo))
+    for source in (blocks(), cut(short, 9)):
+        events = asyncio.run(hear(source))
+        check_order(events)
+        check_equal(ended(events), offline)
+
+
+def test_an_asynchronous_source_that_fails(demo: Pipeline) -> None:
+    async def blocks() -> AsyncIterator[np.ndarray]:
+        yield np.zeros(1600, np.float32)
+        raise RuntimeError("the source is broken")
+
+    async def hear() -> None:
+        async for _ in demo.live_async(blocks()):
+            pass
+
+    with pytest.raises(RuntimeError, match="the source is broken"):
+        asyncio.run(hear())
+
+
+def test_a_session_that_is_cancelled_lets_go_of_everything(demo: Pipeline, sound: np.ndarray) -> None:
+    session = demo.session(step=0.5, every_partial=True)
+    listening = threading.Thread(target=lambda: list(session.events()))
+    listening.start()
+    session.feed(sound)
+    session.cancel()
+    listening.join(PATIENCE)
+    assert not listening.is_alive()
+    with pytest.raises(PipelineClosed):
+        session.feed(sound)
+    assert demo(sound[: 5 * SAMPLE_RATE]).segments, "others go on"
+
+
+def test_a_generator_that_is_closed_early_ends_its_session(demo: Pipeline, sound: np.ndarray) -> None:
+    taken: list[int] = []
+
+    def blocks() -> Iterator[np.ndarray]:
+        for number, block in enumerate(np.split(sound, 14)):
+            taken.append(number)
+            yield block
+
+    events = demo.live(blocks(), partials=False)
+    next(events)
+    events.close()  # type: ignore[attr-defined]
+    assert len(taken) <= 3
+
+
+def test_what_is_no_sound(demo: Pipeline) -> None:
+    for wrong in (np.zeros((2, 2, 2)), np.array(["a"]), np.array([np.nan]), np.array([100.0])):
+        with demo.session() as session, pytest.raises(AudioError):
+            session.feed(wrong)
+
+
+def test_what_needs_all_of_a_recording(demo: Pipeline) -> None:
+    for options in ({"sequential": True}, {"vad": False}, {"vad_method": "pyannote"}, {"audio_track": 1}):
+        with pytest.raises(OptionError, match="recordings"):
+            demo.session(**options)
+    for options in ({"step": 0.0}, {"step": float("nan")}, {"finals": "soon"}):
+        with pytest.raises(OptionError, match=next(iter(options))):
+            demo.session(**options)
+    with Pipeline.demo(low_memory=True) as small, pytest.raises(OptionError, match="low_memory"):
+        small.session()
+
+
+def test_errors_of_the_job_are_raised_by_who_listens(demo: Pipeline, sound: np.ndarray) -> None:
+    with demo.session(chunk_size=29.0) as session:  # longer than the demo's window
+        with pytest.raises(OptionError, match="chunk_size"):
+            list(session.events())
+        with pytest.raises(OptionError, match="chunk_size"):
+            session.wait_until_heard()
+
+
+def test_a_pipeline_with_sessions_behind_it_is_freed(sound: np.ndarray) -> None:
+    pipeline = Pipeline.demo()
+    list(pipeline.live([sound[: 2 * SAMPLE_RATE]]))
+    watched = weakref.ref(pipeline)
+    del pipeline
+    gc.collect()
+    assert watched() is None
+
+
+def test_the_sound_that_is_kept_is_bounded(demo: Pipeline, sound: np.ndarray) -> None:
+    with demo.session(partials=False) as session:
+        most = 0
+        for _ in range(3):
+            for block in np.split(sound, 14):
+                session.feed(block)
+                session.wait_until_heard()
+                most = max(most, len(session._hearing._buffer))
+        silence = np.zeros(60 * SAMPLE_RATE, np.float32)
+        session.feed(silence)
+        session.wait_until_heard()
+        assert len(session._hearing._buffer) < 5 * SAMPLE_RATE
+        session.end()
+        session.result(PATIENCE)
+    assert most < 20 * SAMPLE_RATE
