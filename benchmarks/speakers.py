@@ -257,6 +257,7 @@ def main() -> None:
     if arguments.minutes is not None:
         plan = Plan(60 * arguments.minutes, 5, 3)
         recordings = iter([conversation(f"{arguments.minutes:g} min", plan, 300)])
+        print(f"memory: {_most_memory():.1f} GB at most for the making of it\n")
     else:
         recordings = _all_short()
     print("| recording | s | DER | missed | added | confused | speakers found, of | × real time |")
@@ -266,7 +267,12 @@ def main() -> None:
         rates = " | ".join(f"{100 * rate:.1f}" for rate in (row.error, row.missed, row.added, row.confused))
         line = f"| {row.name} | {row.seconds:.0f} | {rates} | {row.found} of {row.speakers} | {row.speed:.1f} |"
         print(line, flush=True)
-    print(f"\nmemory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2:.1f} GB at most (Linux)")
+    print(f"\nmemory: {_most_memory():.1f} GB at most")
+
+
+def _most_memory() -> float:
+    """GB that this process has had (Linux)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 
 
 def _all_short() -> Iterator[Conversation]:

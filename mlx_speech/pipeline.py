@@ -50,6 +50,7 @@ from mlx_speech.stages.diarize import diarize_steps
 from mlx_speech.stages.sentences import split_sentences
 from mlx_speech.stages.vad import live_speech_steps
 from mlx_speech.stages.whisper import batched
+from mlx_speech.stages.whisper.agreement import Policy
 from mlx_speech.stages.whisper.longform import transcribe_steps
 from mlx_speech.stages.whisper.partials import Round, partial_options
 from mlx_speech.stages.whisper.word_times import WordTiming
@@ -219,15 +220,16 @@ class Pipeline:
         partials: bool = True,
         finals: Literal["pause", "window"] = "pause",
         every_partial: bool = False,
+        policy: Policy | None = None,
         **options: Unpack[TranscribeOptions],
     ) -> LiveSession:
         """Begin to hear sound that is still coming in: `feed` the session, listen to its `events`, `end` it.
 
-        step, partials, finals, every_partial : see `LiveSettings`
+        step, partials, finals, every_partial : see `LiveSettings`; policy : what makes words firm
         options : as of `__call__`, but for those that need all of a recording
         Raises `OptionError`, `PipelineClosed`, `ForkedProcess`; what else `__call__` raises, the session does.
         """
-        settings = LiveSettings(step, partials, finals, every_partial)
+        settings = LiveSettings(step, partials, finals, every_partial, policy or Policy())
         checked = self._options(options)
         check_live(checked)
         if self._low_memory:

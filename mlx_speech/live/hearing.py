@@ -91,7 +91,7 @@ class Hearing:
         self._added = 0  # chunks that Whisper was given
         self._recognised: dict[int, tuple[Segment, ...]] = {}  # chunks that wait for their words' times, or their turn
         self._segments: list[Segment] = []  # of those that are final, before sentences are made of them
-        self._agreement = Agreement()
+        self._agreement = Agreement(settings.policy)
         self._next_round = round(settings.step * SAMPLE_RATE) if settings.partials else math.inf
         self._news_since_round = False  # whether somebody has spoken
         self._lags = False
@@ -174,7 +174,7 @@ class Hearing:
     def _tell_lag(self) -> None:
         """Say where the session falls behind, and where it has caught up."""
         behind = self.seconds_waiting
-        if not self._lags and behind > FAR_BEHIND and not self._settings.every_partial:
+        if not self._lags and behind > FAR_BEHIND:
             self._lags = True
             self._tell(Lag(self._buffer.end / SAMPLE_RATE, behind, None))
         elif self._lags and behind < CAUGHT_UP:
@@ -213,7 +213,7 @@ class Hearing:
     def _close(self, chunk: Chunk) -> None:
         """A chunk is complete."""
         self._recording.chunks.append(chunk)
-        self._agreement = Agreement()
+        self._agreement = Agreement(self._settings.policy)
 
     # --- from chunks to finals ---------------------------------------------------------------------------------------
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.fields import check, option
 from mlx_speech.options import Options
+from mlx_speech.stages.whisper.agreement import Policy
 
 MAX_PAUSE = 0.6  # seconds
 CHUNK_SIZE = 15.0  # seconds
@@ -23,6 +24,7 @@ class LiveSettings:
         "pause", "pause: a chunk ends at a pause of 0.6 s, or at 15 s; window: as in a file"
     )
     every_partial: bool = option(False, "also those that newer sound has overtaken")
+    policy: Policy = field(default_factory=Policy)  # what makes words firm
 
     def __post_init__(self) -> None:
         check(self)
