@@ -17,6 +17,7 @@ from conftest import real, real_weights
 import mlx_speech
 from mlx_speech import Pipeline
 from mlx_speech.errors import AudioError, OptionError, PipelineClosed
+from mlx_speech.live import hearing
 from mlx_speech.live.events import Block, Ended, Final, Gap, LiveEvent, Partial, Silence, Speech
 from mlx_speech.live.told import MOST_WAITING, Told
 from mlx_speech.package_data import DEMO
@@ -251,6 +252,52 @@ def test_the_language_is_told_of_what_was_heard_first() -> None:
         offline = pipeline(audio, word_timestamps="attention", **LIVE)
     assert ended(events).language == offline.language == "sv"
     assert ended(events).text == offline.text
+
+
+class Guesses:
+    """Stands for the detection of the language: how probable it is, call after call."""
+
+    def __init__(self, *probabilities: float) -> None:
+        self.probabilities = list(probabilities)
+        self.chunks: list[int] = []
+
+    def __call__(self, audio: np.ndarray, chunks: Any, *arguments: Any, **keywords: Any) -> tuple[str, float]:
+        self.chunks.append(len(chunks))
+        return "en", self.probabilities.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("guesses", "calls"),
+    [
+        (Guesses(0.95), [1]),  # certain
+        (Guesses(0.2, 0.95), [1, 2]),  # of two chunks together
+        (Guesses(0.2, 0.2), [1, 2]),  # it never is: 3 s behind the first it is taken all the same
+    ],
+)
+def test_an_uncertain_language_waits_for_more(
+    monkeypatch: pytest.MonkeyPatch, sound: np.ndarray, guesses: Guesses, calls: list[int]
+) -> None:
+    monkeypatch.setattr(hearing.batched, "detect_language", guesses)
+    short = np.concatenate([sound[: int(1.5 * SAMPLE_RATE)], np.zeros(SAMPLE_RATE, np.float32)])
+    with Pipeline.demo() as pipeline:
+        pipeline._defaults.clear()  # the demo's says English
+        events = list(pipeline.live(np.split(np.tile(short, 3), 75), partials=False))
+    assert guesses.chunks == calls
+    assert len([event for event in events if isinstance(event, Final)]) == 3
+    assert ended(events).language == "en"
+
+
+def test_a_short_word_is_final_soon_even_if_its_language_is_not_certain(
+    monkeypatch: pytest.MonkeyPatch, sound: np.ndarray
+) -> None:
+    monkeypatch.setattr(hearing.batched, "detect_language", Guesses(0.2))
+    silence = np.zeros(6 * SAMPLE_RATE, np.float32)
+    short = np.concatenate([sound[: int(1.5 * SAMPLE_RATE)], silence])
+    with Pipeline.demo() as pipeline:
+        pipeline._defaults.clear()
+        events = list(pipeline.live(np.split(short, 75), partials=False))
+    (final,) = [event for event in events if isinstance(event, Final)]
+    assert final.end + 3 <= final.at < final.end + 4 and final.segments
 
 
 # --- ends and errors --------------------------------------------------------------------------------------------------

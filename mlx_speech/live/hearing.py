@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import mlx.core as mx
 import numpy as np
 
 from mlx_speech.batches import Batches
@@ -70,6 +71,16 @@ class Stage:
     check: Callable[[Options], Job[None]]
 
 
+@dataclass(frozen=True)
+class _Guess:
+    """The language of the first chunks. speech : seconds of it; chunks : how many there are"""
+
+    code: str = "en"
+    probability: float = 0.0
+    speech: float = 0.0
+    chunks: int = 0
+
+
 class Hearing:
     """One session. Its `job` is for the engine; `intake` and `told` are for any thread.
 
@@ -95,6 +106,7 @@ class Hearing:
         self._next_round = round(settings.step * SAMPLE_RATE) if settings.partials else math.inf
         self._news_since_round = False  # whether somebody has spoken
         self._lags = False
+        self._language = _Guess()
         self._regions: OnlineRegions
         self._chunks: OnlineChunks
 
@@ -111,7 +123,7 @@ class Hearing:
                 yield from self._hear()
                 yield from self._finish_chunks(until_sound_comes=True)
                 if self.intake.reason is None and not self.intake.seconds:
-                    if not self._pending:
+                    if self._heard == self._added:
                         self.intake.rest()
                     yield WAITING
             return (yield from self._finish())
@@ -243,25 +255,37 @@ class Hearing:
         if options.multilingual or recording.language is not None:
             return True
         waiting = recording.chunks[self._added :]
+        waited = self._position / SAMPLE_RATE - waiting[0].end
+        if len(waiting) > self._language.chunks:
+            self._language = self._language_of(waiting)
+        guess = self._language
+        is_likely = guess.probability >= LIKELY and guess.speech >= SECONDS_OF_LIKELY
+        has_heard_enough = guess.speech >= SECONDS_OF_SPEECH or waited >= SECONDS_OF_WAITING or at_end
+        if guess.probability >= CERTAIN or is_likely or has_heard_enough:
+            recording.language = guess.code
+            recording.language_probability = guess.probability
+        return recording.language is not None
+
+    def _language_of(self, chunks: list[Chunk]) -> _Guess:
+        """The language of the first chunks."""
+        self._recording.stage = "language"
         whisper = self._stage.models.whisper()
         shift = self._buffer.start / SAMPLE_RATE
-        shifted = [Chunk(chunk.start - shift, chunk.end - shift) for chunk in waiting]
-        recording.stage = "language"
-        language, probability = batched.detect_language(
+        encoded: dict[Chunk, mx.array] = {}
+        shifted = [Chunk(chunk.start - shift, chunk.end - shift) for chunk in chunks]
+        code, probability = batched.detect_language(
             self._buffer.between(self._buffer.start, self._buffer.end),
             shifted,
             whisper.model,
             whisper.tokenizer,
-            among=options.languages,
+            among=self._recording.options.languages,
+            keep=encoded,
         )
-        speech = sum(region.duration for chunk in waiting for region in chunk.regions)
-        waited = self._position / SAMPLE_RATE - waiting[0].end
-        is_likely = probability >= LIKELY and speech >= SECONDS_OF_LIKELY
-        has_heard_enough = speech >= SECONDS_OF_SPEECH or waited >= SECONDS_OF_WAITING or at_end
-        if probability >= CERTAIN or is_likely or has_heard_enough:
-            recording.language = language
-            recording.language_probability = probability
-        return recording.language is not None
+        for chunk, moved in zip(chunks, shifted, strict=True):
+            if moved in encoded:
+                self._recording.encoded[chunk] = encoded[moved]
+        speech = sum(region.duration for chunk in chunks for region in chunk.regions)
+        return _Guess(code, probability, speech, len(chunks))
 
     def _finish_chunks(self, until_sound_comes: bool = False) -> Job[None]:
         """Wait for the finals of all chunks that are complete, and were given to Whisper."""
