@@ -234,7 +234,7 @@ class Pipeline:
         check_live(checked)
         if self._low_memory:
             raise OptionError("low_memory holds one stage's models, and a live session needs all: leave it out")
-        stage = Stage(self.models, self._batches, self._rounds, self._chunks_at_once, self._check)
+        stage = Stage(self.models, self._batches, self._rounds, self._namer, self._chunks_at_once, self._check)
         hearing = Hearing(checked, settings, stage, self._engine.wake)
         return LiveSession(hearing, self._engine.submit(hearing.job()))
 

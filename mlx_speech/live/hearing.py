@@ -25,11 +25,13 @@ from mlx_speech.live.events import Ended, Final, Gap, Lag, LiveEvent, Partial, S
 from mlx_speech.live.intake import Intake, Sound
 from mlx_speech.live.rounds import Rounds
 from mlx_speech.live.settings import CHUNK_SIZE, MAX_PAUSE, LiveSettings
+from mlx_speech.live.speakers import LiveSpeakers
 from mlx_speech.live.told import Told
 from mlx_speech.loading import Models
 from mlx_speech.options import Options
 from mlx_speech.recording import Recording, in_order
 from mlx_speech.samples import SAMPLE_RATE
+from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.chunks import speech_and_pad
 from mlx_speech.stages.chunks_online import OnlineChunks
 from mlx_speech.stages.sentences import split_sentences
@@ -41,7 +43,8 @@ from mlx_speech.stages.whisper.agreement import Agreement
 from mlx_speech.stages.whisper.partials import Round
 from mlx_speech.stages.whisper.word_times import WordTiming
 from mlx_speech.timing import align_words, choose_word_times
-from mlx_speech.transcript import Chunk, Region, Segment, Transcript, Word
+from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcript, Word
+from mlx_speech.voices.naming import Namer
 
 if TYPE_CHECKING:
     from mlx_speech.models.silero_vad import State
@@ -67,6 +70,7 @@ class Stage:
     models: Models
     batches: Batches
     rounds: Rounds
+    namer: Namer
     batch_size: Callable[[], int]
     check: Callable[[Options], Job[None]]
 
@@ -92,6 +96,7 @@ class Hearing:
         self.told = Told()
         self._settings = settings
         self._stage = stage
+        self._wake = wake
         self._recording = Recording(None, options)
         self._sound = Sound()
         self._buffer = SoundBuffer()
@@ -106,6 +111,7 @@ class Hearing:
         self._next_round = round(settings.step * SAMPLE_RATE) if settings.partials else math.inf
         self._news_since_round = False  # whether somebody has spoken
         self._lags = False
+        self._speakers: LiveSpeakers | None = None
         self._language = _Guess()
         self._regions: OnlineRegions
         self._chunks: OnlineChunks
@@ -123,7 +129,7 @@ class Hearing:
                 yield from self._hear()
                 yield from self._finish_chunks(until_sound_comes=True)
                 if self.intake.reason is None and not self.intake.seconds:
-                    if self._heard == self._added:
+                    if not self._is_busy:
                         self.intake.rest()
                     yield WAITING
             return (yield from self._finish())
@@ -149,6 +155,15 @@ class Hearing:
         self._regions = OnlineRegions(SpeechTracker.of(detector, longest))
         self._chunks = OnlineChunks(chunk_size=longest, max_pause=max_pause, pad=pad)
         self._window = batched.samples_per_window(self._stage.models.whisper().model)
+        if options.wants_speakers:
+            self._speakers = LiveSpeakers(
+                self._stage.models.diarization(),
+                options.speakers.numbers,
+                waits=self._settings.every_partial,
+                tell=self._tell,
+                wake=self._wake,
+            )
+            self._recording.models["diarization"] = self._stage.models.names["diarization"]
         self._recording.language = options.language
         self._recording.models["whisper"] = self._stage.models.names["whisper"]
 
@@ -156,6 +171,12 @@ class Hearing:
     def _pending(self) -> int:
         """Chunks that are complete, and not final."""
         return len(self._recording.chunks) - self._heard
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether something will be told without more sound."""
+        is_clustering = self._speakers is not None and self._speakers.is_clustering
+        return self._heard < self._added or is_clustering
 
     def _hear(self) -> Job[None]:
         """All the sound that there is."""
@@ -201,6 +222,7 @@ class Hearing:
             samples = self._buffer.between(self._position, self._position + count * WINDOW)
             yield from self._look_for_speech(samples)
             yield from self._recognise()
+            yield from self._tell_apart(samples)
 
     def _look_for_speech(self, samples: np.ndarray) -> Job[None]:
         """In whole windows, (windows · 512,)."""
@@ -221,6 +243,12 @@ class Hearing:
             next_end = None if ahead.end is None else ahead.end / SAMPLE_RATE
             for chunk in self._chunks.add(regions, ahead.start / SAMPLE_RATE, next_end):
                 self._close(chunk)
+
+    def _tell_apart(self, samples: np.ndarray) -> Job[None]:
+        """Look for speakers in (samples,)."""
+        if self._speakers is not None:
+            self._recording.stage = "diarize"
+            yield from self._speakers.hear(samples)
 
     def _close(self, chunk: Chunk) -> None:
         """A chunk is complete."""
@@ -291,6 +319,8 @@ class Hearing:
         """Wait for the finals of all chunks that are complete, and were given to Whisper."""
         while True:
             yield from self._deliver()
+            if self._speakers is not None:
+                yield from self._speakers.advance()
             if self._heard == self._added:
                 return
             if until_sound_comes and (self.intake.seconds or self.intake.reason is not None):
@@ -312,7 +342,10 @@ class Hearing:
             self._segments += segments
             self._heard += 1
             self._let_go()
-            self._tell(Final(self._at, self._heard - 1, chunk.start, chunk.end, self._sentences(segments)))
+            sentences = self._sentences(segments)
+            if self._speakers is not None:
+                sentences = self._speakers.assigned(sentences)
+            self._tell(Final(self._at, self._heard - 1, chunk.start, chunk.end, sentences))
 
     def _timed(self, segments: tuple[Segment, ...]) -> Job[tuple[Segment, ...]]:
         """With the times of their words."""
@@ -411,6 +444,7 @@ class Hearing:
         rest = self._buffer.between(self._position, total)
         if rest.size:  # a part of a window
             yield from self._look_for_speech(np.pad(rest, (0, WINDOW - rest.size)))
+            yield from self._tell_apart(rest)
         if total >= MIN_SAMPLES:
             regions = _in_seconds(self._regions.finish(total))
             for chunk in self._chunks.finish(regions, total / SAMPLE_RATE):
@@ -422,9 +456,16 @@ class Hearing:
         return transcript
 
     def _transcript(self, total: int) -> Job[Transcript]:
+        """total : samples of sound"""
         recording = self._recording
         recording.segments = self._sentences(in_order(self._segments))
-        yield
+        if self._speakers is not None:
+            recording.stage = "diarize"
+            recording.diarization = Diarization()
+            if total >= MIN_SAMPLES:
+                diarization = yield from self._speakers.finish()
+                recording.diarization = self._stage.namer.name(diarization)
+            recording.segments = assign_speakers(recording.segments, recording.diarization)
         return replace(recording.transcript(), duration=total / SAMPLE_RATE)
 
     @property

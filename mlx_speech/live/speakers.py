@@ -1,0 +1,98 @@
+"""Who speaks in a live session: told while it goes on, and at the end as of a recording."""
+
+from __future__ import annotations
+
+from mlx_speech import backend as backend  # isort: skip  (before MLX)
+
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import numpy as np
+
+from mlx_speech.engine import Job, elsewhere, result_of, silently
+from mlx_speech.live.events import Relabelled, Speakers
+from mlx_speech.models.diarization_pipeline import Model
+from mlx_speech.options import SpeakerKeywords
+from mlx_speech.samples import SAMPLE_RATE
+from mlx_speech.stages.assign import assign_speakers
+from mlx_speech.stages.growing import Change, Clustering, GrowingDiarization
+from mlx_speech.transcript import Diarization, Segment
+
+SECONDS_BETWEEN_LOOKS = 1.0  # at what is not clustered yet
+MARGIN = 2.0  # seconds around words, in which turns may be theirs
+
+
+class LiveSpeakers:
+    """Hears the sound beside those that hear its words; speakers are clustered in a thread of their own.
+
+    numbers : how many speakers there are
+    waits : whether the sound waits for a clustering that is due, so that what is told does not depend on the machine
+    tell : gets what is new
+    wake : wakes the engine
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        numbers: SpeakerKeywords,
+        *,
+        waits: bool,
+        tell: Callable[[Speakers], object],
+        wake: Callable[[], object],
+    ) -> None:
+        self._growing = GrowingDiarization(model, **numbers)
+        self._waits = waits
+        self._tell = tell
+        self._wake = wake
+        self._clustering: Future[Clustering] | None = None
+        self._seconds = 0.0  # of sound so far
+        self._looked = 0.0  # of which was last told what is not clustered yet
+
+    @property
+    def is_clustering(self) -> bool:
+        """Whether something will be told without more sound."""
+        return self._clustering is not None
+
+    def hear(self, samples: np.ndarray) -> Job[None]:
+        """The next samples (samples,)."""
+        yield from silently(self._growing.add(samples))
+        self._seconds += samples.size / SAMPLE_RATE
+        yield from self.advance()
+        if self._seconds - self._looked >= SECONDS_BETWEEN_LOOKS:
+            self._looked = self._seconds
+            self._tell_changes(self._growing.provisional())
+
+    def advance(self) -> Job[None]:
+        """Take what a clustering has found, and begin the next one where it is due."""
+        if self._clustering is None and self._growing.due:
+            self._clustering = elsewhere(self._growing.snapshot(), self._wake)
+        if self._clustering is None:
+            return
+        if not self._clustering.done() and not self._waits:
+            return
+        clustering = yield from result_of(self._clustering)
+        self._clustering = None
+        self._tell_changes(self._growing.take(clustering))
+
+    def assigned(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        """Segments with the speakers that are known now."""
+        if not segments:
+            return ()
+        start = max(0.0, segments[0].start - MARGIN)
+        turns = self._growing.turns(start, segments[-1].end + MARGIN)
+        return assign_speakers(segments, Diarization(exclusive=turns))
+
+    def finish(self) -> Job[Diarization]:
+        """Who speaks when in all of the sound."""
+        if self._clustering is not None:
+            yield from result_of(self._clustering)
+            self._clustering = None
+        diarization, changes = yield from silently(self._growing.end())
+        self._tell_changes(changes)
+        return diarization
+
+    def _tell_changes(self, changes: tuple[Change, ...]) -> None:
+        if not changes:
+            return
+        relabelled = tuple(Relabelled(*change) for change in changes)
+        self._tell(Speakers(self._seconds, relabelled, self._growing.names, self._growing.until))
