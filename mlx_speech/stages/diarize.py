@@ -96,7 +96,7 @@ def diarize_steps(
     check(model)
     samples = one_channel(audio, "speakers are told apart")
     if not samples.size:
-        return _without_turns(bounds)
+        return without_turns(bounds)
     duration = samples.size / SAMPLE_RATE
     size, step = window_sizes(model)
     starts = windows.starts(samples.size, size, step)
@@ -110,7 +110,7 @@ def diarize_steps(
     scores = np.concatenate(score_batches)
     segmentations = speaking(scores, model)
     if not segmentations.any():
-        return _without_turns(bounds)
+        return without_turns(bounds)
 
     masks = voice_masks(segmentations, size, exclude_overlap=model.embedding_exclude_overlap)
     voiced = np.flatnonzero(masks.any(axis=(1, 2)))  # windows in which somebody speaks
@@ -206,7 +206,7 @@ def from_stages(
         frames=frames,
     )
     if not result.turns:
-        return _without_turns(bounds)
+        return without_turns(bounds)
     count = len(result.embeddings)
     if not bounds.low <= count <= bounds.high:
         _warn_of_number(count, bounds)
@@ -287,7 +287,7 @@ def _names(turns: list[tuple[float, float, int]]) -> dict[int, str]:
     return {k: f"SPEAKER_{number:02d}" for number, k in enumerate(clusters)}
 
 
-def _without_turns(bounds: SpeakerBounds) -> Diarization:
+def without_turns(bounds: SpeakerBounds) -> Diarization:
     """Nobody speaks, which is worth a warning where somebody was asked for."""
     if bounds.least_is_given:
         _warn_of_number(0, bounds)
