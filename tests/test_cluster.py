@@ -178,20 +178,39 @@ def test_agglomerative_clustering_is_the_originals(seed: int, capsys: pytest.Cap
 # --- VBx -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_variational_bayes_is_the_originals(seed: int) -> None:
+def speakers_in_noise(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Initial labels, features and phi of four speakers."""
     rng = np.random.default_rng(seed)
     count, dimension, initial = int(rng.integers(2, 200)), int(rng.integers(2, 130)), int(rng.integers(1, 9))
     phi = np.sort(rng.exponential(3, size=dimension))[::-1]
     own = rng.integers(0, 4, size=count)
     features = rng.normal(size=(4, dimension))[own] * np.sqrt(phi) + rng.normal(size=(count, dimension))
     labels = np.concatenate([np.arange(initial), rng.integers(0, initial, size=count)])[:count]
-    labels = np.unique(labels, return_inverse=True)[1]
+    return np.unique(labels, return_inverse=True)[1], features, phi
+
+
+@pytest.mark.parametrize("elements", [1, 100, 1 << 22], ids=["rows", "some rows", "all at once"])
+@pytest.mark.parametrize("seed", range(10))
+def test_variational_bayes_is_the_originals(seed: int, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original has all responsibilities in memory; here they are made in blocks of rows."""
+    monkeypatch.setattr(cluster, "ELEMENTS_PER_BLOCK", elements)
+    labels, features, phi = speakers_in_noise(seed)
+    rng = np.random.default_rng(seed)
     Fa, Fb = float(rng.choice([0.07, 0.4, 1.0])), float(rng.choice([0.1, 0.8, 12.0]))
-    theirs = cluster_vbx(labels, features, phi, Fa=Fa, Fb=Fb, maxIters=20)
-    ours = cluster.vbx(labels, features, phi, Fa=Fa, Fb=Fb)
-    for mine, expected in zip(ours, theirs, strict=True):
-        assert np.allclose(mine, expected, rtol=0, atol=1e-12)
+    gamma, prior = cluster_vbx(labels, features, phi, Fa=Fa, Fb=Fb, maxIters=20)[:2]
+    weights, priors = cluster.vbx(labels, features, phi, Fa=Fa, Fb=Fb)
+    left = prior > cluster.MIN_PRIOR
+    assert np.allclose(weights, gamma[:, left], rtol=0, atol=1e-9)
+    assert np.allclose(priors, prior[left], rtol=0, atol=1e-9)
+
+
+def test_variational_bayes_of_vectors_that_are_clusters_of_their_own() -> None:
+    rng = np.random.default_rng(3)
+    phi = np.linspace(4, 0.1, 32)
+    features = rng.normal(size=(5, 32))[rng.integers(0, 5, size=300)] * np.sqrt(phi) + rng.normal(size=(300, 32))
+    gamma, prior = cluster_vbx(np.arange(300), features, phi, Fa=0.07, Fb=0.8, maxIters=20)[:2]
+    weights, _ = cluster.vbx(np.arange(300), features, phi, Fa=0.07, Fb=0.8)
+    assert np.allclose(weights, gamma[:, prior > cluster.MIN_PRIOR], rtol=0, atol=1e-9)
 
 
 # --- assignment ------------------------------------------------------------------------------------------------------

@@ -262,6 +262,7 @@ def test_nothing_takes_lazy_names_of_the_package() -> None:
 PARTS = {
     "align": {"spelling", "viterbi"},
     "diarize": {"cluster", "windows"},
+    "growing": {"cluster", "diarize", "window_cache", "windows"},
     "cluster": {"linkage"},
     "chunks_online": {"chunks"},
     "vad_online": {"vad"},

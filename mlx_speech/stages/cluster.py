@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import mlx.core as mx
@@ -23,6 +23,7 @@ MAX_ITERATIONS = 20  # of VBx, which stops where an iteration gains less than MI
 MIN_GAIN = 1e-4
 INIT_SMOOTHING = 7.0  # logit of the initial cluster of a vector against those of the others
 MIN_PRIOR = 1e-7  # a speaker of VBx below it is gone
+ELEMENTS_PER_BLOCK = 1 << 22  # of VBx's responsibilities that are in memory at once, 8 bytes each
 NONE = -2  # in place of a cluster
 
 
@@ -87,7 +88,7 @@ def cluster(
     *,
     clustering: str = "VBxClustering",
     params: Mapping[str, Any] | None = None,
-    plda: Callable[[mx.array], mx.array] | None = None,
+    plda: Callable[[mx.array], mx.array] | HostPLDA | None = None,
     min_active_ratio: float = 0.2,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings of the speakers of every window → the cluster of each, and the clusters' centroids.
@@ -221,15 +222,42 @@ def _best_merge(tree: np.ndarray, threshold: float, least_size: int, target: int
 # --- VBx -------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class HostPLDA:
+    """A `models.plda.Model` in NumPy, for threads that MLX must not be used in; its fields and figures are the same."""
+
+    mean1: np.ndarray
+    lda: np.ndarray
+    mean2: np.ndarray
+    mu: np.ndarray
+    psi: np.ndarray
+    tr: np.ndarray
+
+    @classmethod
+    def of(cls, model: Any) -> HostPLDA:
+        """A copy of the model's arrays."""
+        names = [entry.name for entry in fields(cls)]
+        return cls(**{name: np.array(getattr(model, name)) for name in names})
+
+    def features(self, vectors: np.ndarray) -> np.ndarray:
+        """vectors (n, dimension) → (n, lda size) in float64"""
+        size, lda_size = self.lda.shape
+        x = _unit(vectors.astype(np.float64) - self.mean1) * size**0.5
+        x = _unit(x @ self.lda - self.mean2) * lda_size**0.5
+        return (x - self.mu) @ self.tr.T
+
+
 def _vbx_centroids(vectors: np.ndarray, plda: Any, settings: Mapping[str, float]) -> np.ndarray:
     """The speakers that VBx finds among vectors (n, dimension), n >= 2 → (speakers, dimension)."""
     from scipy.cluster.hierarchy import fcluster
 
     labels = fcluster(centroid_linkage(_unit(vectors)), settings["threshold"], criterion="distance") - 1
-    with mx.stream(mx.cpu):  # float64
-        features = np.array(plda(mx.array(vectors, dtype=mx.float64)))
-    gamma, prior = vbx(labels, features, np.array(plda.psi), Fa=settings["Fa"], Fb=settings["Fb"])
-    weights = gamma[:, prior > MIN_PRIOR]  # (n, speakers)
+    if isinstance(plda, HostPLDA):
+        features = plda.features(vectors)
+    else:
+        with mx.stream(mx.cpu):  # float64
+            features = np.array(plda(mx.array(vectors, dtype=mx.float64)))
+    weights, _ = vbx(labels, features, np.array(plda.psi), Fa=settings["Fa"], Fb=settings["Fb"])
     return weights.T @ vectors / weights.sum(axis=0, keepdims=True).T
 
 
@@ -242,29 +270,78 @@ def vbx(
     features : (n, d), in which a speaker varies by 1 in every dimension and speakers by `phi` (d,)
     Fa, Fb : scales of the vectors' and of the speakers' part; a larger Fb leaves fewer speakers
 
-    Returns responsibilities (n, speakers) and priors (speakers,).
+    Returns the responsibilities (n, speakers) of the speakers whose prior is above `MIN_PRIOR`, and their priors
+    (speakers,). An iteration needs of all responsibilities only their sum and their sum of vectors, so that they are
+    made for a block of rows at a time: memory grows with n · d and with the initial clusters · d.
     """
-    from scipy.special import logsumexp, softmax
-
-    count = labels.max() + 1
-    gamma = softmax(INIT_SMOOTHING * np.eye(count)[labels], axis=1)
-    prior = np.full(count, 1.0 / count)
-    constant = -0.5 * ((features**2).sum(axis=1, keepdims=True) + features.shape[1] * np.log(2 * np.pi))
+    count = int(labels.max()) + 1
+    constant = -0.5 * ((features**2).sum(axis=1) + features.shape[1] * np.log(2 * np.pi))
     rho = features * np.sqrt(phi)
+    rows = max(1, ELEMENTS_PER_BLOCK // count)
+    blocks = [slice(start, start + rows) for start in range(0, len(rho), rows)]
+    sums, sums_of_vectors = _first_sums(labels, rho, count)
+    prior = np.full(count, 1.0 / count)
+    speakers = _Speakers(sums, sums_of_vectors, phi, prior, Fa, Fb)
     previous = -math.inf
-    for _ in range(MAX_ITERATIONS):
-        inverse = 1.0 / (1 + Fa / Fb * gamma.sum(axis=0, keepdims=True).T * phi)  # (17)
-        alpha = Fa / Fb * inverse * gamma.T.dot(rho)  # (16)
-        joint = Fa * (rho.dot(alpha.T) - 0.5 * (inverse + alpha**2).dot(phi) + constant) + np.log(prior + 1e-8)  # (23)
-        evidence = np.asarray(logsumexp(joint, axis=-1))
-        gamma = np.exp(joint - evidence[:, None])
-        prior = gamma.sum(axis=0)
-        prior = prior / prior.sum()
-        bound = evidence.sum() + Fb * 0.5 * np.sum(np.log(inverse) - inverse - alpha**2 + 1)  # (25)
-        if bound - previous < MIN_GAIN:
+    for iteration in range(1, MAX_ITERATIONS + 1):
+        sums = np.zeros(count)
+        sums_of_vectors = np.zeros_like(speakers.alpha)
+        total_evidence = 0.0
+        for block in blocks:
+            gamma, evidence = speakers.responsibilities(rho[block], constant[block])
+            sums += gamma.sum(axis=0)
+            sums_of_vectors += gamma.T @ rho[block]
+            total_evidence += evidence.sum()
+        prior = sums / sums.sum()
+        bound = total_evidence + Fb * 0.5 * speakers.divergence  # (25)
+        if bound - previous < MIN_GAIN or iteration == MAX_ITERATIONS:
             break
         previous = bound
-    return gamma, prior
+        speakers = _Speakers(sums, sums_of_vectors, phi, prior, Fa, Fb)
+    left = np.flatnonzero(prior > MIN_PRIOR)
+    result = np.empty((len(rho), len(left)))
+    for block in blocks:
+        result[block] = speakers.responsibilities(rho[block], constant[block])[0][:, left]
+    return result, prior[left]
+
+
+def _first_sums(labels: np.ndarray, rho: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the first responsibilities, a softmax of `INIT_SMOOTHING` in the column of a vector's own cluster: their sums
+    (clusters,), and those of the vectors rho (n, d) that they weigh (clusters, d)."""
+    other = 1.0 / (math.exp(INIT_SMOOTHING) + count - 1)
+    more = math.exp(INIT_SMOOTHING) * other - other  # that the own cluster has
+    own = np.zeros((count, rho.shape[1]))
+    np.add.at(own, labels, rho)
+    sizes = np.bincount(labels, minlength=count)
+    return other * len(rho) + more * sizes, other * rho.sum(axis=0) + more * own
+
+
+class _Speakers:
+    """The speakers of an iteration of VBx, given the sums of the responsibilities before it."""
+
+    def __init__(
+        self, sums: np.ndarray, sums_of_vectors: np.ndarray, phi: np.ndarray, prior: np.ndarray, Fa: float, Fb: float
+    ) -> None:
+        self.Fa = Fa
+        inverse = 1.0 / (1 + Fa / Fb * sums[:, None] * phi)  # (17)
+        self.alpha = Fa / Fb * inverse * sums_of_vectors  # (16)
+        self.spread = 0.5 * (inverse + self.alpha**2).dot(phi)
+        self.log_prior = np.log(prior + 1e-8)
+        self.divergence = np.sum(np.log(inverse) - inverse - self.alpha**2 + 1)
+
+    def responsibilities(self, rho: np.ndarray, constant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """rho (rows, d), constant (rows,) → (rows, speakers), and the logarithm of each row's evidence (rows,)"""
+        joint = rho @ self.alpha.T
+        joint -= self.spread
+        joint += constant[:, None]
+        joint *= self.Fa
+        joint += self.log_prior  # (23)
+        highest = joint.max(axis=1)
+        joint -= highest[:, None]
+        gamma = np.exp(joint, out=joint)
+        totals = gamma.sum(axis=1)
+        gamma /= totals[:, None]
+        return gamma, highest + np.log(totals)
 
 
 # --- what both need --------------------------------------------------------------------------------------------------

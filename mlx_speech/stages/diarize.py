@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
-from typing import Any
+from typing import Any, TypedDict
 
 import mlx.core as mx
 import numpy as np
@@ -91,16 +91,14 @@ def diarize_steps(
     Warns and raises as `diarize` does, at the first step.
     """
     in_range(1, math.inf, batch_size=batch_size)
-    bounds = speaker_bounds(num_speakers, min_speakers, max_speakers)
-    params = checked(model.params)
-    cluster.check(model.clustering, params["clustering"], model.plda)
+    asked = Numbers(num_speakers=num_speakers, min_speakers=min_speakers, max_speakers=max_speakers)
+    bounds = speaker_bounds(**asked)
+    check(model)
     samples = one_channel(audio, "speakers are told apart")
     if not samples.size:
-        return _without_turns(bounds)
+        return without_turns(bounds)
     duration = samples.size / SAMPLE_RATE
-    args = model.segmentation.args
-    size = round(args.duration * args.sample_rate)
-    step = round(model.segmentation_step * args.duration * args.sample_rate)
+    size, step = window_sizes(model)
     starts = windows.starts(samples.size, size, step)
 
     score_batches: list[np.ndarray] = []
@@ -110,22 +108,14 @@ def diarize_steps(
         windows_done += len(batch)
         yield duration * (SHARE_BEHIND_SEGMENTATION * windows_done / len(starts))
     scores = np.concatenate(score_batches)
-    segmentations = scores
-    if args.powerset_max_classes is None:
-        segmentations = windows.binarize(scores, params["segmentation"]["threshold"]).astype(np.int8)
+    segmentations = speaking(scores, model)
     if not segmentations.any():
-        return _without_turns(bounds)
+        return without_turns(bounds)
 
     masks = voice_masks(segmentations, size, exclude_overlap=model.embedding_exclude_overlap)
     voiced = np.flatnonzero(masks.any(axis=(1, 2)))  # windows in which somebody speaks
     voiced_starts = [starts[k] for k in voiced]
-    if model.embedding_stretch is not None:
-        stretch = round(model.embedding_stretch * args.sample_rate)
-        vectors = embed_stretches(samples, model.embedding, voiced_starts, size, masks[voiced], stretch)
-    else:
-        # On the CPU a ResNet gains nothing from a batch, and its convolutions need 1 GB for every window in it.
-        embedding_batch = 1 if on_cpu() else batch_size
-        vectors = embed(samples, model.embedding, voiced_starts, size, masks[voiced], embedding_batch)
+    vectors = embed_voices(samples, model, voiced_starts, masks[voiced], batch_size)
     shape = (len(starts), masks.shape[2], model.embedding.args.embedding_size)
     embeddings = np.full(shape, np.nan, dtype=np.float32)
     windows_done = 0
@@ -135,23 +125,42 @@ def diarize_steps(
         share = (SHARE_BEHIND_EMBEDDINGS - SHARE_BEHIND_SEGMENTATION) * windows_done / len(voiced)
         yield duration * (SHARE_BEHIND_SEGMENTATION + share)
 
-    result = from_stages(
-        segmentations,
-        embeddings,
-        duration=args.duration,
-        scores=scores,
+    result = from_stages(segmentations, embeddings, scores=scores, **settings_of(model), **asked)
+    yield duration
+    return replace(result, embedding_model=model.embedding.identity)
+
+
+class Numbers(TypedDict, total=False):
+    """How many speakers there may be."""
+
+    num_speakers: int | None
+    min_speakers: int | None
+    max_speakers: int | None
+
+
+class Settings(TypedDict):
+    """What `from_stages` has to know of a pipeline."""
+
+    duration: float
+    plda: Any
+    clustering: str
+    params: Mapping[str, Any]
+    segmentation_step: float
+    min_active_ratio: float
+    frames: Windows
+
+
+def settings_of(model: Model) -> Settings:
+    """The pipeline's, as keywords of `from_stages`."""
+    return Settings(
+        duration=model.segmentation.args.duration,
         plda=model.plda,
         clustering=model.clustering,
         params=model.params,
-        num_speakers=num_speakers,
-        min_speakers=min_speakers,
-        max_speakers=max_speakers,
         segmentation_step=model.segmentation_step,
         min_active_ratio=model.min_active_ratio,
-        frames=windows.frames_of(args),
+        frames=windows.frames_of(model.segmentation.args),
     )
-    yield duration
-    return replace(result, embedding_model=model.embedding.identity)
 
 
 def from_stages(
@@ -183,6 +192,45 @@ def from_stages(
     Warns and raises as `diarize` does.
     """
     bounds = speaker_bounds(num_speakers, min_speakers, max_speakers)
+    result = told_apart(
+        segmentations,
+        embeddings,
+        bounds,
+        duration=duration,
+        scores=scores,
+        plda=plda,
+        clustering=clustering,
+        params=params,
+        segmentation_step=segmentation_step,
+        min_active_ratio=min_active_ratio,
+        frames=frames,
+    )
+    if not result.turns:
+        return without_turns(bounds)
+    count = len(result.embeddings)
+    if not bounds.low <= count <= bounds.high:
+        _warn_of_number(count, bounds)
+    return result
+
+
+def told_apart(
+    segmentations: np.ndarray,
+    embeddings: np.ndarray,
+    bounds: SpeakerBounds,
+    *,
+    duration: float,
+    scores: np.ndarray | None = None,
+    plda: Any = None,
+    clustering: str = "VBxClustering",
+    params: Mapping[str, Any] | None = None,
+    segmentation_step: float = 0.1,
+    min_active_ratio: float = 0.2,
+    frames: Windows = FRAMES,
+) -> Diarization:
+    """`from_stages` without a warning, for where nobody has asked yet. plda : may be a `cluster.HostPLDA`, too
+
+    Raises as `diarize` does.
+    """
     settings = checked(params)
     cluster.check(clustering, settings["clustering"], plda)
     segmentations = np.asarray(segmentations)
@@ -194,12 +242,11 @@ def from_stages(
         message = f"duration is {duration:g} s, but windows have frames for {seconds_of_frames:.2f} s"
         raise OptionError(f"{message}: it is a window's")
     if not len(segmentations):
-        return _without_turns(bounds)
+        return Diarization()
     chunks = Windows(duration, segmentation_step * duration)
-    speaking = segmentations.sum(axis=2, keepdims=True)
-    count = np.rint(windows.aggregate(speaking, len(speaking), chunks, frames)[:, 0]).astype(int)
+    count = speakers_at_once(segmentations, chunks, frames)
     if not count.any():
-        return _without_turns(bounds)
+        return Diarization()
     clusters, centroids = cluster.cluster(
         embeddings,
         segmentations,
@@ -210,13 +257,11 @@ def from_stages(
         min_active_ratio=min_active_ratio,
     )
     count = np.minimum(count, bounds.high).astype(int)
-    activations = windows.aggregate(_by_cluster(scores, clusters), len(scores), chunks, frames, skip_average=True)
+    activations = activity(scores, clusters, chunks, frames)
     min_duration_off = settings["segmentation"]["min_duration_off"]
     turns = _turns(strongest(activations, count), frames, min_duration_off)
     exclusive = _turns(strongest(activations, np.minimum(count, 1)), frames, min_duration_off)
     names = _names(turns)
-    if not bounds.low <= len(names) <= bounds.high:
-        _warn_of_number(len(names), bounds)
     # More may speak at once than there are clusters: those have no centroid.
     vectors = np.zeros((max(names, default=-1) + 1, centroids.shape[1]))
     vectors[: len(centroids)] = centroids[: len(vectors)]
@@ -242,7 +287,7 @@ def _names(turns: list[tuple[float, float, int]]) -> dict[int, str]:
     return {k: f"SPEAKER_{number:02d}" for number, k in enumerate(clusters)}
 
 
-def _without_turns(bounds: SpeakerBounds) -> Diarization:
+def without_turns(bounds: SpeakerBounds) -> Diarization:
     """Nobody speaks, which is worth a warning where somebody was asked for."""
     if bounds.least_is_given:
         _warn_of_number(0, bounds)
@@ -283,6 +328,11 @@ def checked(params: Mapping[str, Any] | None) -> dict[str, Any]:
     return result
 
 
+def check(model: Model) -> None:
+    """Raises `ConfigError` for a pipeline with settings that are not supported."""
+    cluster.check(model.clustering, checked(model.params)["clustering"], model.plda)
+
+
 # --- the models ------------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +365,19 @@ def segment(audio: np.ndarray, model: Any, starts: list[int], size: int, batch_s
     return windows.slide(audio, starts, size, compute, batch_size)
 
 
+def window_sizes(model: Model) -> tuple[int, int]:
+    """Of the pipeline, in samples: a window, and how much later the next one begins."""
+    args = model.segmentation.args
+    return round(args.duration * args.sample_rate), round(model.segmentation_step * args.duration * args.sample_rate)
+
+
+def speaking(scores: np.ndarray, model: Model) -> np.ndarray:
+    """What `segment` gives → 0 or 1, (windows, frames, speakers) int8: who speaks."""
+    if model.segmentation.args.powerset_max_classes is not None:
+        return scores
+    return windows.binarize(scores, checked(model.params)["segmentation"]["threshold"]).astype(np.int8)
+
+
 def voice_masks(segmentations: np.ndarray, size: int, exclude_overlap: bool) -> np.ndarray:
     """Of every voice, the frames its embedding is made from: those in which it is alone, where there are enough of
     them for that. segmentations (chunks, frames, speakers) → the same shape; size : samples of a window"""
@@ -323,6 +386,19 @@ def voice_masks(segmentations: np.ndarray, size: int, exclude_overlap: bool) -> 
     clean = segmentations * (segmentations.sum(axis=2, keepdims=True) < 2)
     enough = clean.sum(axis=1, keepdims=True) > math.ceil(segmentations.shape[1] * MIN_SAMPLES / size)
     return np.where(enough, clean, segmentations)
+
+
+def embed_voices(
+    audio: np.ndarray, model: Model, starts: list[int], masks: np.ndarray, batch_size: int
+) -> Iterator[np.ndarray]:
+    """`embed` or `embed_stretches`, as the pipeline does it."""
+    size, _ = window_sizes(model)
+    if model.embedding_stretch is not None:
+        stretch = round(model.embedding_stretch * model.segmentation.args.sample_rate)
+        return embed_stretches(audio, model.embedding, starts, size, masks, stretch)
+    # On the CPU a ResNet gains nothing from a batch, and its convolutions need 1 GB for every window in it.
+    embedding_batch = 1 if on_cpu() else batch_size
+    return embed(audio, model.embedding, starts, size, masks, embedding_batch)
 
 
 def embed(
@@ -381,6 +457,20 @@ def _mask_frames(samples: int) -> int:
 
 
 # --- the turns -------------------------------------------------------------------------------------------------------
+
+
+def speakers_at_once(segmentations: np.ndarray, chunks: Windows, frames: Windows) -> np.ndarray:
+    """How many speak in every frame of the recording, (frames,). segmentations : (chunks, frames, speakers)"""
+    counts = segmentations.sum(axis=2, keepdims=True)
+    return np.rint(windows.aggregate(counts, len(counts), chunks, frames)[:, 0]).astype(int)
+
+
+def activity(scores: np.ndarray, clusters: np.ndarray, chunks: Windows, frames: Windows) -> np.ndarray:
+    """How much every cluster speaks in every frame of the recording, (frames, clusters).
+
+    scores : (chunks, frames, speakers); clusters : (chunks, speakers), the cluster of each, or `cluster.NONE`
+    """
+    return windows.aggregate(_by_cluster(scores, clusters), len(scores), chunks, frames, skip_average=True)
 
 
 def _by_cluster(scores: np.ndarray, clusters: np.ndarray) -> Iterator[np.ndarray]:
