@@ -18,7 +18,7 @@ import mlx_speech
 from mlx_speech import Pipeline
 from mlx_speech.errors import AudioError, OptionError, PipelineClosed
 from mlx_speech.live import hearing
-from mlx_speech.live.events import Block, Ended, Final, Gap, LiveEvent, Partial, Silence, Speech
+from mlx_speech.live.events import Block, Ended, Final, Gap, LiveEvent, Partial, Silence, Speakers, Speech
 from mlx_speech.live.told import MOST_WAITING, Told
 from mlx_speech.package_data import DEMO
 from mlx_speech.samples import SAMPLE_RATE
@@ -184,6 +184,59 @@ def test_a_rate_that_changes(demo: Pipeline, sound: np.ndarray) -> None:
     transcript = ended(list(demo.live(blocks, partials=False)))
     assert transcript.text == demo(sound, **window(demo)).text
     assert transcript.duration == pytest.approx(sound.size / SAMPLE_RATE, abs=1e-3)
+
+
+# --- speakers ---------------------------------------------------------------------------------------------------------
+
+
+def check_turns(live: Transcript, offline: Transcript) -> None:
+    """The same, up to one renaming."""
+    assert live.diarization is not None and offline.diarization is not None
+    for ours, theirs in (
+        (live.diarization.turns, offline.diarization.turns),
+        (live.diarization.exclusive, offline.diarization.exclusive),
+    ):
+        assert [(turn.start, turn.end) for turn in ours] == [(turn.start, turn.end) for turn in theirs]
+        names = {(turn.speaker, other.speaker) for turn, other in zip(ours, theirs, strict=True)}
+        assert len(names) == len({name for name, _ in names}) == len({name for _, name in names})
+    words = [word.speaker for word in live.words]
+    pairs = set(zip(words, [word.speaker for word in offline.words], strict=True))
+    assert len(pairs) == len({name for name, _ in pairs})
+
+
+def test_speakers_are_those_of_a_recording(demo: Pipeline) -> None:
+    conversation = mlx_speech.load_audio(DEMO / "conversation.flac")[: 40 * SAMPLE_RATE]
+    offline = demo(conversation, diarize=True, **window(demo))
+    assert offline.diarization is not None and len(offline.diarization.speakers) > 1
+    told: list[list[Speakers]] = []
+    for seed in (1, 2):
+        events = list(demo.live(cut(conversation, seed), partials=False, diarize=True))
+        check_turns(ended(events), offline)
+        told.append([event for event in events if isinstance(event, Speakers)])
+        named = [segment.speaker for event in events if isinstance(event, Final) for segment in event.segments]
+        assert any(named), "finals have the speakers that are known"
+    assert told[0] and told[0] == told[1], "what is told does not depend on the blocks"
+    check_relabelled(told[0], ended(events))
+
+
+def check_relabelled(told: list[Speakers], transcript: Transcript) -> None:
+    """All changes, one over the other, are the turns at the end."""
+    speakers: dict[int, str | None] = {}  # by hundredth of a second
+    for event in told:
+        for change in event.changes:
+            for place in range(round(100 * change.start), round(100 * change.end)):
+                speakers[place] = change.speaker
+    assert transcript.diarization is not None
+    for turn in transcript.diarization.exclusive:
+        for place in range(round(100 * turn.start) + 3, round(100 * turn.end) - 3):
+            assert speakers.get(place) == turn.speaker
+
+
+def test_sound_that_is_too_short_for_speakers(demo: Pipeline, sound: np.ndarray) -> None:
+    for size in (0, 900, 3 * SAMPLE_RATE):
+        transcript = ended(list(demo.live([sound[:size]], diarize=True)))
+        assert transcript.diarization is not None
+        assert bool(transcript.diarization.turns) == (size > 1600)
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.growing import Change, Clustering, GrowingDiarization
 from mlx_speech.transcript import Diarization, Segment
 
-SECONDS_BETWEEN_LOOKS = 1.0  # at what is not clustered yet
 MARGIN = 2.0  # seconds around words, in which turns may be theirs
 
 
@@ -45,8 +44,7 @@ class LiveSpeakers:
         self._tell = tell
         self._wake = wake
         self._clustering: Future[Clustering] | None = None
-        self._seconds = 0.0  # of sound so far
-        self._looked = 0.0  # of which was last told what is not clustered yet
+        self._count = 0  # samples so far
 
     @property
     def is_clustering(self) -> bool:
@@ -54,13 +52,17 @@ class LiveSpeakers:
         return self._clustering is not None
 
     def hear(self, samples: np.ndarray) -> Job[None]:
-        """The next samples (samples,)."""
-        yield from silently(self._growing.add(samples))
-        self._seconds += samples.size / SAMPLE_RATE
-        yield from self.advance()
-        if self._seconds - self._looked >= SECONDS_BETWEEN_LOOKS:
-            self._looked = self._seconds
-            self._tell_changes(self._growing.provisional())
+        """The next samples (samples,). At every second of the sound is told what is known."""
+        start = 0
+        while start < samples.size:
+            until_second = SAMPLE_RATE - self._count % SAMPLE_RATE
+            piece = samples[start : start + until_second]
+            start += piece.size
+            yield from silently(self._growing.add(piece))
+            self._count += piece.size
+            if self._count % SAMPLE_RATE == 0:
+                yield from self.advance()
+                self._tell_changes(self._growing.provisional())
 
     def advance(self) -> Job[None]:
         """Take what a clustering has found, and begin the next one where it is due."""
@@ -95,4 +97,4 @@ class LiveSpeakers:
         if not changes:
             return
         relabelled = tuple(Relabelled(*change) for change in changes)
-        self._tell(Speakers(self._seconds, relabelled, self._growing.names, self._growing.until))
+        self._tell(Speakers(self._count / SAMPLE_RATE, relabelled, self._growing.names, self._growing.until))

@@ -110,6 +110,17 @@ class GrowingDiarization:
         """Seconds before which speakers were told apart by a clustering; what lies behind is provisional."""
         return self._end_of(self._clustered)
 
+    def turns(self, start: float, end: float) -> tuple[Turn, ...]:
+        """Who was told to speak between two moments, in seconds; never two at once."""
+        first = max(0, self._frames.closest(start))
+        labels = self._told[first : max(0, self._frames.closest(end)) + 1]
+        turns: list[Turn] = []
+        for begin, behind in _stretches(labels, labels):
+            if labels[begin] != NOBODY:
+                seconds = (self._frames.middle(first + begin), self._frames.middle(first + behind))
+                turns.append(Turn(*seconds, name_of(int(labels[begin]))))
+        return tuple(turns)
+
     @property
     def seconds_kept(self) -> float:
         """Of sound that is in memory."""
