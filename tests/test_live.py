@@ -280,6 +280,30 @@ def test_partials_that_newer_sound_overtakes_are_left_out(demo: Pipeline, sound:
     check_equal(session.result(), demo(sound, **window(demo)))
 
 
+def test_sound_that_comes_much_faster_is_told_as_it_goes_and_not_held(
+    monkeypatch: pytest.MonkeyPatch, demo: Pipeline, sound: np.ndarray
+) -> None:
+    """Pipes and files are: finals come before the end, and Whisper's queue is short."""
+    monkeypatch.setattr(demo, "batch_size", 1)
+    heard: list[tuple[int, int]] = []  # at every final: samples in which speech was looked for, chunks not final
+    with demo.session(partials=False) as session:
+        told = session._hearing.told
+
+        def put(event: LiveEvent) -> None:
+            if isinstance(event, Final):
+                heard.append((session._hearing._position, session._hearing._pending))
+            Told.put(told, event)
+
+        monkeypatch.setattr(told, "put", put)
+        for _ in range(4):
+            session.feed(sound)
+        session.end()
+        assert len(session.result(PATIENCE).segments) > 8
+    positions = [position for position, _ in heard]
+    assert positions[0] < 2 * sound.size, "told long before the end"
+    assert max(pending for _, pending in heard) <= 2 * 1 + 1
+
+
 def test_nobody_listens_for_long() -> None:
     told = Told()
     final = Final(0.0, 0, 0.0, 1.0, ())

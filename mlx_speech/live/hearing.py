@@ -59,6 +59,7 @@ LIKELY = 0.5  # its probability, with so much speech:
 SECONDS_OF_LIKELY = 3.0
 SECONDS_OF_SPEECH = 15.0
 SECONDS_OF_WAITING = 3.0  # since the first chunk was complete
+CHUNKS_AHEAD = 2  # times those that Whisper reads at once: as many may wait for it
 FAR_BEHIND = 2.0  # seconds of sound that wait, from which on the session lags
 CAUGHT_UP = 0.5
 
@@ -181,6 +182,7 @@ class Hearing:
     def _hear(self) -> Job[None]:
         """All the sound that there is."""
         while True:
+            yield from self._wait_for_whisper()
             self._take_in()
             before = self._position
             if self._next_round <= self._buffer.end:
@@ -192,6 +194,13 @@ class Hearing:
                 yield from self._detect(self._buffer.end)
                 if self._position == before and not self.intake.seconds:
                     return
+
+    def _wait_for_whisper(self) -> Job[None]:
+        """Tell what is final, and wait where too many chunks are not: the sound of them is held."""
+        yield from self._deliver()
+        while self._added - self._heard > CHUNKS_AHEAD * self._stage.batch_size():
+            yield WAITING
+            yield from self._deliver()
 
     def _take_in(self) -> None:
         """What has come."""
@@ -206,6 +215,8 @@ class Hearing:
 
     def _tell_lag(self) -> None:
         """Say where the session falls behind, and where it has caught up."""
+        if self._settings.every_partial:
+            return
         behind = self.seconds_waiting
         if not self._lags and behind > FAR_BEHIND:
             self._lags = True
