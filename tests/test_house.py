@@ -190,6 +190,7 @@ print(sorted(set(sys.modules) & %r))
     [
         [],
         ["transcribe"],
+        ["live"],
         ["diarize"],
         ["convert"],
         ["vad"],
@@ -286,6 +287,7 @@ def test_stages_do_not_import_each_other() -> None:
         "checks",
         "cli",
         "convert",
+        "live",
         "loading",
         "options",
         "pipeline",
