@@ -81,6 +81,7 @@ class _Pipeline(Protocol):
 def add_parser(group: Any) -> None:
     """The command and its flags. Those of options are derived, as for `transcribe`."""
     renamed = {name: flag for flag, name in DETECTOR_FLAGS["silero"].items()}
+    renamed |= {"sample_rate": "rate", "coding": "format"}
     parser = add_command(
         group, run, "live", "who says what, while it is said", DESCRIPTION, only_given=True, renamed=renamed
     )

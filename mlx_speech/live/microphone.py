@@ -33,7 +33,7 @@ SILENT_SECONDS = 10.0  # of nothing but zeros at the start: no microphone is tha
 
 INSTALL = "pip install 'mlx-speech-toolkit[live]'"
 PORTAUDIO = {
-    "linux": "apt-get install libportaudio2, or the package of that name",
+    "linux": "apt-get install libportaudio2",
     "darwin": "brew install portaudio",
 }
 PRIVACY = {
@@ -240,7 +240,7 @@ class Microphone:
         try:
             entry = self._devices.query_devices(device, "input")
         except ValueError as error:
-            advice = "mlx_speech live --list-devices shows what there is"
+            advice = "list_devices shows what there is"
             raise OptionError(f"input is {device!r}: {_first_line(error)}: {advice}") from error
         except self._devices.PortAudioError as error:
             raise AudioError(f"there is no microphone: {_first_line(error)}: connect one") from error
@@ -278,7 +278,7 @@ class Microphone:
         name = self.device.name
         if self._last_now is None:
             self._close_stream()
-            raise AudioError(f"{name}: sends nothing: choose another one by --input")
+            raise AudioError(f"{name}: sends nothing: choose another microphone")
         if self._on_loss == "stop":
             self._close_stream()
             raise DeviceLost(f"{name}: the microphone is gone")

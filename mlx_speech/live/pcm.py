@@ -45,11 +45,11 @@ class Form:
 
     def __post_init__(self) -> None:
         if self.sample_rate not in RATES:
-            raise OptionError(f"rate is {self.sample_rate}: give Hz, from {RATES[0]} to {RATES[-1]}")
+            raise OptionError(f"sample_rate is {self.sample_rate}: give Hz, from {RATES[0]} to {RATES[-1]}")
         if not 1 <= self.channels <= MAX_CHANNELS:
             raise OptionError(f"channels is {self.channels}: give a number from 1 to {MAX_CHANNELS}")
         if self.coding not in CODINGS:
-            raise OptionError(f"format is {self.coding!r}: choose from {', '.join(CODINGS)}")
+            raise OptionError(f"coding is {self.coding!r}: choose from {', '.join(CODINGS)}")
 
     @property
     def frame_bytes(self) -> int:

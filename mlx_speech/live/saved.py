@@ -36,9 +36,9 @@ class SavedSound:
         self._resampler: AudioResampler | None = None
         self._input_rate: int | None = None
         try:
-            self._file: BinaryIO = path.open("r+b" if goes_on and path.exists() else "xb", buffering=0)
+            self._file: BinaryIO = path.open("r+b" if goes_on and path.exists() else "x+b", buffering=0)
         except FileExistsError as error:
-            raise OutputError(f"{path}: is there already: choose another --save-audio") from error
+            raise OutputError(f"{path}: is there already: choose another save_audio") from error
         except OSError as error:
             raise self._unwritable(error) from error
         self._samples = self._begin()
@@ -95,8 +95,8 @@ class SavedSound:
         try:
             size = os.fstat(self._file.fileno()).st_size
             head = self._file.read(HEADER.size)
-            if size >= HEADER.size and not _is_ours(head):
-                raise OutputError(f"{self.path}: was not saved by a live session: choose another --save-audio")
+            if size and not _is_ours(head):
+                raise OutputError(f"{self.path}: was not saved by a live session: choose another save_audio")
             samples = max(0, size - HEADER.size) // SAMPLE_BYTES
             self._write_header(None)
             self._file.seek(HEADER.size + samples * SAMPLE_BYTES)
@@ -139,7 +139,7 @@ class SavedSound:
         self._samples += samples.size
 
     def _unwritable(self, error: OSError) -> OutputError:
-        return OutputError(f"{self.path}: cannot be written ({error.strerror}): choose another --save-audio")
+        return OutputError(f"{self.path}: cannot be written ({error.strerror}): choose another save_audio")
 
 
 def _header(size: int | None) -> bytes:
@@ -153,6 +153,8 @@ def _header(size: int | None) -> bytes:
 
 def _is_ours(head: bytes) -> bool:
     """Whether a header is one of `_header`, whatever the sizes."""
+    if len(head) < HEADER.size:
+        return False
     ours = bytearray(_header(None))
     theirs = bytearray(head)
     for place in SIZES:
