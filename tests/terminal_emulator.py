@@ -36,6 +36,8 @@ class Terminal:
         self.column = 0
         self.style = ""
         self.cursor_shown = True
+        self.saved = (0, 0)
+        self.wraps = True
 
     @property
     def top(self) -> int:
@@ -45,6 +47,14 @@ class Terminal:
     def write(self, text: str) -> int:
         place = 0
         while place < len(text):
+            if text.startswith("\x1b7", place):
+                self.saved = (self.row, self.column)
+                place += 2
+                continue
+            if text.startswith("\x1b8", place):
+                self.row, self.column = self.saved
+                place += 2
+                continue
             if text[place] == "\x1b":
                 match = SEQUENCE.match(text, place)
                 assert match, f"an escape that it does not know: {text[place : place + 8]!r}"
@@ -77,12 +87,23 @@ class Terminal:
         return [cell for row in self.rows for cell in row.cells if cell[0]]
 
     def resize(self, columns: int, rows: int) -> None:
-        if not self.reflow:
+        if self.reflow:
+            self._reflow(columns)
+        else:
             for row in self.rows:
                 del row.cells[columns:]
-            self.columns, self.height = columns, rows
-            self.column = min(self.column, columns - 1)
-            return
+        self.columns = columns
+        self.column = min(self.column, columns - 1)
+        self.row = max(self.row, self.top)
+        # what lies below the cursor makes room first, and then rows scroll away at the top
+        below = len(self.rows) - 1 - self.row
+        excess = len(self.rows) - self.top - rows
+        for _ in range(min(below, excess)):
+            self.rows.pop()
+        self.height = rows
+        self.row = max(self.row, self.top)
+
+    def _reflow(self, columns: int) -> None:
         logical: list[list[tuple[str, str]]] = [[]]
         offset = 0
         line = 0
@@ -92,7 +113,6 @@ class Terminal:
             logical[-1] += row.cells
             if not row.wrapped and number + 1 < len(self.rows):
                 logical.append([])
-        self.columns, self.height = columns, rows
         self.rows = []
         for number, cells in enumerate(logical):
             begin = len(self.rows)
@@ -111,7 +131,6 @@ class Terminal:
                     self.row = begin
         while len(self.rows) > self.row + 1 and not self.rows[-1].cells:
             self.rows.pop()
-        self.row = max(self.row, self.top)
 
     def _put(self, letter: str) -> None:
         if letter == "\r":
@@ -133,7 +152,9 @@ class Terminal:
             if place >= 0:
                 row.cells[place] = (row.cells[place][0] + letter, row.cells[place][1])
             return
-        if self.column + width > self.columns and self.column:
+        if not self.wraps:  # what has no room overwrites the last letter
+            self.column = max(0, min(self.column, self.columns - width))
+        elif self.column + width > self.columns and self.column:
             self.rows[self.row].wrapped = True
             self._next_row()
         row = self.rows[self.row]
@@ -151,16 +172,28 @@ class Terminal:
 
     def _obey(self, private: str, numbers: str, letter: str) -> None:
         if private:
-            assert numbers == "25" and letter in "lh"
-            self.cursor_shown = letter == "h"
+            assert numbers in ("7", "25") and letter in "lh"
+            if numbers == "25":
+                self.cursor_shown = letter == "h"
+            else:
+                self.wraps = letter == "h"
         elif letter == "m":
             self.style = "" if numbers in ("", "0") else numbers
         elif letter == "A":
             assert not self.row - int(numbers or 1) < self.top, "the cursor would leave the window"
             self.row -= int(numbers or 1)
-        elif letter == "J":
+        elif letter == "B":
+            bottom = self.top + self.height - 1  # there it stays
             assert not numbers
-            del self.rows[self.row + 1 :]
+            if self.row < bottom:
+                self.row += 1
+            if self.row == len(self.rows):
+                self.rows.append(Row())
+        elif letter in "JK":
+            assert not numbers
+            assert letter == "K" or self.height == 1 or self.row > self.top or self.column, "tmux would keep it"
+            if letter == "J":
+                del self.rows[self.row + 1 :]
             del self.rows[self.row].cells[self.column :]
             self.rows[self.row].wrapped = False
         else:

@@ -1,8 +1,9 @@
 """What a terminal shows of a live session: finals, which scroll, and under them one block of what is being said.
 
-The block is one line of text to the terminal, which wraps it. Behind every drawing the cursor goes back to where the
-block begins: so it is found again whatever happened to the size of the window, and whether the terminal breaks lines
-anew or not. Drawing is erasing from there on and writing.
+Behind every drawing the cursor goes back to where the block begins: so it is found again whatever happened to the size
+of the window, and whether the terminal breaks lines anew or not. Drawing is erasing from there on and writing. The rows
+of the block are broken here and the terminal is told not to wrap meanwhile: how far the way back is may not depend on
+whether this process has heard of the window's size already.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shutil
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
@@ -22,8 +23,12 @@ from mlx_speech.transcript import Segment
 from mlx_speech.writers.text import screen_clock
 
 DRAW_SECONDS = 0.1  # between two drawings of the block
-ERASE = "\x1b[J"  # from the cursor to the end of the screen
+# From the beginning of a row to the end of the screen, row by row: tmux takes the erasing of a whole screen in one for
+# text that has scrolled away, and keeps it. The cursor is saved meanwhile, since in the last row it cannot go down.
+ERASE = "\x1b7\x1b[K\x1b[B\x1b[J\x1b8"
 UP = "\x1b[{}A"
+WRAP = "\x1b[?7h"
+NO_WRAP = "\x1b[?7l"
 HIDE_CURSOR = "\x1b[?25l"
 SHOW_CURSOR = "\x1b[?25h"
 GREY = "\x1b[90m"
@@ -205,7 +210,7 @@ class LiveScreen:
             self._names.append(name)
         return COLOURS[self._names.index(name) % len(COLOURS)]
 
-    def _text(self, pieces: list[Piece] | tuple[Piece, ...]) -> str:
+    def _text(self, pieces: Sequence[Piece]) -> str:
         """Pieces as the stream takes them; without colours where it has none."""
         parts: list[str] = []
         for piece in pieces:
@@ -229,12 +234,12 @@ class LiveScreen:
         """The block anew; the cursor is where it begins, before and behind."""
         size = self._size()
         columns, rows = max(1, size[0]), max(1, size[1])
-        pieces = _last_rows(self._pieces, columns, max(1, rows - 1))
-        count = len(rows_of("".join(piece.text for piece in pieces), columns))
+        lines = _last_rows(_rows(self._pieces, columns), max(1, rows - 1))
         back = "\r"
-        if count > 1:
-            back += UP.format(count - 1)
-        self._write(ERASE + self._text(pieces) + back)
+        if len(lines) > 1:
+            back += UP.format(len(lines) - 1)
+        text = "\r\n".join(self._text(line) for line in lines)
+        self._write(f"{ERASE}{NO_WRAP}{text}{back}{WRAP}")
         self._drawn = (self._pieces, size)
 
     def _erase(self) -> None:
@@ -247,23 +252,34 @@ class LiveScreen:
         self._stream.flush()
 
 
-def _last_rows(pieces: tuple[Piece, ...], columns: int, count: int) -> tuple[Piece, ...]:
-    """As much of the end of the pieces as fits into so many rows; what is cut off at the beginning shows as "…"."""
+def _rows(pieces: Sequence[Piece], columns: int) -> list[list[Piece]]:
+    """Pieces broken into rows of so many columns."""
     text = "".join(piece.text for piece in pieces)
     starts = rows_of(text, columns)
-    if len(starts) <= count:
-        return pieces
-    cut = starts[-count] + 1  # a letter makes room for the mark
-    while cut < len(text) and width_of(text[cut]) == 0:  # marks on a letter that is gone
+    rows: list[list[Piece]] = []
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        row: list[Piece] = []
+        place = 0  # of the piece in the text
+        for piece in pieces:
+            part = piece.text[max(0, start - place) : max(0, end - place)]
+            if part:
+                row.append(Piece(part, piece.style))
+            place += len(piece.text)
+        rows.append(row)
+    return rows
+
+
+def _last_rows(rows: list[list[Piece]], count: int) -> list[list[Piece]]:
+    """At most so many of the last rows; where others are left out, the first letter gives way to "…"."""
+    if len(rows) <= count:
+        return rows
+    first = rows[-count]
+    letters = first[0].text
+    cut = 1
+    while cut < len(letters) and width_of(letters[cut]) == 0:  # marks on the letter
         cut += 1
-    kept: list[Piece] = [Piece(PROVISIONAL, GREY)]
-    place = 0
-    for piece in pieces:
-        left = piece.text[max(0, cut - place) :]
-        if left:
-            kept.append(Piece(left, piece.style))
-        place += len(piece.text)
-    return tuple(kept)
+    marked = [Piece(PROVISIONAL, GREY), Piece(letters[cut:], first[0].style), *first[1:]]
+    return [marked, *rows[len(rows) - count + 1 :]]
 
 
 def _lag(event: Lag) -> str:
