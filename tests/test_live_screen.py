@@ -315,7 +315,7 @@ def test_in_a_real_terminal(tmp_path: Path) -> None:
             finals = [first, *(f"[00:00.0] line {k}" for k in range(12))]
             seen(look, finals)
             long = "a b c d e f g h i j k l m n o p q r s t u v w x y z"
-            # the block is in the last rows: where the rows below it are empty, tmux scrolls it away with a narrow window
+            # in the last rows of the window: with empty rows below it, tmux would scroll the block away
             for columns in (40, 26, 17, 60):
                 tmux("resize-window", "-x", str(columns), "-y", "8")
                 events.write(f"partial {long} {columns}\n")
