@@ -350,5 +350,12 @@ def test_help_has_the_flags_that_mean_something(capsys: pytest.CaptureFixture) -
     text = capsys.readouterr().out
     for flag in ("--rate", "--follow", "--idle", "--input", "--list-devices", "--step", "--max-pause", "--recover"):
         assert flag in text
-    for flag in ("--audio-track", "--sequential", "--clip-timestamps", "--max-duration", "--vad-method"):
+    for flag in (
+        "--audio-track",
+        "--sequential",
+        "--clip-timestamps",
+        "--max-duration",
+        "--vad-method",
+        "--low-memory",
+    ):
         assert flag not in text

@@ -103,6 +103,7 @@ def add_parser(group: Any) -> None:
     add_detectors(detection, DETECTOR_FLAGS)
     machine = parser.add_argument_group("models and machine")
     add_whisper(machine)
+    machine.add_argument("--low-memory", action=SWITCH, help="one model at a time")
     add_models(machine)
     for name in (*MEANINGLESS, *PUNCTUATIONS):
         parser.add_argument(flag_of(name), help=argparse.SUPPRESS)
@@ -177,7 +178,6 @@ def add_whisper(group: Any) -> None:
     group.add_argument("--q-bits", type=int, help="quantize Whisper to so many bits")
     group.add_argument("--compute-type", choices=COMPUTE_FLAGS, help="WhisperX's word for the two")
     group.add_argument("--fp16", action=SWITCH, help=argparse.SUPPRESS)
-    group.add_argument("--low-memory", action=SWITCH, help="one model at a time")
     group.add_argument("--memory-limit", type=float, metavar="GB", help="that MLX should stay within")
 
 
