@@ -171,7 +171,7 @@ def test_gaps_and_delays_are_notes_and_the_end_takes_the_block_away() -> None:
     screen.show(Gap(9.0, 2.0, 9.0, "the microphone is gone\x1b[2J"))
     screen.show(Lag(9.0, 12.3, None))
     screen.show(Lag(9.0, 12.3, 2.0))
-    screen.show(Lag(9.0, 0.0, 0.5))
+    screen.show(Lag(9.0, 0.4, 0.5))
     screen.show(Ended(9.0, Transcript()))
     assert terminal.lines() == [
         "[00:02.0 to 00:09.0: no sound: the microphone is gone\ufffd[2J]",

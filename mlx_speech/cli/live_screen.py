@@ -23,6 +23,7 @@ from mlx_speech.transcript import Segment
 from mlx_speech.writers.text import screen_clock
 
 DRAW_SECONDS = 0.1  # between two drawings of the block
+CAUGHT_UP = 1.0  # seconds of sound that wait, below which a session is not behind
 # From the beginning of a row to the end of the screen, row by row: tmux takes the erasing of a whole screen in one for
 # text that has scrolled away, and keeps it. The cursor is saved meanwhile, since in the last row it cannot go down.
 ERASE = "\x1b7\x1b[K\x1b[B\x1b[J\x1b8"
@@ -283,7 +284,7 @@ def _last_rows(rows: list[list[Piece]], count: int) -> list[list[Piece]]:
 
 
 def _lag(event: Lag) -> str:
-    if event.behind <= 0:
+    if event.behind < CAUGHT_UP:
         return "[caught up]"
     words = "no words before they are final" if event.step is None else f"words every {event.step:g} s"
     return f"[{event.behind:.0f} s behind: {words}]"
