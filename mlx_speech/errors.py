@@ -11,6 +11,7 @@ MLXSpeechError
 ├── OptionError            an option that is wrong, or two that conflict
 ├── OutputError            the result cannot be written
 ├── AudioError             a recording cannot be decoded
+│   └── DeviceLost         the microphone is gone, and did not come back
 ├── OutOfMemory            the models do not fit beside the recording
 ├── PipelineClosed         the pipeline was closed before
 ├── ForkedProcess          MLX was used before this process was forked
@@ -73,6 +74,12 @@ class OutputError(MLXSpeechError, OSError):
 
 class AudioError(MLXSpeechError):
     """A recording cannot be opened or decoded."""
+
+
+class DeviceLost(AudioError):
+    """A microphone that was heard is gone; what was heard until then is whole."""
+
+    exit_code = 3
 
 
 class OutOfMemory(MLXSpeechError, MemoryError):

@@ -190,6 +190,7 @@ print(sorted(set(sys.modules) & %r))
     [
         [],
         ["transcribe"],
+        ["live"],
         ["diarize"],
         ["convert"],
         ["vad"],

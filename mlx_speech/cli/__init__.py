@@ -13,17 +13,16 @@ import warnings
 from typing import Any
 
 from mlx_speech import blas
-from mlx_speech.cli import align, compare, convert, demo, diarize, eval, serve, speakers, transcribe, vad, write
+from mlx_speech.cli import align, compare, convert, demo, diarize, eval, live, serve, speakers, transcribe, vad, write
 from mlx_speech.cli.parser import Parser, normal
 from mlx_speech.cli.screen import flags_of, in_flags
-from mlx_speech.cli.setup import same_device, settings
+from mlx_speech.cli.setup import INTERRUPTED, same_device, settings
 from mlx_speech.errors import MLXSpeechError, Notice
 from mlx_speech.version import __version__
 
-COMMANDS = (transcribe, align, diarize, speakers, vad, write, eval, compare, serve, convert, demo)
+COMMANDS = (transcribe, live, align, diarize, speakers, vad, write, eval, compare, serve, convert, demo)
 DESCRIPTION = "Who said what, when. Speech models on MLX, equal to their originals."
-INTERRUPTED = 130  # exit code, as shells have it: 128 and the number of the signal
-BROKEN_PIPE = 141
+BROKEN_PIPE = 141  # exit code, as shells have it: 128 and the number of the signal
 
 
 def build_parser() -> argparse.ArgumentParser:

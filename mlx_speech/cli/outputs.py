@@ -30,9 +30,14 @@ def add_output_dir(group: Any, files: str) -> None:
 
 def add_outputs(group: Any) -> None:
     """The flags for the folder and the formats of transcripts."""
+    add_output_dir(group, "files")
+    add_formats(group)
+
+
+def add_formats(group: Any) -> None:
+    """The flags for the formats of transcripts."""
     usual = "all, which leaves out ctm, aud and html, and rttm where there are no speakers"
     formats = f"list of {','.join(FORMATS)} (default: {usual})"
-    add_output_dir(group, "files")
     group.add_argument("-f", "--output-format", default="all", help=formats)
     add_embedding(group)
 

@@ -160,13 +160,23 @@ def add_speakers(group: Any) -> None:
 
 def add_machine(group: Any, longest: str = LONGEST_RECORDING) -> None:
     """Flags of commands that load models: what they run on, and where models come from. longest : as of `add_models`"""
+    add_places(group)
+    group.add_argument("--max-duration", type=float, metavar="SECONDS", help=longest)
+    group.add_argument("--print-progress", action=SWITCH, default=None, help="bars also where nobody watches")
+    add_verbose(group)
+
+
+def add_verbose(group: Any) -> None:
+    """The flag of commands that have stages."""
+    group.add_argument("-v", "--verbose", action=SWITCH, default=False, help="seconds per stage, tracebacks of errors")
+
+
+def add_places(group: Any) -> None:
+    """Flags for what models run on, and where they come from."""
     group.add_argument("--device", default=None, help="cpu or gpu (cuda, mps) (default: MLX's)")
     group.add_argument("--model-dir", default=None, metavar="FOLDER", help="where models are kept")
     group.add_argument("--model-cache-only", action=SWITCH, default=False, help="download nothing")
     group.add_argument("--hf-token", default=None, help="of the model hub (or HF_TOKEN, or hf auth login)")
-    group.add_argument("--max-duration", type=float, metavar="SECONDS", help=longest)
-    group.add_argument("--print-progress", action=SWITCH, default=None, help="bars also where nobody watches")
-    group.add_argument("-v", "--verbose", action=SWITCH, default=False, help="seconds per stage, tracebacks of errors")
 
 
 def switches() -> set[str]:

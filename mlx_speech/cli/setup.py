@@ -20,6 +20,7 @@ from mlx_speech.options import COMPUTE_TYPES
 if TYPE_CHECKING:
     from mlx_speech.pipeline import Pipeline
 
+INTERRUPTED = 130  # exit code, as shells have it: 128 and the number of the signal
 VARIABLES = ("HF_HUB_CACHE", "MLX_SPEECH_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN")  # of the environment, that flags set
 GPU_NAMES = ("gpu", "cuda", "mps", "metal")
 PIPELINE_KEYWORDS = (

@@ -94,10 +94,17 @@ def add_parser(group: Any) -> None:
     _add_outputs(parser.add_argument_group("output"))
     subtitles = [option for name, option in LAYOUT.items() if name != "speaker_embeddings"]
     add_options(parser.add_argument_group("subtitles"), subtitles)
-    _add_words(parser.add_argument_group("word times"))
-    _add_recognition(parser.add_argument_group("recognition"), decoding)
-    _add_detection(parser.add_argument_group("speech detection"))
-    _add_machine(parser.add_argument_group("models and machine"))
+    add_words(parser.add_argument_group("word times"))
+    recognition = parser.add_argument_group("recognition")
+    add_recognition(recognition, decoding)
+    add_options(recognition, options_of(LongformOptions).values())
+    detection = parser.add_argument_group("speech detection")
+    add_options(detection, options_of(DetectionOptions).values())
+    add_detectors(detection, DETECTOR_FLAGS)
+    machine = parser.add_argument_group("models and machine")
+    add_whisper(machine)
+    machine.add_argument("--low-memory", action=SWITCH, help="one model at a time")
+    add_models(machine)
     for name in (*MEANINGLESS, *PUNCTUATIONS):
         parser.add_argument(flag_of(name), help=argparse.SUPPRESS)
 
@@ -109,7 +116,8 @@ def _add_outputs(group: Any) -> None:
     group.add_argument("--quiet", action="store_true", default=False, help="no transcript and no bars on the screen")
 
 
-def _add_words(group: Any) -> None:
+def add_words(group: Any) -> None:
+    """Flags of times of words."""
     options = options_of(WordOptions)
     group.add_argument(
         "--word-timestamps",
@@ -122,8 +130,8 @@ def _add_words(group: Any) -> None:
     add_options(group, options.values())
 
 
-def _add_recognition(group: Any, decoding: dict[str, Option]) -> None:
-    """decoding : options whose flags are not there yet"""
+def add_recognition(group: Any, decoding: dict[str, Option]) -> None:
+    """Flags of what Whisper does. decoding : its options, without those whose flags are there already"""
     del decoding["temperature"]  # a flag takes one number, and another one says how the others follow
     del decoding["suppress_blank"]  # nobody wants a text that begins with a space
     number = number_or_none(float)
@@ -137,14 +145,13 @@ def _add_recognition(group: Any, decoding: dict[str, Option]) -> None:
         help=f"how much more (default {INCREMENT}; None: no second try)",
     )
     add_options(group, decoding.values())
-    add_options(group, options_of(LongformOptions).values())
 
 
-def _add_detection(group: Any) -> None:
-    add_options(group, options_of(DetectionOptions).values())
+def add_detectors(group: Any, detector_flags: Mapping[VadMethod, Mapping[str, str]]) -> None:
+    """Flags of detectors' own options, and for their model. detector_flags : as `DETECTOR_FLAGS`, of some or all"""
     group.add_argument("--vad-model", metavar="NAME", help="default: the method's own")
     flags: dict[str, dict[VadMethod, Option]] = {}
-    for method, names in DETECTOR_FLAGS.items():
+    for method, names in detector_flags.items():
         for flag, name in names.items():
             flags.setdefault(flag, {})[method] = options_of(DETECTORS[method])[name]
     for flag, by_method in flags.items():
@@ -164,16 +171,14 @@ def _help_by_method(by_method: Mapping[VadMethod, Option]) -> str:
     return f"{first.about.help} (default: {listed})"
 
 
-def _add_machine(group: Any) -> None:
-    """What `Pipeline` itself takes."""
+def add_whisper(group: Any) -> None:
+    """Flags of what `Pipeline` itself takes."""
     group.add_argument("--batch-size", help="chunks at once (default: auto)")
     group.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], help="of Whisper")
     group.add_argument("--q-bits", type=int, help="quantize Whisper to so many bits")
     group.add_argument("--compute-type", choices=COMPUTE_FLAGS, help="WhisperX's word for the two")
     group.add_argument("--fp16", action=SWITCH, help=argparse.SUPPRESS)
-    group.add_argument("--low-memory", action=SWITCH, help="one model at a time")
     group.add_argument("--memory-limit", type=float, metavar="GB", help="that MLX should stay within")
-    add_models(group)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

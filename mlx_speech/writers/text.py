@@ -111,10 +111,10 @@ def _screen_line(segment: Segment) -> str:
     text = one_line(segment.text)
     if segment.speaker:
         text = f"{segment.speaker}: {text}"
-    return f"[{_screen_clock(segment.start)}] {text}\n"
+    return f"[{screen_clock(segment.start)}] {text}\n"
 
 
-def _screen_clock(seconds: float) -> str:
+def screen_clock(seconds: float) -> str:
     """Minutes, seconds and tenths; hours before them where there are any."""
     hours, tenths = divmod(round(10 * seconds), TENTHS_PER_HOUR)
     minutes, tenths = divmod(tenths, TENTHS_PER_MINUTE)

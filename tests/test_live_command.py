@@ -1,0 +1,361 @@
+"""`mlx_speech live` on the command line, with a session that follows a script."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from scripted_live import ScriptedPipeline, ScriptedSession, final, partial, speakers
+
+from mlx_speech import cli
+from mlx_speech.audio import load_audio
+from mlx_speech.cli import live
+from mlx_speech.cli.live_run import Feeding
+from mlx_speech.errors import AudioError, DeviceLost
+from mlx_speech.live import microphone
+from mlx_speech.live.events import Block, Gap
+from mlx_speech.live.journal import read_journal
+from mlx_speech.live.microphone import Device
+
+SECOND = b"\x00\x40" * 16000
+SCRIPT = [
+    (0.5, partial(0, "one tw", 1)),
+    (1.0, final(0, 0.0, "one two")),
+    (2.0, final(1, 1.0, "three four")),
+]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, session: ScriptedSession, *arguments: str | Path, sound: bytes = b"") -> int:
+    """The command, whose pipeline gives this session, with so much at standard input."""
+    made: dict[str, Any] = {}
+
+    def pipeline(given: dict[str, Any], say: object) -> ScriptedPipeline:
+        for name in ("device", "model_dir", "model_cache_only", "hf_token"):
+            made[name] = given.pop(name)
+        given.pop("model", None)
+        return ScriptedPipeline(session)
+
+    monkeypatch.setattr(live, "make_pipeline", pipeline)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(sound)))
+    return cli.main(["live", *map(str, arguments)])
+
+
+def folder_of(tmp_path: Path) -> set[str]:
+    return {path.name for path in tmp_path.iterdir()}
+
+
+# --- what comes out --------------------------------------------------------------------------------------------------
+
+
+def test_finals_are_shown_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    session = ScriptedSession(SCRIPT)
+    assert run(monkeypatch, session, "-", sound=3 * SECOND) == 0
+    said = capsys.readouterr()
+    assert said.out == "[00:00.0] one two\n[00:01.0] three four\n" and said.err == ""
+    assert folder_of(tmp_path) == set() and session.heard == 3.0 and not session.cancelled
+    assert session.reason == "the sound came to its end"
+    assert np.concatenate([block.samples for block in session.fed], axis=1).mean() == 0.5
+
+
+def test_files_are_written_and_the_journal_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    sound = tmp_path / "sound.wav"
+    flags = ("-o", tmp_path, "-f", "txt,json", "--name", "talk", "--save-audio", sound, "--quiet")
+    assert run(monkeypatch, ScriptedSession(SCRIPT), "-", *flags, sound=3 * SECOND) == 0
+    assert folder_of(tmp_path) == {"talk.txt", "talk.json", "sound.wav"}
+    assert (tmp_path / "talk.txt").read_text() == "one two\nthree four\n"
+    heard = load_audio(sound)
+    assert heard.size == 48000 and (heard == 0.5).all()
+    said = capsys.readouterr()
+    assert said.out == "" and "talk.{txt,json}" in said.err
+    # the next session does not overwrite it
+    assert run(monkeypatch, ScriptedSession(), "-", *flags) == 2
+    assert "talk.txt: is there already, of another session: choose another --name" in capsys.readouterr().err
+
+
+def test_events_as_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    session = ScriptedSession([*SCRIPT, (2.5, Gap(2.5, 2.0, 2.5, "x"))])
+    assert run(monkeypatch, session, "-", "--json", sound=3 * SECOND) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["type"] for line in lines] == ["partial", "final", "final", "gap", "end"]
+    assert lines[0]["firm_text"] == "one" and lines[1]["segments"][0]["words"][1]["text"] == "two"
+    assert [word["word"] for word in lines[-1]["transcript"]["word_segments"]] == ["one", "two", "three", "four"]
+
+
+def test_options_reach_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = ScriptedSession()
+    flags = "--step 1 --max-pause 0.4 --language de --num-speakers 2 --vad-onset 0.3 --chunk-size 10 --beam-size 3"
+    assert run(monkeypatch, session, "-", *flags.split()) == 0
+    keywords = session.keywords
+    assert (keywords["step"], keywords["max_pause"], keywords["chunk_size"]) == (1.0, 0.4, 10.0)
+    assert keywords["language"] == "de" and keywords["num_speakers"] == 2 and keywords["beam_size"] == 3
+    assert keywords["vad_options"] == {"threshold": 0.3} and "partials" not in keywords
+    session = ScriptedSession()
+    assert run(monkeypatch, session, "-", "--no-partials", "--finals", "window") == 0
+    assert session.keywords["partials"] is False and session.keywords["finals"] == "window"
+
+
+def test_raw_samples_of_another_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = ScriptedSession()
+    sound = np.tile(np.array([[0.5, -0.5]], "<f4"), (8000, 1)).tobytes()
+    assert run(monkeypatch, session, "-", "--rate", "8000", "--format", "f32le", "--channels", "2", sound=sound) == 0
+    assert session.heard == 1.0 and session.fed[0].samples[:, 0].tolist() == [0.5, -0.5]
+
+
+def test_a_file_that_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "talk.wav"
+    from mlx_speech.live.saved import SavedSound
+
+    SavedSound(path).add(Block(np.full(48000, 0.5, np.float32)))
+    session = ScriptedSession(SCRIPT)
+    assert run(monkeypatch, session, "--follow", path, "--idle", "0.1", "-o", tmp_path, "-f", "srt,html") == 0
+    assert (
+        session.heard == pytest.approx(3.0)
+        and session.reason is not None
+        and "has not grown for 0.1 s" in session.reason
+    )
+    assert folder_of(tmp_path) == {"talk.wav", "talk.srt", "talk.html"}
+    assert 'talk.wav"' in (tmp_path / "talk.html").read_text()
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("talk.wav", "talk.wav: only standard input (-) can be named here: mlx_speech transcribe talk.wav reads it"),
+        ("- --follow a.wav", "- and --follow conflict"),
+        ("--follow a.wav --rate 8000", "--rate is of standard input (-): leave it out"),
+        ("- --idle 3", "--idle is of a file (--follow)"),
+        ("- --input 3", "--input is of a microphone"),
+        ("- --rate 3", "--rate is 3: give Hz"),
+        ("- --channels 0", "--channels is 0: give a number"),
+        ("--follow a.wav --idle 0", "--idle is 0.0: give a number of seconds above 0"),
+        ("- --step 0", "--step is 0.0: it has to be from 0.1 to 30"),
+        ("- --step 1 --no-partials", "--step and --no-partials conflict"),
+        ("- --max-pause -1", "--max-pause -1.0: give a number"),
+        ("- --max-pause 1 --finals window", "--max-pause and --finals window conflict"),
+        ("- --device Desk", "--device Desk: models run on cpu or gpu: a microphone is named by --input"),
+        ("- -f txt", "need --output-dir"),
+        ("- -o OUT --name a/b", "--name a/b: give a name of files without folders"),
+        ("- -o OUT -f rttm", "--output-format rttm holds speakers: add --diarize"),
+        ("- -o OUT -f txt --embed-audio", "--embed-audio needs --output-format html"),
+        ("- -o OUT -f html --embed-audio", "--embed-audio needs --save-audio"),
+        ("- --save-audio nowhere/a.wav", "nowhere/a.wav: cannot be written"),
+        ("--recover nowhere.live.jsonl", "there is no such file"),
+        ("- --recover a", "- and --recover conflict"),
+        ("--follow nowhere.wav", "nowhere.wav: cannot be read"),
+    ],
+)
+def test_mistakes_take_a_line(
+    flags: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, ScriptedSession(), *flags.replace("OUT", str(tmp_path)).split()) == 2
+    said = capsys.readouterr()
+    assert message in said.err and len(said.err.splitlines()) == 1 and said.out == ""
+    assert folder_of(tmp_path) == set()
+
+
+def test_an_error_of_the_session_leaves_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    session = ScriptedSession(SCRIPT, error=AudioError("the samples are strange: check them"))
+    assert run(monkeypatch, session, "-", "-o", tmp_path, sound=3 * SECOND) == 2
+    assert "the samples are strange" in capsys.readouterr().err
+    assert folder_of(tmp_path) == {"live.live.jsonl"}
+    # the same command goes on with it, and the transcript has both
+    session = ScriptedSession([(1.0, final(0, 0.5, "five six"))])
+    assert run(monkeypatch, session, "-", "-o", tmp_path, "-f", "json", sound=2 * SECOND) == 0
+    content = json.loads((tmp_path / "live.json").read_text())
+    assert [segment["text"] for segment in content["segments"]] == ["one two", "three four", "five six"]
+    assert content["segments"][2]["start"] == 2.5 and content["duration"] == 4.0
+    assert "2.0 s are there already" in capsys.readouterr().err and folder_of(tmp_path) == {"live.json"}
+
+
+def test_files_of_a_journal_that_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    script = [*SCRIPT, (2.0, speakers(2.0, [(0.0, 2.0, None, "SPEAKER_00")], 2.0))]
+    session = ScriptedSession(script, error=AudioError("strange"))
+    assert run(monkeypatch, session, "-", "-o", tmp_path, "--name", "talk", sound=3 * SECOND) == 2
+    capsys.readouterr()
+    journal, out = tmp_path / "talk.live.jsonl", tmp_path / "out"
+    assert cli.main(["live", "--recover", str(journal), "-o", str(out), "-f", "txt,rttm"]) == 0
+    assert folder_of(out) == {"talk.txt", "talk.rttm"} and journal.exists()
+    assert (out / "talk.txt").read_text() == "[SPEAKER_00]: one two\n[SPEAKER_00]: three four\n"
+    assert "talk.{txt,rttm}" in capsys.readouterr().out
+
+
+# --- microphones -----------------------------------------------------------------------------------------------------
+
+
+class Spoken:
+    """A source of blocks that then raises, or ends."""
+
+    def __init__(self, blocks: list[Block], error: Exception | None = None) -> None:
+        self._blocks = blocks
+        self._error = error
+        self.closed = False
+
+    def __iter__(self) -> Iterator[Block]:
+        yield from self._blocks
+        if self._error is not None:
+            raise self._error
+
+    def __next__(self) -> Block:
+        raise StopIteration
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_lost_microphone_is_code_3_and_everything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    chosen: list[object] = []
+    blocks = [Block(np.ones(16000, np.float32))] * 2
+    source = Spoken(blocks, DeviceLost("Desk: the microphone is gone"))
+
+    def opened(name: object, on_loss: str) -> Spoken:
+        chosen.extend((name, on_loss))
+        return source
+
+    monkeypatch.setattr(microphone, "microphone", opened)
+    session = ScriptedSession(SCRIPT)
+    flags = ("--input", "3", "--on-loss", "stop", "-o", tmp_path, "-f", "txt")
+    assert run(monkeypatch, session, *flags) == 3
+    assert chosen == [3, "stop"] and session.reason == "Desk: the microphone is gone" and source.closed
+    assert (tmp_path / "live.txt").read_text() == "one two\nthree four\n"
+    assert "Desk: the microphone is gone" in capsys.readouterr().err
+
+
+def test_devices_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(microphone, "list_devices", lambda: [Device(4, "Desk", 48000, 1, True)])
+    assert cli.main(["live", "--list-devices"]) == 0
+    assert capsys.readouterr().out == "*  4  Desk  (48000 Hz, 1 channels)\n"
+
+
+# --- feeding ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_pipe_waits_until_it_is_heard() -> None:
+    answers = iter([31.0, 31.0, 30.0, 0.0, 40.0, 1.0])
+    session = ScriptedSession(waiting=lambda _: next(answers))
+    blocks = [Block(np.zeros(160, np.float32))] * 3
+    Feeding(Spoken(blocks), session, saved=None, drops=False, offset=0.0).run()
+    assert len(session.fed) == 3 and next(answers, None) is None
+    assert all(block.start is None for block in session.fed)
+
+
+def test_a_microphone_does_not_wait_and_what_is_left_out_is_a_gap() -> None:
+    answers = iter([0.0, 31.0, 40.0, 29.0, 0.0])
+    session = ScriptedSession(waiting=lambda _: next(answers))
+    blocks = [Block(np.zeros(1600, np.float32))] * 5
+    Feeding(Spoken(blocks), session, saved=None, drops=True, offset=0.0).run()
+    assert [block.start for block in session.fed] == [None, pytest.approx(0.3), None] and next(answers, None) is None
+
+
+def test_feeding_stops_while_it_waits() -> None:
+    session = ScriptedSession(waiting=lambda _: 100.0)
+    source = Spoken([Block(np.zeros(160, np.float32))] * 3)
+    feeding = Feeding(source, session, saved=None, drops=False, offset=0.0)
+    thread = threading.Thread(target=feeding.run)
+    thread.start()
+    feeding.stop()
+    thread.join(timeout=30)
+    assert not thread.is_alive() and source.closed and session.reason == "it was interrupted"
+
+
+# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+
+PROCESS = """
+import sys
+from scripted_live import ScriptedPipeline, ScriptedSession, final
+from mlx_speech import cli
+from mlx_speech.cli import live
+
+class Session(ScriptedSession):
+    def end(self, reason="over"):
+        if sys.argv[1] == "ends":
+            super().end(reason)
+
+def pipeline(given, say):
+    for name in ("device", "model_dir", "model_cache_only", "hf_token"):
+        given.pop(name)
+    return ScriptedPipeline(Session([(0.5, final(0, 0.0, "one two"))]))
+
+live.make_pipeline = pipeline
+sys.exit(cli.main(["live", "-", "-o", sys.argv[2], "-f", "txt"]))
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ends", [True, False])
+def test_interrupted_once_and_twice(tmp_path: Path, kind: signal.Signals, ends: bool) -> None:
+    script, out = tmp_path / "run.py", tmp_path / "out"
+    script.write_text(PROCESS)
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
+    process = subprocess.Popen(
+        [sys.executable, str(script), "ends" if ends else "hangs", str(out)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdin.write(SECOND)
+        process.stdin.flush()
+        assert process.stdout.readline() == b"[00:00.0] one two\n"
+        process.send_signal(kind)
+        assert process.stderr.readline() == b"mlx_speech: ending: Ctrl-C once more stops at once\n"
+        if ends:
+            assert process.wait(timeout=30) == 0
+            assert folder_of(out) == {"live.txt"} and (out / "live.txt").read_text() == "one two\n"
+        else:
+            process.send_signal(kind)
+            assert process.wait(timeout=30) == 130
+            assert b"stopped; what is final is in" in process.stderr.read()
+            assert folder_of(out) == {"live.live.jsonl"}
+            assert read_journal(out / "live.live.jsonl").transcript.text == "one two"
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def test_help_has_the_flags_that_mean_something(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["live", "--help"])
+    text = capsys.readouterr().out
+    for flag in ("--rate", "--follow", "--idle", "--input", "--list-devices", "--step", "--max-pause", "--recover"):
+        assert flag in text
+    for flag in (
+        "--audio-track",
+        "--sequential",
+        "--clip-timestamps",
+        "--max-duration",
+        "--vad-method",
+        "--low-memory",
+    ):
+        assert flag not in text
