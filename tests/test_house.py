@@ -266,6 +266,7 @@ PARTS = {
     "growing": {"cluster", "diarize", "window_cache", "windows"},
     "cluster": {"linkage"},
     "chunks_online": {"chunks"},
+    "vad": {"vad_options"},
     "vad_online": {"vad"},
     "vad_pyannet": {"windows"},
     "voiceprints": {"diarize"},

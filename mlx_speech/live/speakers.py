@@ -18,6 +18,9 @@ from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.growing import Change, Clustering, GrowingDiarization
 from mlx_speech.transcript import Diarization, Segment
 
+# Of sound, between two looks at what no clustering has seen. The windows between them are heard together; before the
+# first clustering there are no speakers that they could be compared with.
+SECONDS_BETWEEN_LOOKS = 3
 MARGIN = 2.0  # seconds around words, in which turns may be theirs
 
 
@@ -52,7 +55,7 @@ class LiveSpeakers:
         return self._clustering is not None
 
     def hear(self, samples: np.ndarray) -> Job[None]:
-        """The next samples (samples,). At every second of the sound is told what is known."""
+        """The next samples (samples,)."""
         start = 0
         while start < samples.size:
             until_second = SAMPLE_RATE - self._count % SAMPLE_RATE
@@ -62,6 +65,7 @@ class LiveSpeakers:
             self._count += piece.size
             if self._count % SAMPLE_RATE == 0:
                 yield from self.advance()
+            if self._count % (SECONDS_BETWEEN_LOOKS * SAMPLE_RATE) == 0 and self._growing.until:
                 self._tell_changes(self._growing.provisional())
 
     def advance(self) -> Job[None]:
