@@ -164,6 +164,30 @@ def test_voices_of_a_stretch_are_heard_together_in_the_end(bundled: Model, monke
     assert sum(heard["embed_stretches"]) <= 2 * 11
 
 
+def test_scores_of_a_multilabel_model_are_kept(
+    demo: Model, conversation: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They decide between speakers, and are not the classes: here the loudness of a frame."""
+
+    def loudness(
+        audio: np.ndarray, model: object, starts: list[int], size: int, batch_size: int
+    ) -> Iterator[np.ndarray]:
+        for start in starts:
+            window = np.zeros(589 * 272, dtype=np.float32)
+            samples = audio[start : start + size]
+            window[: len(samples)] = samples
+            frames = np.sqrt((window.reshape(589, 272) ** 2).mean(axis=1))
+            yield np.stack([frames * 8, frames[::-1] * 3, frames * 6], axis=1)[None].clip(0, 1)
+
+    monkeypatch.setattr(stage, "segment", loudness)
+    monkeypatch.setattr(demo.segmentation.args, "powerset_max_classes", None)
+    audio = conversation[: 15 * RATE + 77]
+    offline = diarize(audio, demo)
+    assert offline.turns
+    result, _, _ = live(demo, [audio[k : k + 2 * RATE] for k in range(0, len(audio), 2 * RATE)])
+    same_but_for_names(result, offline)
+
+
 def test_sound_is_forgotten(demo: Model, bundled: Model, conversation: np.ndarray) -> None:
     for model, most in ((demo, 10.0), (bundled, 14.0)):
         with pytest.MonkeyPatch.context() as patch:
