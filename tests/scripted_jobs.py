@@ -178,14 +178,14 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 def runner_of(folder: Path, pipeline: Any, clock: Clock | None = None, **values: Any) -> Runner:
     """A runner that writes often. values : of `Runner`, or settings"""
-    of_runner = {name: values.pop(name) for name in ("sweep_interval", "silence") if name in values}
+    of_runner = {name: values.pop(name) for name in ("sweep_interval",) if name in values}
     service = service_of(folder, pipeline, **values)
     return Runner(service, clock=clock or Clock(), write_interval=WRITE_INTERVAL, **of_runner)
 
 
-async def told(events: AsyncIterator[JobEvent | None]) -> list[JobEvent]:
-    """All that was told, without signs of life."""
-    return [event async for event in events if event is not None]
+async def told(events: AsyncIterator[JobEvent]) -> list[JobEvent]:
+    """All that was told."""
+    return [event async for event in events]
 
 
 # --- servers that are killed ------------------------------------------------------------------------------------------

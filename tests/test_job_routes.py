@@ -93,7 +93,7 @@ def pipeline() -> ScriptedPipeline:
 
 @pytest.fixture
 def client(tmp_path: Path, pipeline: ScriptedPipeline, clock: Clock) -> Iterator[TestClient]:
-    with client_of(runner_of(tmp_path, pipeline, clock, silence=0.05), tmp_path) as client:
+    with client_of(runner_of(tmp_path, pipeline, clock), tmp_path) as client:
         yield client
     pipeline.go.set()
 

@@ -35,9 +35,11 @@ from mlx_speech.options import Options
 from mlx_speech.package_data import DEMO
 from mlx_speech.request import Progress
 from mlx_speech.server.errors import ApiError
+from mlx_speech.server.events import SIGN_OF_LIFE, alive
 from mlx_speech.server.forms import shown
 from mlx_speech.server.jobs import runner as job_runner
 from mlx_speech.server.jobs.progress import Tracker
+from mlx_speech.server.jobs.routes import lines_of
 from mlx_speech.server.jobs.store import Store
 
 
@@ -55,10 +57,10 @@ def test_jobs_are_done_with_their_options_and_told_of(tmp_path: Path) -> None:
             _, content = runner.store.result(job.id, "")
             assert Transcript.from_dict(json.loads(content)) == transcript_of(b"abc")
             assert pipeline.options == [{**options, "temperature": [0.0, 0.5]}]
-            texts = [json.loads(e.data)["text"] for e in events if e is not None and e.name == "segment"]
+            texts = [json.loads(e.data)["text"] for e in events if e.name == "segment"]
             assert texts == [segment.text for segment in segments_of(b"abc")][::-1]
-            assert events[-1] is not None and events[-1].name == "done"
-            shares = [json.loads(e.data)["progress"] for e in events if e is not None and e.name == "progress"]
+            assert events[-1].name == "done"
+            shares = [json.loads(e.data)["progress"] for e in events if e.name == "progress"]
             assert shares == sorted(shares) and all(0 <= share < 1 for share in shares)
 
     run(work())
@@ -97,7 +99,7 @@ def test_what_goes_wrong_ends_one_job_alone(tmp_path: Path, sound: bytes, model:
             assert job.status == "failed" and job.error is not None
             assert job.error["code"] == code and said in job.error["message"]
             assert str(tmp_path) not in job.error["message"] and "secret" not in job.error["message"]
-            assert events[-1] is not None and json.loads(events[-1].data) == job.error
+            assert json.loads(events[-1].data) == job.error
             assert (await ended(runner, other)).status == "succeeded"
             with pytest.raises(ApiError) as caught:
                 runner.store.result(job.id, "")
@@ -310,15 +312,15 @@ def test_listeners_are_shown_that_the_server_is_alive(tmp_path: Path) -> None:
     async def work() -> None:
         pipeline = ScriptedPipeline()
         pipeline.hold.set()
-        runner = runner_of(tmp_path, pipeline, silence=0.01)
+        runner = runner_of(tmp_path, pipeline)
         async with runner.running():
             job = await add(runner, tmp_path, b"a")
             signs = 0
-            async for event in runner.events(job.id):
-                signs += event is None
+            async for text in alive(lines_of(runner, job.id, 0), 0.01):
+                signs += text == SIGN_OF_LIFE
                 if signs == 3:
                     pipeline.hold.clear()
-            assert signs >= 3
+            assert signs >= 3 and text.startswith("id: ") and "event: done" in text
 
     run(work())
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -190,6 +191,24 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
         for (_, problem, advice), done in zip(cases, runs, strict=True):
             assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
             assert problem in done.stderr and advice in done.stderr, done.stderr
+
+
+def test_a_unix_socket_is_there_while_it_is_served(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="mlx") as folder:  # names of sockets may have a hundred characters
+        path = Path(folder) / "s"
+        command = [*COMMAND, "--demo", "--uds", str(path), "--data-dir", str(tmp_path / "data")]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+            lines = process.stderr
+            assert lines is not None
+            try:
+                until(lambda: f"listening at unix:{path}" in lines.readline(), "an address")
+                with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(path)), timeout=PATIENCE) as client:
+                    assert client.get("http://localhost/health").json() == {"status": "ok"}
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(PATIENCE) == 0
+            finally:
+                process.kill()
+        assert not path.exists()
 
 
 # --- hostile clients --------------------------------------------------------------------------------------------------

@@ -8,6 +8,11 @@ import gc
 import hashlib
 import json
 import logging
+import math
+import os
+import socket
+import stat
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +32,7 @@ from starlette.responses import Response
 import mlx_speech
 from mlx_speech import writers
 from mlx_speech.cli import build_parser, serve
+from mlx_speech.errors import OptionError
 from mlx_speech.evaluation.references import read_truth
 from mlx_speech.package_data import DEMO
 from mlx_speech.samples import SAMPLE_RATE
@@ -36,6 +42,7 @@ from mlx_speech.server.errors import ApiError
 from mlx_speech.server.events import alive
 from mlx_speech.server.fields import FORMATS, OPENAI_FORMATS
 from mlx_speech.server.guard import Guard
+from mlx_speech.server.listening import listen_at
 from mlx_speech.server.settings import Settings
 from mlx_speech.transcript import Transcript
 
@@ -729,6 +736,61 @@ def test_an_address_that_others_reach_needs_a_key(tmp_path: Path) -> None:
     with pytest.raises(mlx_speech.errors.OptionError, match="api_key_file"):
         Settings(cors=("*",), data_dir=tmp_path)
     assert build_parser().parse_args(["serve", "--host", "0.0.0.0", "--no-auth"]).no_auth is True
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("max_upload", -1),
+        ("max_duration", math.nan),
+        ("max_queue", -1),
+        ("jobs_at_once", 0),
+        ("keep_results", -1.0),
+        ("keep_results", math.inf),
+        ("max_live", -1),
+        ("grace", math.inf),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused(name: str, number: float) -> None:
+    with pytest.raises(OptionError, match=f"^{name} is {number}.*: give a number from [01]$"):
+        Settings(**{name: number})  # type: ignore[arg-type]
+    Settings(**{name: 1})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o007, 0o770), (0o077, 0o700)])
+def test_the_umask_says_who_may_connect_to_a_unix_socket(short_folder: Path, umask: int, mode: int) -> None:
+    path = short_folder / "s"
+    before = os.umask(umask)
+    try:
+        listener = listen_at(path)
+    finally:
+        os.umask(before)
+    with listener:
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_unix_socket_takes_only_a_place_that_is_free(short_folder: Path) -> None:
+    path = short_folder / "s"
+    with listen_at(path), pytest.raises(OptionError, match="is taken"):
+        listen_at(path)
+    with listen_at(path) as listener, socket.socket(socket.AF_UNIX) as client:  # nobody listened at it any more
+        client.connect(str(path))
+        listener.accept()[0].close()
+    path.unlink()
+    path.write_text("kept")
+    with pytest.raises(OptionError, match="is taken"):
+        listen_at(path)
+    assert path.read_text() == "kept"
+    for wrong in (short_folder / "missing" / "s", short_folder / ("s" * 200)):
+        with pytest.raises(OptionError, match=r"cannot be listened at .*: give another uds"):
+            listen_at(wrong)
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Names of sockets may have a hundred characters, which pytest's own folders can exceed."""
+    with tempfile.TemporaryDirectory(prefix="mlx") as folder:
+        yield Path(folder)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def run(
         missing = (error.name or "").partition(".")[0]
         raise MissingDependency(f"{missing} is missing: pip install 'mlx-speech-toolkit[server]'") from error
     from mlx_speech.server.app import create_app
-    from mlx_speech.server.listening import listen
+    from mlx_speech.server.listening import listen, listen_at
     from mlx_speech.server.settings import Settings
 
     limits = {name: given.pop(name) for name in _LIMITS if name in given}
@@ -108,7 +108,7 @@ def run(
     if uds is not None and ("host" in limits or "port" in limits):
         raise OptionError("--uds conflicts with --host and --port: a Unix socket has neither, so leave them out")
     log_to_stderr(verbose)
-    listener = listen(settings.host, settings.port) if uds is None else None
+    listener = listen(settings.host, settings.port) if uds is None else listen_at(expanded(uds))
     pipelines = _pipelines(model, demo, given, say)
     app = create_app(pipelines, settings, _aliases(alias, list(pipelines)))
 
@@ -116,7 +116,11 @@ def run(
         # not by `say`, which makes flags of keywords
         print(greeting(address, list(pipelines), settings.keys), file=sys.stderr, flush=True)
 
-    serve(app, settings, listener, path=uds, certificate=ssl_certfile, private_key=ssl_keyfile, started=started)
+    try:
+        serve(app, settings, listener, certificate=ssl_certfile, private_key=ssl_keyfile, started=started)
+    finally:
+        if uds is not None:
+            expanded(uds).unlink(missing_ok=True)
     return 0
 
 

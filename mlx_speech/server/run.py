@@ -7,7 +7,7 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
-from socket import AF_INET6, socket
+from socket import AF_INET6, AF_UNIX, socket
 from types import FrameType
 from typing import TypeAlias
 
@@ -29,9 +29,8 @@ Step: TypeAlias = Callable[[], Awaitable[None]]
 def serve(
     app: Starlette,
     settings: Settings,
-    listener: socket | None,
+    listener: socket,
     *,
-    path: str | None = None,
     certificate: str | None = None,
     private_key: str | None = None,
     started: Callable[[str], object] = print,
@@ -39,8 +38,7 @@ def serve(
     """Serve until SIGTERM or SIGINT; a second one ends the process at once.
 
     app : of `create_app`
-    listener : of `listen`; None where there is a path
-    path : of a Unix socket
+    listener : of `listen` or `listen_at`
     certificate, private_key : files for TLS
     started : is told where the server listens
 
@@ -48,7 +46,6 @@ def serve(
     """
     config = uvicorn.Config(
         app,
-        uds=path,
         ssl_certfile=certificate,
         ssl_keyfile=private_key,
         http=Connection,
@@ -64,14 +61,12 @@ def serve(
         access_log=False,  # the application writes its own
         log_config=None,
     )
-    address = f"unix:{path}"
-    if listener is not None:
-        address = _address(listener, settings.host, certificate is not None)
+    address = _address(listener, settings.host, certificate is not None)
     server = _Server(config, settings.grace, lambda: started(address), app.state.wind_down, app.state.end_requests)
 
     async def live() -> None:
         async with app.router.lifespan_context(app):
-            await server.serve([listener] if listener is not None else None)
+            await server.serve([listener])
 
     with _signals(server):
         asyncio.run(live())
@@ -134,7 +129,9 @@ def _signals(server: uvicorn.Server) -> Iterator[None]:
 
 
 def _address(listener: socket, name: str, encrypted: bool) -> str:
-    """As a browser takes it."""
+    """As a browser takes it; of a Unix socket, its file."""
+    if listener.family == AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     scheme = "https" if encrypted else "http"
     host = f"[{name}]" if listener.family == AF_INET6 and ":" in name else name
     return f"{scheme}://{host}:{listener.getsockname()[1]}"

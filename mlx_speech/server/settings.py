@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +42,8 @@ class Settings:
     log_text : texts may stand in the log
     metrics_open : figures are for everybody, without a key
 
-    Raises `OptionError` for an address that others reach without a key, and for a place that is none.
+    Raises `OptionError` for an address that others reach without a key, for a place that is none, and for a number that
+    is no limit.
     """
 
     host: str = "127.0.0.1"
@@ -83,6 +85,33 @@ class Settings:
             raise OptionError(f"wyoming is {self.wyoming!r}: give a port, or an address and a port, as 0.0.0.0:10300")
         if "*" in self.cors and not self.keys:
             raise OptionError('cors is "*", any page: give api_key_file, or name the pages')
+        for name in _NUMBERS:
+            number = getattr(self, name)
+            if not 0 <= number < math.inf:  # which nan is not, either
+                raise OptionError(f"{name} is {number}: give a number from 0")
+        if self.jobs_at_once == 0:
+            raise OptionError("jobs_at_once is 0, and no job would ever begin: give a number from 1")
+
+
+_NUMBERS = (
+    "max_upload",
+    "max_duration",
+    "max_job_duration",
+    "max_fields",
+    "max_field",
+    "max_parts",
+    "max_queue",
+    "max_waiting_seconds",
+    "max_uploads",
+    "max_uploads_per_key",
+    "min_upload_rate",
+    "upload_window",
+    "disk_reserve",
+    "jobs_at_once",
+    "keep_results",
+    "max_live",
+    "grace",
+)
 
 
 def _is_port(text: str) -> bool:

@@ -9,13 +9,13 @@ from pathlib import Path
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from mlx_speech.errors import CorruptFile
 from mlx_speech.server.bodies import bounded_body
 from mlx_speech.server.errors import ApiError
-from mlx_speech.server.events import HEADERS, SIGN_OF_LIFE, event_of
+from mlx_speech.server.events import event_of, event_stream
 from mlx_speech.server.jobs.records import ID, Job, Version
 from mlx_speech.server.jobs.runner import Runner
 from mlx_speech.server.jobs.store import sound_missing
@@ -113,8 +113,7 @@ class _Jobs:
             after = 0
         if job.has_ended and after == last:
             return Response(status_code=204)
-        stream = _stream(self._runner, job.id, after)
-        return StreamingResponse(stream, media_type="text/event-stream", headers=HEADERS)
+        return event_stream(lines_of(self._runner, job.id, after))
 
     async def result(self, request: Request) -> Response:
         """Its transcript, in the format that is asked for."""
@@ -171,9 +170,10 @@ def sound_type(path: Path) -> str:
     return OTHER_SOUND
 
 
-async def _stream(runner: Runner, job_id: str, after: int) -> AsyncIterator[str]:
+async def lines_of(runner: Runner, job_id: str, after: int) -> AsyncIterator[str]:
+    """What happens to a job, as server-sent events; arguments as of `Runner.events`."""
     async for event in runner.events(job_id, after):
-        yield SIGN_OF_LIFE if event is None else event_of(event.data, event.name, event.sequence)
+        yield event_of(event.data, event.name, event.sequence)
 
 
 def _job_id(request: Request) -> str:

@@ -36,7 +36,6 @@ log = logging.getLogger("mlx_speech.server")
 WRITE_INTERVAL = 0.5  # seconds between two writes of a job's progress
 SWEEP_INTERVAL = 60.0  # seconds between two looks for what has expired
 RETRY_INTERVAL = 10.0  # seconds until a disk that was full is tried again
-SECONDS_OF_SILENCE = 15.0  # after which a listener is shown that the server is alive
 
 T = TypeVar("T")
 
@@ -45,7 +44,7 @@ class Runner:
     """The jobs of a service. It runs within `running()`; outside of that, whoever asks gets `ApiError` 503.
 
     clock : seconds since 1970
-    write_interval, sweep_interval, silence : seconds, as of the constants above
+    write_interval, sweep_interval : seconds, as of the constants above
     """
 
     def __init__(
@@ -55,13 +54,11 @@ class Runner:
         clock: Callable[[], float] = time.time,
         write_interval: float = WRITE_INTERVAL,
         sweep_interval: float = SWEEP_INTERVAL,
-        silence: float = SECONDS_OF_SILENCE,
     ) -> None:
         self._service = service
         self._clock = clock
         self._write_interval = write_interval
         self._sweep_interval = sweep_interval
-        self._silence = silence
         self._store: Store | None = None
         self._stopping = asyncio.Event()
         self._wake = asyncio.Event()  # there may be something to begin
@@ -156,8 +153,8 @@ class Runner:
             self._requests[job_id].cancel()
         self._notify(job_id)
 
-    async def events(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent | None]:
-        """What happens to a job behind the event of this number, until it ends; None as a sign of life.
+    async def events(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
+        """What happens to a job behind the event of this number, until it ends.
 
         Where it is deleted, the last is "cancelled", also if it had just come to its end and nobody has heard of that.
         """
@@ -175,8 +172,7 @@ class Runner:
                     return
                 if job.has_ended or self._stopping.is_set():
                     return
-                if not await _happens(changed, self._silence):
-                    yield None
+                await changed.wait()
         finally:
             self._listeners[job_id].discard(changed)
             if not self._listeners[job_id]:

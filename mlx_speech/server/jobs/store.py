@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_speech.errors import OutputError
+from mlx_speech.folders import writing
 from mlx_speech.server.errors import NEVER_AGAIN, ApiError
 from mlx_speech.server.forms import shown
 from mlx_speech.server.jobs.database import Database, serving
@@ -53,12 +54,9 @@ class Store:
         self._keep = keep
         self._clock = clock
         self._sounds = folder / SOUND_FOLDER
-        try:
+        with writing(folder, "give a data_dir that can be written"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._sounds.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            advice = "give a data_dir that can be written"
-            raise OutputError(f"{folder}: cannot be written ({error.strerror}): {advice}") from error
         self._database = Database(folder / FILE_NAME)
         try:
             self._recover()
