@@ -122,15 +122,17 @@ async def heard_async(session: LiveSession, blocks: AsyncBlocks) -> AsyncIterato
 
 
 async def _feed(session: LiveSession, blocks: AsyncBlocks) -> None:
+    has_ended = False
     try:
         async for block in _taken(blocks):
             session.feed(block)
             while session.waiting > MOST_WAITING:
                 await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
         session.end()
-    except BaseException:
-        session.cancel()
-        raise
+        has_ended = True
+    finally:
+        if not has_ended:  # whoever listens would wait without end
+            session.cancel()
 
 
 async def _taken(blocks: AsyncBlocks) -> AsyncIterator[np.ndarray | Block]:
