@@ -236,7 +236,7 @@ class Pipeline:
             raise OptionError("low_memory holds one stage's models, and a live session needs all: leave it out")
         stage = Stage(self.models, self._batches, self._rounds, self._namer, self._chunks_at_once, self._check)
         hearing = Hearing(checked, settings, stage, self._engine.wake)
-        return LiveSession(hearing, self._engine.submit(hearing.job()))
+        return LiveSession(hearing, self._engine.submit(hearing.job(), hearing.clock))
 
     def live(self, blocks: Blocks, *, every_partial: bool = True, **keywords: Any) -> Iterator[LiveEvent]:
         """Hear sound that is still coming in: the events of a session, those of a block before the next one is taken.

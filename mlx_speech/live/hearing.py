@@ -122,6 +122,10 @@ class Hearing:
         """Of sound that was not heard yet."""
         return self.intake.seconds + max(0, self._buffer.end - self._position) / SAMPLE_RATE
 
+    def clock(self, seconds: float) -> None:
+        """Count seconds of work for the stage that is under way."""
+        self._recording.clock(seconds)
+
     def job(self) -> Job[Transcript]:
         """Hear until the end; returns the transcript of all of it."""
         try:
