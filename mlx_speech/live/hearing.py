@@ -238,6 +238,7 @@ class Hearing:
             yield from self._look_for_speech(samples)
             yield from self._recognise()
             yield from self._tell_apart(samples)
+            self._let_go()
 
     def _look_for_speech(self, samples: np.ndarray) -> Job[None]:
         """In whole windows, (windows · 512,)."""
@@ -356,7 +357,6 @@ class Hearing:
             chunk = recording.chunks[self._heard]
             self._segments += segments
             self._heard += 1
-            self._let_go()
             sentences = self._sentences(segments)
             if self._speakers is not None:
                 sentences = self._speakers.assigned(sentences)
@@ -412,8 +412,6 @@ class Hearing:
     def _round(self) -> Job[None]:
         """Hear the chunk that is not complete as far as it goes."""
         start = self._start_of_chunk()
-        if start is None:
-            self._let_go()
         if start is None or not self._news_since_round:
             return
         yield from self._finish_chunks()  # so that no partial of a chunk comes before the final of the one before
