@@ -138,7 +138,11 @@ def test_the_microphone_is_recorded_also_where_no_words_come(browser: Any, serve
 
 def test_without_a_microphone_nothing_is_recorded(page: Any, server: Fake) -> None:
     page.goto(server.origin)
-    page.evaluate("navigator.mediaDevices.getUserMedia = async () => { throw new Error('Permission denied'); }")
+    page.evaluate(
+        """() => {
+          navigator.mediaDevices.getUserMedia = async () => { throw new Error("Permission denied"); };
+        }"""
+    )
     page.click("#record")
     expect(page.locator("#jobs-error")).to_have_text("There is no microphone to hear: Permission denied")
     expect(page.locator("#record")).to_have_text("Record")

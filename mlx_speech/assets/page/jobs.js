@@ -189,7 +189,7 @@ export class Jobs {
     }
   }
 
-  /** Send recordings, one behind the other, with what the form asks for. Gives their jobs, null for what was not sent. */
+  /** Send recordings, one behind the other, with what the form asks for; gives their jobs, null for one not sent. */
   async send(files) {
     const fields = { model: "whisper-1", response_format: "whisperx_json" };
     fields.diarize = String(byId("speakers-wanted").checked);

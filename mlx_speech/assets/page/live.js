@@ -7,13 +7,13 @@ const MOST_UNSENT = 1_000_000; // bytes that wait for a connection: behind them 
 
 export class LiveWords {
   /**
-   * @param {function(Array<{id: string, text: string}>)} onText gets all turns so far, in their order
+   * @param {function(string, string)} onTurn gets the id of a turn and its text, which is empty where it begins
    * @param {function(string)} onEnd is told, once, why no words come any more
    */
-  constructor(onText, onEnd) {
-    this.onText = onText;
+  constructor(onTurn, onEnd) {
+    this.onTurn = onTurn;
     this.onEnd = onEnd;
-    this.turns = new Map(); // id → {id, text}
+    this.texts = new Map(); // of the turns that are not over, by their ids
     this.waiting = []; // messages from before the socket was open
     this.socket = null;
     this.reason = "";
@@ -65,17 +65,17 @@ export class LiveWords {
       this.reason = message.error.message;
       return;
     }
-    if (!message.type.startsWith(ABOUT_TEXT)) {
-      return;
-    }
-    const turn = this.turns.get(message.item_id) ?? { id: message.item_id, text: "" };
-    if (message.type === `${ABOUT_TEXT}delta`) {
-      turn.text += message.delta;
+    const id = message.item_id;
+    if (message.type === "input_audio_buffer.speech_started") {
+      this.texts.set(id, "");
+      this.onTurn(id, "");
+    } else if (message.type === `${ABOUT_TEXT}delta`) {
+      this.texts.set(id, (this.texts.get(id) ?? "") + message.delta);
+      this.onTurn(id, this.texts.get(id));
     } else if (message.type === `${ABOUT_TEXT}completed`) {
-      turn.text = message.transcript;
+      this.texts.delete(id);
+      this.onTurn(id, message.transcript);
     }
-    this.turns.set(turn.id, turn);
-    this.onText([...this.turns.values()].filter((one) => one.text !== ""));
   }
 
   /** No more words. reason: for people, or nothing where they want it so */

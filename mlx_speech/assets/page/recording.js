@@ -15,6 +15,7 @@ export class Recording {
     this.job = null; // the id of the job whose transcript will replace the words
     this.words = null;
     this.microphone = null;
+    this.lines = new Map(); // the paragraph of every turn, by its id
   }
 
   get isRecording() {
@@ -25,7 +26,7 @@ export class Recording {
   async start(language) {
     await this.recorder.start();
     this.job = null;
-    byId("live-text").replaceChildren();
+    this.clear();
     byId("live").hidden = false;
     byId("live").classList.add("recording");
     this.tell("");
@@ -34,7 +35,8 @@ export class Recording {
   }
 
   async showWords(language) {
-    const words = new LiveWords((turns) => showTurns(turns), (reason) => this.tell(`No words appear: ${reason}`));
+    const explain = (reason) => this.tell(`No words appear: ${reason}`);
+    const words = new LiveWords((id, text) => this.showTurn(id, text), explain);
     this.words = words;
     try {
       const microphone = await hearStream(this.recorder.stream, (block, peak) => {
@@ -62,7 +64,7 @@ export class Recording {
     byId("live").classList.remove("recording");
     showLevel(0);
     this.tell("");
-    byId("live").hidden = byId("live-text").childElementCount === 0;
+    byId("live").hidden = byId("live-text").textContent === "";
     return file;
   }
 
@@ -81,10 +83,35 @@ export class Recording {
     if (job.status === "succeeded") {
       this.job = null;
       byId("live").hidden = true;
-      byId("live-text").replaceChildren();
+      this.clear();
     } else if (job.status === "failed" || job.status === "cancelled") {
       this.job = null;
       this.tell("There is no transcript; these words are all that was heard.");
+    }
+  }
+
+  clear() {
+    this.lines.clear();
+    byId("live-text").replaceChildren();
+  }
+
+  /** A paragraph a turn. What is there already is left alone, so that only what is new is read out. */
+  showTurn(id, text) {
+    const list = byId("live-text");
+    const isAtEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40; // pixels: nobody has scrolled back
+    if (!this.lines.has(id)) {
+      this.lines.set(id, element("p", { dir: "auto" }));
+      list.append(this.lines.get(id));
+    }
+    const line = this.lines.get(id);
+    const shown = line.textContent;
+    if (text.startsWith(shown)) {
+      line.append(text.slice(shown.length));
+    } else {
+      line.textContent = text;
+    }
+    if (isAtEnd) {
+      list.scrollTop = list.scrollHeight;
     }
   }
 
@@ -97,29 +124,6 @@ export class Recording {
       byId("live-time").textContent = clock(this.recorder.seconds);
       setTimeout(() => this.showTime(), 250);
     }
-  }
-}
-
-/** A paragraph a turn. What is there already is left alone, so that only what is new is read out. */
-function showTurns(turns) {
-  const list = byId("live-text");
-  const isAtEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40; // pixels: nobody has scrolled back
-  for (const { id, text } of turns) {
-    let line = [...list.children].find((one) => one.dataset.turn === id);
-    if (line === undefined) {
-      line = element("p", { dir: "auto" });
-      line.dataset.turn = id;
-      list.append(line);
-    }
-    const shown = line.textContent;
-    if (text.startsWith(shown)) {
-      line.append(text.slice(shown.length));
-    } else {
-      line.textContent = text;
-    }
-  }
-  if (isAtEnd) {
-    list.scrollTop = list.scrollHeight;
   }
 }
 
