@@ -127,13 +127,17 @@ class Speaking(Scripted):
     def submit_partial(self, samples: np.ndarray, firm: tuple[int, ...] = (), **options: Any) -> Request[Any]:
         request: Request[Any] = Request()
         self.rounds.append((samples.size / 16_000, request))
-        count = int(samples.size / 8_000)
-        words = [WordTiming(f" {self.NAMES[k]}", (k,), 0.5 * k, 0.5 * (k + 1), 0.9) for k in range(min(9, count))]
         if self.broken is not None:
             request._fail(self.broken)
         elif not self.rounds_held:
-            request._finish(words[len(firm) :])
+            self.answer(samples.size / 16_000, request, len(firm))
         return request
+
+    def answer(self, seconds: float, request: Request[Any], firm: int = 0) -> None:
+        """What a round gives. firm : words that it was given"""
+        count = min(9, int(seconds / 0.5))
+        words = [WordTiming(f" {self.NAMES[k]}", (k,), 0.5 * k, 0.5 * (k + 1), 0.9) for k in range(count)]
+        request._finish(words[firm:])
 
     def finish(self, request: Request[Any], samples: np.ndarray) -> None:
         if self.final is None:
@@ -201,6 +205,25 @@ def test_firm_words_are_told_before_the_turn_ends(found: bool) -> None:
     (completed,) = of(Completed, happenings)
     assert completed.text == "One two three four five six and more."
     assert all(seconds % STEP == 0 for seconds, _ in pipeline.rounds) and len(pipeline.rounds) >= 5
+
+
+@pytest.mark.parametrize("moments", range(8))
+def test_a_commit_at_any_moment_of_a_round_loses_no_words(moments: int) -> None:
+    """moments : turns of the loop between what a round gives and the commit"""
+    pipeline = Speaking(final="one two three")
+
+    async def script(play: Play) -> None:
+        await play.say(loud(1))
+        pipeline.rounds_held = True
+        await play.say(loud(0.5))
+        pipeline.answer(1.5, pipeline.rounds[-1][1])
+        for _ in range(moments):
+            await asyncio.sleep(0)
+        play.turns.commit(None)
+        await play.all(Completed)
+
+    happenings = Play(pipeline, None).run(script)
+    assert "".join(text.text for text in of(Text, happenings)) == "one two three"
 
 
 def test_silence_is_not_heard_again_and_again() -> None:
@@ -328,7 +351,7 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 
 def test_the_official_client_reads_words_while_they_are_spoken(pipe: Pipeline) -> None:
     """It speaks at the pace of speech, and stops in the middle of a turn once it has read some words."""
-    samples = load_audio(package_data.DEMO / "conversation.flac", sample_rate=RATE)[: 6 * RATE]
+    samples = load_audio(package_data.DEMO / "conversation.flac", sample_rate=RATE)[: round(4.5 * RATE)]
     sound = (samples * 32767).astype("<i2").tobytes()
     block = RATE // 10 * 2  # bytes of 0.1 s
 

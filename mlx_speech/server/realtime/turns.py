@@ -362,6 +362,7 @@ class Turns:
             if not isinstance(text, MLXSpeechError):
                 LOG.error("the words of a turn could not be heard", exc_info=text)
         elif text:
+            words.text += text
             self._tell(Text(words.item, text))
 
     def _round_ended(self, task: asyncio.Task[None]) -> None:

@@ -25,7 +25,7 @@ class Words:
 
     item : its id
     start : where it begins, in samples of the session
-    text : that is firm so far
+    text : that was told so far: whoever tells what is new adds it
     asked : how far the last round has heard, in samples of the session
     """
 
@@ -57,9 +57,8 @@ class Words:
         if words is None:
             return ""
         agreement.update(words, samples.size / SAMPLE_RATE)
-        before = self.text
-        self.text = "".join(word.word for word in agreement.firm).lstrip()
-        return self.text[len(before) :]
+        firm = "".join(word.word for word in agreement.firm).lstrip()
+        return firm[len(self.text) :]
 
     def give_up(self) -> None:
         """Hear no more of this turn before it is over."""
