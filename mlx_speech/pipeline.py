@@ -25,7 +25,7 @@ from mlx_speech.checks import check_whisper, chunk_size
 from mlx_speech.detection import chunks_of, compare_tracks, regions_steps
 from mlx_speech.engine import WAITING, Engine, Job, elsewhere, result_of, silently, told
 from mlx_speech.environment import Environment
-from mlx_speech.errors import OptionError
+from mlx_speech.errors import AudioError, OptionError
 from mlx_speech.live.events import LiveEvent
 from mlx_speech.live.hearing import Hearing, Stage
 from mlx_speech.live.rounds import Rounds
@@ -45,6 +45,7 @@ from mlx_speech.options import (
 from mlx_speech.package_data import DEMO
 from mlx_speech.recording import Recording, in_order, with_rate, with_speaker, without_mlx
 from mlx_speech.request import Event, Progress, Request
+from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.diarize import diarize_steps
 from mlx_speech.stages.sentences import split_sentences
@@ -52,6 +53,7 @@ from mlx_speech.stages.vad import live_speech_steps
 from mlx_speech.stages.whisper import batched
 from mlx_speech.stages.whisper.agreement import Policy
 from mlx_speech.stages.whisper.longform import transcribe_steps
+from mlx_speech.stages.whisper.options import DecodingOptions
 from mlx_speech.stages.whisper.partials import Round, partial_options
 from mlx_speech.stages.whisper.word_times import WordTiming
 from mlx_speech.steps import run
@@ -206,12 +208,12 @@ class Pipeline:
         """Hand over a stretch of speech that still grows, and go on: the request gives the words behind the firm ones,
         None where it says nothing. `Agreement` makes firm words of them.
 
-        samples : (samples,) at 16 kHz, at most those of the model's window; firm : tokens that the text begins with
-        Raises as `submit`.
+        samples : (samples,) at 16 kHz; firm : tokens that the text begins with
+        Raises as `submit`; the request raises `AudioError` for more samples than the model hears at once.
         """
         checked = self._options(options)
         one = Round(samples, checked.language, firm)
-        return self._engine.submit(self._rounds.heard(one, partial_options(checked.decoding)))
+        return self._engine.submit(self._hear_partial(one, partial_options(checked.decoding)))
 
     def session(
         self,
@@ -470,6 +472,14 @@ class Pipeline:
     def _checked_and_transcribed(self, recording: Recording) -> Job[Transcript]:
         yield from self._check(recording.options)
         return (yield from self._transcribe(recording))
+
+    def _hear_partial(self, one: Round, options: DecodingOptions) -> Job[list[WordTiming] | None]:
+        """Checked here, since rounds of others share its batch."""
+        window = batched.samples_per_window(self.models.whisper().model)
+        if one.audio.size > window:
+            seconds = one.audio.size / SAMPLE_RATE
+            raise AudioError(f"{seconds:.1f} s of sound: give at most {window / SAMPLE_RATE:g} s, or a live session")
+        return (yield from self._rounds.heard(one, options))
 
     def _diarize(self, recording: Recording) -> Job[Diarization]:
         try:

@@ -32,14 +32,14 @@ ALLOWED = ("blob:", "data:", "file:", "chrome-error:")
 
 
 @contextmanager
-def chromium() -> Iterator[object]:
-    """A browser without a window; skips where there is none, but fails in CI."""
+def chromium(*flags: str) -> Iterator[object]:
+    """A browser without a window; skips where there is none, but fails in CI. flags : beside those of all tests"""
     found = [path for path in map(shutil.which, NAMES) if path]
     if not found:
         absent(f"there is no browser: install one of {', '.join(NAMES)}")
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found[0], args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=found[0], args=[*FLAGS, *flags])
         yield browser
         browser.close()
 

@@ -86,6 +86,10 @@ class Fake:
             self.uploads.append({**fields, "filename": file.filename, "size": len(content), "head": content[:4]})
         return JSONResponse(self.add(str(file.filename), status="queued", sound=content).body, 202)
 
+    async def live_key(self, request: Request) -> Response:
+        """There are no live sessions."""
+        raise ApiError(503, "too_many_sessions", "8 live sessions are open, and no more may be: try again later")
+
     async def list(self, request: Request) -> Response:
         jobs = [job.body for job in reversed(self.jobs.values())]
         return JSONResponse({"object": "list", "data": jobs, "has_more": False})
@@ -160,6 +164,7 @@ class Fake:
         app = Starlette(
             routes=[
                 *page.routes(),
+                Route("/v1/realtime/client_secrets", self.live_key, methods=["POST"]),
                 Route(jobs, self.create, methods=["POST"]),
                 Route(jobs, self.list),
                 Route(jobs + "/{id}", self.get),

@@ -100,6 +100,8 @@ def test_modules_keep_what_makes_one_script_of_them() -> None:
         assert " as " not in "".join(re.findall(r"^import .*", text, re.MULTILINE)), path.name
         assert "export default" not in text and "import(" not in re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
         assert "</script" not in text and "<!--" not in text
+        if path.name == "worklet.js":  # a script of its own, for the microphone, which only a server's page has
+            continue
         declared = re.findall(r"^(?:export )?(?:async )?(?:function\*?|class|const|let) \*?(\w+)", text, re.MULTILINE)
         names += declared
     assert len(names) > 100 and sorted(names) == sorted(set(names))

@@ -119,16 +119,34 @@ def test_files_are_dropped(page: Any, server: Fake) -> None:
     assert [upload["filename"] for upload in server.uploads] == ["one.mp3", "two.mp3"]
 
 
-def test_the_microphone_is_recorded(page: Any, server: Fake) -> None:
+def test_the_microphone_is_recorded_also_where_no_words_come(browser: Any, server: Fake) -> None:
+    with watched_page(browser, server.origin, expected=["503"]) as page:
+        page.goto(server.origin)
+        page.click("#record")
+        expect(page.locator("#record")).to_have_text("Stop and send")
+        expect(page.locator("#live-note")).to_have_text(
+            "No words appear: 8 live sessions are open, and no more may be: try again later"
+        )
+        expect(page.locator("#live-time")).to_have_text("0:01")
+        page.locator("#record").press("Enter")
+        expect(page.locator(".job .state")).to_have_text("Waiting")
+        expect(page.locator("#live")).to_be_hidden()
+        (upload,) = server.uploads
+        assert upload["filename"].startswith("Recording 2") and upload["head"] == b"\x1aE\xdf\xa3"  # webm
+        expect(page.locator("#record")).to_have_text("Record")
+
+
+def test_without_a_microphone_nothing_is_recorded(page: Any, server: Fake) -> None:
     page.goto(server.origin)
+    page.evaluate(
+        """() => {
+          navigator.mediaDevices.getUserMedia = async () => { throw new Error("Permission denied"); };
+        }"""
+    )
     page.click("#record")
-    expect(page.locator("#record")).to_contain_text("Stop and send")
-    page.wait_for_timeout(300)
-    page.click("#record")
-    expect(page.locator(".job .state")).to_have_text("Waiting")
-    (upload,) = server.uploads
-    assert upload["filename"].startswith("Recording 2") and upload["head"] == b"\x1aE\xdf\xa3"  # webm
+    expect(page.locator("#jobs-error")).to_have_text("There is no microphone to hear: Permission denied")
     expect(page.locator("#record")).to_have_text("Record")
+    expect(page.locator("#live")).to_be_hidden()
 
 
 def test_errors_are_shown(browser: Any, server: Fake, shots: Path) -> None:

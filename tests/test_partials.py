@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_speech import Pipeline
+from mlx_speech.errors import AudioError
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.whisper import partials
 from mlx_speech.stages.whisper.agreement import Agreement, Policy, normalised
@@ -132,6 +133,8 @@ def test_handed_over_to_a_pipeline(demo_sound: tuple[Pipeline, np.ndarray]) -> N
     firm = tuple(token for word in words[:2] for token in word.tokens)
     rest = pipeline.submit_partial(sound, firm).result(60)
     assert [word.word for word in rest or []] == [word.word for word in words[2:]]
+    with pytest.raises(AudioError, match="at most 7 s"):
+        pipeline.submit_partial(np.zeros(7 * SAMPLE_RATE + 1, np.float32)).result(60)
 
 
 def test_a_word_that_goes_on_behind_a_firm_one_is_one_of_its_own() -> None:

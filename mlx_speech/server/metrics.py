@@ -34,6 +34,12 @@ class Metrics:
         self._stage_seconds = self._histogram("stage_seconds", "Seconds of work of a stage", ["stage"], SECONDS)
         self._rejected = self._counter("rejected", "Requests that were refused", ["reason"])
         self._cancelled = self._counter("cancelled", "Requests whose client went", [])
+        self._first_partial = self._histogram(
+            "live_first_partial_seconds", "Seconds from the start of a turn to its first words", [], SECONDS
+        )
+        self._final = self._histogram("live_final_seconds", "Seconds from the end of a turn to its text", [], SECONDS)
+        self._overflow = self._counter("live_overflow", "Times that sound of a live session was dropped", [])
+        self.live_sessions = self._gauge("live_sessions", "Live sessions that are open")
         self._gauge("queue_requests", "Requests that wait or are under way").set_function(lambda: admission.waiting)
         self._gauge("queue_audio_seconds", "Their sound").set_function(lambda: admission.seconds)
         self._gauge("memory_active_bytes", "Memory that MLX uses").set_function(mx.get_active_memory)
@@ -66,6 +72,18 @@ class Metrics:
         self._audio_ratio.observe(transcript.duration / max(seconds, 1e-3))
         for stage, spent in transcript.seconds.items():
             self._stage_seconds.labels(stage).observe(spent)
+
+    def see_first_partial(self, seconds: float) -> None:
+        """A turn of a live session has its first words, so many seconds after it was found."""
+        self._first_partial.observe(seconds)
+
+    def see_final(self, seconds: float) -> None:
+        """A turn of a live session has its text, so many seconds after it was committed."""
+        self._final.observe(seconds)
+
+    def see_overflow(self) -> None:
+        """Sound of a live session was dropped."""
+        self._overflow.inc()
 
     def see_cancelled(self) -> None:
         """Count a request whose client has gone."""

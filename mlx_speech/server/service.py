@@ -49,6 +49,7 @@ class Service:
         self.admission = Admission(self.settings)
         self.waiting_for_voices = CapacityLimiter(VOICES_AT_ONCE)  # or they would take the threads of all others
         self.metrics = Metrics(self.admission)
+        self.metrics.live_sessions.set_function(lambda: len(self.live))
 
     @property
     def uploads(self) -> Path:

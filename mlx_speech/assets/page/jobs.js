@@ -2,7 +2,7 @@
 
 import { announce, arrange, ask, byId, button, clock, element } from "./dom.js";
 import { fillLanguages } from "./languages.js";
-import { Recorder } from "./recorder.js";
+import { Recording } from "./recording.js";
 
 const LOOK_AGAIN = 2000; // milliseconds between looks at the list while something is under way
 const STAGES = {
@@ -19,7 +19,7 @@ export class Jobs {
   /** @param {import("./server.js").Server} server */
   constructor(server) {
     this.server = server;
-    this.recorder = new Recorder();
+    this.recording = new Recording(server);
     this.jobs = [];
     this.rows = new Map(); // id → {item, …} of a job, or a number for what is being sent
     this.heard = new Map(); // id → the last text of a job under way
@@ -110,6 +110,7 @@ export class Jobs {
       }
     }
     this.jobs = jobs;
+    this.recording.see(jobs);
     this.draw();
     this.followFirst();
   }
@@ -188,16 +189,18 @@ export class Jobs {
     }
   }
 
-  /** Send recordings, one behind the other, with what the form asks for. */
+  /** Send recordings, one behind the other, with what the form asks for; gives their jobs, null for one not sent. */
   async send(files) {
     const fields = { model: "whisper-1", response_format: "whisperx_json" };
     fields.diarize = String(byId("speakers-wanted").checked);
     if (byId("language").value) {
       fields.language = byId("language").value;
     }
+    const jobs = [];
     for (const file of files) {
-      await this.sendOne(file, fields);
+      jobs.push(await this.sendOne(file, fields));
     }
+    return jobs;
   }
 
   async sendOne(file, fields) {
@@ -211,16 +214,18 @@ export class Jobs {
     byId("jobs-title").hidden = false;
     const done = button("Dismiss", () => this.forget(file), { className: "quiet" });
     try {
-      await this.server.upload(file, fields, (share) => (row.progress.value = share));
+      const job = await this.server.upload(file, fields, (share) => (row.progress.value = share));
       announce(`${file.name}: sent`);
       this.forget(file);
       await this.look();
+      return job;
     } catch (error) {
       row.progress.hidden = true;
       row.state.textContent = `Not sent: ${error.message}`;
       row.state.classList.add("wrong");
       row.item.append(done);
       announce(`${file.name}: not sent. ${error.message}`);
+      return null;
     }
   }
 
@@ -232,30 +237,30 @@ export class Jobs {
   }
 
   async record() {
-    if (this.recorder.isRecording) {
-      const file = await this.recorder.stop();
-      await this.send([file]);
-      return;
-    }
+    byId("record").disabled = true; // until it is known what comes of it
     try {
-      await this.recorder.start();
+      if (this.recording.isRecording) {
+        const file = await this.recording.stop();
+        this.showRecording();
+        const [job] = await this.send([file]);
+        this.recording.became(job?.id ?? null);
+        this.recording.see(this.jobs);
+      } else {
+        await this.recording.start(byId("language").value);
+        this.fail("");
+        announce("Recording");
+      }
     } catch (error) {
       this.fail(`There is no microphone to hear: ${error.message}`);
-      return;
     }
-    this.fail("");
-    announce("Recording");
     this.showRecording();
   }
 
-  /** The time on the button, as long as the microphone is heard. */
   showRecording() {
-    const { isRecording } = this.recorder;
-    byId("record").textContent = isRecording ? `Stop and send · ${clock(this.recorder.seconds)}` : "Record";
+    const { isRecording } = this.recording;
+    byId("record").disabled = false;
+    byId("record").textContent = isRecording ? "Stop and send" : "Record";
     byId("record").classList.toggle("recording", isRecording);
-    if (isRecording) {
-      setTimeout(() => this.showRecording(), 250);
-    }
   }
 
   async remove(id) {

@@ -11,6 +11,11 @@ export class Recorder {
     return this.recorder !== null;
   }
 
+  /** What is recorded. */
+  get stream() {
+    return this.recorder.stream;
+  }
+
   /** Seconds since it began. */
   get seconds() {
     return (performance.now() - this.began) / 1000;

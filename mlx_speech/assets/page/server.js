@@ -1,6 +1,7 @@
 /** The server's interface of jobs, as functions. A key is asked for once, where the server wants one. */
 
 const JOBS = "/v1/audio/jobs";
+const LIVE_KEYS = "/v1/realtime/client_secrets";
 const KEY = "mlx_speech_key"; // its name in the session's storage, which ends with the tab
 const RETRY = 2000; // milliseconds until events that broke off are asked for again
 
@@ -90,6 +91,13 @@ export class Server {
         throw errorOf(request.status, request.responseText);
       }
     }
+  }
+
+  /** A key that opens one live session, within a minute. session: as the Realtime API has it */
+  async liveKey(session) {
+    const headers = { "Content-Type": "application/json" };
+    const answer = await this.ask(LIVE_KEYS, { method: "POST", headers, body: JSON.stringify({ session }) });
+    return (await answer.json()).value;
   }
 
   /** Hear of a job until it ends, or `signal` says so: `onEvent(name, data)`. What breaks off is taken up again. */

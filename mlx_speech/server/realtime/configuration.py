@@ -31,7 +31,9 @@ OLDER_FORMATS: dict[str, Format] = {
 }
 LOWEST_RATE = 8_000  # Hz
 HIGHEST_RATE = 48_000
-DELAYS = ("minimal", "low", "medium", "high", "xhigh")
+# how long text may be held back → seconds between two looks at a turn that is open; None: text comes at its end
+STEPS: dict[str, float | None] = {"minimal": 0.25, "low": 0.5, "medium": 1.0, "high": 2.0, "xhigh": None}
+USUAL_DELAY = "low"
 NOISES = ("near_field", "far_field")
 INCLUDED = "item.input_audio_transcription.logprobs"
 LONGEST_PROMPT = 10_000  # characters
@@ -45,7 +47,7 @@ class Transcription:
     """How a session is transcribed.
 
     model : as the client calls it
-    delay : how long text may be held back to be sure of it; finished turns are never held back
+    delay : how long text may be held back to be sure of it, of `STEPS`; that of turns that are over never is
     """
 
     model: str
@@ -70,6 +72,11 @@ class Transcription:
         if self.keywords:
             options["hotwords"] = ", ".join(self.keywords)
         return options
+
+    @property
+    def step(self) -> float | None:
+        """As `Hearing` has it."""
+        return STEPS[self.delay or USUAL_DELAY]
 
     def as_json(self) -> dict[str, object]:
         """As the client wrote it."""
@@ -98,7 +105,8 @@ class Configuration:
             Options.of(**options)
         except OptionError as error:
             raise ApiError(400, "invalid_value", str(error), "session.audio.input.transcription") from error
-        return Hearing(service.pipeline(model_name(service, self.transcription.model)), options, self.detection)
+        pipeline = service.pipeline(model_name(service, self.transcription.model))
+        return Hearing(pipeline, options, self.detection, self.transcription.step)
 
     def updated(self, session: object) -> Configuration:
         """With what the `session` of a `session.update` changes. Raises `ApiError`, naming the field."""
@@ -211,7 +219,7 @@ def _transcription(given: Fields, model: str) -> Transcription:
     given.allow("model", "language", "languages", "prompt", "keywords", "delay")
     delay = None
     if given.value("delay") is not None:
-        delay = given.choice("delay", DELAYS, DELAYS[0])
+        delay = given.choice("delay", tuple(STEPS), USUAL_DELAY)
     return Transcription(
         given.text("model") or model,
         given.text("language") or None,

@@ -46,6 +46,7 @@ class TurnFinder:
     position : samples from the start of the sound: of the next window
     earliest : where a turn may begin: what lies before is taken
     start : of the turn that is open
+    last_speech : where the speech of the open turn ends, so far
     """
 
     detection: TurnDetection
@@ -53,6 +54,7 @@ class TurnFinder:
     position: int = 0
     earliest: int = 0
     start: int | None = None
+    last_speech: int = 0
     _silence: int | None = None  # since when it has been silent in the open turn
     _probabilities: list[float] = field(default_factory=list)  # of the windows of the open turn
 
@@ -69,6 +71,8 @@ class TurnFinder:
             if is_silent and self._silence is None:
                 self._silence = self.position
         self.position += WINDOW
+        if self.start is not None and self._silence is None:
+            self.last_speech = self.position
         if is_silent and self._is_long_silence():
             edges.append(self._end(self.position))
         elif self.start is not None and self.position + WINDOW - self.start > self.longest:

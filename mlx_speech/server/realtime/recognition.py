@@ -1,7 +1,8 @@
 """What hears a live session, seen from the socket: sound and wishes go in, happenings come out.
 
 Everything takes effect in the order in which it was handed over, so that what comes out depends on the sound alone, and
-not on the blocks that it came in, or on how busy the server is.
+not on the blocks that it came in, or on how busy the server is. The one exception is the text of a turn that is open: a
+server that is busy tells less of it.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ class Hearing:
 
     options : `TranscribeOptions` of the client: language, prompt, words to expect
     detection : how turns are found; None where the client says what a turn is
+    step : seconds between two looks at what a turn says while it is spoken; None for none
     """
 
     pipeline: Pipeline
     options: dict[str, Any] = field(default_factory=dict)
     detection: TurnDetection | None = field(default_factory=TurnDetection)
+    step: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Committed:
 
 @dataclass(frozen=True)
 class Text:
-    """What is said next in a turn; it is not taken back."""
+    """What is said next in a turn; it is not taken back. While the turn is open, what is firm; then what is left."""
 
     item: str
     text: str
@@ -64,7 +67,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Completed:
-    """All that is said in a turn. seconds : of sound"""
+    """All that is said in a turn, where need be in other words than were told before. seconds : of sound"""
 
     item: str
     text: str

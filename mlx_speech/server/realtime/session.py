@@ -35,6 +35,7 @@ from mlx_speech.server.realtime.recognition import (
     Tell,
 )
 from mlx_speech.server.realtime.sound import Decoder
+from mlx_speech.server.realtime.stopwatch import Stopwatch
 from mlx_speech.server.service import Service
 
 LOG = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Session:
         self._expires_at = time.time() + limits.length
         self._configuration = configuration
         self._decoder = Decoder(configuration.format)
+        self._stopwatch = Stopwatch(service.metrics)
         self._recogniser = make_recogniser(configuration.hearing(service), self._tell, limits)
         self._outgoing: asyncio.Queue[events.Event | int] = asyncio.Queue()  # a number closes the socket
         self._begun = time.monotonic()
@@ -195,6 +197,7 @@ class Session:
 
     def _tell(self, happening: Happening) -> None:
         """What the recogniser tells."""
+        self._stopwatch.see(happening)
         if isinstance(happening, (SpeechStarted, SpeechStopped, Committed, Cleared)):
             self._speaking = isinstance(happening, SpeechStarted)
             self._last_sign = time.monotonic()

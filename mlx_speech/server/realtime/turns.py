@@ -1,4 +1,5 @@
 """Live sound, a turn after the other: each is found by Silero VAD or told by the client, and recognised as a recording.
+While it is open, the words that are firm are told.
 
 Sound waits in a queue, with what the client asks for between its blocks. Where it waits too long, its oldest part is
 dropped, and the client is told.
@@ -22,7 +23,7 @@ from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server.errors import ApiError, api_error
 from mlx_speech.server.outcomes import outcome_of, result_of
 from mlx_speech.server.realtime.events import new_id
-from mlx_speech.server.realtime.finder import WINDOW, Edge, TurnFinder
+from mlx_speech.server.realtime.finder import WINDOW, Edge, TurnDetection, TurnFinder
 from mlx_speech.server.realtime.limits import Limits
 from mlx_speech.server.realtime.recognition import (
     Broken,
@@ -37,6 +38,7 @@ from mlx_speech.server.realtime.recognition import (
     Tell,
     Text,
 )
+from mlx_speech.server.realtime.words import Words, untold
 from mlx_speech.transcript import Segment, space_between
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 WINDOWS_AT_ONCE = 30 * SAMPLE_RATE // WINDOW  # that go through the detector in one step, so that others have turns
 SMALL_BLOCK = 8_000  # samples: smaller blocks are joined, or a queue of them would take more memory than their sound
+OVERFLOW = "input_audio_buffer_overflow"  # the code of the error
 LEAST_GAP = 1.0  # seconds that are dropped at once, so that a busy server does not complain with every block
 
 LOG = logging.getLogger(__name__)
@@ -76,6 +79,7 @@ class _Turn:
 
     samples : (samples,) at 16 kHz
     found : whether it was found, and not told by the client
+    told : what was told of it while it was open
     """
 
     item: str
@@ -83,6 +87,7 @@ class _Turn:
     samples: np.ndarray
     hearing: Hearing
     found: bool
+    told: str
 
     @property
     def seconds(self) -> float:
@@ -116,6 +121,8 @@ class Turns:
         self._state: State | None = None
         self._item: str | None = None  # of the turn that is open
         self._previous: str | None = None
+        self._words: Words | None = None  # of the turn that is open
+        self._round: asyncio.Task[None] | None = None  # in which they are heard
         self._restart()
 
     # --- what the client wants ---------------------------------------------------------------------------------------
@@ -149,6 +156,7 @@ class Turns:
 
     def close(self) -> None:
         """Compute nothing more."""
+        self._leave_words()
         for turn in self._turns:
             turn.cancel()
 
@@ -218,8 +226,9 @@ class Turns:
             self._buffer.add(operation)
             if self._finder is not None:
                 await self._find_turns(self._finder)
-            else:
+            if not self._finds_turns:
                 self._bound_buffer()
+            self._hear_words()
         elif isinstance(operation, _Commit):
             await self._commit(operation.event_id)
         elif isinstance(operation, _Clear):
@@ -231,8 +240,14 @@ class Turns:
         else:
             await self._configure(operation)
 
+    @property
+    def _finds_turns(self) -> bool:
+        """Whether it does, or the client says what a turn is."""
+        return self._hearing.detection is not None
+
     async def _find_turns(self, finder: TurnFinder) -> None:
-        """Step the detector as far as there are whole windows."""
+        """Step the detector as far as there are whole windows. Where the client says what a turn is, it tells where the
+        speech begins, and whether somebody goes on to speak."""
         while finder.position + WINDOW <= self._buffer.end:
             count = min((self._buffer.end - finder.position) // WINDOW, WINDOWS_AT_ONCE)
             windows = self._buffer.between(finder.position, finder.position + count * WINDOW)
@@ -241,11 +256,16 @@ class Turns:
             for probability in probabilities.tolist():
                 for edge in finder.step(probability):
                     await self._turn_edge(edge)
-            self._buffer.drop_before(finder.needed)
+            if self._finds_turns:
+                self._buffer.drop_before(finder.needed)
 
     async def _turn_edge(self, edge: Edge) -> None:
-        if edge.begins:
+        if not self._finds_turns:
+            if edge.begins and self._words is None:
+                self._words = Words(new_id("item"), edge.position)
+        elif edge.begins:
             self._item = new_id("item")
+            self._words = Words(self._item, edge.position)
             self._tell(SpeechStarted(self._item, edge.position / SAMPLE_RATE))
             self._buffer.drop_before(edge.position)
         else:
@@ -262,7 +282,7 @@ class Turns:
     async def _commit(self, event_id: str | None) -> None:
         """What the client says is a turn."""
         count = len(self._buffer)
-        if self._finder is not None and self._item is None:
+        if self._finds_turns and self._item is None:
             self._tell(Refused(_nothing("no speech was found behind the last turn"), event_id))
         elif count < self._limits.shortest_turn * SAMPLE_RATE:
             milliseconds = 1000 * self._limits.shortest_turn
@@ -270,26 +290,29 @@ class Turns:
             self._tell(Refused(_nothing(problem), event_id))
         else:
             samples = self._buffer.between(self._buffer.start, self._buffer.end)
-            await self._recognise(samples, found=self._finder is not None)
+            await self._recognise(samples, found=self._finds_turns)
             self._forget()
 
     async def _configure(self, hearing: Hearing) -> None:
         same_turns = hearing.detection == self._hearing.detection and hearing.pipeline is self._hearing.pipeline
         if not same_turns:
             await self._end_turn(self._buffer.end)
+            self._leave_words()
+        same_steps = hearing.step == self._hearing.step
         self._hearing = hearing
-        if not same_turns:
+        if not same_turns or not (same_steps or self._finds_turns):
             self._restart()
 
     def _forget(self) -> None:
         """What is not committed."""
+        self._leave_words()
         self._item = None
         self._buffer.drop_before(self._buffer.end)
         self._restart()
 
     def _skip(self, count: int) -> None:
         """Sound is missing: what comes is another piece of it."""
-        if self._finder is not None:
+        if self._finds_turns:
             self._forget()
         self._buffer.skip(count)
         self._restart()
@@ -298,10 +321,13 @@ class Turns:
         """The detector begins with the first sample that is held."""
         self._state = None
         self._finder = None
+        start = self._buffer.start
         if self._hearing.detection is not None:
             longest = round(self._limits.longest_turn * SAMPLE_RATE)
-            start = self._buffer.start
             self._finder = TurnFinder(self._hearing.detection, longest, position=start, earliest=start)
+        elif self._hearing.step is not None:
+            longest = round(self._limits.unheard * SAMPLE_RATE)
+            self._finder = TurnFinder(TurnDetection(), longest, position=start, earliest=start)
 
     def _bound_buffer(self) -> None:
         """A client that never commits."""
@@ -311,13 +337,55 @@ class Turns:
             self._buffer.drop_before(self._buffer.start + count)
             self._tell(Refused(_overflow(count)))
 
+    # --- words of the turn that is open ------------------------------------------------------------------------------
+
+    def _hear_words(self) -> None:
+        """Ask what the open turn says so far, unless that is being asked, or other work of the session comes first."""
+        words = self._words
+        step = self._hearing.step
+        if words is None or self._finder is None or step is None:
+            return
+        if self._round is not None or self._turns or self._queue:
+            return
+        place = words.due(self._buffer.end, step)
+        if place is None or self._finder.last_speech <= words.asked or words.start < self._buffer.start:
+            return
+        samples = self._buffer.between(words.start, place)
+        self._round = asyncio.create_task(self._hear_round(words, samples))
+        self._round.add_done_callback(self._round_ended)
+
+    async def _hear_round(self, words: Words, samples: np.ndarray) -> None:
+        """samples : (samples,), of the turn so far"""
+        text = await outcome_of(words.hear(samples, self._hearing))
+        if isinstance(text, Exception):
+            words.give_up()  # what is wrong is told when all of the turn is recognised
+            if not isinstance(text, MLXSpeechError):
+                LOG.error("the words of a turn could not be heard", exc_info=text)
+        elif text:
+            words.text += text
+            self._tell(Text(words.item, text))
+
+    def _round_ended(self, task: asyncio.Task[None]) -> None:
+        if task is self._round:
+            self._round = None
+            self._hear_words()
+
+    def _leave_words(self) -> None:
+        """Nothing more is told of the words of the open turn before it is over."""
+        self._words = None
+        if self._round is not None:
+            self._round.cancel()
+            self._round = None
+
     # --- turns at once -----------------------------------------------------------------------------------------------
 
     async def _recognise(self, samples: np.ndarray, found: bool) -> None:
         """Hand a turn over, as soon as not too many are under way. samples : (samples,)"""
-        item = self._item or new_id("item")
+        words = self._words or Words(self._item or new_id("item"), self._buffer.start)
+        item = words.item
         self._item = None
-        turn = _Turn(item, self._previous, samples, self._hearing, found)
+        self._leave_words()
+        turn = _Turn(item, self._previous, samples, self._hearing, found, words.text)
         self._tell(Committed(item, self._previous))
         self._previous = item
         while len(self._turns) >= self._limits.turns_at_once:
@@ -339,17 +407,17 @@ class Turns:
                 LOG.error("a turn could not be recognised", exc_info=transcript)
             self._tell(Failed(turn.item, api_error(transcript), turn.previous))
             return
-        text = ""
-        for piece in pieces(transcript.segments):
+        said = pieces(transcript.segments)
+        for piece in untold(said, turn.told):
             self._tell(Text(turn.item, piece))
-            text += piece
-        self._tell(Completed(turn.item, text, turn.seconds, turn.previous))
+        self._tell(Completed(turn.item, "".join(said), turn.seconds, turn.previous))
 
     def _turn_ended(self, task: asyncio.Task[None]) -> None:
         self._turns.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._bug = task.exception()
         self._changed.set()
+        self._hear_words()
 
 
 def pieces(segments: Sequence[Segment]) -> list[str]:
@@ -373,4 +441,4 @@ def _overflow(count: int) -> ApiError:
     seconds = count / SAMPLE_RATE
     advice = "send it no faster than it is heard, or commit more often"
     message = f"{seconds:.1f} s of sound waited too long and were dropped, the oldest first: {advice}"
-    return ApiError(503, "input_audio_buffer_overflow", message)
+    return ApiError(503, OVERFLOW, message)
