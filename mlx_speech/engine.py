@@ -262,6 +262,16 @@ def silently(steps: Steps[T]) -> Job[T]:
         yield
 
 
+def untold(job: Job[T]) -> Job[T]:
+    """A job whose events nobody is told of; returns its result."""
+    while True:
+        try:
+            turn = next(job)
+        except StopIteration as stopped:
+            return stopped.value
+        yield turn if turn is WAITING else None
+
+
 def explained(error: Exception) -> Exception:
     """MLX's word for too little memory as an error that says what helps; others as they are."""
     if isinstance(error, MLXSpeechError) or not isinstance(error, (MemoryError, RuntimeError)):

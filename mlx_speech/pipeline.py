@@ -27,10 +27,10 @@ from mlx_speech.engine import WAITING, Engine, Job, elsewhere, result_of, silent
 from mlx_speech.environment import Environment
 from mlx_speech.errors import AudioError, OptionError
 from mlx_speech.live.events import LiveEvent
-from mlx_speech.live.hearing import Hearing, Stage
+from mlx_speech.live.hearing import Stage
 from mlx_speech.live.rounds import Rounds
-from mlx_speech.live.session import AsyncBlocks, Blocks, LiveSession, heard, heard_async
-from mlx_speech.live.settings import LiveSettings, check_live
+from mlx_speech.live.session import AsyncBlocks, Blocks, LiveSession, heard, heard_async, prepared
+from mlx_speech.live.settings import LiveSettings
 from mlx_speech.loading import Models
 from mlx_speech.options import (
     AudioTrack,
@@ -232,13 +232,7 @@ class Pipeline:
         Raises `OptionError`, `PipelineClosed`, `ForkedProcess`; what else `__call__` raises, the session does.
         """
         settings = LiveSettings(step, partials, finals, every_partial, policy or Policy())
-        checked = self._options(options)
-        check_live(checked)
-        if self._low_memory:
-            raise OptionError("low_memory holds one stage's models, and a live session needs all: leave it out")
-        stage = Stage(self.models, self._batches, self._rounds, self._namer, self._chunks_at_once, self._check)
-        hearing = Hearing(checked, settings, stage, self._engine.wake)
-        return LiveSession(hearing, self._engine.submit(hearing.job(), hearing.clock))
+        return self._prepared(settings, options)()
 
     def live(self, blocks: Blocks, *, every_partial: bool = True, **keywords: Any) -> Iterator[LiveEvent]:
         """Hear sound that is still coming in: the events of a session, those of a block before the next one is taken.
@@ -247,11 +241,13 @@ class Pipeline:
         every_partial, keywords : as of `session`
         Raises as `session` and `__call__`.
         """
-        return heard(self.session(every_partial=every_partial, **keywords), blocks)
+        settings, options = LiveSettings.taken(every_partial=every_partial, **keywords)
+        return heard(self._prepared(settings, options), blocks)
 
     def live_async(self, blocks: AsyncBlocks, **keywords: Any) -> AsyncIterator[LiveEvent]:
         """The same for `async for`; blocks, which may come asynchronously too, are taken while others are heard."""
-        return heard_async(self.session(**keywords), blocks)
+        settings, options = LiveSettings.taken(**keywords)
+        return heard_async(self._prepared(settings, options), blocks)
 
     def diarize(
         self,
@@ -473,9 +469,18 @@ class Pipeline:
         yield from self._check(recording.options)
         return (yield from self._transcribe(recording))
 
+    def _prepared(self, settings: LiveSettings, options: Any) -> Callable[[], LiveSession]:
+        """What begins a session. options : `TranscribeOptions`. Raises `OptionError`"""
+        if self._low_memory:
+            raise OptionError("low_memory holds one stage's models, and a live session needs all: leave it out")
+        stage = Stage(self.models, self._batches, self._rounds, self._namer, self._chunks_at_once, self._check)
+        return prepared(self._options(options), settings, stage, self._engine)
+
     def _hear_partial(self, one: Round, options: DecodingOptions) -> Job[list[WordTiming] | None]:
         """Checked here, since rounds of others share its batch."""
         window = batched.samples_per_window(self.models.whisper().model)
+        if one.audio.ndim != 1:
+            raise AudioError(f"samples of shape {one.audio.shape}: give one channel, (samples,)")
         if one.audio.size > window:
             seconds = one.audio.size / SAMPLE_RATE
             raise AudioError(f"{seconds:.1f} s of sound: give at most {window / SAMPLE_RATE:g} s, or a live session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from mlx_speech.errors import AudioError
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.whisper import partials
 from mlx_speech.stages.whisper.agreement import Agreement, Policy, normalised
-from mlx_speech.stages.whisper.decode import DecodingResult
+from mlx_speech.stages.whisper.decode import DecodingResult, Job, initial_tokens
 from mlx_speech.stages.whisper.options import DecodingOptions
 from mlx_speech.stages.whisper.partials import Round
 from mlx_speech.stages.whisper.word_times import WordTiming
@@ -113,6 +114,17 @@ def test_rounds_of_a_batch_are_those_alone(demo_sound: tuple[Pipeline, np.ndarra
     forced = together[2]
     assert forced is not None
     assert [word.word for word in forced] == [word.word for word in first[3:]], "behind what is firm"
+
+
+@pytest.mark.parametrize("seconds", [1.0, 11.0, 12.5, 14.2, 14.9])
+def test_all_that_is_firm_is_forced(demo_sound: tuple[Pipeline, np.ndarray], seconds: float) -> None:
+    """However many tokens may follow; openai/whisper cuts a prefix of the options by that."""
+    tokenizer = demo_sound[0].models.whisper().tokenizer
+    firm = tuple(range(10, 60))
+    one = Round(np.zeros(round(seconds * SAMPLE_RATE), np.float32), "en", firm)
+    options = replace(partials.partial_options(DecodingOptions()), sample_len=partials._most_tokens(one))
+    job = Job(mx.zeros((0, 0)), "en", prefix=one.firm)
+    assert initial_tokens(job, "en", tokenizer, options, context=448)[-50:] == list(firm)
 
 
 def test_what_says_nothing() -> None:

@@ -28,9 +28,18 @@ class SoundBuffer:
 
     def between(self, start: int, end: int) -> np.ndarray:
         """(samples,) float32, a copy of what is held between two places."""
+        if start < self.start:
+            raise IndexError(f"sample {start} is not held any more: the first that is has number {self.start}")
         first = (start - self.start) * BYTES_PER_SAMPLE
         last = (end - self.start) * BYTES_PER_SAMPLE
         return np.frombuffer(self._bytes[first:last], np.float32)
+
+    def copy(self, start: int, end: int) -> SoundBuffer:
+        """What is held of the sound between two places."""
+        part = SoundBuffer()
+        part.start = max(start, self.start)
+        part.add(self.between(part.start, min(end, self.end)))
+        return part
 
     def drop_before(self, place: int) -> None:
         """Let go of what lies before a place."""

@@ -40,7 +40,7 @@ class LiveEvent:
 
 @dataclass(frozen=True)
 class Speech(LiveEvent):
-    """Somebody begins to speak. start : seconds"""
+    """Somebody speaks, and for long enough to count. start : seconds; a `Silence` with the same follows"""
 
     start: float
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from mlx_speech import backend as backend  # isort: skip  (before MLX)
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,10 +20,10 @@ import numpy as np
 
 from mlx_speech.batches import Batches
 from mlx_speech.checks import chunk_size
-from mlx_speech.engine import WAITING, Job, silently
+from mlx_speech.engine import WAITING, Job, silently, untold
 from mlx_speech.live.buffer import SoundBuffer
-from mlx_speech.live.events import Ended, Final, Gap, Lag, LiveEvent, Partial, Silence, Speech
-from mlx_speech.live.intake import Intake, Sound
+from mlx_speech.live.events import Block, Ended, Final, Gap, Lag, LiveEvent, Partial, Silence, Speech
+from mlx_speech.live.intake import Intake, Resampled
 from mlx_speech.live.rounds import Rounds
 from mlx_speech.live.settings import CHUNK_SIZE, MAX_PAUSE, LiveSettings
 from mlx_speech.live.speakers import LiveSpeakers
@@ -40,6 +41,7 @@ from mlx_speech.stages.vad_online import OnlineRegions
 from mlx_speech.stages.vad_options import SileroOptions
 from mlx_speech.stages.whisper import batched, partials
 from mlx_speech.stages.whisper.agreement import Agreement
+from mlx_speech.stages.whisper.options import DecodingOptions
 from mlx_speech.stages.whisper.partials import Round
 from mlx_speech.stages.whisper.word_times import WordTiming
 from mlx_speech.timing import align_words, choose_word_times
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 
 WINDOW = WINDOW_SAMPLES[SAMPLE_RATE]
 WINDOWS_AT_ONCE = 900  # 29 s: others have a turn between two of them
+SPARE = 16  # samples around a chunk: not all round its edges alike
+MARGIN = 1.0  # seconds of sound that are held beyond what is needed
 LEAST_SOUND = 0.6  # seconds of a chunk, before it is heard for the first time
 MIN_SAMPLES = 1_600  # 0.1 s: nothing shorter is listened to, as of a recording
 # A language is taken for that of the session as soon as one of these holds.
@@ -99,19 +103,25 @@ class Hearing:
         self._stage = stage
         self._wake = wake
         self._recording = Recording(None, options)
-        self._sound = Sound()
+        self._sound = Resampled()
         self._buffer = SoundBuffer()
+        self._gap = 0  # samples of silence that are still to come for sound that is missing
         self._state: State | None = None  # of the detector
         self._position = 0  # samples in which speech was looked for
         self._speaking = False
+        self._speech_told = -1.0  # where the last region begins that was told of, in seconds
         self._heard = 0  # chunks that are final
         self._added = 0  # chunks that Whisper was given
+        self._sounds: dict[int, SoundBuffer] = {}  # of chunks that are not final, by their place
         self._recognised: dict[int, tuple[Segment, ...]] = {}  # chunks that wait for their words' times, or their turn
         self._segments: list[Segment] = []  # of those that are final, before sentences are made of them
         self._agreement = Agreement(settings.policy)
+        self._agreement_start = 0.0  # of the chunk that it is of, in seconds
+        self._has_partial = False  # whether one was told of the chunk that is not complete
         self._next_round = round(settings.step * SAMPLE_RATE) if settings.partials else math.inf
         self._news_since_round = False  # whether somebody has spoken
         self._lags = False
+        self._is_over = False
         self._speakers: LiveSpeakers | None = None
         self._language = _Guess()
         self._regions: OnlineRegions
@@ -119,7 +129,9 @@ class Hearing:
 
     @property
     def seconds_waiting(self) -> float:
-        """Of sound that was not heard yet."""
+        """Of sound that was not heard yet; none once nothing will be heard any more."""
+        if self._is_over:
+            return 0.0
         return self.intake.seconds + max(0, self._buffer.end - self._position) / SAMPLE_RATE
 
     def clock(self, seconds: float) -> None:
@@ -130,16 +142,23 @@ class Hearing:
         """Hear until the end; returns the transcript of all of it."""
         try:
             yield from self._prepare()
-            while self.intake.reason is None or self.intake.seconds:
+            while self.intake.reason is None or self.intake.has_blocks:
                 yield from self._hear()
                 yield from self._finish_chunks(until_sound_comes=True)
-                if self.intake.reason is None and not self.intake.seconds:
+                if self.intake.reason is None and not self.intake.has_blocks:
                     if not self._is_busy:
                         self.intake.rest()
                     yield WAITING
             return (yield from self._finish())
         finally:
+            self.close()
             self._stage.batches.cancel(self._recording)
+
+    def close(self) -> None:
+        """Nothing will be heard any more. From any thread."""
+        self._is_over = True
+        self.intake.close()
+        self.told.close()
 
     # --- from sound to chunks ----------------------------------------------------------------------------------------
 
@@ -186,7 +205,6 @@ class Hearing:
     def _hear(self) -> Job[None]:
         """All the sound that there is."""
         while True:
-            yield from self._wait_for_whisper()
             self._take_in()
             before = self._position
             if self._next_round <= self._buffer.end:
@@ -196,7 +214,7 @@ class Hearing:
                 self._next_round += round(self._settings.step * SAMPLE_RATE)
             else:
                 yield from self._detect(self._buffer.end)
-                if self._position == before and not self.intake.seconds:
+                if self._position == before and not self.intake.has_blocks and not self._gap:
                     return
 
     def _wait_for_whisper(self) -> Job[None]:
@@ -207,13 +225,22 @@ class Hearing:
             yield from self._deliver()
 
     def _take_in(self) -> None:
-        """What has come."""
+        """What has come; of a gap no more silence at once than the detector hears at once."""
+        if self._gap:
+            self._buffer.add(np.zeros(min(self._gap, WINDOWS_AT_ONCE * WINDOW), np.float32))
+            self._gap -= min(self._gap, WINDOWS_AT_ONCE * WINDOW)
+            return
         block = self.intake.take()
-        while block is not None:
-            samples, gap = self._sound.add(block)
-            self._buffer.add(samples)
-            if gap is not None:
-                self._tell(Gap(self._buffer.end / SAMPLE_RATE, *gap, reason="sound is missing"))
+        while block is not None and not self._gap:
+            held_back, missing = self._sound.before(block)
+            self._buffer.add(held_back)
+            if missing:
+                start = self._buffer.end / SAMPLE_RATE
+                self._tell(Gap(self._at, start, start + missing / SAMPLE_RATE, reason="sound is missing"))
+                self._gap = missing
+                self.intake.put_back(Block(block.samples, block.sample_rate))
+                return
+            self._buffer.add(self._sound.add(block))
             block = self.intake.take()
         self._tell_lag()
 
@@ -233,6 +260,7 @@ class Hearing:
     def _detect(self, until: int) -> Job[None]:
         """Look for speech in the whole windows before a sample."""
         while until - self._position >= WINDOW:
+            yield from self._wait_for_whisper()
             count = min(WINDOWS_AT_ONCE, (until - self._position) // WINDOW)
             samples = self._buffer.between(self._position, self._position + count * WINDOW)
             yield from self._look_for_speech(samples)
@@ -249,16 +277,26 @@ class Hearing:
         for probability in probabilities:
             regions = _in_seconds(self._regions.add(probability[None]))
             ahead = self._regions.ahead()
-            at = self._regions.position / SAMPLE_RATE
-            if self._regions.open and not self._speaking:
-                self._tell(Speech(at, ahead.start / SAMPLE_RATE))
             self._speaking = self._regions.open
             self._news_since_round = self._news_since_round or self._speaking
-            for region in regions:
-                self._tell(Silence(at, region.start, region.end))
+            self._tell_silences(regions)
+            if ahead.end is not None:
+                self._tell_speech(ahead.start / SAMPLE_RATE)
             next_end = None if ahead.end is None else ahead.end / SAMPLE_RATE
             for chunk in self._chunks.add(regions, ahead.start / SAMPLE_RATE, next_end):
                 self._close(chunk)
+
+    def _tell_speech(self, start: float) -> None:
+        """A region begins at `start`, in seconds; this is told once."""
+        if start > self._speech_told:
+            self._speech_told = start
+            self._tell(Speech(self._regions.position / SAMPLE_RATE, start))
+
+    def _tell_silences(self, regions: list[Region]) -> None:
+        """These regions are over."""
+        for region in regions:
+            self._tell_speech(region.start)
+            self._tell(Silence(self._regions.position / SAMPLE_RATE, region.start, region.end))
 
     def _tell_apart(self, samples: np.ndarray) -> Job[None]:
         """Look for speakers in (samples,)."""
@@ -268,7 +306,10 @@ class Hearing:
 
     def _close(self, chunk: Chunk) -> None:
         """A chunk is complete."""
+        start, end = _places(chunk)
+        self._sounds[len(self._recording.chunks)] = self._buffer.copy(start - SPARE, end + SPARE)
         self._recording.chunks.append(chunk)
+        self._has_partial = False
         self._agreement = Agreement(self._settings.policy)
 
     # --- from chunks to finals ---------------------------------------------------------------------------------------
@@ -281,16 +322,16 @@ class Hearing:
         recording.stage = "transcribe"
         choose_word_times(recording, self._stage.models)
         for place in range(self._added, len(recording.chunks)):
-            samples = self._samples_of(recording.chunks[place])
+            samples = self._samples_of(place)
             self._stage.batches.add_chunk(recording, place, samples, self._stage.batch_size())
         self._added = len(recording.chunks)
         yield
 
-    def _samples_of(self, region: Region) -> np.ndarray:
-        """(samples,) of a stretch of the sound, as of a recording."""
-        start = round(region.start * SAMPLE_RATE)
-        end = round(min(region.end * SAMPLE_RATE, self._buffer.end))
-        return self._buffer.between(start, end)
+    def _samples_of(self, place: int) -> np.ndarray:
+        """(samples,) of a chunk that is not final, as of a recording."""
+        sound = self._sounds[place]
+        start, end = _places(self._recording.chunks[place])
+        return sound.between(start, min(end, sound.end))
 
     def _knows_language(self, at_end: bool) -> bool:
         """Whether the language is known, or need not be; looks at the chunks that wait."""
@@ -314,11 +355,12 @@ class Hearing:
         """The language of the first chunks."""
         self._recording.stage = "language"
         whisper = self._stage.models.whisper()
-        shift = self._buffer.start / SAMPLE_RATE
         encoded: dict[Chunk, mx.array] = {}
-        shifted = [Chunk(chunk.start - shift, chunk.end - shift) for chunk in chunks]
+        sounds = [self._samples_of(place) for place in range(self._added, self._added + len(chunks))]
+        ends = np.cumsum([sound.size for sound in sounds]) / SAMPLE_RATE
+        shifted = [Chunk(end - sound.size / SAMPLE_RATE, end) for sound, end in zip(sounds, ends, strict=True)]
         code, probability = batched.detect_language(
-            self._buffer.between(self._buffer.start, self._buffer.end),
+            np.concatenate(sounds),
             shifted,
             whisper.model,
             whisper.tokenizer,
@@ -353,8 +395,9 @@ class Hearing:
             self._recognised[heard.place] = heard.segments
         recording.segments = ()  # they are held here
         while self._heard in self._recognised:
-            segments = yield from self._timed(in_order(self._recognised.pop(self._heard)))
             chunk = recording.chunks[self._heard]
+            segments = yield from self._timed(in_order(self._recognised.pop(self._heard)))
+            del self._sounds[self._heard]
             self._segments += segments
             self._heard += 1
             sentences = self._sentences(segments)
@@ -363,17 +406,17 @@ class Hearing:
             self._tell(Final(self._at, self._heard - 1, chunk.start, chunk.end, sentences))
 
     def _timed(self, segments: tuple[Segment, ...]) -> Job[tuple[Segment, ...]]:
-        """With the times of their words."""
+        """The segments of the next chunk with the times of their words."""
         recording = self._recording
         recording.stage = "align"
         options = recording.options
         if options.word_method is None:
             return tuple(replace(segment, words=()) for segment in segments)
         if options.word_method == "ctc" and segments:
-            start = max(self._buffer.start, int(segments[0].start * SAMPLE_RATE) - SAMPLE_RATE)
-            end = min(self._buffer.end, int(segments[-1].end * SAMPLE_RATE) + SAMPLE_RATE)
-            sound = self._buffer.between(start, end)
-            return (yield from align_words(recording, segments, sound, self._stage.models, audio_start=start))
+            sound = self._sounds[self._heard]
+            samples = sound.between(sound.start, sound.end)
+            steps = align_words(recording, segments, samples, self._stage.models, audio_start=sound.start)
+            return (yield from untold(steps))
         return segments
 
     def _sentences(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
@@ -384,13 +427,9 @@ class Hearing:
 
     def _let_go(self) -> None:
         """Of the sound that nobody needs any more."""
-        needed = [self._position - SAMPLE_RATE]
-        if self._pending:
-            needed.append(int((self._recording.chunks[self._heard].start - 1) * SAMPLE_RATE))
-        start = self._start_of_chunk()
-        if start is not None:
-            needed.append(int((start - 1) * SAMPLE_RATE))
-        self._buffer.drop_before(max(0, min(needed)))
+        # a region that is over may not have been given yet: where the next one begins is known of it, too
+        start = self._chunks.start_with(self._regions.ahead().start / SAMPLE_RATE)
+        self._buffer.drop_before(max(0, int((start - MARGIN) * SAMPLE_RATE)))
 
     # --- partials ----------------------------------------------------------------------------------------------------
 
@@ -405,13 +444,16 @@ class Hearing:
 
     def _start_of_chunk(self) -> float | None:
         """Where the chunk begins that is not complete, in seconds; None while nobody speaks."""
-        if not self._regions.open and self._chunks.start is None:
+        ahead = self._regions.ahead()
+        if not self._regions.open and ahead.end is None and self._chunks.start is None:
             return None
-        return self._chunks.start_with(self._regions.ahead().start / SAMPLE_RATE)
+        return self._chunks.start_with(ahead.start / SAMPLE_RATE)
 
     def _round(self) -> Job[None]:
         """Hear the chunk that is not complete as far as it goes."""
         start = self._start_of_chunk()
+        if start != self._agreement_start:
+            self._forget_partial()
         if start is None or not self._news_since_round:
             return
         yield from self._finish_chunks()  # so that no partial of a chunk comes before the final of the one before
@@ -424,13 +466,36 @@ class Hearing:
         self._recording.stage = "transcribe"
         decoding = partials.partial_options(self._recording.options.decoding)
         one = Round(audio, self._recording.language, self._agreement.tokens)
-        words = yield from self._stage.rounds.heard(one, decoding)
+        words = yield from self._heard_in_round(one, decoding)
         if words is not None:
+            self._agreement_start = start
             self._agreement.update(words, audio.size / SAMPLE_RATE)
             self._tell_partial(start)
 
+    def _heard_in_round(self, one: Round, decoding: DecodingOptions) -> Job[list[WordTiming] | None]:
+        """What a round says; None where it says nothing, or fails: partials are only shown, and the finals go on."""
+        asked = self._stage.rounds.ask(one, decoding)
+        try:
+            while not asked.done:
+                yield WAITING
+        finally:
+            self._stage.rounds.forget(asked)
+        if asked.error is not None:
+            warnings.warn(f"there are no partials any more: {asked.error}", stacklevel=2)
+            self._next_round = math.inf
+        return asked.words
+
+    def _forget_partial(self) -> None:
+        """What was told of speech that turned out too short to count."""
+        self._agreement = Agreement(self._settings.policy)
+        if self._has_partial:
+            self._has_partial = False
+            at = self._position / SAMPLE_RATE
+            self._tell(Partial(at, chunk=len(self._recording.chunks), words=(), firm=0, text="", firm_text=""))
+
     def _tell_partial(self, start: float) -> None:
         """start : of the chunk, in seconds"""
+        self._has_partial = True
         agreement = self._agreement
         decode = self._stage.models.whisper().tokenizer.decode
         tokens = [token for word in agreement.loose for token in word.tokens]
@@ -460,8 +525,10 @@ class Hearing:
             yield from self._tell_apart(rest)
         if total >= MIN_SAMPLES:
             regions = _in_seconds(self._regions.finish(total))
+            self._tell_silences(regions)
             for chunk in self._chunks.finish(regions, total / SAMPLE_RATE):
                 self._close(chunk)
+        self._forget_partial()
         yield from self._recognise(at_end=True)
         yield from self._finish_chunks()
         transcript = yield from self._transcript(total)
@@ -488,6 +555,11 @@ class Hearing:
 
     def _tell(self, event: LiveEvent) -> None:
         self.told.put(event)
+
+
+def _places(chunk: Chunk) -> tuple[int, int]:
+    """Its first sample, and the one behind its last, as of a recording."""
+    return round(chunk.start * SAMPLE_RATE), round(chunk.end * SAMPLE_RATE)
 
 
 def _in_seconds(regions: list[tuple[int, int]]) -> list[Region]:

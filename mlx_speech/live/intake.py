@@ -38,6 +38,11 @@ class Intake:
             return self._seconds
 
     @property
+    def has_blocks(self) -> bool:
+        """Whether some wait here, be they without samples."""
+        return bool(self._blocks)
+
+    @property
     def reason(self) -> str | None:
         """Why no more sound comes, once that is so."""
         return self._reason
@@ -77,6 +82,12 @@ class Intake:
                 self._seconds = 0.0
             return block
 
+    def put_back(self, block: Block) -> None:
+        """What was taken is to be taken again."""
+        with self._changed:
+            self._blocks.appendleft(block)
+            self._seconds += block.samples.size / block.sample_rate
+
     def rest(self) -> None:
         """Say that all that has come was heard."""
         with self._changed:
@@ -99,33 +110,33 @@ class Intake:
             self._changed.notify_all()
 
 
-class Sound:
-    """Blocks → samples at 16 kHz, with silence where some are missing."""
+class Resampled:
+    """Blocks → samples at 16 kHz, one behind the other."""
 
     def __init__(self) -> None:
         self.count = 0  # samples so far
         self._resampler = Resampler(SAMPLE_RATE)
 
-    def add(self, block: Block) -> tuple[np.ndarray, tuple[float, float] | None]:
-        """(samples,) of the next block, of one channel, and of the gap before it, if there is one: (start, end) in
-        seconds."""
-        pieces: list[np.ndarray] = []
-        if block.sample_rate != self._resampler.rate:
-            pieces.append(self._resampler.end())
+    def before(self, block: Block) -> tuple[np.ndarray, int]:
+        """What comes before a block: (samples,) that were held back, where it is of another rate or there is a gap, and
+        how many samples are missing then."""
+        held_back = np.zeros(0, np.float32)
+        starts = None if block.start is None else round(block.start * SAMPLE_RATE)
+        has_gap = starts is not None and starts - self.count > SMALLEST_GAP * SAMPLE_RATE
+        if has_gap or block.sample_rate != self._resampler.rate:
+            held_back = self.end()
             self._resampler = Resampler(block.sample_rate)
-        gap: tuple[float, float] | None = None
-        known = self.count + sum(piece.size for piece in pieces)
-        if block.start is not None and block.start - known / SAMPLE_RATE > SMALLEST_GAP:
-            pieces.append(self._resampler.end())
-            known = self.count + sum(piece.size for piece in pieces)
-            missing = round(block.start * SAMPLE_RATE) - known
-            if missing > 0:
-                gap = (known / SAMPLE_RATE, (known + missing) / SAMPLE_RATE)
-                pieces.append(np.zeros(missing, np.float32))
-        pieces.append(self._resampler.add(block.samples))
-        samples = np.concatenate(pieces)
+        missing = 0
+        if has_gap and starts is not None:
+            missing = max(0, starts - self.count)
+            self.count += missing
+        return held_back, missing
+
+    def add(self, block: Block) -> np.ndarray:
+        """(samples,) of a block, behind `before`."""
+        samples = self._resampler.add(block.samples)
         self.count += samples.size
-        return samples, gap
+        return samples
 
     def end(self) -> np.ndarray:
         """(samples,) that the resampler held back."""

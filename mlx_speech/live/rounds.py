@@ -81,14 +81,19 @@ class Rounds:
         group: Hashable = self._waiting[0].options.group
         together = [asked for asked in self._waiting if asked.options.group == group][:MOST_AT_ONCE]
         self._waiting = [asked for asked in self._waiting if asked not in together]
+        options = together[0].options
+        if isinstance(self._hear(together, options), Failure) and len(together) > 1:
+            for asked in together:  # one must not end the others
+                self._hear([asked], options)
+        return True
+
+    def _hear(self, together: list[Asked], options: DecodingOptions) -> Failure | list[list[WordTiming] | None]:
+        """Hear rounds in a batch, and note what came of them."""
         whisper = self._models.whisper()
         rounds = [asked.round for asked in together]
-        options = together[0].options
         heard = attempt(lambda: partials.hear(rounds, whisper.model, whisper.tokenizer, options))
         for place, asked in enumerate(together):
             asked.done = True
-            if isinstance(heard, Failure):
-                asked.error = heard.error
-            else:
-                asked.words = heard[place]
-        return True
+            asked.error = heard.error if isinstance(heard, Failure) else None
+            asked.words = None if isinstance(heard, Failure) else heard[place]
+        return heard

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from mlx_speech.engine import Engine, elsewhere
+from mlx_speech.errors import PipelineClosed
 from mlx_speech.live.events import Block, LiveEvent
-from mlx_speech.live.hearing import Hearing
+from mlx_speech.live.hearing import Hearing, Stage
+from mlx_speech.live.settings import LiveSettings, check_live
+from mlx_speech.options import Options
 from mlx_speech.request import Request
 from mlx_speech.transcript import Transcript
 
@@ -34,7 +38,8 @@ class LiveSession:
         self._told = hearing.told
         self._hearing = hearing
         self._request = request
-        request.when_done(self._close)
+        self._is_cancelled = False
+        request.when_done(hearing.close)
 
     def feed(self, sound: np.ndarray | Block) -> None:
         """Hand over the next sound, and go on.
@@ -56,8 +61,8 @@ class LiveSession:
     def wait_until_heard(self) -> None:
         """Wait until all that was fed was heard, and its finals were told. Raises what went wrong."""
         self._intake.wait_until_heard(self._request.done)
-        if self._request.done() and not self._request.cancelled():
-            self._request.result()
+        if self._request.done():
+            self._raise_what_went_wrong()
 
     def events(self) -> Iterator[LiveEvent]:
         """What happens, as it happens, until the end; each once. Raises what went wrong.
@@ -65,8 +70,7 @@ class LiveSession:
         Where nobody listens for long, partials are left out that newer ones replace.
         """
         yield from self._told
-        if not self._request.cancelled():
-            self._request.result()
+        self._raise_what_went_wrong()
 
     def told(self) -> list[LiveEvent]:
         """The events that have come, without waiting."""
@@ -75,8 +79,7 @@ class LiveSession:
     async def __aiter__(self) -> AsyncIterator[LiveEvent]:
         async for event in self._told:
             yield event
-        if not self._request.cancelled():
-            self._request.result()
+        self._raise_what_went_wrong()
 
     def result(self, timeout: float | None = None) -> Transcript:
         """The transcript of all of the sound, behind its end. timeout : seconds to wait. Raises as `Request.result`"""
@@ -84,6 +87,7 @@ class LiveSession:
 
     def cancel(self) -> None:
         """Hear nothing more; there is no transcript."""
+        self._is_cancelled = True
         self._request.cancel()
 
     def __enter__(self) -> Self:
@@ -92,15 +96,29 @@ class LiveSession:
     def __exit__(self, *exception: object) -> None:
         self.cancel()
 
-    def _close(self) -> None:
-        self._intake.close()
-        self._told.close()
+    def _raise_what_went_wrong(self) -> None:
+        """Once it is over; what this session's own `cancel` ended went well."""
+        if not self._request.cancelled():
+            self._request.result()
+        elif not self._is_cancelled:
+            raise PipelineClosed("the pipeline was closed before the session had ended")
 
 
-def heard(session: LiveSession, blocks: Blocks) -> Iterator[LiveEvent]:
-    """The events of all blocks; those of a block before the next one is taken. The session ends with them, and where
-    the iterator is closed."""
-    with session:
+def prepared(options: Options, settings: LiveSettings, stage: Stage, engine: Engine) -> Callable[[], LiveSession]:
+    """What begins a session. Raises `OptionError` for options that need all of a recording."""
+    check_live(options)
+
+    def begin() -> LiveSession:
+        hearing = Hearing(options, settings, stage, engine.wake)
+        return LiveSession(hearing, engine.submit(hearing.job(), hearing.clock))
+
+    return begin
+
+
+def heard(begin: Callable[[], LiveSession], blocks: Blocks) -> Iterator[LiveEvent]:
+    """The events of all blocks; those of a block before the next one is taken. The session begins with the first one
+    that is asked for, and ends with them, and where the iterator is closed."""
+    with begin() as session:
         for block in blocks:
             session.feed(block)
             session.wait_until_heard()
@@ -109,8 +127,9 @@ def heard(session: LiveSession, blocks: Blocks) -> Iterator[LiveEvent]:
         yield from session.events()
 
 
-async def heard_async(session: LiveSession, blocks: AsyncBlocks) -> AsyncIterator[LiveEvent]:
+async def heard_async(begin: Callable[[], LiveSession], blocks: AsyncBlocks) -> AsyncIterator[LiveEvent]:
     """The events of all blocks, as they happen; blocks are taken meanwhile."""
+    session = begin()
     feeding = asyncio.create_task(_feed(session, blocks))
     try:
         async for event in session:
@@ -143,7 +162,8 @@ async def _taken(blocks: AsyncBlocks) -> AsyncIterator[np.ndarray | Block]:
         return
     iterator = iter(blocks)
     while True:
-        block = await asyncio.to_thread(next, iterator, None)
+        # a thread that nobody waits for at the end: a source may never give another block
+        block = await asyncio.wrap_future(elsewhere(lambda: next(iterator, None), lambda: None))
         if block is None:
             return
         yield block

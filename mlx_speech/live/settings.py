@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.fields import check, option
@@ -25,6 +25,12 @@ class LiveSettings:
     )
     every_partial: bool = option(False, "also those that newer sound has overtaken")
     policy: Policy = field(default_factory=Policy)  # what makes words firm
+
+    @classmethod
+    def taken(cls, **keywords: Any) -> tuple[LiveSettings, dict[str, Any]]:
+        """Keywords that are of a session, and the others."""
+        own = {field.name: keywords.pop(field.name) for field in fields(cls) if field.name in keywords}
+        return cls(**own), keywords
 
     def __post_init__(self) -> None:
         check(self)

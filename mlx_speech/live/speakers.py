@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from mlx_speech import backend as backend  # isort: skip  (before MLX)
 
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 
 import numpy as np
 
-from mlx_speech.engine import Job, elsewhere, result_of, silently
+from mlx_speech.engine import WAITING, Job, elsewhere, silently
 from mlx_speech.live.events import Relabelled, Speakers
 from mlx_speech.models.diarization_pipeline import Model
 from mlx_speech.options import SpeakerKeywords
@@ -76,9 +77,20 @@ class LiveSpeakers:
             return
         if not self._clustering.done() and not self._waits:
             return
-        clustering = yield from result_of(self._clustering)
+        clustering = yield from self._clustered(self._clustering)
         self._clustering = None
-        self._tell_changes(self._growing.take(clustering))
+        if clustering is not None:
+            self._tell_changes(self._growing.take(clustering))
+
+    def _clustered(self, future: Future[Clustering]) -> Job[Clustering | None]:
+        """What a clustering has found; None where it failed: what is known stays, and the words go on."""
+        while not future.done():
+            yield WAITING
+        error = future.exception()
+        if error is not None:
+            warnings.warn(f"speakers are not told apart anew: {error}", stacklevel=2)
+            return None
+        return future.result()
 
     def assigned(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
         """Segments with the speakers that are known now."""
@@ -91,7 +103,7 @@ class LiveSpeakers:
     def finish(self) -> Job[Diarization]:
         """Who speaks when in all of the sound."""
         if self._clustering is not None:
-            yield from result_of(self._clustering)
+            yield from self._clustered(self._clustering)
             self._clustering = None
         diarization, changes = yield from silently(self._growing.end())
         self._tell_changes(changes)

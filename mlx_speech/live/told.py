@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from mlx_speech.live.events import LiveEvent, Partial
+from mlx_speech.live.events import Final, LiveEvent, Partial
 
-MOST_WAITING = 256  # events; of more, partials are left out that newer ones replace
+MOST_WAITING = 256  # events; of more, partials are left out that newer ones or their finals replace
 
 
 class Told:
@@ -18,16 +17,21 @@ class Told:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._events: deque[LiveEvent] = deque()
+        self._events: dict[int, LiveEvent] = {}  # by their numbers, in order
+        self._count = 0
+        self._last_partial = 0  # its number
         self._closed = False
         self._wake: Callable[[], object] | None = None  # of asyncio's loop
 
     def put(self, event: LiveEvent) -> None:
-        """From the engine's thread."""
+        """From the engine's thread. A partial that waits goes where a newer one, or its final, comes."""
         with self._changed:
-            if len(self._events) >= MOST_WAITING and isinstance(event, Partial):
-                self._drop_partials()
-            self._events.append(event)
+            if isinstance(event, (Partial, Final)) and len(self._events) >= MOST_WAITING:
+                self._events.pop(self._last_partial, None)
+            self._count += 1
+            if isinstance(event, Partial):
+                self._last_partial = self._count
+            self._events[self._count] = event
             self._changed.notify_all()
         self._notify()
 
@@ -41,7 +45,7 @@ class Told:
     def take(self) -> list[LiveEvent]:
         """What has come, without waiting."""
         with self._changed:
-            events = list(self._events)
+            events = list(self._events.values())
             self._events.clear()
             return events
 
@@ -76,15 +80,3 @@ class Told:
     def _notify(self) -> None:
         if self._wake is not None:
             self._wake()
-
-    def _drop_partials(self) -> None:
-        """Of every chunk, all partials but the last."""
-        kept: deque[LiveEvent] = deque()
-        newer: set[int] = set()
-        for event in reversed(self._events):
-            if isinstance(event, Partial):
-                if event.chunk in newer:
-                    continue
-                newer.add(event.chunk)
-            kept.appendleft(event)
-        self._events = kept

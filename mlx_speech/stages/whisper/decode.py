@@ -106,10 +106,12 @@ def initial_tokens(
     does not know.
     """
     most_previous = context // 2 - 1
-    prefix = list(job.prefix) or _encoded(options.prefix, tokenizer)
-    room = context // 2 - (options.sample_len or context // 2)
-    if room > 0:
-        prefix = prefix[-room:]
+    prefix = list(job.prefix)  # all of it, however many tokens are to follow
+    if not prefix:
+        prefix = _encoded(options.prefix, tokenizer)
+        room = context // 2 - (options.sample_len or context // 2)
+        if room > 0:
+            prefix = prefix[-room:]
     hotwords: list[int] = []
     if not prefix:
         hotwords = _encoded(options.hotwords, tokenizer)[:most_previous]
