@@ -318,6 +318,11 @@ class Pipeline:
         request = self._engine.submit(self._align_transcript(recording), recording.clock)
         return self._result(request, audio, on_progress)
 
+    @property
+    def stalled_for(self) -> float:
+        """Seconds that one step of its work has been under way, which are few unless something hangs; 0 where idle."""
+        return self._engine.stalled_for
+
     def close(self) -> None:
         """End the pipeline's thread, and let go of its models; what is under way is cancelled."""
         self._engine.close()

@@ -36,7 +36,7 @@ from mlx_speech.errors import OptionError
 from mlx_speech.evaluation.references import read_truth
 from mlx_speech.package_data import DEMO
 from mlx_speech.samples import SAMPLE_RATE
-from mlx_speech.server import shapes
+from mlx_speech.server import health, shapes
 from mlx_speech.server.app import create_app
 from mlx_speech.server.errors import ApiError
 from mlx_speech.server.events import alive
@@ -870,6 +870,51 @@ def test_metrics_count(app: Any) -> None:
     assert 'mlx_speech_rejected_total{reason="model_not_found"} 3.0' in text
     assert 'code="404",route="/v1/models/{name}"} 3.0' in text
     assert "a/b" not in text and "a%2Fb" not in text  # names of routes, not what was asked for
+
+
+def test_not_ready_while_a_step_does_not_end(demo: mlx_speech.Pipeline, tmp_path: Path, monkeypatch: Any) -> None:
+    """A job that hangs in the engine, and the same for a server in front of it."""
+    monkeypatch.setattr(health, "LONGEST_STEP", 0.0)
+    app = create_app({"demo": demo, "other": Scripted()}, Settings(data_dir=tmp_path))  # type: ignore[dict-item]
+    app.state.service.state = "ready"
+    began = threading.Event()
+    ends = threading.Event()
+
+    def job() -> Iterator[None]:
+        began.set()
+        assert ends.wait(60)
+        yield
+
+    request_of_job = demo._engine.submit(job())  # type: ignore[arg-type]
+    try:
+        assert began.wait(60)
+        answer = answer_to(app, request("GET", "/ready"))
+        assert (answer.status, answer.error["code"]) == (503, "stalled") and answer.headers["retry-after"]
+        assert "a step of its work has been under way for" in answer.error["message"]
+        assert answer_to(app, request("GET", "/health")).status == 200
+        assert figure_of(app, "mlx_speech_engine_step_seconds") > 0
+    finally:
+        ends.set()
+    request_of_job.result(60)
+    while demo.stalled_for:
+        assert demo._engine._thread is not None and demo._engine._thread.is_alive()
+    assert answer_to(app, request("GET", "/ready")).status == 200
+    assert figure_of(app, "mlx_speech_engine_step_seconds") == 0
+
+
+@pytest.mark.parametrize("seconds, status", [(0.0, 200), (59.9, 200), (60.1, 503), (3600.0, 503)])
+def test_a_minute_is_too_long_for_a_step(app: Any, pipeline: Scripted, seconds: float, status: int) -> None:
+    app.state.service.state = "ready"
+    pipeline.stalled_for = seconds
+    assert answer_to(app, request("GET", "/ready")).status == status
+    assert figure_of(app, "mlx_speech_engine_step_seconds") == seconds
+
+
+def figure_of(app: Any, name: str) -> float:
+    """One of /metrics."""
+    lines = answer_to(app, request("GET", "/metrics")).body.decode().splitlines()
+    found = [line.split() for line in lines if line.startswith(f"{name} ")]
+    return float(found[0][1])
 
 
 def test_ready_when_the_models_are_there(tmp_path: Path) -> None:
