@@ -255,9 +255,9 @@ def test_other_databases_are_refused(tmp_path: Path) -> None:
     path.unlink()
     Store(tmp_path, keep=KEEP).close()
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     connection.close()
-    with pytest.raises(CorruptFile, match="is of version 2, not 1: update mlx_speech"):
+    with pytest.raises(CorruptFile, match="is of version 3, not 2: update mlx_speech"):
         Store(tmp_path, keep=KEEP)
 
 
