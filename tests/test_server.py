@@ -15,6 +15,7 @@ import stat
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -159,9 +160,27 @@ def test_the_async_client_gets_speakers_and_the_name_of_one(client: openai.OpenA
     assert type(found).__name__ == "TranscriptionDiarized"
     assert found.segments[0].speaker == "A" and found.segments[0].id == "seg_001"
     named = asyncio.run(diarized(known_speaker_names=["Ada"], known_speaker_references=[url]))
+    known = {"known_speaker_names[]": "Ada", "known_speaker_references[]": url}
+    of_job = result_of_job(client, wav(beginning), model="gpt-4o-transcribe-diarize", **known)
+    assert of_job == named.model_dump(mode="json", exclude_none=True)
     letters = {segment.speaker for segment in found.segments}
     assert {segment.speaker for segment in named.segments} == {"Ada", *sorted(letters)[:-1]}
     assert [segment.speaker == "Ada" for segment in named.segments] == [s.speaker == "A" for s in found.segments]
+
+
+def result_of_job(client: openai.OpenAI, sound: bytes, **fields: str) -> Any:
+    """A job from its form to its end, in diarized_json."""
+    origin = str(client.base_url).removesuffix("/v1/")
+    body = parts(response_format="diarized_json", sound=sound, **fields)
+    headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+    sent = urllib.request.Request(f"{origin}/v1/audio/jobs", body, headers)
+    with urllib.request.urlopen(sent, timeout=60) as answer:
+        assert answer.status == 202
+        place = origin + answer.headers["Location"]
+    with urllib.request.urlopen(f"{place}/events", timeout=60) as answer:
+        assert b"event: done" in answer.read()
+    with urllib.request.urlopen(f"{place}/result", timeout=60) as answer:
+        return json.load(answer)
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
@@ -348,6 +367,9 @@ def test_a_stored_transcript_has_the_formats_of_a_new_one() -> None:
     transcript = said("Hello there.", speakers=("SPEAKER_00",))
     for response_format in FORMATS:
         assert shapes.stored(transcript, response_format).status_code == 200
+    alike = said("A", "B", speakers=("SPEAKER_00", "SPEAKER_01"))
+    named = json.loads(bytes(shapes.stored(alike, "diarized_json", ("SPEAKER_01", "A")).body))
+    assert [segment["speaker"] for segment in named["segments"]] == ["B", "SPEAKER_01"]
     for other in ("html", "yaml"):
         with pytest.raises(ApiError) as caught:
             shapes.stored(transcript, other)

@@ -1,8 +1,8 @@
 """The database of jobs: one SQLite file, which one server uses at a time.
 
-A row a job, its results, its journal of events, voices of known speakers, and the clients' keys of orders. A file beside
-it (-wal) is the write-ahead log. All changes are transactions that are on the disk when they end (synchronous = FULL),
-and what is deleted is overwritten (secure_delete).
+A row a job, its results, its journal of events, the voices that came with it, and the clients' keys of orders. A file
+beside it (-wal) is the write-ahead log. All changes are transactions that are on the disk when they end (synchronous =
+FULL), and what is deleted is overwritten (secure_delete).
 Sources: sqlite.org, "Write-Ahead Logging", "PRAGMA locking_mode", "PRAGMA secure_delete", "PRAGMA integrity_check".
 """
 
@@ -30,7 +30,7 @@ VOICES = """
 CREATE TABLE voices (
     job INTEGER NOT NULL REFERENCES jobs (number) ON DELETE CASCADE,
     place INTEGER NOT NULL,  -- among the known speakers of the job, from 0
-    name TEXT NOT NULL,
+    name TEXT NOT NULL,  -- JSON
     sound BLOB,  -- a recording as it was sent; NULL once the job has ended: the name alone is needed then
     UNIQUE (job, place)
 );

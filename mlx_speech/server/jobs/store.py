@@ -36,7 +36,7 @@ COLUMNS = """
     EXISTS (SELECT * FROM results WHERE job = jobs.number AND version = 'corrected'),
     (SELECT place FROM line WHERE line.number = jobs.number)
         + (SELECT count(*) FROM jobs AS others WHERE others.status = 'running'),
-    (SELECT json_group_array(name) FROM (SELECT name FROM voices WHERE job = jobs.number ORDER BY place))
+    (SELECT '[' || group_concat(name, ',') || ']' FROM (SELECT name FROM voices WHERE job = jobs.number ORDER BY place))
 """
 
 
@@ -177,7 +177,7 @@ class Store:
         """The voices that came with a job; none where it has ended, or is gone."""
         query = "SELECT name, sound FROM voices JOIN jobs ON number = job WHERE id = ? AND sound NOTNULL ORDER BY place"
         with self._database.reading() as connection:
-            return tuple(KnownSpeaker(*row) for row in connection.execute(query, (job_id,)))
+            return tuple(KnownSpeaker(json.loads(name), sound) for name, sound in connection.execute(query, (job_id,)))
 
     def result(self, job_id: str, owner: str, version: Version | None = None) -> tuple[Job, str]:
         """A job and its transcript, JSON of `Transcript.to_dict`.
@@ -341,7 +341,7 @@ class Store:
         }
         number = _insert(connection, "jobs", row)
         for place, speaker in enumerate(order.known_speakers):
-            row = {"job": number, "place": place, "name": speaker.name, "sound": speaker.sound}
+            row = {"job": number, "place": place, "name": json.dumps(speaker.name), "sound": speaker.sound}
             _insert(connection, "voices", row)
         if order.idempotency_key is not None:
             key = _digest(order.idempotency_key)
@@ -447,7 +447,7 @@ def _read_job(row: tuple[Any, ...]) -> Job:
     values = dict(zip(names, row, strict=True))
     values["options"] = json.loads(values["options"])
     values["corrected"] = bool(values["corrected"])
-    values["known_names"] = tuple(json.loads(values["known_names"]))
+    values["known_names"] = tuple(json.loads(values["known_names"] or "[]"))
     if values["error"] is not None:
         values["error"] = json.loads(values["error"])
     return Job(**values)
