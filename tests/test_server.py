@@ -32,7 +32,7 @@ from starlette.responses import Response
 
 import mlx_speech
 from mlx_speech import writers
-from mlx_speech.cli import build_parser, serve
+from mlx_speech.cli import build_parser, main, serve
 from mlx_speech.errors import OptionError
 from mlx_speech.evaluation.references import read_truth
 from mlx_speech.package_data import DEMO
@@ -777,6 +777,29 @@ def test_a_number_that_makes_no_sense_is_refused(name: str, number: float) -> No
     with pytest.raises(OptionError, match=f"^{name} is {number}.*: give a number from [01]$"):
         Settings(**{name: number})  # type: ignore[arg-type]
     Settings(**{name: 1})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("1048576", 1 << 20), ("3K", 3072), ("500M", 500 << 20), ("2g", 2 << 30), ("0G", 0)],
+)
+def test_sizes_have_units(text: str, size: int) -> None:
+    assert build_parser().parse_args(["serve", "--max-upload", text]).max_upload == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "2T", "2GB", "-1", "1.5G", "²", "M2", "2 G"])
+def test_what_is_no_size_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        build_parser().parse_args(["serve", f"--max-upload={text}"])
+    assert caught.value.code == 2
+    assert f"{text!r} is no size: give bytes, or a number and K, M or G, as 500M" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hours", ["-1", "nan", "inf", "-0.5"])
+def test_hours_are_refused_as_hours(hours: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--demo", f"--keep-results={hours}"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"mlx_speech: --keep-results is {hours}: give a number of hours from 0\n"
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o007, 0o770), (0o077, 0o700)])
