@@ -33,7 +33,8 @@ from starlette.responses import Response
 import mlx_speech
 from mlx_speech import writers
 from mlx_speech.cli import build_parser, main, serve
-from mlx_speech.errors import OptionError
+from mlx_speech.engine import WAITING
+from mlx_speech.errors import OptionError, PipelineClosed
 from mlx_speech.evaluation.references import read_truth
 from mlx_speech.package_data import DEMO
 from mlx_speech.samples import SAMPLE_RATE
@@ -41,8 +42,9 @@ from mlx_speech.server import health, shapes
 from mlx_speech.server.app import create_app
 from mlx_speech.server.errors import ApiError
 from mlx_speech.server.events import alive
-from mlx_speech.server.fields import FORMATS, OPENAI_FORMATS
+from mlx_speech.server.fields import FORMATS, OPENAI_FORMATS, KnownSpeaker
 from mlx_speech.server.guard import Guard
+from mlx_speech.server.known import voiceprint_of
 from mlx_speech.server.listening import listen_at
 from mlx_speech.server.settings import Settings
 from mlx_speech.transcript import Transcript
@@ -166,6 +168,22 @@ def test_the_async_client_gets_speakers_and_the_name_of_one(client: openai.OpenA
     letters = {segment.speaker for segment in found.segments}
     assert {segment.speaker for segment in named.segments} == {"Ada", *sorted(letters)[:-1]}
     assert [segment.speaker == "Ada" for segment in named.segments] == [s.speaker == "A" for s in found.segments]
+
+
+def test_a_pipeline_that_is_closed_while_it_hears_a_voice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a job whose voice it was waits for the next start."""
+    with mlx_speech.Pipeline.demo() as pipe:
+        began = threading.Event()
+
+        def work(recording: Any) -> Iterator[Any]:
+            began.set()
+            while True:
+                yield WAITING
+
+        monkeypatch.setattr(pipe, "_diarize", work)
+        threading.Thread(target=lambda: began.wait(60) and pipe.close(), daemon=True).start()
+        with pytest.raises(PipelineClosed):
+            voiceprint_of(KnownSpeaker("Ada", SOUND.with_name("pauses.flac").read_bytes()), 0, pipe)
 
 
 def result_of_job(client: openai.OpenAI, sound: bytes, **fields: str) -> Any:
