@@ -1,4 +1,4 @@
-"""A recording → what Whisper hears of it at once, by the detector of speech that was chosen."""
+"""A recording → what Whisper hears of it at once, by the detector of speech that was chosen, and in which language."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from mlx_speech.stages.cluster import speaker_bounds
 from mlx_speech.stages.tracks import speakers_of_tracks
 from mlx_speech.stages.vad import detect_speech_steps
 from mlx_speech.stages.vad_pyannet import detect_speech_pyannet_steps
+from mlx_speech.stages.whisper import batched
 from mlx_speech.steps import Steps
 from mlx_speech.transcript import Chunk, Region
 
@@ -66,3 +67,21 @@ def compare_tracks(recording: Recording, models: Models) -> Job[None]:
         count = len(recording.turns_of_tracks.speakers)
         outcome = f"{count} of its sound tracks hold a speaker each: the tracks tell who speaks"
     warnings.warn(f"{recording.name}: {outcome}", stacklevel=2)
+
+
+def detect_language(recording: Recording, models: Models) -> None:
+    """Note the language of the chunks; of the first window, as upstream, where it is read window after window."""
+    heard = recording.chunks
+    if recording.options.longform.sequential and recording.audio.size:
+        heard = [Chunk(0.0, recording.duration)]
+    if not heard:
+        return
+    whisper = models.whisper()
+    recording.language, recording.language_probability = batched.detect_language(
+        recording.audio,
+        heard,
+        whisper.model,
+        whisper.tokenizer,
+        among=recording.options.languages,
+        keep=recording.encoded,
+    )

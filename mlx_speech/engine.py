@@ -82,6 +82,7 @@ class Engine:
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._step_since: float | None = None  # when the last step ended and the next began; None while none is due
 
     def submit(
         self,
@@ -112,6 +113,13 @@ class Engine:
         """A waiting job may go on, or was cancelled. From any thread."""
         self._inbox.put(None)
 
+    @property
+    def stalled_for(self) -> float:
+        """Seconds that a turn, or a unit of shared work, has been under way; 0 where there is nothing to do, or all
+        that there is waits for something else, as a file that comes slowly. From any thread."""
+        since = self._step_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def close(self, timeout: float | None = None) -> None:
         """End the thread behind the step that is under way; what has not ended is cancelled.
 
@@ -131,9 +139,12 @@ class Engine:
             while not self._closed:
                 self._take_in(self._inbox.get())
                 if self._under_way:
+                    self._note_step()
                     with self._environment():
                         self._work()
+                    self._step_since = None
         finally:
+            self._step_since = None
             self._closed = True  # also where something ended the thread that is no error of a job
             self._cancel_all()
             mx.clear_streams()  # MLX 0.32 may abort the process at its exit otherwise
@@ -142,10 +153,18 @@ class Engine:
         """Turns, until nothing is left to do."""
         while self._under_way and not self._closed:
             moved = self._turns()
-            if not self._shared() and not moved:
+            shared = self._shared()
+            self._note_step()
+            if not shared and not moved:
+                self._step_since = None
                 self._take_in(self._inbox.get())
+                self._note_step()
             while not self._inbox.empty():
                 self._take_in(self._inbox.get())
+
+    def _note_step(self) -> None:
+        """A step has ended, or the first one begins."""
+        self._step_since = time.monotonic()
 
     def _turns(self) -> bool:
         """A turn of every job, and more of those that have something to do, for a while; whether any had."""
@@ -173,6 +192,7 @@ class Engine:
             return True
         start = time.perf_counter()
         turn = attempt(lambda: next(entry.job))
+        self._note_step()
         if isinstance(turn, Failure):
             self._leave(entry)
             if isinstance(turn.error, StopIteration):  # the job came to its end

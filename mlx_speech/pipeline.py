@@ -22,7 +22,7 @@ from mlx_speech import blas
 from mlx_speech.audio import MAX_DURATION
 from mlx_speech.batches import Batches
 from mlx_speech.checks import check_whisper, chunk_size
-from mlx_speech.detection import chunks_of, compare_tracks, regions_steps
+from mlx_speech.detection import chunks_of, compare_tracks, detect_language, regions_steps
 from mlx_speech.engine import WAITING, Engine, Job, elsewhere, result_of, silently, told
 from mlx_speech.environment import Environment
 from mlx_speech.errors import AudioError, OptionError
@@ -43,7 +43,7 @@ from mlx_speech.options import (
     checked_batch_size,
 )
 from mlx_speech.package_data import DEMO
-from mlx_speech.recording import Recording, in_order, with_rate, with_speaker, without_mlx
+from mlx_speech.recording import MIN_SAMPLES, Recording, in_order, with_rate, with_speaker, without_mlx
 from mlx_speech.request import Event, Progress, Request
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.assign import assign_speakers
@@ -58,7 +58,7 @@ from mlx_speech.stages.whisper.partials import Round, partial_options
 from mlx_speech.stages.whisper.word_times import WordTiming
 from mlx_speech.steps import run
 from mlx_speech.timing import align_words, choose_word_times
-from mlx_speech.transcript import Chunk, Diarization, Transcript
+from mlx_speech.transcript import Diarization, Transcript
 from mlx_speech.voices.naming import Namer, Speakers
 
 if TYPE_CHECKING:
@@ -66,7 +66,6 @@ if TYPE_CHECKING:
 
     from mlx_speech.models.silero_vad import State
 
-MIN_SAMPLES = 1_600  # 0.1 s: nothing shorter is listened to
 BATCHES_AHEAD = 2  # batches of chunks that are kept ready before more recordings are opened
 
 # stage, seconds of audio done, seconds in all, the recording
@@ -316,6 +315,11 @@ class Pipeline:
         request = self._engine.submit(self._align_transcript(recording), recording.clock)
         return self._result(request, audio, on_progress)
 
+    @property
+    def stalled_for(self) -> float:
+        """Seconds that a step of its work has been under way; many where something hangs, 0 where idle."""
+        return self._engine.stalled_for
+
     def close(self) -> None:
         """End the pipeline's thread, and let go of its models; what is under way is cancelled."""
         self._engine.close()
@@ -358,7 +362,7 @@ class Pipeline:
         recording.stage = "language"
         recording.language = options.language
         if options.language is None and not options.multilingual:
-            self._detect_language(recording)
+            detect_language(recording, self.models)
             yield
         choose_word_times(recording, self.models, self._low_memory)
         self._release("vad", "diarization")
@@ -402,23 +406,6 @@ class Pipeline:
             self._release("diarization")
 
     # --- parts of the steps ------------------------------------------------------------------------------------------
-
-    def _detect_language(self, recording: Recording) -> None:
-        """The language of the chunks; of the first window, as upstream, where it is read window after window."""
-        heard = recording.chunks
-        if recording.options.longform.sequential and recording.audio.size:
-            heard = [Chunk(0.0, recording.duration)]
-        if not heard:
-            return
-        whisper = self.models.whisper()
-        recording.language, recording.language_probability = batched.detect_language(
-            recording.audio,
-            heard,
-            whisper.model,
-            whisper.tokenizer,
-            among=recording.options.languages,
-            keep=recording.encoded,
-        )
 
     def _recognise_in_order(self, recording: Recording) -> Job[None]:
         if recording.audio.size < MIN_SAMPLES:

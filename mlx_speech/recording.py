@@ -20,6 +20,8 @@ from mlx_speech.request import Heard
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcript
 
+MIN_SAMPLES = 1_600  # 0.1 s: nothing shorter is listened to
+
 
 @dataclass(eq=False)
 class Recording:

@@ -55,12 +55,14 @@ class Scripted:
     """Stands for a pipeline. A recording that begins with "bad" is broken; others are heard as `transcript`.
 
     holds : requests do not end until it is set; they can be cancelled
+    stalled_for : seconds
     asked : the options of every request
     """
 
     def __init__(self, transcript: Transcript | None = None) -> None:
         self.transcript = transcript or said("Hello there.", "Who is it?")
         self.holds: threading.Event | None = None
+        self.stalled_for = 0.0
         self.asked: list[dict[str, Any]] = []
         self.heard: list[bytes] = []
         self.cancelled = 0

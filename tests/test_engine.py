@@ -7,8 +7,10 @@ import concurrent.futures
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,6 +131,73 @@ def test_shared_work_is_done_between_the_turns() -> None:
     assert engine.submit(job()).result(LIMIT) == "done"
     engine.close(LIMIT)
     assert units == [2, 1, 0]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does soon."""
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("where", ["turn", "shared"])
+def test_a_step_that_does_not_end_is_seen(where: str) -> None:
+    """Its seconds go on; they are none before it, behind it, and while a job waits for another thread."""
+    waits = threading.Event()
+    began = threading.Event()
+    ends = threading.Event()
+    goes_on = threading.Event()
+
+    def hang() -> bool:
+        began.set()
+        assert ends.wait(LIMIT)
+        return False
+
+    def job() -> Job[str]:
+        while not goes_on.is_set():
+            waits.set()
+            yield WAITING
+        if where == "turn":
+            hang()
+        yield
+        return "done"
+
+    engine = Engine(hang if where == "shared" else lambda: False)
+    assert engine.stalled_for == 0
+    if where == "shared":
+        goes_on.set()
+    request = engine.submit(job())
+    if where == "turn":
+        assert waits.wait(LIMIT)
+        until(lambda: engine.stalled_for == 0)
+        goes_on.set()
+        engine.wake()
+    assert began.wait(LIMIT)
+    first = engine.stalled_for
+    until(lambda: engine.stalled_for > first + 0.01)
+    ends.set()
+    assert request.result(LIMIT) == "done"
+    until(lambda: engine.stalled_for == 0)
+    engine.close(LIMIT)
+
+
+def test_steps_that_end_are_not_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a second whenever a step does."""
+    seen: list[float] = []
+    now = [0.0]
+    engine = Engine(lambda: False)
+
+    def job() -> Job[None]:
+        for _ in range(5):
+            now[0] += 1.0
+            seen.append(engine.stalled_for)
+            yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_speech.engine.time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0]))
+        engine.submit(job()).result(LIMIT)
+        engine.close(LIMIT)
+    assert seen == [1.0] * 5 and engine.stalled_for == 0
 
 
 def test_what_needs_no_mlx_is_done_elsewhere(engine: Engine) -> None:

@@ -47,7 +47,9 @@ class Owned:
         await self.app(scope, receive, send)
 
 
-def answer(transcript: Transcript, response_format: str) -> Response:
+def answer(transcript: Transcript, response_format: str, names: tuple[str, ...]) -> Response:
+    if response_format == "names":
+        return JSONResponse(names)
     if response_format == "whisperx_json":
         return Response(to_json(transcript), media_type="application/json")
     if response_format == "text":

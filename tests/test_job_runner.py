@@ -36,11 +36,13 @@ from mlx_speech.package_data import DEMO
 from mlx_speech.request import Progress
 from mlx_speech.server.errors import ApiError
 from mlx_speech.server.events import SIGN_OF_LIFE, alive
+from mlx_speech.server.fields import KnownSpeaker
 from mlx_speech.server.forms import shown
 from mlx_speech.server.jobs import runner as job_runner
 from mlx_speech.server.jobs.progress import Tracker
 from mlx_speech.server.jobs.routes import lines_of
 from mlx_speech.server.jobs.store import Store
+from mlx_speech.stages.voiceprints import Voiceprint
 
 
 def test_jobs_are_done_with_their_options_and_told_of(tmp_path: Path) -> None:
@@ -239,6 +241,96 @@ def test_stopping_leaves_jobs_in_the_line(tmp_path: Path) -> None:
             texts = [event.data for event in [*events, *more] if event.name == "segment"]
             assert len(texts) == len(set(texts)) == 2  # nothing is told twice
             assert more[-1].name == "done"
+
+    run(work())
+
+
+class Voices:
+    """Stands for `voiceprint_of`: all sound alike, and as the speaker of `transcript_of`.
+
+    heard : names; ends : nobody's voice is known before it is set
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.heard: list[str] = []
+        self.ends = threading.Event()
+        monkeypatch.setattr(job_runner, "voiceprint_of", self.voiceprint_of)
+
+    def voiceprint_of(self, speaker: KnownSpeaker, place: int, pipeline: Any) -> Voiceprint:
+        assert isinstance(pipeline, ScriptedPipeline)
+        self.heard.append(f"{place} {speaker.name} {speaker.sound.decode()}")
+        assert self.ends.wait(LIMIT)
+        if speaker.sound == b"two people":
+            raise ApiError(400, "invalid_audio", "two", f"known_speaker_references[{place}]")
+        return Voiceprint((1.0, float(place)), 3.0, "scripted")
+
+    async def begin(self) -> None:
+        while not self.heard:
+            await asyncio.sleep(0.001)
+
+
+ADA = KnownSpeaker("Ada", b"a")
+BOB = KnownSpeaker("Bob", b"b")
+
+
+def test_known_speakers_get_their_names_also_behind_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which waits for one voice and not for all."""
+    voices = Voices(monkeypatch)
+
+    async def work() -> None:
+        runner = runner_of(tmp_path, ScriptedPipeline())
+        async with runner.running():
+            job = await add(runner, tmp_path, b"xy", known_speakers=(ADA, BOB))
+            await voices.begin()
+            runner.wind_down()
+            voices.ends.set()
+        assert voices.heard == ["0 Ada a"]
+        runner = runner_of(tmp_path, ScriptedPipeline())
+        async with runner.running():
+            done = await ended(runner, job)
+            assert (done.status, done.attempts) == ("succeeded", 1) and done.known_names == ("Ada", "Bob")
+            _, content = runner.store.result(job.id, "")
+            found = Transcript.from_dict(json.loads(content))
+            assert found.segments == transcript_of(b"xy").rename({"SPEAKER_00": "Ada"}).segments
+            assert found.speakers == ("Ada",)
+        assert voices.heard[1:] == ["0 Ada a", "1 Bob b"]
+
+    run(work())
+
+
+def test_a_voice_that_is_none_ends_its_job_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    voices = Voices(monkeypatch)
+    voices.ends.set()
+
+    async def work() -> None:
+        pipeline = ScriptedPipeline()
+        runner = runner_of(tmp_path, pipeline)
+        async with runner.running():
+            wrong = await add(runner, tmp_path, b"x", known_speakers=(ADA, KnownSpeaker("Both", b"two people")))
+            other = await add(runner, tmp_path, b"y")
+            failed = await ended(runner, wrong)
+            assert failed.status == "failed" and failed.error is not None
+            assert (failed.error["code"], failed.error["param"]) == ("invalid_audio", "known_speaker_references[1]")
+            assert (await ended(runner, other)).status == "succeeded"
+        assert pipeline.sounds == [b"y"]
+
+    run(work())
+
+
+def test_a_job_that_is_deleted_while_a_voice_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    voices = Voices(monkeypatch)
+
+    async def work() -> None:
+        pipeline = ScriptedPipeline()
+        runner = runner_of(tmp_path, pipeline)
+        async with runner.running():
+            gone = await add(runner, tmp_path, b"x", known_speakers=(ADA, BOB))
+            await voices.begin()
+            await runner.delete(gone.id, "")
+            voices.ends.set()
+            other = await add(runner, tmp_path, b"y")
+            assert (await ended(runner, other)).status == "succeeded"
+        assert voices.heard == ["0 Ada a"] and pipeline.sounds == [b"y"]
 
     run(work())
 

@@ -40,8 +40,9 @@ from mlx_speech import Transcript
 from mlx_speech.errors import CorruptFile, OutputError
 from mlx_speech.options import Options
 from mlx_speech.server.errors import ApiError
+from mlx_speech.server.fields import KnownSpeaker
 from mlx_speech.server.jobs.database import Database
-from mlx_speech.server.jobs.records import ID, new_id
+from mlx_speech.server.jobs.records import ID, Job, new_id
 from mlx_speech.server.jobs.store import FILE_NAME, KEEP_KEYS, MAX_ATTEMPTS, Store
 
 JUNK = 2000  # bytes that are overwritten in a database
@@ -152,6 +153,93 @@ def test_what_is_deleted_leaves_no_traces(store: Store, tmp_path: Path) -> None:
     assert files and not any(secret.encode() in path.read_bytes() for path in files)
 
 
+ADA = KnownSpeaker("Ada", b"the voice of a countess")
+BOB = KnownSpeaker('B\0b, \ud800 "😀', bytes(range(256)) * 100)
+
+
+def finish(store: Store, job: Job) -> None:
+    assert store.take() is not None and store.finish(job.id, Transcript())
+
+
+def fail(store: Store, job: Job) -> None:
+    assert store.take() is not None and store.fail(job.id, {"message": "no"})
+
+
+def delete(store: Store, job: Job) -> None:
+    store.delete(job.id, "")
+
+
+def lose_sound(store: Store, job: Job) -> None:
+    store.sound(job.id).unlink()
+
+
+@pytest.mark.parametrize("end", [finish, fail, delete, lose_sound])
+def test_voices_are_kept_until_the_end_of_their_job(tmp_path: Path, end: Callable[[Store, Job], None]) -> None:
+    """Over a start of the server, and without traces; their names stay with the job."""
+    data = tmp_path / "data"
+    store = Store(data, keep=KEEP)
+    job = put(store, tmp_path, known_speakers=(BOB, ADA))
+    other = put(store, tmp_path, known_speakers=(ADA,))
+    store.delete(other.id, "")
+    store.close()
+    store = Store(data, keep=KEEP)
+    assert store.known_speakers(job.id) == (BOB, ADA)
+    assert store.get(job.id, "").known_names == (BOB.name, ADA.name)
+    end(store, job)
+    store.close()
+    store = Store(data, keep=KEEP)
+    assert store.known_speakers(job.id) == ()
+    if end is not delete:
+        assert store.get(job.id, "").known_names == (BOB.name, ADA.name)
+    for path in data.rglob("*"):
+        assert path.is_dir() or not any(one.sound[:20] in path.read_bytes() for one in (ADA, BOB))
+    store.close()
+
+
+def test_voices_leave_no_traces_while_the_server_goes_on(store: Store, tmp_path: Path, clock: Clock) -> None:
+    """Not even in the log. Expiring takes the names, too."""
+
+    def traces() -> bool:
+        files = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+        return any(ADA.sound in path.read_bytes() for path in files)
+
+    for end in (finish, fail, delete):
+        job = put(store, tmp_path, known_speakers=(ADA,))
+        assert traces()
+        end(store, job)
+        assert not traces()
+    clock.now += KEEP
+    assert len(store.expire()) == 2
+    with store._database.reading() as connection:
+        assert connection.execute("SELECT count(*) FROM voices").fetchone() == (0,)
+
+
+def test_another_voice_is_another_order(store: Store, tmp_path: Path) -> None:
+    values: dict[str, Any] = {"idempotency_key": "k", "sha256": "1"}
+    first = put(store, tmp_path, known_speakers=(ADA, BOB), **values)
+    assert put(store, tmp_path, known_speakers=(ADA, BOB), **values).id == first.id
+    assert len(store.known_speakers(first.id)) == 2
+    for speakers in ((), (ADA,), (BOB, ADA), (ADA, KnownSpeaker(BOB.name, b"x")), (ADA, KnownSpeaker("x", BOB.sound))):
+        with pytest.raises(ApiError) as caught:
+            put(store, tmp_path, known_speakers=speakers, **values)
+        assert caught.value.code == "idempotency_conflict"
+
+
+def test_a_database_of_before_takes_voices(tmp_path: Path) -> None:
+    store = Store(tmp_path / "data", keep=KEEP)
+    job = put(store, tmp_path)
+    with store._database.transaction() as connection:
+        connection.execute("DROP TABLE voices")
+        connection.execute("PRAGMA user_version = 1")
+    store.close()
+    for _ in range(2):
+        store = Store(tmp_path / "data", keep=KEEP)
+        assert store.get(job.id, "").known_names == ()
+        later = put(store, tmp_path, known_speakers=(ADA,))
+        assert store.known_speakers(later.id) == (ADA,)
+        store.close()
+
+
 def test_a_job_that_ends_the_process_again_and_again_is_given_up(tmp_path: Path) -> None:
     store = Store(tmp_path, keep=KEEP)
     job = put(store, tmp_path)
@@ -255,9 +343,9 @@ def test_other_databases_are_refused(tmp_path: Path) -> None:
     path.unlink()
     Store(tmp_path, keep=KEEP).close()
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     connection.close()
-    with pytest.raises(CorruptFile, match="is of version 2, not 1: update mlx_speech"):
+    with pytest.raises(CorruptFile, match="is of version 3, not 2: update mlx_speech"):
         Store(tmp_path, keep=KEEP)
 
 

@@ -15,6 +15,7 @@ import stat
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,19 @@ from starlette.responses import Response
 
 import mlx_speech
 from mlx_speech import writers
-from mlx_speech.cli import build_parser, serve
-from mlx_speech.errors import OptionError
+from mlx_speech.cli import build_parser, main, serve
+from mlx_speech.engine import WAITING
+from mlx_speech.errors import OptionError, PipelineClosed
 from mlx_speech.evaluation.references import read_truth
 from mlx_speech.package_data import DEMO
 from mlx_speech.samples import SAMPLE_RATE
-from mlx_speech.server import shapes
+from mlx_speech.server import health, shapes
 from mlx_speech.server.app import create_app
 from mlx_speech.server.errors import ApiError
 from mlx_speech.server.events import alive
-from mlx_speech.server.fields import FORMATS, OPENAI_FORMATS
+from mlx_speech.server.fields import FORMATS, OPENAI_FORMATS, KnownSpeaker
 from mlx_speech.server.guard import Guard
+from mlx_speech.server.known import voiceprint_of
 from mlx_speech.server.listening import listen_at
 from mlx_speech.server.settings import Settings
 from mlx_speech.transcript import Transcript
@@ -159,9 +162,43 @@ def test_the_async_client_gets_speakers_and_the_name_of_one(client: openai.OpenA
     assert type(found).__name__ == "TranscriptionDiarized"
     assert found.segments[0].speaker == "A" and found.segments[0].id == "seg_001"
     named = asyncio.run(diarized(known_speaker_names=["Ada"], known_speaker_references=[url]))
+    known = {"known_speaker_names[]": "Ada", "known_speaker_references[]": url}
+    of_job = result_of_job(client, wav(beginning), model="gpt-4o-transcribe-diarize", **known)
+    assert of_job == named.model_dump(mode="json", exclude_none=True)
     letters = {segment.speaker for segment in found.segments}
     assert {segment.speaker for segment in named.segments} == {"Ada", *sorted(letters)[:-1]}
     assert [segment.speaker == "Ada" for segment in named.segments] == [s.speaker == "A" for s in found.segments]
+
+
+def test_a_pipeline_that_is_closed_while_it_hears_a_voice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a job whose voice it was waits for the next start."""
+    with mlx_speech.Pipeline.demo() as pipe:
+        began = threading.Event()
+
+        def work(recording: Any) -> Iterator[Any]:
+            began.set()
+            while True:
+                yield WAITING
+
+        monkeypatch.setattr(pipe, "_diarize", work)
+        threading.Thread(target=lambda: began.wait(60) and pipe.close(), daemon=True).start()
+        with pytest.raises(PipelineClosed):
+            voiceprint_of(KnownSpeaker("Ada", SOUND.with_name("pauses.flac").read_bytes()), 0, pipe)
+
+
+def result_of_job(client: openai.OpenAI, sound: bytes, **fields: str) -> Any:
+    """A job from its form to its end, in diarized_json."""
+    origin = str(client.base_url).removesuffix("/v1/")
+    body = parts(response_format="diarized_json", sound=sound, **fields)
+    headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+    sent = urllib.request.Request(f"{origin}/v1/audio/jobs", body, headers)
+    with urllib.request.urlopen(sent, timeout=60) as answer:
+        assert answer.status == 202
+        place = origin + answer.headers["Location"]
+    with urllib.request.urlopen(f"{place}/events", timeout=60) as answer:
+        assert b"event: done" in answer.read()
+    with urllib.request.urlopen(f"{place}/result", timeout=60) as answer:
+        return json.load(answer)
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
@@ -348,6 +385,9 @@ def test_a_stored_transcript_has_the_formats_of_a_new_one() -> None:
     transcript = said("Hello there.", speakers=("SPEAKER_00",))
     for response_format in FORMATS:
         assert shapes.stored(transcript, response_format).status_code == 200
+    alike = said("A", "B", speakers=("SPEAKER_00", "SPEAKER_01"))
+    named = json.loads(bytes(shapes.stored(alike, "diarized_json", ("SPEAKER_01", "A")).body))
+    assert [segment["speaker"] for segment in named["segments"]] == ["B", "SPEAKER_01"]
     for other in ("html", "yaml"):
         with pytest.raises(ApiError) as caught:
             shapes.stored(transcript, other)
@@ -757,6 +797,29 @@ def test_a_number_that_makes_no_sense_is_refused(name: str, number: float) -> No
     Settings(**{name: 1})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("1048576", 1 << 20), ("3K", 3072), ("500M", 500 << 20), ("2g", 2 << 30), ("0G", 0)],
+)
+def test_sizes_have_units(text: str, size: int) -> None:
+    assert build_parser().parse_args(["serve", "--max-upload", text]).max_upload == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "2T", "2GB", "-1", "1.5G", "²", "M2", "2 G"])
+def test_what_is_no_size_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        build_parser().parse_args(["serve", f"--max-upload={text}"])
+    assert caught.value.code == 2
+    assert f"{text!r} is no size: give bytes, or a number and K, M or G, as 500M" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hours", ["-1", "nan", "inf", "-0.5"])
+def test_hours_are_refused_as_hours(hours: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--demo", f"--keep-results={hours}"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"mlx_speech: --keep-results is {hours}: give a number of hours from 0\n"
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o007, 0o770), (0o077, 0o700)])
 def test_the_umask_says_who_may_connect_to_a_unix_socket(short_folder: Path, umask: int, mode: int) -> None:
     path = short_folder / "s"
@@ -870,6 +933,51 @@ def test_metrics_count(app: Any) -> None:
     assert 'mlx_speech_rejected_total{reason="model_not_found"} 3.0' in text
     assert 'code="404",route="/v1/models/{name}"} 3.0' in text
     assert "a/b" not in text and "a%2Fb" not in text  # names of routes, not what was asked for
+
+
+def test_not_ready_while_a_step_does_not_end(demo: mlx_speech.Pipeline, tmp_path: Path, monkeypatch: Any) -> None:
+    """A job that hangs in the engine, and the same for a server in front of it."""
+    monkeypatch.setattr(health, "LONGEST_STEP", 0.0)
+    app = create_app({"demo": demo, "other": Scripted()}, Settings(data_dir=tmp_path))  # type: ignore[dict-item]
+    app.state.service.state = "ready"
+    began = threading.Event()
+    ends = threading.Event()
+
+    def job() -> Iterator[None]:
+        began.set()
+        assert ends.wait(60)
+        yield
+
+    request_of_job = demo._engine.submit(job())  # type: ignore[arg-type]
+    try:
+        assert began.wait(60)
+        answer = answer_to(app, request("GET", "/ready"))
+        assert (answer.status, answer.error["code"]) == (503, "stalled") and answer.headers["retry-after"]
+        assert "a step of its work has been under way for" in answer.error["message"]
+        assert answer_to(app, request("GET", "/health")).status == 200
+        assert figure_of(app, "mlx_speech_engine_step_seconds") > 0
+    finally:
+        ends.set()
+    request_of_job.result(60)
+    while demo.stalled_for:
+        assert demo._engine._thread is not None and demo._engine._thread.is_alive()
+    assert answer_to(app, request("GET", "/ready")).status == 200
+    assert figure_of(app, "mlx_speech_engine_step_seconds") == 0
+
+
+@pytest.mark.parametrize("seconds, status", [(0.0, 200), (59.9, 200), (60.1, 503), (3600.0, 503)])
+def test_a_minute_is_too_long_for_a_step(app: Any, pipeline: Scripted, seconds: float, status: int) -> None:
+    app.state.service.state = "ready"
+    pipeline.stalled_for = seconds
+    assert answer_to(app, request("GET", "/ready")).status == status
+    assert figure_of(app, "mlx_speech_engine_step_seconds") == seconds
+
+
+def figure_of(app: Any, name: str) -> float:
+    """One of /metrics."""
+    lines = answer_to(app, request("GET", "/metrics")).body.decode().splitlines()
+    found = [line.split() for line in lines if line.startswith(f"{name} ")]
+    return float(found[0][1])
 
 
 def test_ready_when_the_models_are_there(tmp_path: Path) -> None:

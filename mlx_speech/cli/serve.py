@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import os
 import shlex
 import sys
@@ -13,6 +15,7 @@ from mlx_speech.cli.parser import SWITCH, add_command, add_models, add_speakers
 from mlx_speech.cli.screen import Say
 from mlx_speech.cli.setup import make_pipeline, prepare
 from mlx_speech.errors import MissingDependency, OptionError
+from mlx_speech.names import DEFAULT_CPU, DEFAULT_GPU
 
 DESCRIPTION = (
     "Serve OpenAI's audio API with subtitles and speakers, jobs for long recordings, live sessions over a socket, and "
@@ -22,17 +25,23 @@ KEY_VARIABLE = "MLX_SPEECH_API_KEY"
 DEFAULT_NAME = "whisper"
 DEMO_NAME = "demo"
 HOUR = 3600.0
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}  # bytes
 
 
 def add_parser(group: Any) -> None:
     """The command and its flags."""
     parser = add_command(group, run, "serve", "OpenAI's audio API, and a page", DESCRIPTION, only_given=True)
-    parser.add_argument("--model", action="append", default=[], metavar="NAME", help="may be given several times")
+    model_help = (
+        f"Whisper, as of transcribe (default {DEFAULT_GPU}, on a CPU {DEFAULT_CPU}); may be given several times"
+    )
+    first = "the first answers OpenAI's names of models, too"
+    parser.add_argument("--model", action="append", default=[], metavar="NAME", help=f"{model_help}: {first}")
     parser.add_argument(
         "--alias", action="append", default=[], metavar="NAME=MODEL", help="a further name that requests may give"
     )
     parser.add_argument("--demo", action="store_true", default=False, help="the small models of the package, offline")
-    parser.add_argument("--host", help="address (default 127.0.0.1; another one needs a key)")
+    others = "one that others reach needs --api-key-file or --no-auth, and --allow-host for each name that it has"
+    parser.add_argument("--host", help=f"address (default 127.0.0.1); {others}")
     parser.add_argument("--port", type=int, help="0 takes a free one (default 8000)")
     parser.add_argument("--uds", default=None, metavar="FILE", help="a Unix socket instead")
     parser.add_argument("--wyoming", default=None, metavar="PORT", help="Home Assistant's protocol, at a port too")
@@ -51,15 +60,20 @@ def _add_access(group: Any) -> None:
     key_help = f"a key a line; requests have to bring one (or {KEY_VARIABLE})"
     group.add_argument("--api-key-file", default=None, metavar="FILE", help=key_help)
     group.add_argument("--no-auth", action="store_true", help="no key, though others reach the address")
-    group.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name of this server")
+    group.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="requests may call this server so"
+    )
     group.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="a page of another site")
     group.add_argument("--metrics-open", action=SWITCH, help="/metrics without a key")
-    group.add_argument("--ssl-certfile", default=None, metavar="FILE")
-    group.add_argument("--ssl-keyfile", default=None, metavar="FILE")
+    certificate_help = "TLS: the certificate, and behind it those that vouch for it (PEM)"
+    group.add_argument("--ssl-certfile", default=None, metavar="FILE", help=certificate_help)
+    key_help = "its private key (PEM; default: in the file of the certificate)"
+    group.add_argument("--ssl-keyfile", default=None, metavar="FILE", help=key_help)
 
 
 def _add_limits(group: Any) -> None:
-    group.add_argument("--max-upload", type=int, metavar="BYTES", help="largest recording (default 2 GiB)")
+    upload_help = "largest recording: bytes, or as 500M, 2G (default 2G)"
+    group.add_argument("--max-upload", type=size_in_bytes, metavar="SIZE", help=upload_help)
     group.add_argument("--max-queue", type=int, metavar="N", help="requests that wait (default 64)")
     group.add_argument("--max-live", type=int, metavar="N", help="live sessions at once (default 8)")
     group.add_argument("--keep-results", type=float, metavar="HOURS", help="of jobs (default 24)")
@@ -95,7 +109,7 @@ def run(
 
     limits = {name: given.pop(name) for name in _LIMITS if name in given}
     if "keep_results" in limits:
-        limits["keep_results"] *= HOUR
+        limits["keep_results"] = _seconds(limits["keep_results"])
     folder = given.pop("data_dir", None)
     settings = Settings(
         keys=_keys(api_key_file),
@@ -122,6 +136,25 @@ def run(
         if uds is not None:
             expanded(uds).unlink(missing_ok=True)
     return 0
+
+
+def size_in_bytes(text: str) -> int:
+    """A number of bytes, or of KiB, MiB or GiB with the letter behind it. Raises `ArgumentTypeError`."""
+    number = text
+    unit = 1
+    if text[-1:].upper() in UNITS:
+        number = text[:-1]
+        unit = UNITS[text[-1].upper()]
+    if not (number.isascii() and number.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give bytes, or a number and K, M or G, as 500M")
+    return int(number) * unit
+
+
+def _seconds(hours: float) -> float:
+    """Raises `OptionError` in the flag's own unit."""
+    if not 0 <= hours < math.inf:  # which nan is not, either
+        raise OptionError(f"keep_results is {hours:g}: give a number of hours from 0")
+    return hours * HOUR
 
 
 _LIMITS = (

@@ -30,7 +30,7 @@ from mlx_speech.live.speakers import LiveSpeakers
 from mlx_speech.live.told import Told
 from mlx_speech.loading import Models
 from mlx_speech.options import Options
-from mlx_speech.recording import Recording, in_order
+from mlx_speech.recording import MIN_SAMPLES, Recording, in_order
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.chunks import speech_and_pad
@@ -56,7 +56,6 @@ WINDOWS_AT_ONCE = 900  # 29 s: others have a turn between two of them
 SPARE = 16  # samples around a chunk: not all round its edges alike
 MARGIN = 1.0  # seconds of sound that are held beyond what is needed
 LEAST_SOUND = 0.6  # seconds of a chunk, before it is heard for the first time
-MIN_SAMPLES = 1_600  # 0.1 s: nothing shorter is listened to, as of a recording
 # A language is taken for that of the session as soon as one of these holds.
 CERTAIN = 0.9  # its probability
 LIKELY = 0.5  # its probability, with so much speech:

@@ -1,4 +1,4 @@
-"""/health: whether the server lives. /ready: whether its models are there and it takes work."""
+"""/health: whether the server lives. /ready: whether its models are there, and get on with their work."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from mlx_speech.server.errors import ApiError
 from mlx_speech.server.outcomes import outcome_of
 from mlx_speech.server.service import Service
 
+LONGEST_STEP = 60.0  # seconds; the longest that work, a batch on a slow CPU, takes a few
+
 log = logging.getLogger("mlx_speech.server")
 
 
@@ -30,6 +32,10 @@ def routes(service: Service) -> list[Route]:
         if service.state != "ready":
             message = f"the server is {service.state}"
             raise ApiError(503, service.state.replace(" ", "_"), message, headers={"Retry-After": "2"})
+        seconds = service.stalled_for
+        if seconds > LONGEST_STEP:
+            message = f"the server is stalled: a step of its work has been under way for {seconds:.0f} s"
+            raise ApiError(503, "stalled", message, headers={"Retry-After": "10"})
         return JSONResponse({"status": "ready"})
 
     return [Route("/health", health), Route("/ready", ready)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from dataclasses import replace
 
 import numpy as np
 
 from mlx_speech.audio import load_audio
-from mlx_speech.errors import AudioError
+from mlx_speech.errors import AudioError, PipelineClosed
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server.errors import ApiError
@@ -24,26 +26,33 @@ THRESHOLDS = Thresholds(certain=0.5, doubtful=0.45)
 
 
 def voices_of(speakers: tuple[KnownSpeaker, ...], pipeline: Pipeline) -> Voices:
-    """What the known speakers sound like to the pipeline's embedding. It waits for the pipeline: call it in a thread.
+    """What the known speakers sound like to the pipeline's embedding. Waits and raises as `voiceprint_of`."""
+    prints = [voiceprint_of(speaker, place, pipeline) for place, speaker in enumerate(speakers)]
+    return voices_from(speakers, prints)
 
-    Raises `ApiError` for a recording that cannot be read, is too short or too long, or has several speakers.
-    """
-    prints: list[Voiceprint] = []
-    for place, speaker in enumerate(speakers):
-        try:
-            prints.append(_voiceprint(speaker, pipeline))
-        except AudioError as error:
-            param = f"known_speaker_references[{place}]"
-            raise ApiError(400, "invalid_audio", f"{param}: {error}", param) from error
+
+def voices_from(speakers: Sequence[KnownSpeaker], prints: Sequence[Voiceprint]) -> Voices:
+    """What is known of the speakers, of whom there is at least one. prints : of each of them, in the same order"""
     names = [speaker.name for speaker in speakers]
     vectors = np.array([one.vector for one in prints])
     return Voices.of(names, vectors, [one.seconds for one in prints], prints[0].model)
 
 
-def _voiceprint(speaker: KnownSpeaker, pipeline: Pipeline) -> Voiceprint:
-    samples = load_audio(io.BytesIO(speaker.sound), max_duration=LONGEST_REFERENCE)
-    found = pipeline.diarize(repeated(samples, round(LONGEST_WINDOW * SAMPLE_RATE)))
-    return voiceprint_in(found, samples.size / SAMPLE_RATE)
+def voiceprint_of(speaker: KnownSpeaker, place: int, pipeline: Pipeline) -> Voiceprint:
+    """What one of them sounds like. It waits for the pipeline: call it in a thread. place : among the known speakers
+
+    Raises `ApiError` for a recording that cannot be read, is too short or too long, or has several speakers, and
+    `PipelineClosed`.
+    """
+    try:
+        samples = load_audio(io.BytesIO(speaker.sound), max_duration=LONGEST_REFERENCE)
+        found = pipeline.diarize(repeated(samples, round(LONGEST_WINDOW * SAMPLE_RATE)))
+        return voiceprint_in(found, samples.size / SAMPLE_RATE)
+    except AudioError as error:
+        param = f"known_speaker_references[{place}]"
+        raise ApiError(400, "invalid_audio", f"{param}: {error}", param) from error
+    except CancelledError as error:  # by nobody else: the request is this function's own
+        raise PipelineClosed("this pipeline was closed: make another one") from error
 
 
 def named(transcript: Transcript, voices: Voices) -> Transcript:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mlx_speech import backend as backend  # isort: skip  (before MLX)
 
 import shutil
+from collections.abc import Callable
 
 import mlx.core as mx
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -22,9 +23,12 @@ PREFIX = "mlx_speech"
 
 
 class Metrics:
-    """What is counted, in a registry of its own: several servers may live in one process."""
+    """What is counted, in a registry of its own: several servers may live in one process.
 
-    def __init__(self, admission: Admission) -> None:
+    stalled_for : gives the seconds that a step of the work has been under way
+    """
+
+    def __init__(self, admission: Admission, stalled_for: Callable[[], float]) -> None:
         self._folder = admission.settings.data_dir
         self._registry = CollectorRegistry()
         self._requests = self._counter("http_requests", "Requests", ["route", "code"])
@@ -42,6 +46,7 @@ class Metrics:
         self.live_sessions = self._gauge("live_sessions", "Live sessions that are open")
         self._gauge("queue_requests", "Requests that wait or are under way").set_function(lambda: admission.waiting)
         self._gauge("queue_audio_seconds", "Their sound").set_function(lambda: admission.seconds)
+        self._gauge("engine_step_seconds", "Seconds of the step that is under way").set_function(stalled_for)
         self._gauge("memory_active_bytes", "Memory that MLX uses").set_function(mx.get_active_memory)
         self._gauge("memory_cache_bytes", "Memory that MLX keeps").set_function(mx.get_cache_memory)
         self._gauge("memory_peak_bytes", "Most memory that MLX used").set_function(mx.get_peak_memory)

@@ -48,6 +48,7 @@ async def add_job(request: Request, service: Service, runner: Runner) -> Respons
                 audio_seconds=seconds or None,
                 idempotency_key=key,
                 sha256=upload.sha256,
+                known_speakers=work.known_speakers,
             )
     headers = {"Location": f"/v1/audio/jobs/{job.id}"}
     if prefers_async(request):
@@ -57,7 +58,7 @@ async def add_job(request: Request, service: Service, runner: Runner) -> Respons
 
 def _check_for_job(work: Work) -> None:
     """Raises `ApiError` for what only an answer at once can have."""
-    unheard = {"known_speaker_names": bool(work.known_speakers), "stream": work.stream, "include": work.logprobs}
+    unheard = {"stream": work.stream, "include": work.logprobs}
     for name, asked in unheard.items():
         if asked:
             raise ApiError(400, "invalid_value", f"{name} is for requests that are answered at once", name)

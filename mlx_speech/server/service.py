@@ -48,13 +48,18 @@ class Service:
     def __post_init__(self) -> None:
         self.admission = Admission(self.settings)
         self.waiting_for_voices = CapacityLimiter(VOICES_AT_ONCE)  # or they would take the threads of all others
-        self.metrics = Metrics(self.admission)
+        self.metrics = Metrics(self.admission, lambda: self.stalled_for)
         self.metrics.live_sessions.set_function(lambda: len(self.live))
 
     @property
     def uploads(self) -> Path:
         """The folder of recordings that are being sent, or wait for their turn."""
         return self.settings.data_dir / "uploads"
+
+    @property
+    def stalled_for(self) -> float:
+        """Seconds that the longest step has been under way in any of the pipelines; 0 where all are idle."""
+        return max((pipeline.stalled_for for pipeline in self.pipelines.values()), default=0.0)
 
     def model(self, name: str) -> str:
         """Our name of the model that a request names. Raises `ApiError` 404 for any other."""

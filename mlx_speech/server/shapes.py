@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from mlx_speech import writers
 from mlx_speech.languages import LANGUAGES
-from mlx_speech.server.fields import FORMATS, Task, Work, wrong
+from mlx_speech.server.fields import FORMATS, KnownSpeaker, Task, Work, wrong
 from mlx_speech.transcript import Diarization, Segment, Transcript, Word, space_between
 from mlx_speech.voices.enrolments import is_unnamed
 
@@ -55,12 +55,24 @@ def in_format(transcript: Transcript, response_format: str) -> Response:
     return Response(writers.FORMATS[name](transcript, uri="audio"), media_type=media_type)
 
 
-def stored(transcript: Transcript, response_format: str, coder: Coder | None = None) -> Response:
-    """A transcript of earlier in any format: verbose_json with all that it has. Raises `ApiError` for no format."""
+def stored(
+    transcript: Transcript, response_format: str, names: tuple[str, ...] = (), coder: Coder | None = None
+) -> Response:
+    """A transcript of earlier in any format: verbose_json with all that it has. Raises `ApiError` for no format.
+
+    names : of speakers who came with its request
+    """
     if response_format not in FORMATS:
         raise wrong("response_format", response_format, f"give one of {', '.join(FORMATS)}")
     granularities = ("segment", "word") if transcript.words else ("segment",)
-    work = Work("", "transcribe", {}, response_format=response_format, granularities=granularities)
+    work = Work(
+        model="",
+        task="transcribe",
+        options={},
+        response_format=response_format,
+        granularities=granularities,
+        known_speakers=tuple(KnownSpeaker(name, b"") for name in names),
+    )
     return answer(transcript, work, coder)
 
 

@@ -1,8 +1,8 @@
 """The database of jobs: one SQLite file, which one server uses at a time.
 
-A row a job, its results, its journal of events, and the clients' keys of orders. A file beside it (-wal) is the
-write-ahead log. All changes are transactions that are on the disk when they end (synchronous = FULL), and what is
-deleted is overwritten (secure_delete).
+A row a job, its results, its journal of events, the voices that came with it, and the clients' keys of orders. A file
+beside it (-wal) is the write-ahead log. All changes are transactions that are on the disk when they end (synchronous =
+FULL), and what is deleted is overwritten (secure_delete).
 Sources: sqlite.org, "Write-Ahead Logging", "PRAGMA locking_mode", "PRAGMA secure_delete", "PRAGMA integrity_check".
 """
 
@@ -23,13 +23,23 @@ from mlx_speech.server.errors import NEVER_AGAIN, ApiError
 log = logging.getLogger("mlx_speech.server")
 
 APPLICATION_ID = 0x6D6C786A  # "mlxj": tells the file from other programs' databases
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PATIENCE = 0.5  # seconds to wait for another server that is just ending
 FULL = (errno.ENOSPC, errno.EDQUOT)
+VOICES = """
+CREATE TABLE voices (
+    job INTEGER NOT NULL REFERENCES jobs (number) ON DELETE CASCADE,
+    place INTEGER NOT NULL,  -- among the known speakers of the job, from 0
+    name TEXT NOT NULL,  -- JSON
+    sound BLOB,  -- a recording as it was sent; NULL once the job has ended: the name alone is needed then
+    UNIQUE (job, place)
+);
+"""
 SCHEMA = f"""
 BEGIN IMMEDIATE;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
+{VOICES}
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,  -- in the order in which they came
     id TEXT NOT NULL UNIQUE,
@@ -90,6 +100,12 @@ FROM (
     FROM jobs
     WHERE status = 'queued'
 );
+COMMIT;
+"""
+FROM_VERSION_1 = f"""
+BEGIN IMMEDIATE;
+PRAGMA user_version = {SCHEMA_VERSION};
+{VOICES}
 COMMIT;
 """
 
@@ -165,11 +181,13 @@ class Database:
             return
         if application != APPLICATION_ID:
             raise self._foreign()
-        if version != SCHEMA_VERSION:
+        if version not in (1, SCHEMA_VERSION):
             raise CorruptFile(f"{self.path}: is of version {version}, not {SCHEMA_VERSION}: update mlx_speech")
         (outcome,) = execute("PRAGMA integrity_check(1)").fetchone()
         if outcome != "ok":
             raise self._damaged(outcome)
+        if version == 1:
+            self._connection.executescript(FROM_VERSION_1)
         execute("BEGIN IMMEDIATE")  # nobody else opens the file from here on
         execute("COMMIT")
 

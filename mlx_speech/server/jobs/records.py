@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mlx_speech.json_objects import to_plain
+from mlx_speech.server.fields import KnownSpeaker
 
 Status = Literal["queued", "running", "succeeded", "failed"]
 Version = Literal["corrected", "first"]
@@ -32,6 +33,7 @@ class Order:
     audio_seconds : of the recording, where its header tells
     idempotency_key : of the client's: a second order with the same one is the first
     sha256 : of the recording
+    known_speakers : whose voices are looked for in it
     """
 
     filename: str
@@ -42,6 +44,7 @@ class Order:
     audio_seconds: float | None = None
     idempotency_key: str | None = None
     sha256: str = ""
+    known_speakers: tuple[KnownSpeaker, ...] = ()
 
     @property
     def options_json(self) -> str:
@@ -51,8 +54,10 @@ class Order:
     @property
     def fingerprint(self) -> bytes:
         """Of all that makes the result: 32 bytes."""
-        content = json.dumps([self.sha256, self.model, self.options_json, self.response_format])
-        return hashlib.sha256(content.encode()).digest()
+        content: list[str] = [self.sha256, self.model, self.options_json, self.response_format]
+        for speaker in self.known_speakers:
+            content += [speaker.name, hashlib.sha256(speaker.sound).hexdigest()]
+        return hashlib.sha256(json.dumps(content).encode()).digest()
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Job:
     revision : of the result: 0 without one; every correction counts
     corrected : whether there is a corrected version beside the first
     position : in the line, of a job that waits: how many come before it, those under way among them
+    known_names : of the speakers who came with it
     """
 
     id: str
@@ -89,6 +95,7 @@ class Job:
     revision: int
     corrected: bool
     position: int | None
+    known_names: tuple[str, ...]
 
     @property
     def has_ended(self) -> bool:

@@ -48,13 +48,14 @@ SIGNATURES = (
 )
 OTHER_SOUND = "audio/mpeg"
 
-Answer = Callable[[Transcript, str], Response]
+Answer = Callable[[Transcript, str, tuple[str, ...]], Response]
 
 
 def routes(service: Service, runner: Runner, answer: Answer) -> list[Route]:
     """All but that of new jobs.
 
-    answer : a transcript in a response_format, as the service gives it everywhere; may raise `ApiError`
+    answer : a transcript in a response_format, as the service gives it everywhere, with the names of known speakers;
+        may raise `ApiError`
     """
     jobs = _Jobs(service, runner, answer)
     return [
@@ -121,7 +122,7 @@ class _Jobs:
         store = self._runner.store
         job, content = await run_sync(store.result, _job_id(request), owner_of(request), version)
         response_format = request.query_params.get("response_format") or job.response_format
-        response = await run_sync(self._render, content, response_format)
+        response = await run_sync(self._render, content, response_format, job.known_names)
         response.headers.update({**PRIVATE, "ETag": job.etag})
         return response
 
@@ -156,8 +157,8 @@ class _Jobs:
         """Raises `ApiError` 404 where the owner has no such job."""
         return await run_sync(self._runner.store.get, _job_id(request), owner_of(request))
 
-    def _render(self, content: str, response_format: str) -> Response:
-        return self._answer(Transcript.from_dict(json.loads(content)), response_format)
+    def _render(self, content: str, response_format: str, known_names: tuple[str, ...]) -> Response:
+        return self._answer(Transcript.from_dict(json.loads(content)), response_format, known_names)
 
 
 def sound_type(path: Path) -> str:

@@ -19,14 +19,19 @@ from anyio.to_thread import run_sync
 
 from mlx_speech.errors import PipelineClosed
 from mlx_speech.options import Options, TranscribeOptions
+from mlx_speech.pipeline import Pipeline
 from mlx_speech.request import Request
 from mlx_speech.server.errors import ApiError, api_error, shutting_down
+from mlx_speech.server.fields import KnownSpeaker
 from mlx_speech.server.jobs.progress import Tracker
 from mlx_speech.server.jobs.records import Job, JobEvent, Order
 from mlx_speech.server.jobs.store import Store, sound_missing
+from mlx_speech.server.known import named, voiceprint_of, voices_from
 from mlx_speech.server.service import Service
 from mlx_speech.server.sounds import opened
+from mlx_speech.stages.voiceprints import Voiceprint
 from mlx_speech.transcript import Transcript
+from mlx_speech.voices.matching import Voices
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -123,6 +128,7 @@ class Runner:
         audio_seconds: float | None = None,
         idempotency_key: str | None = None,
         sha256: str = "",
+        known_speakers: tuple[KnownSpeaker, ...] = (),
     ) -> Job:
         """Take a job in, and its recording, which is moved away. For a key that is known, the job that came with it at
         first is given, and the recording stays.
@@ -140,6 +146,7 @@ class Runner:
             audio_seconds=audio_seconds,
             idempotency_key=idempotency_key,
             sha256=sha256,
+            known_speakers=known_speakers,
         )
         try:
             return await run_sync(self.store.add, audio, order)
@@ -224,7 +231,8 @@ class Runner:
         self._notify(job.id)
 
     async def _transcribe(self, job: Job) -> Transcript:
-        """Its transcript. Raises what the pipeline raises, `CancelledError` where the request was cancelled."""
+        """Its transcript. Raises what the pipeline raises, `CancelledError` where the request was cancelled, and
+        `ApiError` where a known speaker's voice cannot be heard."""
         pipeline = self._service.pipeline(job.model)
         options = cast("TranscribeOptions", job.options)
         told = await self._stored(self.store.segments, job.id)
@@ -234,16 +242,32 @@ class Runner:
         except FileNotFoundError as error:
             raise sound_missing() from error
         with opening as sound:
+            voices = await self._known_voices(job, pipeline)
             if self._stopping.is_set():
                 raise PipelineClosed("the server is stopping")
             request = pipeline.submit(sound, **options)
             self._requests[job.id] = request
             try:
                 await self._follow(job.id, request, tracker)
-                return await request
+                transcript = await request
             finally:
                 del self._requests[job.id]
                 request.cancel()
+        return transcript if voices is None else named(transcript, voices)
+
+    async def _known_voices(self, job: Job, pipeline: Pipeline) -> Voices | None:
+        """Of the speakers who came with a job; None where it has none. One is heard after the other, so that a server
+        that stops, and a client that deletes the job, need not wait for all. Raises as `_transcribe`."""
+        speakers = await self._stored(self.store.known_speakers, job.id)
+        prints: list[Voiceprint] = []
+        for place, speaker in enumerate(speakers):
+            if self._stopping.is_set():
+                raise PipelineClosed("the server is stopping")
+            hear = partial(voiceprint_of, speaker, place, pipeline)
+            prints.append(await run_sync(hear, limiter=self._service.waiting_for_voices))
+            if not await self._stored(self.store.advance, job.id, "audio", 0.0, None):
+                raise asyncio.CancelledError  # nobody wants it any more
+        return voices_from(speakers, prints) if speakers else None
 
     async def _follow(self, job_id: str, request: Request[Transcript], tracker: Tracker) -> None:
         """Keep what the request tells, until its end; cancel it where the job is gone."""

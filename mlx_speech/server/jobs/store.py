@@ -20,6 +20,7 @@ from typing import Any
 from mlx_speech.errors import OutputError
 from mlx_speech.folders import writing
 from mlx_speech.server.errors import NEVER_AGAIN, ApiError
+from mlx_speech.server.fields import KnownSpeaker
 from mlx_speech.server.forms import shown
 from mlx_speech.server.jobs.database import Database, serving
 from mlx_speech.server.jobs.records import Job, JobEvent, Order, Version, new_id
@@ -34,7 +35,8 @@ COLUMNS = """
     expires_at, started_at, ended_at, attempts, error, revision,
     EXISTS (SELECT * FROM results WHERE job = jobs.number AND version = 'corrected'),
     (SELECT place FROM line WHERE line.number = jobs.number)
-        + (SELECT count(*) FROM jobs AS others WHERE others.status = 'running')
+        + (SELECT count(*) FROM jobs AS others WHERE others.status = 'running'),
+    (SELECT '[' || group_concat(name, ',') || ']' FROM (SELECT name FROM voices WHERE job = jobs.number ORDER BY place))
 """
 
 
@@ -171,6 +173,12 @@ class Store:
         with self._database.reading() as connection:
             return [data for (data,) in connection.execute(query, (job_id,))]
 
+    def known_speakers(self, job_id: str) -> tuple[KnownSpeaker, ...]:
+        """The voices that came with a job; none where it has ended, or is gone."""
+        query = "SELECT name, sound FROM voices JOIN jobs ON number = job WHERE id = ? AND sound NOTNULL ORDER BY place"
+        with self._database.reading() as connection:
+            return tuple(KnownSpeaker(json.loads(name), sound) for name, sound in connection.execute(query, (job_id,)))
+
     def result(self, job_id: str, owner: str, version: Version | None = None) -> tuple[Job, str]:
         """A job and its transcript, JSON of `Transcript.to_dict`.
 
@@ -233,7 +241,8 @@ class Store:
             query = "UPDATE jobs SET status = 'succeeded', progress = 1, audio_seconds = ?, revision = 1"
             connection.execute(f"{query} WHERE number = ?", (transcript.duration, number))
             self._end(connection, number, "done", {"id": job_id, "status": "succeeded"})
-            return True
+        self._clear_traces()
+        return True
 
     def fail(self, job_id: str, error: Mapping[str, Any]) -> bool:
         """A running job has failed; whether it was still there. error : as in an answer"""
@@ -241,7 +250,8 @@ class Store:
             number = _running(connection, job_id)
             if number is not None:
                 self._fail(connection, number, error)
-            return number is not None
+        self._clear_traces()
+        return number is not None
 
     def give_back(self, job_id: str) -> bool:
         """A running job waits again, as if it had not been begun; whether it was still there."""
@@ -299,6 +309,7 @@ class Store:
                     _queue(connection, number)
         known = {job_id for _, job_id, _, _ in rows}
         self._unlink(there - known)
+        self._clear_traces()
 
     def _earlier(self, connection: sqlite3.Connection, order: Order) -> Job | None:
         """The job that came with the same key. Raises `ApiError` 409 where it was another one."""
@@ -329,6 +340,9 @@ class Store:
             "expires_at": now + self._keep,
         }
         number = _insert(connection, "jobs", row)
+        for place, speaker in enumerate(order.known_speakers):
+            row = {"job": number, "place": place, "name": json.dumps(speaker.name), "sound": speaker.sound}
+            _insert(connection, "voices", row)
         if order.idempotency_key is not None:
             key = _digest(order.idempotency_key)
             connection.execute("DELETE FROM orders WHERE owner = ? AND key = ?", (order.owner, key))  # one of old
@@ -369,10 +383,11 @@ class Store:
         return self._number(connection, job_id, owner)
 
     def _end(self, connection: sqlite3.Connection, number: int, event: str, data: Mapping[str, Any]) -> None:
-        """Note the time, and tell the end."""
+        """Note the time, tell the end, and forget the voices, which are not needed any more."""
         now = self._clock()
         query = "UPDATE jobs SET stage = NULL, ended_at = ?, expires_at = ? WHERE number = ?"
         connection.execute(query, (now, now + self._keep, number))
+        connection.execute("UPDATE voices SET sound = NULL WHERE job = ?", (number,))
         _tell(connection, number, event, json.dumps(data))
 
     def _fail(self, connection: sqlite3.Connection, number: int, error: Any) -> None:
@@ -432,6 +447,7 @@ def _read_job(row: tuple[Any, ...]) -> Job:
     values = dict(zip(names, row, strict=True))
     values["options"] = json.loads(values["options"])
     values["corrected"] = bool(values["corrected"])
+    values["known_names"] = tuple(json.loads(values["known_names"] or "[]"))
     if values["error"] is not None:
         values["error"] = json.loads(values["error"])
     return Job(**values)
