@@ -17,7 +17,7 @@ from conftest import real, real_weights
 import mlx_speech
 from mlx_speech import Pipeline
 from mlx_speech.errors import AudioError, OptionError, PipelineClosed
-from mlx_speech.live import hearing, rounds, speakers
+from mlx_speech.live import language, rounds, speakers
 from mlx_speech.live.events import Block, Ended, Final, Gap, LiveEvent, Partial, Silence, Speakers, Speech
 from mlx_speech.live.told import MOST_WAITING, Told
 from mlx_speech.package_data import DEMO
@@ -397,7 +397,7 @@ class Guesses:
 def test_an_uncertain_language_waits_for_more(
     monkeypatch: pytest.MonkeyPatch, sound: np.ndarray, guesses: Guesses, calls: list[int]
 ) -> None:
-    monkeypatch.setattr(hearing.batched, "detect_language", guesses)
+    monkeypatch.setattr(language.batched, "detect_language", guesses)
     short = np.concatenate([sound[: int(1.5 * SAMPLE_RATE)], np.zeros(SAMPLE_RATE, np.float32)])
     with Pipeline.demo() as pipeline:
         pipeline._defaults.clear()  # the demo's says English
@@ -410,7 +410,7 @@ def test_an_uncertain_language_waits_for_more(
 def test_a_short_word_is_final_soon_even_if_its_language_is_not_certain(
     monkeypatch: pytest.MonkeyPatch, sound: np.ndarray
 ) -> None:
-    monkeypatch.setattr(hearing.batched, "detect_language", Guesses(0.2))
+    monkeypatch.setattr(language.batched, "detect_language", Guesses(0.2))
     silence = np.zeros(6 * SAMPLE_RATE, np.float32)
     short = np.concatenate([sound[: int(1.5 * SAMPLE_RATE)], silence])
     with Pipeline.demo() as pipeline:
@@ -567,10 +567,11 @@ def test_a_generator_that_is_never_advanced_begins_nothing(demo: Pipeline, sound
         demo.live([sound], step=0.0)
 
 
-def test_a_long_gap_is_not_laid_out_in_memory(demo: Pipeline, sound: np.ndarray) -> None:
+@pytest.mark.parametrize("partials", [False, True])
+def test_a_long_gap_is_not_laid_out_in_memory(demo: Pipeline, sound: np.ndarray, partials: bool) -> None:
     first = sound[: 4 * SAMPLE_RATE]
     most = 0
-    with demo.session(partials=False) as session:
+    with demo.session(partials=partials) as session:
         session.feed(first)
         session.feed(Block(first, start=600.0))
         while session.waiting:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import mlx.core as mx
 import numpy as np
 
 from mlx_speech.batches import Batches
@@ -24,6 +23,7 @@ from mlx_speech.engine import WAITING, Job, silently, untold
 from mlx_speech.live.buffer import SoundBuffer
 from mlx_speech.live.events import Block, Ended, Final, Gap, Lag, LiveEvent, Partial, Silence, Speech
 from mlx_speech.live.intake import Intake, Resampled
+from mlx_speech.live.language import Guess
 from mlx_speech.live.rounds import Rounds
 from mlx_speech.live.settings import CHUNK_SIZE, MAX_PAUSE, LiveSettings
 from mlx_speech.live.speakers import LiveSpeakers
@@ -56,12 +56,6 @@ WINDOWS_AT_ONCE = 900  # 29 s: others have a turn between two of them
 SPARE = 16  # samples around a chunk: not all round its edges alike
 MARGIN = 1.0  # seconds of sound that are held beyond what is needed
 LEAST_SOUND = 0.6  # seconds of a chunk, before it is heard for the first time
-# A language is taken for that of the session as soon as one of these holds.
-CERTAIN = 0.9  # its probability
-LIKELY = 0.5  # its probability, with so much speech:
-SECONDS_OF_LIKELY = 3.0
-SECONDS_OF_SPEECH = 15.0
-SECONDS_OF_WAITING = 3.0  # since the first chunk was complete
 CHUNKS_AHEAD = 2  # times those that Whisper reads at once: as many may wait for it
 FAR_BEHIND = 2.0  # seconds of sound that wait, from which on the session lags
 CAUGHT_UP = 0.5
@@ -77,16 +71,6 @@ class Stage:
     namer: Namer
     batch_size: Callable[[], int]
     check: Callable[[Options], Job[None]]
-
-
-@dataclass(frozen=True)
-class _Guess:
-    """The language of the first chunks. speech : seconds of it; chunks : how many there are"""
-
-    code: str = "en"
-    probability: float = 0.0
-    speech: float = 0.0
-    chunks: int = 0
 
 
 class Hearing:
@@ -122,7 +106,7 @@ class Hearing:
         self._lags = False
         self._is_over = False
         self._speakers: LiveSpeakers | None = None
-        self._language = _Guess()
+        self._language = Guess(stage.models, options.languages)
         self._regions: OnlineRegions
         self._chunks: OnlineChunks
 
@@ -226,8 +210,11 @@ class Hearing:
     def _take_in(self) -> None:
         """What has come; of a gap no more silence at once than the detector hears at once."""
         if self._gap:
-            self._buffer.add(np.zeros(min(self._gap, WINDOWS_AT_ONCE * WINDOW), np.float32))
-            self._gap -= min(self._gap, WINDOWS_AT_ONCE * WINDOW)
+            at_once = WINDOWS_AT_ONCE * WINDOW
+            if self._buffer.end - self._position < at_once:
+                silence = min(self._gap, at_once)
+                self._buffer.add(np.zeros(silence, np.float32))
+                self._gap -= silence
             return
         block = self.intake.take()
         while block is not None and not self._gap:
@@ -333,44 +320,19 @@ class Hearing:
         return sound.between(start, min(end, sound.end))
 
     def _knows_language(self, at_end: bool) -> bool:
-        """Whether the language is known, or need not be; looks at the chunks that wait."""
+        """Whether the language is known, or need not be; looks at the chunks that wait, which are all."""
         recording = self._recording
-        options = recording.options
-        if options.multilingual or recording.language is not None:
+        if recording.options.multilingual or recording.language is not None:
             return True
-        waiting = recording.chunks[self._added :]
-        waited = self._position / SAMPLE_RATE - waiting[0].end
-        if len(waiting) > self._language.chunks:
-            self._language = self._language_of(waiting)
-        guess = self._language
-        is_likely = guess.probability >= LIKELY and guess.speech >= SECONDS_OF_LIKELY
-        has_heard_enough = guess.speech >= SECONDS_OF_SPEECH or waited >= SECONDS_OF_WAITING or at_end
-        if guess.probability >= CERTAIN or is_likely or has_heard_enough:
-            recording.language = guess.code
-            recording.language_probability = guess.probability
-        return recording.language is not None
-
-    def _language_of(self, chunks: list[Chunk]) -> _Guess:
-        """The language of the first chunks."""
-        self._recording.stage = "language"
-        whisper = self._stage.models.whisper()
-        encoded: dict[Chunk, mx.array] = {}
-        sounds = [self._samples_of(place) for place in range(self._added, self._added + len(chunks))]
-        ends = np.cumsum([sound.size for sound in sounds]) / SAMPLE_RATE
-        shifted = [Chunk(end - sound.size / SAMPLE_RATE, end) for sound, end in zip(sounds, ends, strict=True)]
-        code, probability = batched.detect_language(
-            np.concatenate(sounds),
-            shifted,
-            whisper.model,
-            whisper.tokenizer,
-            among=self._recording.options.languages,
-            keep=encoded,
-        )
-        for chunk, moved in zip(chunks, shifted, strict=True):
-            if moved in encoded:
-                self._recording.encoded[chunk] = encoded[moved]
-        speech = sum(region.duration for chunk in chunks for region in chunk.regions)
-        return _Guess(code, probability, speech, len(chunks))
+        recording.stage = "language"
+        chunks = recording.chunks
+        self._language.hear(chunks, [self._samples_of(place) for place in range(len(chunks))])
+        if not at_end and not self._language.is_certain(self._position / SAMPLE_RATE - chunks[0].end):
+            return False
+        recording.language = self._language.code
+        recording.language_probability = self._language.probability
+        recording.encoded = {chunks[place]: encoded for place, encoded in self._language.encoded.items()}
+        return True
 
     def _finish_chunks(self, until_sound_comes: bool = False) -> Job[None]:
         """Wait for the finals of all chunks that are complete, and were given to Whisper."""
