@@ -265,19 +265,39 @@ def test_a_pipe_waits_until_it_is_heard() -> None:
 
 
 def test_a_microphone_does_not_wait_and_what_is_left_out_is_a_gap() -> None:
-    answers = iter([0.0, 31.0, 40.0, 29.0, 0.0])
+    # a gap lasts until half of what waited is heard, and what waits may then be more again
+    answers = iter([0.0, 31.0, 40.0, 29.0, 16.0, 14.0, 29.0, 31.0])
     session = ScriptedSession(waiting=lambda _: next(answers))
-    blocks = [Block(np.zeros(1600, np.float32))] * 5
+    blocks = [Block(np.zeros(1600, np.float32))] * 8
     Feeding(Spoken(blocks), session, saved=None, drops=True, offset=0.0).run()
-    assert [block.start for block in session.fed] == [None, pytest.approx(0.3), None] and next(answers, None) is None
+    assert [block.start for block in session.fed] == [None, pytest.approx(0.5), None] and next(answers, None) is None
+
+
+def test_a_machine_that_is_a_little_too_slow_has_few_gaps() -> None:
+    waiting = 0.0
+    session = ScriptedSession(waiting=lambda session: waiting)
+    feeding = Feeding(Spoken([]), session, saved=None, drops=True, offset=0.0)
+    for _ in range(20 * 3600):  # an hour, of which it hears 54 minutes
+        fed = len(session.fed)
+        feeding._feed(Block(np.zeros(800, np.float32)))
+        waiting = max(0.0, waiting + 0.05 * (len(session.fed) - fed) - 0.045)
+    gaps = [block.start for block in session.fed if block.start is not None]
+    assert 1 <= len(gaps) <= 25 and len(session.fed) > 0.89 * 20 * 3600
 
 
 def test_feeding_stops_while_it_waits() -> None:
-    session = ScriptedSession(waiting=lambda _: 100.0)
+    asked = threading.Event()
+
+    def waiting(_: ScriptedSession) -> float:
+        asked.set()
+        return 100.0
+
+    session = ScriptedSession(waiting=waiting)
     source = Spoken([Block(np.zeros(160, np.float32))] * 3)
     feeding = Feeding(source, session, saved=None, drops=False, offset=0.0)
     thread = threading.Thread(target=feeding.run)
     thread.start()
+    assert asked.wait(timeout=30)
     feeding.stop()
     thread.join(timeout=30)
     assert not thread.is_alive() and source.closed and session.reason == "it was interrupted"
