@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -27,6 +28,7 @@ from mlx_speech.live import microphone
 from mlx_speech.live.events import Block, Gap
 from mlx_speech.live.journal import read_journal
 from mlx_speech.live.microphone import Device
+from mlx_speech.live.saved import SavedSound
 
 SECOND = b"\x00\x40" * 16000
 SCRIPT = [
@@ -119,8 +121,6 @@ def test_raw_samples_of_another_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_file_that_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "talk.wav"
-    from mlx_speech.live.saved import SavedSound
-
     SavedSound(path).add(Block(np.full(48000, 0.5, np.float32)))
     session = ScriptedSession(SCRIPT)
     assert run(monkeypatch, session, "--follow", path, "--idle", "0.1", "-o", tmp_path, "-f", "srt,html") == 0
@@ -187,6 +187,28 @@ def test_an_error_of_the_session_leaves_the_journal(
     assert [segment["text"] for segment in content["segments"]] == ["one two", "three four", "five six"]
     assert content["segments"][2]["start"] == 2.5 and content["duration"] == 4.0
     assert "2.0 s are there already" in capsys.readouterr().err and folder_of(tmp_path) == {"live.json"}
+
+
+@pytest.mark.parametrize("when", ["it comes", "it is closed"])
+def test_a_full_disk_for_the_sound_leaves_the_transcript(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def write(sound: SavedSound, _: object) -> None:
+        raise sound._unwritable(OSError(errno.ENOSPC, "No space left on device"))
+
+    def write_header(sound: SavedSound, size: int | None) -> None:
+        if size is not None:
+            write(sound, None)
+
+    if when == "it comes":
+        monkeypatch.setattr(SavedSound, "_write", write)
+    else:
+        monkeypatch.setattr(SavedSound, "_write_header", write_header)
+    flags = ("-o", tmp_path / "out", "-f", "txt,html", "--save-audio", tmp_path / "sound.wav")
+    assert run(monkeypatch, ScriptedSession(SCRIPT), "-", *flags, sound=3 * SECOND) == 2
+    assert folder_of(tmp_path / "out") == {"live.txt", "live.html"}
+    assert (tmp_path / "out" / "live.txt").read_text() == "one two\nthree four\n"
+    assert "sound.wav: cannot be written (No space left on device)" in capsys.readouterr().err
 
 
 def test_files_of_a_journal_that_was_left(
@@ -340,6 +362,8 @@ def test_interrupted_once_and_twice(tmp_path: Path, kind: signal.Signals, ends: 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+    limit = threading.Timer(60, process.kill)  # no line would come, and nobody would wait for less
+    limit.start()
     try:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         process.stdin.write(SECOND)
@@ -357,6 +381,7 @@ def test_interrupted_once_and_twice(tmp_path: Path, kind: signal.Signals, ends: 
             assert folder_of(out) == {"live.live.jsonl"}
             assert read_journal(out / "live.live.jsonl").transcript.text == "one two"
     finally:
+        limit.cancel()
         process.kill()
         process.wait(timeout=30)
         for stream in (process.stdin, process.stdout, process.stderr):

@@ -240,7 +240,11 @@ def run(
         except KeyboardInterrupt:
             output.say(f"stopped; {output.left}")
             return INTERRUPTED
-        output.close_sound()
+        not_closed = None
+        try:
+            output.close_sound()  # before the page that may hold it; the transcript does not depend on it
+        except OutputError as error:
+            not_closed = error
         transcript = output.transcript
         if transcript is not None:
             if files is not None:
@@ -251,6 +255,8 @@ def run(
                 print(timing(transcript), file=sys.stderr)
         if outcome.error is not None:
             raise outcome.error
+        if not_closed is not None:
+            raise not_closed
     return 0
 
 

@@ -88,7 +88,13 @@ class SavedSound:
             if HEADER.size + size < UNKNOWN_SIZE:  # 37 hours
                 self._write_header(size)
         finally:
+            self._close_file()
+
+    def _close_file(self) -> None:
+        try:
             self._file.close()
+        except OSError as error:  # some file systems say only now that the disk is full
+            raise self._unwritable(error) from error
 
     def _begin(self) -> int:
         """Make the file ready for the next sample; returns how many are there."""
