@@ -242,6 +242,19 @@ def test_a_growing_file_that_is_taken_away(growing: tuple[Path, FakeClock, bytes
     assert clock.time < 1004 and str(path) in source.reason and "grown" not in source.reason
 
 
+@pytest.mark.parametrize("skipped", range(10))
+def test_the_beginning_of_a_growing_file_is_skipped(growing: tuple[Path, FakeClock, bytes], skipped: int) -> None:
+    path, clock, samples = growing
+    clock.at(1.0, lambda: append(path, samples[3:8]))
+    clock.at(2.0, lambda: append(path, samples[8:]))
+    source = growing_file(path, 10, clock=clock)
+    source.skip(skipped / 8000)
+    heard: list[int] = []
+    for block in source:
+        heard += counted([block])
+    assert heard == list(range(skipped + 1, 9))
+
+
 def test_a_growing_file_that_is_none(tmp_path: Path) -> None:
     clock = FakeClock()
     path = tmp_path / "talk.mp3"
