@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -25,8 +26,11 @@ from mlx_speech.cli.live_run import Feeding
 from mlx_speech.errors import AudioError, DeviceLost
 from mlx_speech.live import microphone
 from mlx_speech.live.events import Block, Gap
-from mlx_speech.live.journal import read_journal
+from mlx_speech.live.journal import SUFFIX, Journal, read_journal
 from mlx_speech.live.microphone import Device
+from mlx_speech.live.pcm import CODINGS
+from mlx_speech.live.saved import SavedSound
+from mlx_speech.live.settings import CHUNK_SIZE, MAX_PAUSE, LiveSettings
 
 SECOND = b"\x00\x40" * 16000
 SCRIPT = [
@@ -119,8 +123,6 @@ def test_raw_samples_of_another_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_file_that_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "talk.wav"
-    from mlx_speech.live.saved import SavedSound
-
     SavedSound(path).add(Block(np.full(48000, 0.5, np.float32)))
     session = ScriptedSession(SCRIPT)
     assert run(monkeypatch, session, "--follow", path, "--idle", "0.1", "-o", tmp_path, "-f", "srt,html") == 0
@@ -189,6 +191,28 @@ def test_an_error_of_the_session_leaves_the_journal(
     assert "2.0 s are there already" in capsys.readouterr().err and folder_of(tmp_path) == {"live.json"}
 
 
+@pytest.mark.parametrize("when", ["it comes", "it is closed"])
+def test_a_full_disk_for_the_sound_leaves_the_transcript(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def write(sound: SavedSound, _: object) -> None:
+        raise sound._unwritable(OSError(errno.ENOSPC, "No space left on device"))
+
+    def write_header(sound: SavedSound, size: int | None) -> None:
+        if size is not None:
+            write(sound, None)
+
+    if when == "it comes":
+        monkeypatch.setattr(SavedSound, "_write", write)
+    else:
+        monkeypatch.setattr(SavedSound, "_write_header", write_header)
+    flags = ("-o", tmp_path / "out", "-f", "txt,html", "--save-audio", tmp_path / "sound.wav")
+    assert run(monkeypatch, ScriptedSession(SCRIPT), "-", *flags, sound=3 * SECOND) == 2
+    assert folder_of(tmp_path / "out") == {"live.txt", "live.html"}
+    assert (tmp_path / "out" / "live.txt").read_text() == "one two\nthree four\n"
+    assert "sound.wav: cannot be written (No space left on device)" in capsys.readouterr().err
+
+
 def test_files_of_a_journal_that_was_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -201,6 +225,102 @@ def test_files_of_a_journal_that_was_left(
     assert folder_of(out) == {"talk.txt", "talk.rttm"} and journal.exists()
     assert (out / "talk.txt").read_text() == "[SPEAKER_00]: one two\n[SPEAKER_00]: three four\n"
     assert "talk.{txt,rttm}" in capsys.readouterr().out
+
+
+class CountingSession(ScriptedSession):
+    """Every second of sound is a chunk, which says the hundredths of its first sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chunks = 0
+
+    def feed(self, sound: np.ndarray | Block) -> None:
+        super().feed(sound)
+        samples = np.concatenate([block.samples[0] for block in self.fed])
+        while self.chunks + 1 <= samples.size / 16000:
+            value = round(100 * float(samples[16000 * self.chunks]))
+            self._tell(final(self.chunks, float(self.chunks), f"at {value}"))
+            self.chunks += 1
+
+
+def counting(first: int, last: int) -> np.ndarray:
+    """A second of each of these hundredths."""
+    return np.repeat(np.arange(first, last + 1) / 100, 16000).astype(np.float32)
+
+
+KILLED = """
+import sys
+import test_live_command
+from mlx_speech import cli
+from mlx_speech.cli import live
+from scripted_live import ScriptedPipeline
+
+def pipeline(given, say):
+    for name in ("device", "model_dir", "model_cache_only", "hf_token"):
+        given.pop(name)
+    return ScriptedPipeline(test_live_command.CountingSession())
+
+live.make_pipeline = pipeline
+cli.main(["live", *sys.argv[1:]])
+"""
+
+
+def test_a_file_is_followed_from_where_a_killed_session_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    script, path, sound, out = tmp_path / "run.py", tmp_path / "talk.wav", tmp_path / "sound.wav", tmp_path / "out"
+    script.write_text(KILLED)
+    recorder = SavedSound(path)
+    recorder.add(Block(counting(1, 6)[: 5 * 16000 + 4000]))  # the last quarter of a second will not be final
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
+    flags = ["--follow", str(path), "-o", str(out), "-f", "json", "--save-audio", str(sound)]
+    process = subprocess.Popen(
+        [sys.executable, str(script), *flags, "--idle", "600"], env=environment, stdout=subprocess.PIPE
+    )
+    limit = threading.Timer(60, process.kill)
+    limit.start()
+    try:
+        assert process.stdout is not None
+        with process.stdout:
+            lines = [process.stdout.readline() for _ in range(5)]
+        assert lines[-1] == b"[00:04.0] at 5\n"
+    finally:
+        limit.cancel()
+        process.kill()
+        process.wait(timeout=30)
+    assert folder_of(out) == {"talk.live.jsonl"} and load_audio(sound).size >= 5 * 16000
+    recorder.add(Block(np.concatenate([counting(6, 6)[4000:], counting(7, 9)])))
+    session = CountingSession()
+    assert run(monkeypatch, session, *flags, "--idle", "0.1") == 0
+    content = json.loads((out / "talk.json").read_text())
+    assert [segment["text"] for segment in content["segments"]] == [f"at {k}" for k in range(1, 10)]
+    assert [segment["start"] for segment in content["segments"]] == list(range(9)) and content["duration"] == 9.0
+    assert session.heard == 4.0 and load_audio(sound).tolist() == load_audio(path).tolist()
+    assert "5.0 s are there already" in capsys.readouterr().err and folder_of(out) == {"talk.json"}
+    # its sound is not saved in itself, which would cut it
+    assert run(monkeypatch, CountingSession(), "--follow", path, "--save-audio", path) == 2
+    assert "is the file that is followed" in capsys.readouterr().err
+
+
+def test_a_session_that_fails_at_once_leaves_nothing_and_guards_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    flags = ("-o", tmp_path / "out", "-f", "txt", "--save-audio", tmp_path / "sound.wav")
+    failing = ScriptedSession(error=AudioError("the model is missing: fetch it"))
+    assert run(monkeypatch, failing, "-", *flags) == 2
+    assert folder_of(tmp_path) == {"out"} and folder_of(tmp_path / "out") == set()
+    # where only the header is left, by a process that was killed, files of others are not overwritten either
+    journal = Journal(tmp_path / "out" / "live.live.jsonl")
+    journal.begin({})
+    (tmp_path / "copy").write_bytes(journal.path.read_bytes())
+    journal.close()
+    (tmp_path / "copy").rename(journal.path)
+    (tmp_path / "out" / "live.txt").write_text("of another session")
+    capsys.readouterr()
+    assert run(monkeypatch, ScriptedSession(SCRIPT), "-", *flags, sound=SECOND) == 2
+    assert "live.txt: is there already, of another session" in capsys.readouterr().err
+    assert (tmp_path / "out" / "live.txt").read_text() == "of another session"
 
 
 # --- microphones -----------------------------------------------------------------------------------------------------
@@ -265,19 +385,39 @@ def test_a_pipe_waits_until_it_is_heard() -> None:
 
 
 def test_a_microphone_does_not_wait_and_what_is_left_out_is_a_gap() -> None:
-    answers = iter([0.0, 31.0, 40.0, 29.0, 0.0])
+    # a gap lasts until half of what waited is heard, and what waits may then be more again
+    answers = iter([0.0, 31.0, 40.0, 29.0, 16.0, 14.0, 29.0, 31.0])
     session = ScriptedSession(waiting=lambda _: next(answers))
-    blocks = [Block(np.zeros(1600, np.float32))] * 5
+    blocks = [Block(np.zeros(1600, np.float32))] * 8
     Feeding(Spoken(blocks), session, saved=None, drops=True, offset=0.0).run()
-    assert [block.start for block in session.fed] == [None, pytest.approx(0.3), None] and next(answers, None) is None
+    assert [block.start for block in session.fed] == [None, pytest.approx(0.5), None] and next(answers, None) is None
+
+
+def test_a_machine_that_is_a_little_too_slow_has_few_gaps() -> None:
+    waiting = 0.0
+    session = ScriptedSession(waiting=lambda session: waiting)
+    feeding = Feeding(Spoken([]), session, saved=None, drops=True, offset=0.0)
+    for _ in range(20 * 3600):  # an hour, of which it hears 54 minutes
+        fed = len(session.fed)
+        feeding._feed(Block(np.zeros(800, np.float32)))
+        waiting = max(0.0, waiting + 0.05 * (len(session.fed) - fed) - 0.045)
+    gaps = [block.start for block in session.fed if block.start is not None]
+    assert 1 <= len(gaps) <= 25 and len(session.fed) > 0.89 * 20 * 3600
 
 
 def test_feeding_stops_while_it_waits() -> None:
-    session = ScriptedSession(waiting=lambda _: 100.0)
+    asked = threading.Event()
+
+    def waiting(_: ScriptedSession) -> float:
+        asked.set()
+        return 100.0
+
+    session = ScriptedSession(waiting=waiting)
     source = Spoken([Block(np.zeros(160, np.float32))] * 3)
     feeding = Feeding(source, session, saved=None, drops=False, offset=0.0)
     thread = threading.Thread(target=feeding.run)
     thread.start()
+    assert asked.wait(timeout=30)
     feeding.stop()
     thread.join(timeout=30)
     assert not thread.is_alive() and source.closed and session.reason == "it was interrupted"
@@ -320,6 +460,8 @@ def test_interrupted_once_and_twice(tmp_path: Path, kind: signal.Signals, ends: 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+    limit = threading.Timer(60, process.kill)  # no line would come, and nobody would wait for less
+    limit.start()
     try:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         process.stdin.write(SECOND)
@@ -337,11 +479,18 @@ def test_interrupted_once_and_twice(tmp_path: Path, kind: signal.Signals, ends: 
             assert folder_of(out) == {"live.live.jsonl"}
             assert read_journal(out / "live.live.jsonl").transcript.text == "one two"
     finally:
+        limit.cancel()
         process.kill()
         process.wait(timeout=30)
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
+
+
+def test_what_the_help_repeats_is_what_the_session_takes() -> None:
+    settings = LiveSettings()
+    assert (MAX_PAUSE, CHUNK_SIZE, settings.step) == (live.MAX_PAUSE, live.CHUNK_SIZE, live.STEP)
+    assert live.SUFFIX == SUFFIX and tuple(CODINGS) == live.CODINGS
 
 
 def test_help_has_the_flags_that_mean_something(capsys: pytest.CaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -194,6 +196,52 @@ def test_one_session_at_a_time_and_no_empty_files(tmp_path: Path) -> None:
         Journal(tmp_path / "nowhere" / "a.live.jsonl")
 
 
+def test_a_journal_that_says_nothing_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "a.live.jsonl"
+    written(path, [])
+    assert not path.exists()
+    for event in (final(0, 0.0, "a"), Gap(2.0, 1.0, 9.0, "sleep"), speakers(0.0, [], 0.0)):
+        written(path, [event])
+        assert read_journal(path).says_something
+        written(path, [])  # what was there stays
+        assert read_journal(path).sessions == 2
+        path.unlink()
+
+
+def test_a_journal_is_removed_while_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another session that opens it meanwhile is told so, or makes a file of its own, which stays."""
+    path = tmp_path / "a.live.jsonl"
+    journal = Journal(path)
+    journal.begin({})
+    journal.add(final(0, 0.0, "a"))
+    unlink = Path.unlink
+
+    def unlink_watched(file: Path, missing_ok: bool = False) -> None:
+        with pytest.raises(OutputError, match="another session writes it"):
+            Journal(path)
+        unlink(file, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_watched)
+    journal.remove()
+    monkeypatch.undo()
+    assert not path.exists()
+    first = Journal(path)
+    first.begin({})
+    flock = fcntl.flock
+
+    def flock_late(file: BinaryIO, kind: int) -> None:
+        monkeypatch.undo()
+        first.remove()  # between opening and locking
+        flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", flock_late)
+    second = Journal(path)
+    second.begin({})
+    second.add(final(0, 0.0, "b"))
+    assert texts(path) == ["b"]
+    second.remove()
+
+
 # --- sessions that go on ---------------------------------------------------------------------------------------------
 
 
@@ -254,6 +302,23 @@ def test_voices_of_later_sessions_have_labels_of_their_own(tmp_path: Path) -> No
         "Ann",
     ]
     assert found.speakers == 3 and found.seconds == 3.0 and found.sessions == 3
+
+
+def test_sound_that_comes_again_goes_on_behind_the_last_final(tmp_path: Path) -> None:
+    path = tmp_path / "a.live.jsonl"
+    turns = [(0.0, 1.5, None, "SPEAKER_00"), (1.5, 4.0, None, "SPEAKER_01")]
+    written(path, [final(0, 0.0, "a b c d", at=5.0), speakers(6.0, turns, 6.0)])
+    assert read_journal(path).final_until == 2.0 and read_journal(path).seconds == 6.0
+    journal = Journal(path)
+    continued = journal.begin_again({})
+    assert (continued.offset, continued.chunks, continued.speakers) == (2.0, 1, 2)
+    # who speaks behind it is told again
+    expected = (Turn(0.0, 1.5, "SPEAKER_00"), Turn(1.5, 2.0, "SPEAKER_01"))
+    assert continued.before.diarization is not None and continued.before.diarization.turns == expected
+    journal.add(continued.event(speakers(1.0, [(0.5, 1.0, None, "SPEAKER_00")], 1.0)))
+    journal.close()
+    diarization = read_journal(path).transcript.diarization
+    assert diarization is not None and diarization.turns == (*expected, Turn(2.5, 3.0, "SPEAKER_02"))
 
 
 def test_more_may_have_been_heard_than_became_final(tmp_path: Path) -> None:
@@ -341,6 +406,20 @@ def test_saved_sound_has_silence_where_sound_is_missing_and_takes_other_rates(tm
     assert heard.size == pytest.approx(4.5 * 16000, abs=2)
     assert (heard[:16000] == 0.5).all() and not heard[16000:64000].any()
     assert heard[66000:70000] == pytest.approx(0.25, abs=0.01)
+
+
+def test_saved_sound_is_cut_where_it_comes_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    saved = SavedSound(path)
+    saved.add(Block(np.full(1600, 0.5, np.float32)))
+    saved.close()
+    saved = SavedSound(path, goes_on=True)
+    saved.cut(0.2)
+    assert saved.seconds == 0.1
+    saved.cut(0.05)
+    saved.add(Block(np.full(800, 0.25, np.float32)))
+    saved.close()
+    assert load_audio(path).tolist() == [0.5] * 800 + [0.25] * 800
 
 
 def test_saved_sound_goes_on_and_overwrites_nothing(tmp_path: Path) -> None:

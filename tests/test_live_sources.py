@@ -242,6 +242,19 @@ def test_a_growing_file_that_is_taken_away(growing: tuple[Path, FakeClock, bytes
     assert clock.time < 1004 and str(path) in source.reason and "grown" not in source.reason
 
 
+@pytest.mark.parametrize("skipped", range(10))
+def test_the_beginning_of_a_growing_file_is_skipped(growing: tuple[Path, FakeClock, bytes], skipped: int) -> None:
+    path, clock, samples = growing
+    clock.at(1.0, lambda: append(path, samples[3:8]))
+    clock.at(2.0, lambda: append(path, samples[8:]))
+    source = growing_file(path, 10, clock=clock)
+    source.skip(skipped / 8000)
+    heard: list[int] = []
+    for block in source:
+        heard += counted([block])
+    assert heard == list(range(skipped + 1, 9))
+
+
 def test_a_growing_file_that_is_none(tmp_path: Path) -> None:
     clock = FakeClock()
     path = tmp_path / "talk.mp3"
@@ -289,6 +302,8 @@ class FakeDevices:
         ]
         self.default: int | None = 1
         self.restarts = 0
+        self.failing_starts = 0  # how many of the next ones fail
+        self.runs = True
 
     def query_devices(self, device: int | str | None = None, kind: str | None = None) -> Any:
         if kind is None:
@@ -316,10 +331,16 @@ class FakeDevices:
         self.callback = None
 
     def _terminate(self) -> None:
-        self.restarts += 1
+        if not self.runs:
+            raise PortAudioError("PortAudio not initialized [PaErrorCode -10000]")
+        self.runs = False
 
     def _initialize(self) -> None:
-        pass
+        if self.failing_starts:
+            self.failing_starts -= 1
+            raise PortAudioError("Unanticipated host error [PaErrorCode -9999]")
+        self.runs = True
+        self.restarts += 1
 
     def send(self, value: float, samples: int = 50, *, overflow: bool = False, adc: float = 0.0) -> None:
         if self.callback is None:
@@ -428,6 +449,17 @@ def test_a_microphone_that_is_gone_is_waited_for(devices: FakeDevices) -> None:
     assert back.sample_rate == 200 and source.device.name == "Interface" and devices.restarts >= 4
     assert back.start == pytest.approx(6.0 - 0.25)  # it lasts a quarter of a second
     assert next(source).start is None
+
+
+def test_a_device_comes_back_behind_portaudio_that_did_not_start(devices: FakeDevices) -> None:
+    at(devices, 0.5)
+    source = opened(devices)
+    next(source)
+    with pytest.warns(UserWarning, match="gone"):
+        next(source)
+    devices.failing_starts = 3
+    at(devices, 8.0)
+    assert next(source).start == pytest.approx(7.5) and devices.failing_starts == 0
 
 
 def test_a_microphone_that_stays_away(devices: FakeDevices) -> None:

@@ -52,7 +52,8 @@ DESCRIPTION = (
 )
 SUFFIX = ".live.jsonl"
 DEFAULT_NAME = "live"
-# what the session takes where nothing else is asked for, in seconds
+# What the session takes where nothing else is asked for, in seconds. These, and the names around them, are repeated for
+# the help: the modules that they come from bring NumPy or MLX. The tests hold both to be the same.
 MAX_PAUSE = 0.6
 CHUNK_SIZE = 15
 STEP = 0.5
@@ -195,6 +196,7 @@ def run(
     if recover is not None:
         return _recover(Path(recover), output_dir or ".", output_format, name, layout)
     _check_machine(given)
+    _check_saved(follow, save_audio)
     of_source = {flag: given.pop(flag) for flag in OF_SOURCE if flag in given}
     of_session = _session_keywords(given)
     described = {option: str(value) for option, value in (of_session | given).items() if option != "hf_token"}
@@ -212,6 +214,7 @@ def run(
     from mlx_speech.cli.live_output import Output
     from mlx_speech.cli.live_run import Feeding
     from mlx_speech.cli.live_run import follow as follow_session
+    from mlx_speech.live.sources import GrowingFile
 
     with ExitStack() as stack:
         opened = _open_source(source, follow, of_source)
@@ -226,7 +229,10 @@ def run(
             )
         )
         session = stack.enter_context(pipeline.session(**of_session, **keywords))
-        output.begin(described, None if save_audio is None else outputs.expanded(save_audio))
+        sound = None if save_audio is None else outputs.expanded(save_audio)
+        output.begin(described, sound, comes_again=follow is not None)
+        if isinstance(opened, GrowingFile):
+            opened.skip(output.offset)
         drops = source is None and follow is None
         feeding = Feeding(opened, session, saved=output.saved, drops=drops, offset=output.offset)
         try:
@@ -240,7 +246,11 @@ def run(
         except KeyboardInterrupt:
             output.say(f"stopped; {output.left}")
             return INTERRUPTED
-        output.close_sound()
+        not_closed = None
+        try:
+            output.close_sound()  # before the page that may hold it; the transcript does not depend on it
+        except OutputError as error:
+            not_closed = error
         transcript = output.transcript
         if transcript is not None:
             if files is not None:
@@ -251,6 +261,8 @@ def run(
                 print(timing(transcript), file=sys.stderr)
         if outcome.error is not None:
             raise outcome.error
+        if not_closed is not None:
+            raise not_closed
     return 0
 
 
@@ -275,6 +287,16 @@ def _check_source(
         for flag in flags:
             if flag in given and kind != needed:
                 raise OptionError(f"{flag_of(flag)} is of {SOURCES[needed]}: leave it out")
+
+
+def _check_saved(follow: str | None, save_audio: str | None) -> None:
+    """Raises `OptionError` where sound would be saved in the file that it comes from."""
+    if follow is None or save_audio is None:
+        return
+    saved = outputs.expanded(save_audio)
+    followed = outputs.expanded(follow)
+    if saved.exists() and followed.exists() and saved.samefile(followed):
+        raise OptionError(f"--save-audio {save_audio}: is the file that is followed: choose another one")
 
 
 def _check_machine(given: Mapping[str, Any]) -> None:
@@ -329,11 +351,18 @@ def _files_of(folder_name: str, formats: str, diarized: bool, name: str | None, 
     files = _Files(folder, stem, {kind: folder / f"{stem}.{kind}" for kind in kinds})
     outputs.make_writable(folder)
     outputs.check_paths({follow or "-": files.results.values()})
-    if follow is None and not files.journal.exists():  # sound that does not come again
+    if follow is None and not _says_something(files.journal):  # sound that does not come again
         for path in files.results.values():
             if path.exists():
                 raise OutputError(f"{path}: is there already, of another session: choose another --name")
     return files
+
+
+def _says_something(journal: Path) -> bool:
+    """Whether a session was left there that this one goes on with. Raises `SourceError`."""
+    from mlx_speech.live.journal import read_journal
+
+    return journal.exists() and read_journal(journal).says_something
 
 
 def _write(

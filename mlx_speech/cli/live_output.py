@@ -55,8 +55,17 @@ class Output:
         try:
             self.close_sound()
         finally:
-            if self._journal is not None:
-                self._journal.close()
+            self._close_journal()
+
+    def _close_journal(self) -> None:
+        if self._journal is None:
+            return
+        self._journal.close()
+        if self._ended is not None or self._journal.says_something:
+            return
+        # the journal is gone, and nothing goes on with the sound's file: one without sound would be in the way
+        if self.saved is not None and not self.saved.seconds:
+            self.saved.path.unlink(missing_ok=True)
 
     @property
     def offset(self) -> float:
@@ -68,10 +77,16 @@ class Output:
         """What is left of the session where it does not end by itself, in words."""
         if self._journal is None:
             return "nothing is written"
+        if not self._journal.says_something:
+            return "nothing was final yet"
         return f"what is final is in {self._journal.path}: --recover writes files of it, the same command goes on"
 
-    def begin(self, options: Mapping[str, str], save_audio: Path | None) -> None:
-        """Before the first sample. options : of the session; save_audio : where its sound goes
+    def begin(self, options: Mapping[str, str], save_audio: Path | None, *, comes_again: bool = False) -> None:
+        """Before the first sample.
+
+        options : of the session
+        save_audio : where its sound goes
+        comes_again : whether the source still has the sound of the sessions before, and can begin at any place of it
 
         Raises `OutputError`.
         """
@@ -80,9 +95,13 @@ class Output:
             self.saved = SavedSound(save_audio, goes_on=goes_on)
         if self._journal is None:
             return
-        seconds = self.saved.seconds if self.saved is not None else 0.0
-        self._continued = self._journal.begin(options, offset=seconds)
+        if comes_again:
+            self._continued = self._journal.begin_again(options)
+        else:
+            seconds = self.saved.seconds if self.saved is not None else 0.0
+            self._continued = self._journal.begin(options, offset=seconds)
         if self.saved is not None:
+            self.saved.cut(self.offset)  # what comes again is not saved twice
             self.saved.fill(self.offset)
         if goes_on:
             self.say(f"{self._journal.path}: {self.offset:.1f} s are there already: this goes on behind them")

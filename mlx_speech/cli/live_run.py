@@ -47,7 +47,8 @@ class Session(Protocol):
 class Feeding:
     """Gives a source's blocks to a session, and to the file that keeps them, until one of them ends.
 
-    drops : whether more than `MAX_WAITING` seconds that wait are a gap, as for a microphone, which cannot wait itself
+    drops : whether more than `MAX_WAITING` seconds that wait are a gap, as for a microphone, which cannot wait itself.
+        The gap lasts until half of them are heard: one long gap and not a short one at every block
     offset : seconds of sound in `saved` before the session
     """
 
@@ -91,7 +92,10 @@ class Feeding:
         if self._saved is not None:
             moved = None if block.start is None else block.start + self._offset
             self._saved.add(replace(block, start=moved))
-        while self._session.waiting > MAX_WAITING and not self._stopped.is_set():
+        limit = MAX_WAITING
+        if self._dropped:
+            limit = MAX_WAITING / 2
+        while self._session.waiting > limit and not self._stopped.is_set():
             if self._drops:
                 self._dropped = True
                 return

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import time
@@ -168,20 +169,19 @@ class Journal:
         self._clock = clock
         self._unsynced = False
         self._synced = clock()
-        try:
-            self._file: BinaryIO = path.open("ab", buffering=0)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise OutputError(f"{path}: another session writes it: choose another name") from error
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror}): choose another folder") from error
+        self._file = _locked(path)
         try:
             self.recovered = read_journal(path)
             self._drop_torn_line()
         except SourceError:
             self._file.close()
             raise
+        self._says_something = self.recovered.says_something
+
+    @property
+    def says_something(self) -> bool:
+        """Whether it has more than headers: something that would be lost with it."""
+        return self._says_something
 
     def begin(self, options: Mapping[str, Any], *, offset: float = 0.0, started: float | None = None) -> Continued:
         """Write the header, before the first sample. Returns what moves the session's events behind what was there.
@@ -192,6 +192,13 @@ class Journal:
         """
         recovered = self.recovered
         offset = max(offset, recovered.seconds)
+        return self._begin(options, offset, started)
+
+    def begin_again(self, options: Mapping[str, Any]) -> Continued:
+        """As `begin`, for sound that comes again from the end of what is final: nothing between is missing."""
+        return self._begin(options, self.recovered.final_until, None)
+
+    def _begin(self, options: Mapping[str, Any], offset: float, started: float | None) -> Continued:
         begun = time.time() if started is None else started
         header = {
             "type": "header",
@@ -202,6 +209,7 @@ class Journal:
             "options": options,
         }
         self._write(header)
+        recovered = read_journal(self.path)  # without what is told again
         return Continued(offset, recovered.chunks, recovered.speakers, recovered.transcript)
 
     def add(self, event: LiveEvent) -> None:
@@ -219,6 +227,7 @@ class Journal:
             case _:
                 return
         self._write({"type": kind, **to_plain(event)})
+        self._says_something = True
 
     def sync(self) -> None:
         """Have the disk keep what was written, where that is due: call it now and then. Raises `OutputError`."""
@@ -226,11 +235,11 @@ class Journal:
             self._sync()
 
     def close(self) -> None:
-        """Close it, for a later session to go on; one without a record is removed. Raises `OutputError`."""
+        """Close it, for a later session to go on; one that says nothing is removed. Raises `OutputError`."""
         if self._file.closed:
             return
         try:
-            if os.fstat(self._file.fileno()).st_size:
+            if self._says_something:
                 self._sync()
             else:
                 self.path.unlink(missing_ok=True)
@@ -238,9 +247,9 @@ class Journal:
             self._file.close()
 
     def remove(self) -> None:
-        """Close it and delete it: the results are written."""
+        """Delete it and close it: the results are written."""
+        self.path.unlink(missing_ok=True)  # while it is locked: what is there afterwards may be another session's
         self._file.close()
-        self.path.unlink(missing_ok=True)
 
     def _write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
@@ -269,6 +278,35 @@ class Journal:
             os.ftruncate(self._file.fileno(), whole)
 
 
+def _locked(path: Path) -> BinaryIO:
+    """The file, opened to append to and this process's alone. Raises `OutputError`."""
+    while True:
+        try:
+            file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror}): choose another folder") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(file, path):
+                return file
+        except BlockingIOError as error:
+            file.close()
+            raise OutputError(f"{path}: another session writes it: choose another name") from error
+        except OSError as error:
+            file.close()
+            raise OutputError(f"{path}: cannot be written ({error.strerror}): choose another folder") from error
+        file.close()  # another session removed it between the two steps
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether the open file is the one that has this path."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(file.fileno()), there)
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -278,15 +316,19 @@ class Recovered:
 
     transcript : of what is final, in the order in which it came
     seconds : of sound that were taken in until the last record, at least
+    final_until : seconds from the beginning to the end of the last final; what lies behind may have been heard in part
     chunks, speakers : how many there are, of the latter those without a name
     sessions : how many wrote it
+    says_something : whether there is more than headers
     """
 
     transcript: Transcript
     seconds: float
+    final_until: float
     chunks: int
     speakers: int
     sessions: int
+    says_something: bool
 
 
 def read_journal(path: Path) -> Recovered:
@@ -317,9 +359,11 @@ class _History:
         self._segments: list[Segment] = []
         self._speakers = _Timeline()
         self._seconds = 0.0
+        self._final_until = 0.0
         self._chunks = 0
         self._labels = 0
         self._sessions = 0
+        self._says_something = False
 
     def add(self, content: Any) -> None:
         """The next one. content : as `json.loads` gives it. Raises `CorruptFile`."""
@@ -338,6 +382,7 @@ class _History:
                 self._hear(record.number("end"))
         if kind != "header":
             self._hear(record.number("at"))
+            self._says_something = True
 
     def recovered(self) -> Recovered:
         """All of it."""
@@ -353,7 +398,15 @@ class _History:
             duration=self._seconds,
             diarization=diarization,
         )
-        return Recovered(told, self._seconds, self._chunks, self._labels, self._sessions)
+        return Recovered(
+            transcript=told,
+            seconds=self._seconds,
+            final_until=self._final_until,
+            chunks=self._chunks,
+            speakers=self._labels,
+            sessions=self._sessions,
+            says_something=self._says_something,
+        )
 
     def _hear(self, seconds: float) -> None:
         self._seconds = max(self._seconds, seconds)
@@ -362,7 +415,9 @@ class _History:
         version = record.number("format_version")
         if version != FORMAT_VERSION:
             raise CorruptFile(f"format_version is {version:g} and not {FORMAT_VERSION}: update mlx_speech to read it")
-        self._hear(record.number("offset"))
+        offset = record.number("offset")
+        self._hear(offset)
+        self._speakers.cut(offset)
         self._sessions += 1
 
     def _add_final(self, record: JsonObject, content: Mapping[str, Any]) -> None:
@@ -370,7 +425,9 @@ class _History:
         segments = Transcript.from_dict({**content, "format_version": transcript.FORMAT_VERSION}).segments
         self._segments += segments
         self._chunks = max(self._chunks, int(record.number("chunk")) + 1)
-        self._hear(record.number("end"))
+        end = record.number("end")
+        self._final_until = max(self._final_until, end)
+        self._hear(end)
         for segment in segments:
             self._count(segment.speaker)
 
@@ -411,6 +468,11 @@ class _Timeline:
             if turn.end > end:
                 turns.append(replace(turn, start=end))
         self._turns[first:last] = turns
+
+    def cut(self, end: float) -> None:
+        """Nobody behind `end`: a session that goes on from there tells who speaks."""
+        if self._told:
+            self.paint(end, math.inf, None)
 
     def diarization(self) -> Diarization | None:
         """None where nobody was told apart."""

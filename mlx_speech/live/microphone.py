@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
@@ -300,7 +301,9 @@ class Microphone:
             if self._clock.awake() - gone_since >= MAX_RETRY_SECONDS:
                 raise DeviceLost(f"{self.device.name}: the microphone is gone, and none came in its place")
             try:
-                self._devices._terminate()  # PortAudio makes its list of devices when it starts
+                # PortAudio makes its list of devices when it starts
+                with suppress(self._devices.PortAudioError):  # it is not running where it last failed to start
+                    self._devices._terminate()
                 self._devices._initialize()
                 device = self._find(None)
                 self._open(device)

@@ -74,11 +74,6 @@ class Decoder:
         self._rest = b""
         self._left: int | None = None  # bytes of sound that are still to come, where the header knows
 
-    @property
-    def begun(self) -> bool:
-        """Whether what precedes the samples has been read."""
-        return not self._in_header
-
     def samples(self, data: bytes) -> np.ndarray:
         """The next bytes → (channels, samples) float32, possibly none. Raises `AudioError` for another kind of file."""
         self._rest += data

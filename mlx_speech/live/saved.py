@@ -78,6 +78,19 @@ class SavedSound:
             self._write(np.zeros(count, np.int16))
             missing -= count
 
+    def cut(self, seconds: float) -> None:
+        """Drop what lies behind `seconds`, before the first sound is added. Raises `OutputError`."""
+        samples = round(seconds * SAMPLE_RATE)
+        if samples >= self._samples:
+            return
+        end = HEADER.size + samples * SAMPLE_BYTES
+        try:
+            self._file.truncate(end)
+            self._file.seek(end)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._samples = samples
+
     def close(self) -> None:
         """Write the sizes. Raises `OutputError`."""
         if self._file.closed:
@@ -88,7 +101,13 @@ class SavedSound:
             if HEADER.size + size < UNKNOWN_SIZE:  # 37 hours
                 self._write_header(size)
         finally:
+            self._close_file()
+
+    def _close_file(self) -> None:
+        try:
             self._file.close()
+        except OSError as error:  # some file systems say only now that the disk is full
+            raise self._unwritable(error) from error
 
     def _begin(self) -> int:
         """Make the file ready for the next sample; returns how many are there."""

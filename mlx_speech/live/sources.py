@@ -198,6 +198,12 @@ class GrowingFile:
         self._decoder = Decoder(str(path), None, heed_sizes=False)
         self._soundness = Soundness(str(path))
         self._grown = 0.0  # when it last grew
+        self._skip = 0.0  # seconds
+        self._left_out: int | None = None  # samples that are still to be skipped; None before the first
+
+    def skip(self, seconds: float) -> None:
+        """Leave out so much of the beginning, before the first block is asked for."""
+        self._skip = seconds
 
     def __iter__(self) -> GrowingFile:
         return self
@@ -213,9 +219,13 @@ class GrowingFile:
             if data:
                 self._grown = self._clock.awake()
                 samples = self._decoder.samples(data)
-                if samples.shape[1] and self._decoder.form is not None:
-                    return self._soundness.checked(Block(samples, self._decoder.form.sample_rate))
-                continue
+                if self._decoder.form is not None:
+                    sample_rate = self._decoder.form.sample_rate
+                    samples = self._behind_skipped(samples, sample_rate)
+                    if samples.shape[1]:
+                        return self._soundness.checked(Block(samples, sample_rate))
+                if not self._closed:
+                    continue
             if over:
                 self._end(over)
                 break
@@ -229,6 +239,14 @@ class GrowingFile:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def _behind_skipped(self, samples: np.ndarray, sample_rate: int) -> np.ndarray:
+        """As much of (channels, samples) as is not to be left out."""
+        if self._left_out is None:
+            self._left_out = round(self._skip * sample_rate)
+        count = min(self._left_out, samples.shape[1])
+        self._left_out -= count
+        return samples[:, count:]
 
     def _open(self) -> BinaryIO:
         try:
