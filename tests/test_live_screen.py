@@ -279,6 +279,9 @@ def seen(look: Callable[[], list[str]], expected: list[str]) -> None:
         time.sleep(0.02)
 
 
+OF_TERMINALS = ("TMUX", "NO_COLOR", "COLUMNS", "LINES")  # variables that say what a terminal is, or is not
+
+
 def test_in_a_real_terminal(tmp_path: Path) -> None:
     if shutil.which("tmux") is None:
         absent("tmux is not here: apt-get install tmux")
@@ -289,7 +292,7 @@ def test_in_a_real_terminal(tmp_path: Path) -> None:
     shown = f"PYTHONPATH={shlex.quote(paths)} {shlex.quote(sys.executable)} {shlex.quote(str(script))}"
 
     def tmux(*words: str) -> str:
-        environment = {name: value for name, value in os.environ.items() if name not in ("TMUX", "NO_COLOR")}
+        environment = {name: value for name, value in os.environ.items() if name not in OF_TERMINALS}
         environment |= {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
         command = ["tmux", "-u", "-S", str(socket), "-f", "/dev/null", *words]
         done = subprocess.run(command, capture_output=True, env=environment, timeout=30, check=True)

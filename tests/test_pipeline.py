@@ -246,7 +246,7 @@ def test_recordings_are_taken_as_they_are_needed() -> None:
 
 
 def test_an_unexpected_error_stops_one_recording_only(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlx_speech import pipeline as module
+    from mlx_speech import timing as module
 
     paths = [real("data/audio/en/jfk.flac"), real("data/diar/ami_debug/dev00.wav")]
     plain, calls = module.align_steps, []
@@ -288,7 +288,7 @@ def test_models_are_those_that_this_recording_used(pipe: Pipeline) -> None:
 
 
 def test_the_memory_limit_holds_while_it_works_and_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlx_speech import pipeline as module
+    from mlx_speech import detection as module
 
     before = mx.set_memory_limit(8 << 30)
     mx.set_memory_limit(before)

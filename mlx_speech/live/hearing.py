@@ -256,10 +256,7 @@ class Hearing:
 
     def _look_for_speech(self, samples: np.ndarray) -> Job[None]:
         """In whole windows, (windows · 512,)."""
-        steps = live_speech_steps(samples, self._stage.models.silero, self._state)
-        probabilities, self._state = yield from silently(steps)
-        self._position += samples.size
-        self._recording.models["vad"] = self._stage.models.names["vad"]
+        probabilities = yield from self._probabilities(samples)
         for probability in probabilities:
             regions = _in_seconds(self._regions.add(probability[None]))
             ahead = self._regions.ahead()
@@ -271,6 +268,14 @@ class Hearing:
             next_end = None if ahead.end is None else ahead.end / SAMPLE_RATE
             for chunk in self._chunks.add(regions, ahead.start / SAMPLE_RATE, next_end):
                 self._close(chunk)
+
+    def _probabilities(self, samples: np.ndarray) -> Job[np.ndarray]:
+        """Of speech in whole windows, (windows · 512,) → (windows,)."""
+        steps = live_speech_steps(samples, self._stage.models.silero, self._state)
+        probabilities, self._state = yield from silently(steps)
+        self._position += samples.size
+        self._recording.models["vad"] = self._stage.models.names["vad"]
+        return probabilities
 
     def _tell_speech(self, start: float) -> None:
         """A region begins at `start`, in seconds; this is told once."""
@@ -480,12 +485,13 @@ class Hearing:
         total = self._buffer.end
         self._next_round = math.inf
         yield from self._hear()
-        rest = self._buffer.between(self._position, total)
-        if rest.size:  # a part of a window
-            yield from self._look_for_speech(np.pad(rest, (0, WINDOW - rest.size)))
+        rest = self._buffer.between(self._position, total)  # a part of a window
+        probabilities = np.zeros(0, np.float32)
+        if rest.size:
+            probabilities = yield from self._probabilities(np.pad(rest, (0, WINDOW - rest.size)))
             yield from self._tell_apart(rest)
         if total >= MIN_SAMPLES:
-            regions = _in_seconds(self._regions.finish(total))
+            regions = _in_seconds(self._regions.finish(total, probabilities))
             self._tell_silences(regions)
             for chunk in self._chunks.finish(regions, total / SAMPLE_RATE):
                 self._close(chunk)

@@ -59,8 +59,14 @@ class OnlineRegions:
             regions.append(self._give(margin))
         return regions
 
-    def finish(self, num_samples: int) -> list[tuple[int, int]]:
-        """The regions that are left, at the end of the sound. num_samples : of all of it"""
+    def finish(self, num_samples: int, rest: Sequence[float] | np.ndarray = ()) -> list[tuple[int, int]]:
+        """The regions that are left, at the end of the sound.
+
+        num_samples : of all of it
+        rest : of speech in its last window, if that is not whole: it is longer than what is left of the sound, so that
+            nothing can be told before the end is known
+        """
+        self._tracker.add(rest)
         self._tracker.finish(num_samples)
         regions: list[tuple[int, int]] = []
         while self._given < len(self._tracker.stretches):
