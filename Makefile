@@ -63,7 +63,7 @@ $(VENV)/.scored: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.quick: $(VENV)/.installed
-	$(PY) -m pip install --quiet --editable ".[$(if $(EXTRA),$(EXTRA)$(COMMA))quick]"
+	$(PY) -m pip install --quiet --editable ".[$(if $(EXTRA),$(EXTRA)$(COMMA))server,quick]"
 	touch $@
 
 # torchaudio's Linux wheel on PyPI is linked to CUDA: without its compiled part it imports, and has all that is needed.
