@@ -15,11 +15,12 @@ import mlx_speech
 from mlx_speech import load_audio, package_data, steps
 from mlx_speech.errors import OptionError
 from mlx_speech.models.diarization_pipeline import Model
+from mlx_speech.sound_buffer import SoundBuffer
 from mlx_speech.stages import diarize as stage
 from mlx_speech.stages.cluster import HostPLDA
 from mlx_speech.stages.diarize import diarize
 from mlx_speech.stages.growing import NOBODY, Change, GrowingDiarization, matched
-from mlx_speech.stages.window_cache import Rows, Sound
+from mlx_speech.stages.window_cache import Rows
 from mlx_speech.transcript import Diarization, Turn
 
 RATE = 16_000
@@ -370,12 +371,12 @@ def test_rows_stay_where_they_are() -> None:
 
 def test_sound_that_is_dropped_is_given_back() -> None:
     rng = np.random.default_rng(1)
-    sound = Sound()
+    sound = SoundBuffer()
     everything = np.arange(20_000_000, dtype=np.float32)
     end = 0
     for length in [1, 0, 500, 12_000_000, 100, 100, 3000]:
-        sound.append(everything[end : end + length])
+        sound.add(everything[end : end + length])
         end += length
-        sound.drop(end - int(rng.integers(0, 200)))
-        assert np.array_equal(sound.samples, everything[sound.begin : end]) and sound.end == end
+        sound.drop_before(end - int(rng.integers(0, 200)))
+        assert np.array_equal(sound.samples, everything[sound.start : end]) and sound.end == end
         assert len(sound.samples) <= 200 and len(sound._buffer) < 1 << 22

@@ -26,7 +26,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
     ("errors", "version", "blas", "package_data", "steps"),
     ("backend",),
-    ("languages", "fields", "json_objects", "samples"),
+    ("languages", "fields", "json_objects", "samples", "sound_buffer"),
     ("transcript",),
     ("media", "channels"),
     ("tensors", "audio", "resampling", "hub", "features", "names"),

@@ -20,7 +20,6 @@ import numpy as np
 from mlx_speech.batches import Batches
 from mlx_speech.checks import chunk_size
 from mlx_speech.engine import WAITING, Job, silently, untold
-from mlx_speech.live.buffer import SoundBuffer
 from mlx_speech.live.events import Block, Ended, Final, Gap, Lag, LiveEvent, Partial, Silence, Speech
 from mlx_speech.live.intake import Intake, Resampled
 from mlx_speech.live.language import Guess
@@ -32,6 +31,7 @@ from mlx_speech.loading import Models
 from mlx_speech.options import Options
 from mlx_speech.recording import MIN_SAMPLES, Recording, in_order
 from mlx_speech.samples import SAMPLE_RATE
+from mlx_speech.sound_buffer import SoundBuffer
 from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.chunks import speech_and_pad
 from mlx_speech.stages.chunks_online import OnlineChunks

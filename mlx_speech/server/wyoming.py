@@ -20,7 +20,6 @@ import numpy as np
 from mlx_speech.audio import RATES
 from mlx_speech.errors import MLXSpeechError
 from mlx_speech.languages import LANGUAGES
-from mlx_speech.live.buffer import SoundBuffer
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.request import Request
 from mlx_speech.samples import SAMPLE_RATE
@@ -32,6 +31,7 @@ from mlx_speech.server.realtime.sound import Decoder, Format
 from mlx_speech.server.realtime.turns import pieces
 from mlx_speech.server.service import Service
 from mlx_speech.server.wyoming_lines import LONGEST_LINE, LineError, Message, read, written
+from mlx_speech.sound_buffer import SoundBuffer
 from mlx_speech.transcript import Transcript
 from mlx_speech.version import __version__
 

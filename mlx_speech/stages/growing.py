@@ -18,9 +18,10 @@ import numpy as np
 
 from mlx_speech.features import SAMPLE_RATE, one_channel
 from mlx_speech.models.diarization_pipeline import Model
+from mlx_speech.sound_buffer import SoundBuffer
 from mlx_speech.stages import cluster, diarize, windows
 from mlx_speech.stages.cluster import HostPLDA, speaker_bounds
-from mlx_speech.stages.window_cache import Cache, Found, Heard, Sound
+from mlx_speech.stages.window_cache import Cache, Found, Heard
 from mlx_speech.stages.windows import Windows
 from mlx_speech.steps import Steps
 from mlx_speech.transcript import Diarization, Turn
@@ -83,7 +84,7 @@ class GrowingDiarization:
         self._settings = diarize.settings_of(model)
         self._frames = self._settings["frames"]
         self._chunks = Windows(self._settings["duration"], self._step / SAMPLE_RATE)
-        self._sound = Sound()
+        self._sound = SoundBuffer()
         self._cache = Cache(model)
         self._open: int | None = None  # the first window of a stretch that is not whole yet
         self._loose: dict[int, np.ndarray] = {}  # its windows, in order → vectors of their voices
@@ -124,7 +125,7 @@ class GrowingDiarization:
     @property
     def seconds_kept(self) -> float:
         """Of sound that is in memory."""
-        return len(self._sound.samples) / SAMPLE_RATE
+        return len(self._sound) / SAMPLE_RATE
 
     @property
     def due(self) -> bool:
@@ -149,7 +150,7 @@ class GrowingDiarization:
 
         Raises `AudioError` for samples of another shape.
         """
-        self._sound.append(one_channel(samples, "speakers are told apart"))
+        self._sound.add(one_channel(samples, "speakers are told apart"))
         while True:
             first = len(self._cache.classes)
             whole = (self._sound.end - self._size) // self._step + 1
@@ -238,7 +239,7 @@ class GrowingDiarization:
             yield min(self._end_of(last), total / SAMPLE_RATE)
         if self._open is not None:
             self._close_stretch(count)
-        self._sound.drop(total)
+        self._sound.drop_before(total)
         if not self._cache.vectors.count:
             changes, _ = self._tell_all(Diarization(), len(self._told))
             return diarize.without_turns(self._bounds), changes
@@ -317,11 +318,11 @@ class GrowingDiarization:
     def _forget_sound(self) -> None:
         """What no window and no stretch needs any more."""
         needed = len(self._cache.classes) if self._open is None else self._open
-        self._sound.drop(needed * self._step)
+        self._sound.drop_before(needed * self._step)
 
     def _starts(self, first: int, last: int) -> list[int]:
         """The first samples of windows, in what is kept of the sound."""
-        return [window * self._step - self._sound.begin for window in range(first, last)]
+        return [window * self._step - self._sound.start for window in range(first, last)]
 
     def _end_of(self, count: int) -> float:
         """Seconds to the end of the first `count` windows."""

@@ -1,4 +1,4 @@
-"""What `stages.growing` keeps: the last of the sound, and what the models said of every window, packed."""
+"""What `stages.growing` keeps of every window: what the models said of it, packed."""
 
 from __future__ import annotations
 
@@ -10,48 +10,6 @@ import numpy as np
 from mlx_speech.models.diarization_pipeline import Model
 
 ROWS_PER_BLOCK = 1024  # of a cache, which never copies what it has
-LARGEST_SPARE = 1 << 21  # samples that a buffer may hold in vain
-
-
-class Sound:
-    """The last of the samples. begin, end : which they are, counted from the first of all"""
-
-    def __init__(self) -> None:
-        self.begin = 0
-        self._buffer = np.empty(0, dtype=np.float32)
-        self._first = 0
-        self._count = 0
-
-    @property
-    def end(self) -> int:
-        return self.begin + self._count
-
-    @property
-    def samples(self) -> np.ndarray:
-        return self._buffer[self._first : self._first + self._count]
-
-    def append(self, samples: np.ndarray) -> None:
-        needed = self._count + len(samples)
-        if self._first + needed > len(self._buffer):
-            self._move(2 * needed)
-        self._buffer[self._first + self._count : self._first + needed] = samples
-        self._count = needed
-
-    def drop(self, before: int) -> None:
-        """Forget the samples before that one."""
-        gone = min(max(0, before - self.begin), self._count)
-        self.begin += gone
-        self._first += gone
-        self._count -= gone
-        if len(self._buffer) - 2 * self._count > LARGEST_SPARE:
-            self._move(2 * self._count)
-
-    def _move(self, size: int) -> None:
-        """To a new buffer of that many samples."""
-        buffer = np.empty(size, dtype=np.float32)
-        buffer[: self._count] = self.samples
-        self._buffer = buffer
-        self._first = 0
 
 
 class Rows:

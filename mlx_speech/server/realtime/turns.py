@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 
 from mlx_speech.errors import MLXSpeechError
-from mlx_speech.live.buffer import SoundBuffer
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server.errors import ApiError, api_error
 from mlx_speech.server.outcomes import outcome_of, result_of
@@ -39,6 +38,7 @@ from mlx_speech.server.realtime.recognition import (
     Text,
 )
 from mlx_speech.server.realtime.words import Words, untold
+from mlx_speech.sound_buffer import SoundBuffer
 from mlx_speech.transcript import Segment, space_between
 
 if TYPE_CHECKING:
