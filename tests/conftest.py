@@ -59,6 +59,14 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLX_SPEECH_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What fixtures of a module load is converted once, and not into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_SPEECH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def pytest_configure(config: pytest.Config) -> None:
     import torch
 

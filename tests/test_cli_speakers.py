@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import wave
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,12 +27,7 @@ MODEL = ["--diarize-model", str(DEMO / "diarization")]
 STRETCHES = {"Ann": ("19.1", "22.8"), "Bob": ("10.6", "13.0"), "Carl": ("0.4", "3.3")}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The models are converted once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLX_SPEECH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("shared_cache")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +50,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def model(_shared_cache: None) -> diarization_pipeline.Model:
+def model(shared_cache: None) -> diarization_pipeline.Model:
     loaded = load(DEMO / "diarization")
     assert isinstance(loaded, diarization_pipeline.Model)
     return loaded

@@ -26,11 +26,9 @@ from mlx_speech.cli.live_run import Feeding
 from mlx_speech.errors import AudioError, DeviceLost
 from mlx_speech.live import microphone
 from mlx_speech.live.events import Block, Gap
-from mlx_speech.live.journal import SUFFIX, Journal, read_journal
+from mlx_speech.live.journal import Journal, read_journal
 from mlx_speech.live.microphone import Device
-from mlx_speech.live.pcm import CODINGS
 from mlx_speech.live.saved import SavedSound
-from mlx_speech.live.settings import CHUNK_SIZE, MAX_PAUSE, LiveSettings
 
 SECOND = b"\x00\x40" * 16000
 SCRIPT = [
@@ -485,12 +483,6 @@ def test_interrupted_once_and_twice(tmp_path: Path, kind: signal.Signals, ends: 
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
-
-
-def test_what_the_help_repeats_is_what_the_session_takes() -> None:
-    settings = LiveSettings()
-    assert (MAX_PAUSE, CHUNK_SIZE, settings.step) == (live.MAX_PAUSE, live.CHUNK_SIZE, live.STEP)
-    assert live.SUFFIX == SUFFIX and tuple(CODINGS) == live.CODINGS
 
 
 def test_help_has_the_flags_that_mean_something(capsys: pytest.CaptureFixture) -> None:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_speech.errors import AudioError, DeviceLost, MissingDependency, OptionError
+from mlx_speech.live import defaults
 from mlx_speech.live import microphone as microphones
 from mlx_speech.live.events import Block
 from mlx_speech.live.microphone import list_devices, microphone, table
@@ -530,3 +531,7 @@ def test_what_has_to_be_installed_beside_it(
     monkeypatch.setattr("sys.platform", platform)
     with pytest.raises(MissingDependency, match=advice):
         list_devices()
+
+
+def test_every_coding_that_can_be_asked_for_can_be_read() -> None:
+    assert tuple(CODINGS) == defaults.CODINGS

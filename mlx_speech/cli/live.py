@@ -35,6 +35,7 @@ from mlx_speech.cli.transcribe import (
 )
 from mlx_speech.errors import OptionError, OutputError, in_range
 from mlx_speech.fields import options_of
+from mlx_speech.live.defaults import CHUNK_SIZE, CODINGS, JOURNAL_SUFFIX, MAX_PAUSE, MAX_STEP, MIN_STEP, STEP
 from mlx_speech.options import DecodingOptions, DetectionOptions, Options, SpeakerOptions
 
 if TYPE_CHECKING:
@@ -50,14 +51,7 @@ DESCRIPTION = (
     "command, given again, goes on with it, and --recover writes files of it. Without -o there is no such file, and "
     "nothing but the screen."
 )
-SUFFIX = ".live.jsonl"
 DEFAULT_NAME = "live"
-# What the session takes where nothing else is asked for, in seconds. These, and the names around them, are repeated for
-# the help: the modules that they come from bring NumPy or MLX. The tests hold both to be the same.
-MAX_PAUSE = 0.6
-CHUNK_SIZE = 15
-STEP = 0.5
-CODINGS = ("s16le", "f32le")
 # flags of one kind of source, by the destination of the flag that chooses it
 OF_PIPE = ("rate", "format", "channels")
 OF_FILE = ("idle",)
@@ -66,8 +60,6 @@ OF_SOURCE = (*OF_PIPE, *OF_FILE, *OF_MICROPHONE)
 MICROPHONE = "--input"
 SOURCES = {"-": "standard input (-)", "--follow": "a file (--follow)", MICROPHONE: "a microphone"}
 SESSION_KEYWORDS = ("step", "partials", "finals", "max_pause")
-MIN_STEP = 0.1
-MAX_STEP = 30.0
 
 
 class _Pipeline(Protocol):
@@ -132,7 +124,7 @@ def _add_session(group: Any) -> None:
     pause = f"that ends a chunk, which makes it final (default {MAX_PAUSE:g})"
     group.add_argument("--max-pause", type=float, metavar="SECONDS", help=pause)
     size = options_of(DetectionOptions)["chunk_size"]
-    add_option(group, size, help=f"longest chunk in seconds, at most the model's window (default {CHUNK_SIZE})")
+    add_option(group, size, help=f"longest chunk in seconds, at most the model's window (default {CHUNK_SIZE:g})")
     finals = "window: chunks as long as those of transcribe, and the same text as its; later finals (default: pause)"
     group.add_argument("--finals", choices=("pause", "window"), help=finals)
 
@@ -146,7 +138,7 @@ def _add_outputs(group: Any) -> None:
     group.add_argument("--save-audio", default=None, metavar="FILE", help="the sound as WAV, 16 kHz mono, as it comes")
     lines = "events as lines of JSON on standard output, the transcript in the last one"
     group.add_argument("--json", action="store_true", default=False, help=lines)
-    recover = f"write files of a journal that was left ({SUFFIX}), and end; it stays"
+    recover = f"write files of a journal that was left ({JOURNAL_SUFFIX}), and end; it stays"
     group.add_argument("--recover", default=None, metavar="FILE", help=recover)
     add_option(group, LAYOUT["speaker_embeddings"])
     group.add_argument("--quiet", action=SWITCH, default=False, help="no words on the screen")
@@ -165,7 +157,7 @@ class _Files:
 
     @property
     def journal(self) -> Path:
-        return self.folder / f"{self.name}{SUFFIX}"
+        return self.folder / f"{self.name}{JOURNAL_SUFFIX}"
 
 
 def run(
@@ -385,7 +377,7 @@ def _recover(path: Path, folder_name: str, formats: str, name: str | None, layou
         formats, diarized=transcript.diarization is not None, advice=f"{path} has none: leave rttm out"
     )
     folder = outputs.expanded(folder_name)
-    stem = name or path.name.removesuffix(SUFFIX)
+    stem = name or path.name.removesuffix(JOURNAL_SUFFIX)
     outputs.make_writable(folder)
     results = {kind: folder / f"{stem}.{kind}" for kind in kinds}
     outputs.check_paths({str(path): results.values()}, "the journal")

@@ -20,11 +20,12 @@ import numpy as np
 from mlx_speech.batches import Batches
 from mlx_speech.checks import chunk_size
 from mlx_speech.engine import WAITING, Job, silently, untold
+from mlx_speech.live.defaults import CHUNK_SIZE, MAX_PAUSE
 from mlx_speech.live.events import Block, Ended, Final, Gap, Lag, LiveEvent, Partial, Silence, Speech
 from mlx_speech.live.intake import Intake, Resampled
 from mlx_speech.live.language import Guess
 from mlx_speech.live.rounds import Rounds
-from mlx_speech.live.settings import CHUNK_SIZE, MAX_PAUSE, LiveSettings
+from mlx_speech.live.settings import LiveSettings
 from mlx_speech.live.speakers import LiveSpeakers
 from mlx_speech.live.told import Told
 from mlx_speech.loading import Models

@@ -26,11 +26,11 @@ from typing import Any, BinaryIO
 from mlx_speech import transcript
 from mlx_speech.errors import CorruptFile, OutputError, SourceError, SourceNotFound
 from mlx_speech.json_objects import JsonObject, to_plain
+from mlx_speech.live.defaults import JOURNAL_SUFFIX
 from mlx_speech.live.events import Ended, Final, Gap, LiveEvent, Partial, Relabelled, Silence, Speakers, Speech
 from mlx_speech.transcript import Diarization, Segment, Transcript, Turn, Word
 from mlx_speech.version import __version__
 
-SUFFIX = ".live.jsonl"
 FORMAT_VERSION = 1
 SYNC_SECONDS = 2.0  # between two times that the disk is told to keep what was written
 _LABEL = re.compile(r"SPEAKER_(\d+)")  # of somebody who is not known by name
@@ -341,14 +341,16 @@ def read_journal(path: Path) -> Recovered:
     except FileNotFoundError as error:
         raise SourceNotFound(f"{path}: there is no such file: is the path right?") from error
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror}): give a file {SUFFIX}") from error
+        raise SourceError(f"{path}: cannot be read ({error.strerror}): give a file {JOURNAL_SUFFIX}") from error
     lines = content.split(b"\n")[:-1]  # behind the last end of line nothing follows, or what was torn
     history = _History()
     for number, line in enumerate(lines, start=1):
         try:
             history.add(json.loads(line))
         except (ValueError, CorruptFile) as error:
-            raise CorruptFile(f"{path}: line {number} is none of a journal ({error}): give a file {SUFFIX}") from error
+            raise CorruptFile(
+                f"{path}: line {number} is none of a journal ({error}): give a file {JOURNAL_SUFFIX}"
+            ) from error
     return history.recovered()
 
 

@@ -7,21 +7,19 @@ from typing import Any, Literal
 
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.fields import check, option
+from mlx_speech.live.defaults import CHUNK_SIZE, MAX_PAUSE, MAX_STEP, MIN_STEP, STEP
 from mlx_speech.options import Options
 from mlx_speech.stages.whisper.agreement import Policy
-
-MAX_PAUSE = 0.6  # seconds
-CHUNK_SIZE = 15.0  # seconds
 
 
 @dataclass(frozen=True)
 class LiveSettings:
     """Raises `OptionError`, naming what is out of range."""
 
-    step: float = option(0.5, "seconds between two partials")
+    step: float = option(STEP, "seconds between two partials")
     partials: bool = option(True, "tell what a chunk seems to say while it grows")
     finals: Literal["pause", "window"] = option(
-        "pause", "pause: a chunk ends at a pause of 0.6 s, or at 15 s; window: as in a file"
+        "pause", f"pause: a chunk ends at a pause of {MAX_PAUSE:g} s, or at {CHUNK_SIZE:g} s; window: as in a file"
     )
     every_partial: bool = option(False, "also those that newer sound has overtaken")
     policy: Policy = field(default_factory=Policy)  # what makes words firm
@@ -34,7 +32,7 @@ class LiveSettings:
 
     def __post_init__(self) -> None:
         check(self)
-        in_range(0.1, 30, step=self.step)
+        in_range(MIN_STEP, MAX_STEP, step=self.step)
 
 
 def check_live(options: Options) -> None:
