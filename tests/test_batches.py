@@ -104,6 +104,17 @@ def halvings(size: int) -> list[int]:
     return sizes
 
 
+def hear(shared: Batches, recordings: list[Recording], size: int) -> int:
+    """All chunks of the recordings; how many warnings there were."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for recording in recordings:
+            shared.add(recording, size)
+        while shared.advance():
+            pass
+    return len(told)
+
+
 @pytest.mark.parametrize("counts", [(1,), (9,), (3, 5), (4, 1, 7)])
 def test_every_chunk_comes_back_once(tight: type[Tight], counts: tuple[int, ...]) -> None:
     for size, most in itertools.product(range(1, 10), range(1, 10)):
@@ -111,19 +122,14 @@ def test_every_chunk_comes_back_once(tight: type[Tight], counts: tuple[int, ...]
         tight.made.clear()
         shared = batches_without_models()
         recordings = [recording_of(count) for count in counts]
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            for recording in recordings:
-                shared.add(recording, size)
-            while shared.advance():
-                pass
+        warned = hear(shared, recordings, size)
         for recording in recordings:
             assert recording.error is None
             check_heard(recording)
         assert tight.made == halvings(size)[: len(tight.made)]
         needed = min(size, sum(counts))
         assert len(tight.made) == 1 or needed > most
-        assert len(told) == (len(tight.made) > 1)
+        assert warned == (len(tight.made) > 1)
 
 
 @pytest.mark.parametrize("size", range(1, 10))
@@ -132,13 +138,8 @@ def test_where_not_even_one_has_room_all_hear_of_it(tight: type[Tight], size: in
     monkeypatch.setattr(tight.chance, "random", lambda: 1.0)
     shared = batches_without_models()
     recordings = [recording_of(2), recording_of(3)]
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        for recording in recordings:
-            shared.add(recording, size)
-        while shared.advance():
-            pass
-    assert tight.made == halvings(size) and len(told) == (size > 1)
+    warned = hear(shared, recordings, size)
+    assert tight.made == halvings(size) and warned == (size > 1)
     for recording in recordings:
         assert isinstance(recording.error, OutOfMemory) and not recording.news
 
