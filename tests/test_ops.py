@@ -25,6 +25,7 @@ from mlx_speech.ops.filter_bank import Layout, loudness, loudness_graph
 from mlx_speech.ops.gelu import NUMBERS_PER_PART, gelu
 from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.ops.pooled_conv import pooled_conv, pooled_conv_graph
+from mlx_speech.ops.rectified import rectified_linear, rectified_linear_graph
 from mlx_speech.ops.time_norm import time_norm, time_norm_graph
 
 LARGE = NUMBERS_PER_PART * 2 + 7  # numbers: several blocks and a part of one
@@ -208,6 +209,25 @@ def test_a_pooled_convolution_is_that_of_the_graph(samples: int, width: int, poo
     assert numpy_runs == [True]
     assert found.shape == expected.shape == (3, (samples - width + 1) // pool, 5)
     assert np.abs(np.array(found - expected)).max() < 2e-5
+
+
+@pytest.mark.parametrize("steps", [1, 511, 1030])
+def test_a_rectified_product_is_that_of_the_graph(steps: int, numpy_runs: list[bool]) -> None:
+    """With scales that are negative, nothing, and so small that no channel reaches the other side."""
+    x = draw(2, steps, 40)
+    scale = 1 + draw(40, scale=0.3, seed=1)
+    scale[3:6] = -scale[3:6]
+    scale[7:9] = 0
+    scale[10:12] = 1e-38
+    shift = draw(40, seed=2)
+    shift[7:9] = mx.array([1.0, -1.0])
+    shift[10:12] = mx.array([1e5, -1e5])
+    arrays = (x, scale, shift, draw(30, 40, seed=3), draw(30, seed=4))
+    found = rectified_linear(*arrays)
+    expected = rectified_linear_graph(*arrays)
+    assert numpy_runs == [True] and found.shape == expected.shape == (2, steps, 30)
+    allowed = 1e-6 * np.abs(np.array(arrays[3])).sum(axis=1) * np.abs(np.array(shift)).max()
+    assert (np.abs(np.array(found - expected)) < allowed).all()
 
 
 @pytest.mark.parametrize("steps, channels", [(1, 3), (1000, 1), (50_000, 4), (333, 600)])
