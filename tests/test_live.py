@@ -20,13 +20,14 @@ from mlx_speech.errors import AudioError, OptionError, PipelineClosed
 from mlx_speech.live import hearing, language, rounds, speakers
 from mlx_speech.live.early import EarlyFinal
 from mlx_speech.live.events import Block, Ended, Final, Gap, LiveEvent, Partial, Silence, Speakers, Speech
+from mlx_speech.live.packed import SEGMENTS_PER_BLOCK, PackedSegments
 from mlx_speech.live.told import MOST_WAITING, Told
 from mlx_speech.package_data import DEMO
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.chunks import speech_and_pad
 from mlx_speech.stages.whisper.options import DecodingOptions
 from mlx_speech.stages.whisper.partials import Round
-from mlx_speech.transcript import Chunk, Segment, Transcript
+from mlx_speech.transcript import Chunk, Segment, Transcript, Word
 
 PATIENCE = 120.0  # seconds
 LIVE: dict[str, Any] = {"max_pause": 0.6, "chunk_size": 15.0}  # what a live session does by itself
@@ -221,6 +222,16 @@ def test_a_session_that_is_cancelled_drops_what_it_has_begun(demo: Pipeline, sou
     session.feed(np.concatenate([sound[: 3 * SAMPLE_RATE], np.zeros(round(0.5 * SAMPLE_RATE), np.float32)]))
     session.cancel()
     assert demo(sound[: 2 * SAMPLE_RATE], **window(demo)).segments  # nothing is left in the batches that hinders it
+
+
+@pytest.mark.parametrize("count", [0, 1, SEGMENTS_PER_BLOCK, 3 * SEGMENTS_PER_BLOCK + 5])
+def test_packed_segments_are_those_that_were_added(count: int) -> None:
+    segments = [Segment(float(k), k + 0.5, f"said {k}", (Word(k, k + 0.1, f"said{k}"),)) for k in range(count)]
+    packed = PackedSegments()
+    for k in range(0, count, 7):
+        packed.add(segments[k : k + 7])
+        assert packed.all() == segments[: k + 7]
+    assert packed.all() == segments
 
 
 def test_eight_sessions_at_once(demo: Pipeline, sound: np.ndarray) -> None:

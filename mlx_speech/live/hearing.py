@@ -25,6 +25,7 @@ from mlx_speech.live.early import EarlyFinal
 from mlx_speech.live.events import Block, Ended, Final, Gap, Lag, LiveEvent, Partial, Silence, Speech
 from mlx_speech.live.intake import Intake, Resampled
 from mlx_speech.live.language import Guess
+from mlx_speech.live.packed import PackedSegments
 from mlx_speech.live.rounds import Rounds
 from mlx_speech.live.settings import LiveSettings
 from mlx_speech.live.speakers import LiveSpeakers
@@ -100,7 +101,7 @@ class Hearing:
         self._sounds: dict[int, SoundBuffer] = {}  # of chunks that are not final, by their place
         self._early = EarlyFinal(stage.models, stage.batches)
         self._recognised: dict[int, tuple[Segment, ...]] = {}  # chunks that wait for their words' times, or their turn
-        self._segments: list[Segment] = []  # of those that are final, before sentences are made of them
+        self._segments = PackedSegments()  # of those that are final, before sentences are made of them
         self._agreement = Agreement(settings.policy)
         self._agreement_start = 0.0  # of the chunk that it is of, in seconds
         self._has_partial = False  # whether one was told of the chunk that is not complete
@@ -390,7 +391,7 @@ class Hearing:
             chunk = recording.chunks[self._heard]
             segments = yield from self._timed(in_order(self._recognised.pop(self._heard)))
             del self._sounds[self._heard]
-            self._segments += segments
+            self._segments.add(segments)
             self._heard += 1
             sentences = self._sentences(segments)
             if self._speakers is not None:
@@ -533,7 +534,7 @@ class Hearing:
     def _transcript(self, total: int) -> Job[Transcript]:
         """total : samples of sound"""
         recording = self._recording
-        recording.segments = self._sentences(in_order(self._segments))
+        recording.segments = self._sentences(in_order(self._segments.all()))
         if self._speakers is not None:
             recording.stage = "diarize"
             recording.diarization = Diarization()
