@@ -18,9 +18,10 @@ import torch
 
 from mlx_speech import blas
 from mlx_speech.models.layers import LSTM, Conv2d, FilterBank, TimeNorm
-from mlx_speech.ops import cpu, filter_bank
+from mlx_speech.ops import cpu, decoder_layer, filter_bank
 from mlx_speech.ops.attention import SMALLEST_KEYS_FOR_NUMPY, attention
 from mlx_speech.ops.conv3x3 import conv3x3
+from mlx_speech.ops.few_rows import MOST_ROWS, product
 from mlx_speech.ops.filter_bank import Layout, loudness, loudness_graph
 from mlx_speech.ops.gelu import NUMBERS_PER_PART, gelu
 from mlx_speech.ops.log_sum_exp import log_sum_exp
@@ -230,6 +231,53 @@ def test_a_rectified_product_is_that_of_the_graph(steps: int, numpy_runs: list[b
     assert (np.abs(np.array(found - expected)) < allowed).all()
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5, MOST_ROWS, MOST_ROWS + 1])
+@pytest.mark.parametrize("outputs, inputs", [(1, 3), (17, 64), (2_000, 33), (100, 70_000), (9_000, 512)])
+def test_a_product_of_few_rows(rows: int, outputs: int, inputs: int) -> None:
+    """In one block, in several, the last of them smaller, and by two threads."""
+    x = np.array(draw(rows, inputs))
+    weight = np.array(draw(outputs, inputs, seed=1))
+    bias = np.array(draw(outputs, seed=2))
+    expected = x.astype(np.float64) @ weight.T.astype(np.float64)
+    found = product(x, weight)
+    assert found.shape == (rows, outputs) and found.dtype == np.float32 and found.flags.c_contiguous
+    assert np.abs(found - expected).max() < 1e-6 * inputs
+    assert np.array_equal(product(x, weight, bias), found + bias)
+
+
+@pytest.mark.parametrize("rows, group, keys", [(1, 1, 3), (2, 3, 24), (5, 1, 700)])
+def test_a_layer_of_a_decoder_is_that_of_the_graph(rows: int, group: int, keys: int, numpy_runs: list[bool]) -> None:
+    heads, width = 3, 24
+    seeds = iter(range(100))
+
+    def weight(*shape: int) -> mx.array:
+        return draw(*shape, scale=shape[-1] ** -0.5, seed=next(seeds))
+
+    def square() -> mx.array:
+        return weight(width, width)
+
+    def vector(mean: float = 0.0) -> mx.array:
+        return mean + draw(width, scale=0.1, seed=next(seeds))
+
+    projections = decoder_layer.Projections(vector(1), vector(), square(), vector(), square(), square(), vector())
+    feed_forward = (weight(4 * width, width), weight(4 * width), weight(width, 4 * width), vector())
+    attention_weights = (square(), vector(), vector(1), vector(), square(), vector(), square(), vector())
+    rest = decoder_layer.Rest(*attention_weights, vector(1), vector(), *feed_forward)
+    x = draw(rows * group, width, seed=next(seeds))
+    found = decoder_layer.projected(x, projections)
+    assert np.abs(np.array(found - decoder_layer.projected_graph(x, *projections))).max() < 1e-5
+
+    queries = draw(rows, heads, group, width // heads, seed=next(seeds))
+    past = [draw(rows, heads, keys, width // heads, seed=next(seeds)) for _ in range(2)]
+    audio = [draw(rows, heads, 50, width // heads, seed=next(seeds)) for _ in range(2)]
+    visible = draw(rows, 1, group, keys, seed=next(seeds)) > 0
+    visible[..., 0] = True
+    found = decoder_layer.finished(x, queries, (past[0], past[1]), (audio[0], audio[1]), visible, rest)
+    expected = decoder_layer.finished_graph(x, queries, *past, *audio, *rest, visible=visible)
+    assert found.shape == expected.shape == x.shape and numpy_runs == [True] * 2
+    assert np.abs(np.array(found - expected)).max() < 2e-5
+
+
 @pytest.mark.parametrize("steps, channels", [(1, 3), (1000, 1), (50_000, 4), (333, 600)])
 def test_a_time_norm_is_torchs(steps: int, channels: int, numpy_runs: list[bool]) -> None:
     """Also where the mean is a thousand times the deviation, and where nothing deviates."""
@@ -264,6 +312,7 @@ def test_a_filter_bank_does_not_depend_on_the_blas(core: str, tmp_path: Path) ->
 import sys
 from mlx_speech import blas
 blas.configure()
+from mlx_speech.ops.few_rows import MOST_ROWS, product
 from mlx_speech.ops.filter_bank import Layout, loudness
 import mlx.core as mx, numpy as np
 bank = {name: mx.array(array) for name, array in np.load(sys.argv[1]).items()}
