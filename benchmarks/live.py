@@ -120,6 +120,8 @@ def run(pipeline: Pipeline, sounds: Sequence[np.ndarray], *, counts: bool, step:
     computing = 0.0
     longest_lag = 0.0
     while fed < duration:
+        if counts and now < fed + BLOCK:
+            time.sleep(fed + BLOCK - now)  # what is begun while nobody waits for it goes on in that time
         now = max(now, fed + BLOCK)
         until = min(now, duration) if counts else fed + BLOCK
         longest_lag = max(longest_lag, until - fed)

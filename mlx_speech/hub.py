@@ -88,13 +88,12 @@ def is_repo_id(text: str) -> bool:
     return not text.lower().endswith(FILE_SUFFIXES) and not Path(text).exists()
 
 
-def sha256(path: Path, tell: Callable[[int], object] = int) -> str:
-    """Of a file's content, in hexadecimal. tell : called with the bytes of every block read"""
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(HASH_BLOCK):
             digest.update(block)
-            tell(len(block))
     return digest.hexdigest()
 
 

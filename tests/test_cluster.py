@@ -130,7 +130,11 @@ def test_a_sliding_model_sees_every_window_once(samples: int, batch_size: int) -
     audio, seen = np.arange(1, samples + 1, dtype=np.float32), []
     starts = windows.starts(samples, 10, 3)
 
-    def compute(waveforms: Any, rows: slice) -> Any:
+    def compute(batch: windows.Batch, rows: slice) -> Any:
+        waveforms = batch.waveforms()
+        stretch, places = batch.stretch()
+        for place, waveform in zip(places, waveforms, strict=True):
+            assert np.array_equal(stretch[place : place + 10], waveform)
         seen.append((waveforms.shape[0], rows))
         return waveforms
 

@@ -17,15 +17,17 @@ from conftest import real, real_weights
 import mlx_speech
 from mlx_speech import Pipeline
 from mlx_speech.errors import AudioError, OptionError, PipelineClosed
-from mlx_speech.live import language, rounds, speakers
+from mlx_speech.live import hearing, language, rounds, speakers
+from mlx_speech.live.early import EarlyFinal
 from mlx_speech.live.events import Block, Ended, Final, Gap, LiveEvent, Partial, Silence, Speakers, Speech
+from mlx_speech.live.packed import SEGMENTS_PER_BLOCK, PackedSegments
 from mlx_speech.live.told import MOST_WAITING, Told
 from mlx_speech.package_data import DEMO
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.chunks import speech_and_pad
 from mlx_speech.stages.whisper.options import DecodingOptions
 from mlx_speech.stages.whisper.partials import Round
-from mlx_speech.transcript import Segment, Transcript
+from mlx_speech.transcript import Chunk, Segment, Transcript, Word
 
 PATIENCE = 120.0  # seconds
 LIVE: dict[str, Any] = {"max_pause": 0.6, "chunk_size": 15.0}  # what a live session does by itself
@@ -160,6 +162,76 @@ def test_small_blocks(demo: Pipeline, sound: np.ndarray, options: dict[str, Any]
     options = {**options, "word_timestamps": "attention"}
     offline = demo(short, **{**window(demo), **options})
     check_equal(ended(list(demo.live(small(short, size), partials=False, **options))), offline)
+
+
+@pytest.fixture
+def early(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """What became of finals that were begun while a pause lasted: begun, taken or not, dropped or not there."""
+    told: list[tuple[str, bool]] = []
+
+    class Watched(EarlyFinal):
+        def begin(self, *arguments: Any) -> None:
+            told.append(("begun", True))
+            super().begin(*arguments)
+
+        def take(self, chunk: Chunk) -> bool:
+            taken = super().take(chunk)
+            told.append(("taken", taken))
+            return taken
+
+        def drop(self) -> None:
+            if self.chunk is not None:
+                told.append(("dropped", True))
+            super().drop()
+
+    monkeypatch.setattr(hearing, "EarlyFinal", Watched)
+    return told
+
+
+@pytest.mark.parametrize("options", [{}, {"word_timestamps": "attention"}, {"temperature": (0.4,), "best_of": 2}])
+def test_a_final_is_begun_while_the_pause_behind_it_lasts(
+    demo: Pipeline, sound: np.ndarray, options: dict[str, Any], early: list[tuple[str, bool]]
+) -> None:
+    pause = np.zeros(round(0.8 * SAMPLE_RATE), np.float32)
+    sentence = sound[: 3 * SAMPLE_RATE]
+    spoken = np.concatenate([sentence, pause, sentence, pause])
+    events = list(demo.live(small(spoken, 1600), partials=False, **options))
+    check_order(events)
+    check_equal(ended(events), demo(spoken, **{**window(demo), **options}))
+    finals = [event for event in events if isinstance(event, Final)]
+    assert early.count(("taken", True)) >= 2
+    assert early.count(("taken", True)) + early.count(("taken", False)) == len(finals)
+    assert early.count(("begun", True)) == early.count(("taken", True)) + early.count(("dropped", True))
+
+
+def test_a_final_that_was_begun_too_soon_is_dropped(
+    demo: Pipeline, sound: np.ndarray, early: list[tuple[str, bool]]
+) -> None:
+    """The pause is long enough to hope for its end, and then somebody goes on."""
+    first = mlx_speech.detect_speech(sound, demo.models.silero())[0]
+    said = sound[round(first.start * SAMPLE_RATE) : round(first.end * SAMPLE_RATE)]
+    pause = np.zeros(round(0.45 * SAMPLE_RATE), np.float32)
+    spoken = np.concatenate([pause, said, pause, said, pause])
+    events = list(demo.live(small(spoken, 512), partials=False))
+    check_equal(ended(events), demo(spoken, **window(demo)))
+    assert early.index(("begun", True)) < early.index(("dropped", True)) < early.index(("taken", False))
+
+
+def test_a_session_that_is_cancelled_drops_what_it_has_begun(demo: Pipeline, sound: np.ndarray) -> None:
+    session = demo.session(partials=False)
+    session.feed(np.concatenate([sound[: 3 * SAMPLE_RATE], np.zeros(round(0.5 * SAMPLE_RATE), np.float32)]))
+    session.cancel()
+    assert demo(sound[: 2 * SAMPLE_RATE], **window(demo)).segments  # nothing is left in the batches that hinders it
+
+
+@pytest.mark.parametrize("count", [0, 1, SEGMENTS_PER_BLOCK, 3 * SEGMENTS_PER_BLOCK + 5])
+def test_packed_segments_are_those_that_were_added(count: int) -> None:
+    segments = [Segment(float(k), k + 0.5, f"said {k}", (Word(k, k + 0.1, f"said{k}"),)) for k in range(count)]
+    packed = PackedSegments()
+    for k in range(0, count, 7):
+        packed.add(segments[k : k + 7])
+        assert packed.all() == segments[: k + 7]
+    assert packed.all() == segments
 
 
 def test_eight_sessions_at_once(demo: Pipeline, sound: np.ndarray) -> None:

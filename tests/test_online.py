@@ -41,6 +41,7 @@ def online(
     regions: list[tuple[int, int]] = []
     chunks: list[Chunk] = []
     known: list[int] = []
+    expected: Chunk | None = None
     start = 0
     for size in blocks:
         new = finder.add(probabilities[start : start + size])
@@ -49,7 +50,11 @@ def online(
         ahead = finder.ahead()
         end = None if ahead.end is None else ahead.end / RATE
         complete = cutter.add([Region(a / RATE, b / RATE) for a, b in new], ahead.start / RATE, end)
+        if expected is not None and end is None and not new and complete:
+            assert complete == [expected], "nobody has spoken again"
         chunks += complete
+        expected = cutter.expected(ahead.start / RATE, end)
+        assert expected is None or expected.end <= ahead.start / RATE
         known += [finder.position] * len(complete)
     last = finder.finish(num_samples, probabilities[start:])
     regions += last

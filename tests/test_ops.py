@@ -17,14 +17,16 @@ import pytest
 import torch
 
 from mlx_speech import blas
-from mlx_speech.models.layers import LSTM, Conv2d, FilterBank
-from mlx_speech.ops import cpu
+from mlx_speech.models.layers import LSTM, Conv2d, FilterBank, TimeNorm
+from mlx_speech.ops import cpu, decoder_layer, filter_bank
 from mlx_speech.ops.attention import SMALLEST_KEYS_FOR_NUMPY, attention
 from mlx_speech.ops.conv3x3 import conv3x3
-from mlx_speech.ops.filter_bank import loudness, loudness_graph
+from mlx_speech.ops.few_rows import MOST_ROWS, product
+from mlx_speech.ops.filter_bank import Layout, loudness, loudness_graph
 from mlx_speech.ops.gelu import NUMBERS_PER_PART, gelu
 from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.ops.pooled_conv import pooled_conv, pooled_conv_graph
+from mlx_speech.ops.rectified import rectified_linear, rectified_linear_graph
 from mlx_speech.ops.time_norm import time_norm, time_norm_graph
 
 LARGE = NUMBERS_PER_PART * 2 + 7  # numbers: several blocks and a part of one
@@ -125,36 +127,46 @@ def test_every_convolution_is_that_of_mlx(how: dict, bias: bool) -> None:
     assert found.shape == expected.shape and np.abs(np.array(found - expected)).max() < 3e-6
 
 
-def a_bank() -> tuple[FilterBank, mx.array]:
-    """80 filters of 251 taps, the first of which hear next to nothing of a low tone, and two rows of that."""
+def a_bank() -> tuple[FilterBank, TimeNorm, mx.array]:
+    """80 filters of 251 taps, the first of which hear next to nothing of a low tone, a norm, and that tone."""
     layer = FilterBank(80, 251, 10, 1)
     taps = np.arange(-125, 126) / 16000
     bands = np.linspace(7900, 50, 80)[:, None]
     layer.weight = mx.array((np.cos(2 * np.pi * bands * taps) * np.hamming(251)).astype(np.float32)[..., None])
-    time = np.arange(2 * 20_000).reshape(2, -1, 1) / 16000
-    return layer, mx.array((3 * np.sin(2 * np.pi * 100 * time)).astype(np.float32))
+    norm = TimeNorm(1)
+    norm.weight = mx.array([0.7])
+    norm.bias = mx.array([0.01])
+    time = np.arange(40_000) / 16000
+    return layer, norm, mx.array((3 * np.sin(2 * np.pi * 100 * time) + 0.2).astype(np.float32))
 
 
 def test_a_filter_bank_is_rounded_once(numpy_runs: list[bool]) -> None:
-    layer, x = a_bank()
-    found = np.array(layer(x))
-    signal, filters = (torch.from_numpy(np.array(a)).double().swapaxes(1, 2) for a in (x, layer.weight))
-    exact = torch.nn.functional.conv1d(signal, filters, stride=10).swapaxes(1, 2).abs().numpy()
+    """Windows that overlap, in step with the first and not, and one that is apart: each as if it were alone."""
+    layer, norm, samples = a_bank()
+    starts = [0, 5_000, 5_000, 7_003, 29_990]
+    found = np.array(layer(samples, starts, 10_001, norm))
+    rows = np.stack([np.array(samples)[start : start + 10_001] for start in starts]).astype(np.float64)
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    scale = float(norm.weight.item()) / np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + 1e-5)
+    normed = torch.from_numpy(centred * scale + float(norm.bias.item()))[:, None]
+    filters = torch.from_numpy(np.array(layer.weight)).double().swapaxes(1, 2)
+    exact = torch.nn.functional.conv1d(normed, filters, stride=10).swapaxes(1, 2).abs().numpy()
     assert numpy_runs == [True] and found.shape == exact.shape
     quiet = np.abs(exact).max(axis=(0, 1))
     assert quiet.min() < 1e-3 * quiet.max()
     assert (np.abs(found - exact) <= 0.51 * np.spacing(np.abs(exact).astype(np.float32))).mean() > 0.999
     assert (np.abs(found - exact).max(axis=(0, 1)) < 1e-6 * quiet).all()
-    assert np.array_equal(np.array(layer(x[1:])), found[1:])  # a row alone
-    graph = mx.compile(lambda x: layer(x))(x)
-    assert np.abs(np.array(graph) - found).max() < 1e-3 and numpy_runs == [True] * 2
+    for row, start in zip(found, starts, strict=True):
+        assert np.array_equal(np.array(layer(samples, [start], 10_001, norm))[0], row)
+    graph = mx.compile(lambda samples: layer(samples, starts, 10_001, norm))(samples)
+    assert np.abs(np.array(graph) - found).max() < 1e-3 and numpy_runs == [True] * 6
 
 
 @pytest.mark.parametrize("width", [8, 9])
-@pytest.mark.parametrize("kinds", ["even", "odd", "other", "even odd", "other even odd other even"])
-@pytest.mark.parametrize("pool, samples", [(1, 100), (3, 100), (3, 3001), (4, 2000)])
+@pytest.mark.parametrize("kinds", ["even", "odd", "other", "even odd other even"])
+@pytest.mark.parametrize("pool, size", [(1, 100), (3, 100), (3, 2501), (4, 2000)])
 def test_filters_may_be_the_same_from_both_ends(
-    width: int, kinds: str, pool: int, samples: int, numpy_runs: list[bool]
+    width: int, kinds: str, pool: int, size: int, numpy_runs: list[bool]
 ) -> None:
     rng = np.random.default_rng(5)
     filters: list[np.ndarray] = []
@@ -163,12 +175,28 @@ def test_filters_may_be_the_same_from_both_ends(
         backwards = {"even": taps[::-1], "odd": -taps[::-1], "other": 2 * taps}[kind]
         filters.append(taps + backwards)
     weight = mx.array(np.stack(filters)[..., None])
-    x = draw(2, samples, 1)
-    expected = loudness_graph(x, weight, 3, pool)
-    found = loudness(x, weight, 3, pool)
+    norm = mx.array([0.5]), mx.array([0.1])
+    samples = draw(3000)
+    layout = Layout((0, 30, 331), size, 3, pool)
+    expected = loudness_graph(samples, *norm, weight, eps=1e-5, layout=layout)
+    found = loudness(samples, *norm, 1e-5, weight, layout)
     assert numpy_runs == [True]
-    assert found.shape == expected.shape == (2, ((samples - width) // 3 + 1) // pool, len(filters))
+    assert found.shape == expected.shape == (3, ((size - width) // 3 + 1) // pool, len(filters))
     assert np.abs(np.array(found - expected)).max() < 1e-5
+
+
+@pytest.mark.parametrize("most", [1, 100, 1000])
+def test_what_windows_have_in_common_is_filtered_in_stretches(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few of the windows are filtered together, each gives the same."""
+    rng = np.random.default_rng(3)
+    samples = rng.normal(size=4000).astype(np.float32)
+    weight = rng.normal(size=(6, 9, 1)).astype(np.float32)
+    layout = Layout(tuple(range(0, 3001, 30)), 1000, 3, 3)
+    arguments = (samples, np.ones(1, np.float32), np.zeros(1, np.float32), weight)
+    together = filter_bank.loudness_numpy(*arguments, eps=1e-5, layout=layout)
+    monkeypatch.setattr(filter_bank, "STEPS_PER_STRETCH", most)
+    apart = filter_bank.loudness_numpy(*arguments, eps=1e-5, layout=layout)
+    assert np.array_equal(together, apart)
 
 
 @pytest.mark.parametrize("samples", [15, 16, 100, 4000])
@@ -181,6 +209,72 @@ def test_a_pooled_convolution_is_that_of_the_graph(samples: int, width: int, poo
     found = pooled_conv(x, weight, bias, pool)
     assert numpy_runs == [True]
     assert found.shape == expected.shape == (3, (samples - width + 1) // pool, 5)
+    assert np.abs(np.array(found - expected)).max() < 2e-5
+
+
+@pytest.mark.parametrize("steps", [1, 511, 1030])
+def test_a_rectified_product_is_that_of_the_graph(steps: int, numpy_runs: list[bool]) -> None:
+    """With scales that are negative, nothing, and so small that no channel reaches the other side."""
+    x = draw(2, steps, 40)
+    scale = 1 + draw(40, scale=0.3, seed=1)
+    scale[3:6] = -scale[3:6]
+    scale[7:9] = 0
+    scale[10:12] = 1e-38
+    shift = draw(40, seed=2)
+    shift[7:9] = mx.array([1.0, -1.0])
+    shift[10:12] = mx.array([1e5, -1e5])
+    arrays = (x, scale, shift, draw(30, 40, seed=3), draw(30, seed=4))
+    found = rectified_linear(*arrays)
+    expected = rectified_linear_graph(*arrays)
+    assert numpy_runs == [True] and found.shape == expected.shape == (2, steps, 30)
+    allowed = 1e-6 * np.abs(np.array(arrays[3])).sum(axis=1) * np.abs(np.array(shift)).max()
+    assert (np.abs(np.array(found - expected)) < allowed).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, MOST_ROWS, MOST_ROWS + 1])
+@pytest.mark.parametrize("outputs, inputs", [(1, 3), (17, 64), (2_000, 33), (100, 70_000), (9_000, 512)])
+def test_a_product_of_few_rows(rows: int, outputs: int, inputs: int) -> None:
+    """In one block, in several, the last of them smaller, and by two threads."""
+    x = np.array(draw(rows, inputs))
+    weight = np.array(draw(outputs, inputs, seed=1))
+    bias = np.array(draw(outputs, seed=2))
+    expected = x.astype(np.float64) @ weight.T.astype(np.float64)
+    found = product(x, weight)
+    assert found.shape == (rows, outputs) and found.dtype == np.float32 and found.flags.c_contiguous
+    assert np.abs(found - expected).max() < 1e-6 * inputs
+    assert np.array_equal(product(x, weight, bias), found + bias)
+
+
+@pytest.mark.parametrize("rows, group, keys", [(1, 1, 3), (2, 3, 24), (5, 1, 700)])
+def test_a_layer_of_a_decoder_is_that_of_the_graph(rows: int, group: int, keys: int, numpy_runs: list[bool]) -> None:
+    heads, width = 3, 24
+    seeds = iter(range(100))
+
+    def weight(*shape: int) -> mx.array:
+        return draw(*shape, scale=shape[-1] ** -0.5, seed=next(seeds))
+
+    def square() -> mx.array:
+        return weight(width, width)
+
+    def vector(mean: float = 0.0) -> mx.array:
+        return mean + draw(width, scale=0.1, seed=next(seeds))
+
+    projections = decoder_layer.Projections(vector(1), vector(), square(), vector(), square(), square(), vector())
+    feed_forward = (weight(4 * width, width), weight(4 * width), weight(width, 4 * width), vector())
+    attention_weights = (square(), vector(), vector(1), vector(), square(), vector(), square(), vector())
+    rest = decoder_layer.Rest(*attention_weights, vector(1), vector(), *feed_forward)
+    x = draw(rows * group, width, seed=next(seeds))
+    found = decoder_layer.projected(x, projections)
+    assert np.abs(np.array(found - decoder_layer.projected_graph(x, *projections))).max() < 1e-5
+
+    queries = draw(rows, heads, group, width // heads, seed=next(seeds))
+    past = [draw(rows, heads, keys, width // heads, seed=next(seeds)) for _ in range(2)]
+    audio = [draw(rows, heads, 50, width // heads, seed=next(seeds)) for _ in range(2)]
+    visible = draw(rows, 1, group, keys, seed=next(seeds)) > 0
+    visible[..., 0] = True
+    found = decoder_layer.finished(x, queries, (past[0], past[1]), (audio[0], audio[1]), visible, rest)
+    expected = decoder_layer.finished_graph(x, queries, *past, *audio, *rest, visible=visible)
+    assert found.shape == expected.shape == x.shape and numpy_runs == [True] * 2
     assert np.abs(np.array(found - expected)).max() < 2e-5
 
 
@@ -211,23 +305,26 @@ def test_a_filter_bank_does_not_depend_on_the_blas(core: str, tmp_path: Path) ->
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     if core != blas._FALLBACK and not any(blas._CORES.get(flag) == core for flag in flags):
         pytest.skip(f"no CPU that computes as {core}")
-    layer, x = a_bank()
-    np.savez(tmp_path / "bank.npz", weight=np.array(layer.weight), x=np.array(x))
+    layer, norm, samples = a_bank()
+    arrays = {"weight": layer.weight, "samples": samples, "norm_weight": norm.weight, "norm_bias": norm.bias}
+    np.savez(tmp_path / "bank.npz", **{name: np.array(array) for name, array in arrays.items()})
     script = """
 import sys
 from mlx_speech import blas
 blas.configure()
-from mlx_speech.ops.filter_bank import loudness
+from mlx_speech.ops.few_rows import MOST_ROWS, product
+from mlx_speech.ops.filter_bank import Layout, loudness
 import mlx.core as mx, numpy as np
-bank = np.load(sys.argv[1])
-np.save(sys.argv[2], np.array(loudness(mx.array(bank["x"]), mx.array(bank["weight"]), 10, 1)))
+bank = {name: mx.array(array) for name, array in np.load(sys.argv[1]).items()}
+layout = Layout((0, 10_000), 20_000, 10, 1)
+np.save(sys.argv[2], loudness(bank["samples"], bank["norm_weight"], bank["norm_bias"], 1e-5, bank["weight"], layout))
 print(blas.core())
 """
     own = {**os.environ, "OPENBLAS_CORETYPE": core, "OPENBLAS_NUM_THREADS": "2"}
     call = [sys.executable, "-c", script, str(tmp_path / "bank.npz"), str(tmp_path / "found.npy")]
     done = subprocess.run(call, capture_output=True, text=True, check=True, env=own)
     assert done.stdout.strip() == core
-    here, there = np.array(layer(x)), np.load(tmp_path / "found.npy")
+    here, there = np.array(layer(samples, [0, 10_000], 20_000, norm)), np.load(tmp_path / "found.npy")
     assert (np.abs(here - there).max(axis=(0, 1)) <= 1.2e-7 * np.abs(here).max(axis=(0, 1))).all()
 
 

@@ -64,12 +64,15 @@ class Plan:
     def arrays(self) -> Iterator[tuple[str, mx.array | np.ndarray]]:
         """Read, cast and quantize one tensor after the other; every array comes evaluated."""
         for name, tensor in self.tensors.items():
-            if tensor.dtype == self.dtypes[name] == "float64":  # GPUs have no float64
-                yield name, tensor.raw()
+            path, _, leaf = name.rpartition(".")
+            is_quantized = leaf == "weight" and path in self.quantized
+            if not is_quantized and "bfloat16" not in (tensor.dtype, self.dtypes[name]):
+                # NumPy casts where the values lie, without a copy; and GPUs have no float64
+                with np.errstate(over="ignore"):
+                    yield name, tensor.raw().astype(self.dtypes[name], copy=False)
                 continue
             array = tensor.mlx().astype(getattr(mx, self.dtypes[name]))
-            path, _, leaf = name.rpartition(".")
-            if leaf == "weight" and path in self.quantized:
+            if is_quantized:
                 yield from _quantized(path, array, self.quantized[path])
             else:
                 mx.eval(array)
@@ -80,7 +83,7 @@ class Plan:
         arrays: list[tuple[str, mx.array]] = []
         for name, array in self.arrays():
             if isinstance(array, np.ndarray):
-                array = mx.array(array, dtype=mx.float64)
+                array = mx.array(array, dtype=getattr(mx, self.dtypes[name]))
             arrays.append((name, array))
         self.model.load_weights(arrays)
         return self.model.materialise()

@@ -13,6 +13,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -388,8 +389,10 @@ def write(
     Returns the parity table, or "" unless verified. Raises `ParityError` where a float32 model does not meet the bars.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    hashes = {path.name: _hash(path, progress) for path in part.source.files}
-    write_safetensors(folder / "model.safetensors", part.layout(), _counted(part, progress))
+    with ThreadPoolExecutor(1) as reader:  # the files are hashed while they are converted
+        hashing = {path.name: reader.submit(hub.sha256, path) for path in part.source.files}
+        write_safetensors(folder / "model.safetensors", part.layout(), _counted(part, progress))
+    hashes = {name: future.result() for name, future in hashing.items()}
     config: dict[str, Any] = {**part.config, "source": provenance(part, hashes)}
     documents = part.recipe.documents
     for pattern in part.recipe.companions:
@@ -434,11 +437,6 @@ def _write_card(folder: Path, title: str, config: dict[str, Any], command: str, 
 
 def _bar(description: str, nbytes: int, progress: bool) -> tqdm:
     return tqdm(total=nbytes, unit="B", unit_scale=True, desc=description, disable=not progress, leave=False)
-
-
-def _hash(path: Path, progress: bool) -> str:
-    with _bar(f"checking {path.name}", path.stat().st_size, progress) as bar:
-        return hub.sha256(path, bar.update)
 
 
 def _counted(part: Plan, progress: bool) -> Iterator[tuple[str, mx.array | np.ndarray]]:

@@ -21,9 +21,11 @@ from mlx_speech.batches import Batches
 from mlx_speech.checks import chunk_size
 from mlx_speech.engine import WAITING, Job, silently, untold
 from mlx_speech.live.defaults import CHUNK_SIZE, MAX_PAUSE
+from mlx_speech.live.early import EarlyFinal
 from mlx_speech.live.events import Block, Ended, Final, Gap, Lag, LiveEvent, Partial, Silence, Speech
 from mlx_speech.live.intake import Intake, Resampled
 from mlx_speech.live.language import Guess
+from mlx_speech.live.packed import PackedSegments
 from mlx_speech.live.rounds import Rounds
 from mlx_speech.live.settings import LiveSettings
 from mlx_speech.live.speakers import LiveSpeakers
@@ -97,8 +99,9 @@ class Hearing:
         self._heard = 0  # chunks that are final
         self._added = 0  # chunks that Whisper was given
         self._sounds: dict[int, SoundBuffer] = {}  # of chunks that are not final, by their place
+        self._early = EarlyFinal(stage.models, stage.batches)
         self._recognised: dict[int, tuple[Segment, ...]] = {}  # chunks that wait for their words' times, or their turn
-        self._segments: list[Segment] = []  # of those that are final, before sentences are made of them
+        self._segments = PackedSegments()  # of those that are final, before sentences are made of them
         self._agreement = Agreement(settings.policy)
         self._agreement_start = 0.0  # of the chunk that it is of, in seconds
         self._has_partial = False  # whether one was told of the chunk that is not complete
@@ -136,6 +139,7 @@ class Hearing:
             return (yield from self._finish())
         finally:
             self.close()
+            self._early.drop()
             self._stage.batches.cancel(self._recording)
 
     def close(self) -> None:
@@ -193,11 +197,13 @@ class Hearing:
             before = self._position
             if self._next_round <= self._buffer.end:
                 yield from self._detect(int(self._next_round))
+                self._expect_final()
                 if not self._is_late():
                     yield from self._round()
                 self._next_round += round(self._settings.step * SAMPLE_RATE)
             else:
                 yield from self._detect(self._buffer.end)
+                self._expect_final()
                 if self._position == before and not self.intake.has_blocks and not self._gap:
                     return
 
@@ -314,10 +320,29 @@ class Hearing:
         recording.stage = "transcribe"
         choose_word_times(recording, self._stage.models)
         for place in range(self._added, len(recording.chunks)):
+            if self._early.take(recording.chunks[place]):
+                continue
             samples = self._samples_of(place)
             self._stage.batches.add_chunk(recording, place, samples, self._stage.batch_size())
         self._added = len(recording.chunks)
         yield
+
+    def _expect_final(self) -> None:
+        """Begin to hear a chunk that is complete if the pause behind it lasts, where nothing else is to be heard."""
+        recording = self._recording
+        ahead = self._regions.ahead()
+        next_end = None if ahead.end is None else ahead.end / SAMPLE_RATE
+        chunk = self._chunks.expected(ahead.start / SAMPLE_RATE, next_end)
+        if self._early.chunk is not None and self._early.chunk != chunk:
+            self._early.drop()  # somebody goes on
+        is_free = self._heard == len(recording.chunks) and self.intake.seconds <= CAUGHT_UP
+        if chunk is None or self._early.chunk is not None or not is_free:
+            return
+        if recording.language is None and not recording.options.multilingual:
+            return
+        start, end = _places(chunk)
+        if end <= self._position:
+            self._early.begin(recording, chunk, self._buffer.between(start, end), self._stage.batch_size())
 
     def _samples_of(self, place: int) -> np.ndarray:
         """(samples,) of a chunk that is not final, as of a recording."""
@@ -355,6 +380,7 @@ class Hearing:
     def _deliver(self) -> Job[None]:
         """Make finals of what Whisper has given back, in order."""
         recording = self._recording
+        self._early.give(recording)
         if recording.error is not None:
             raise recording.error
         while recording.news:
@@ -365,7 +391,7 @@ class Hearing:
             chunk = recording.chunks[self._heard]
             segments = yield from self._timed(in_order(self._recognised.pop(self._heard)))
             del self._sounds[self._heard]
-            self._segments += segments
+            self._segments.add(segments)
             self._heard += 1
             sentences = self._sentences(segments)
             if self._speakers is not None:
@@ -418,6 +444,8 @@ class Hearing:
 
     def _round(self) -> Job[None]:
         """Hear the chunk that is not complete as far as it goes."""
+        if self._early.chunk is not None and not self._settings.every_partial:
+            return  # its final is under way
         start = self._start_of_chunk()
         if start != self._agreement_start:
             self._forget_partial()
@@ -506,7 +534,7 @@ class Hearing:
     def _transcript(self, total: int) -> Job[Transcript]:
         """total : samples of sound"""
         recording = self._recording
-        recording.segments = self._sentences(in_order(self._segments))
+        recording.segments = self._sentences(in_order(self._segments.all()))
         if self._speakers is not None:
             recording.stage = "diarize"
             recording.diarization = Diarization()

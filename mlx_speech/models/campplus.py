@@ -16,6 +16,7 @@ from mlx_speech.features import kaldi_fbank
 from mlx_speech.models.base import BaseModelArgs, SpeakerEmbedding, above_zero, positive
 from mlx_speech.models.layers import Conv2d
 from mlx_speech.ops import dense_block
+from mlx_speech.ops.rectified import rectified_linear
 
 LEAST_FRAMES = 3  # of the filterbank, without which there is no deviation over time
 
@@ -165,7 +166,9 @@ class Transit(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (batch, frames, inputs) → (batch, frames, inputs / 2)"""
-        return self.linear(nn.relu(self.nonlinear(x)))
+        weight = self.linear.weight
+        no_bias = mx.zeros((weight.shape[0],), weight.dtype)
+        return rectified_linear(x, self.nonlinear.weight, self.nonlinear.bias, weight, no_bias)
 
 
 class TDNN(nn.Module):

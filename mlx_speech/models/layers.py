@@ -3,11 +3,13 @@ convolutions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_speech.ops.conv3x3 import conv3x3
-from mlx_speech.ops.filter_bank import loudness
+from mlx_speech.ops.filter_bank import Layout, loudness
 from mlx_speech.ops.lstm import Pair, lstm
 from mlx_speech.ops.pooled_conv import pooled_conv
 from mlx_speech.ops.time_norm import time_norm, time_norm_graph
@@ -26,6 +28,11 @@ class TimeNorm(nn.Module):
         self.weight = mx.ones((channels,))
         self.bias = mx.zeros((channels,))
         self._eps = eps
+
+    @property
+    def eps(self) -> float:
+        """What is added to the variance."""
+        return self._eps
 
     def __call__(self, x: mx.array, lengths: mx.array | None = None) -> mx.array:
         """x (batch, steps, channels) → (batch, steps, channels), in the dtype of the weight
@@ -59,7 +66,7 @@ class Conv2d(nn.Conv2d):
 
 
 class FilterBank(nn.Conv1d):
-    """Filters along a waveform, without bias and padding, and their loudness: exact on the CPU.
+    """Filters along normalised windows of a waveform, without bias and padding, and their loudness: exact on the CPU.
 
     pool : steps of which the loudest is given
     """
@@ -68,9 +75,13 @@ class FilterBank(nn.Conv1d):
         super().__init__(1, filters, width, stride=stride, bias=False)
         self._pool = pool
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """x (batch, samples, 1) → (batch, steps // pool, filters), a step every `stride` samples"""
-        return loudness(x, self.weight, self.stride, self._pool)
+    def __call__(self, samples: mx.array, starts: Sequence[int], size: int, norm: TimeNorm) -> mx.array:
+        """samples (samples,) → (windows, steps // pool, filters), a step every `stride` samples
+
+        starts : the first sample of each window; size : samples of a window; norm : what makes windows equally loud
+        """
+        layout = Layout(tuple(starts), size, self.stride, self._pool)
+        return loudness(samples, norm.weight, norm.bias, norm.eps, self.weight, layout)
 
 
 class PooledConv(nn.Conv1d):

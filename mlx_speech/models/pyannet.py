@@ -6,6 +6,7 @@ Bengio 2018) are computed at conversion and stored as a plain kernel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -56,9 +57,12 @@ class SincNet(nn.Module):
         self.norm1 = TimeNorm(SINCNET_FEATURES)
         self.norm2 = TimeNorm(SINCNET_FEATURES)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Waveform (batch, samples, 1) → features (batch, frames, 60), a frame every 270 samples at stride 10"""
-        x = nn.leaky_relu(self.norm0(self.conv0(self.wav_norm(x))), SLOPE)
+    def __call__(self, samples: mx.array, starts: Sequence[int], size: int) -> mx.array:
+        """samples (samples,) → features (windows, frames, 60), a frame every 270 samples at stride 10
+
+        starts : the first sample of each window; size : samples of a window
+        """
+        x = nn.leaky_relu(self.norm0(self.conv0(samples, starts, size, self.wav_norm)), SLOPE)
         x = nn.leaky_relu(self.norm1(self.conv1(x)), SLOPE)
         return nn.leaky_relu(self.norm2(self.conv2(x)), SLOPE)
 
@@ -88,10 +92,19 @@ class Model(BaseModel):
         samples give 589 frames, 80 000 give 293. Chunks do not influence each other. Raises `OptionError` where there
         are too few samples for a frame.
         """
-        if self.num_frames(waveform.shape[1]) < 1:
-            samples = waveform.shape[1]
-            raise OptionError(f"{samples} samples are too few for a frame of PyanNet: at least 991 at stride 10")
-        x = self.sincnet(waveform[..., None])
+        batch, size = waveform.shape
+        return self.overlapping(waveform.reshape(-1), [row * size for row in range(batch)], size)
+
+    def overlapping(self, samples: mx.array, starts: Sequence[int], size: int) -> mx.array:
+        """The same of windows of a recording: what they have in common is filtered once, on a CPU.
+
+        samples : (samples,), in which all windows lie; starts : the first sample of each; size : samples of a window
+
+        Returns (windows, frames, classes). Raises as a call does.
+        """
+        if self.num_frames(size) < 1:
+            raise OptionError(f"{size} samples are too few for a frame of PyanNet: at least 991 at stride 10")
+        x = self.sincnet(samples, starts, size)
         for layer in self.lstm:
             x, _ = layer(x)
         for layer in self.linear:

@@ -7,13 +7,14 @@ Each layer reads the channels of the input and of all layers before it, and adds
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from mlx_speech.ops.cpu import in_numpy, in_parallel, suits_numpy
+from mlx_speech.ops.rectified import Folded, folded, product
 
 SEGMENT_FRAMES = 100  # over which the context of a frame is averaged, beside all frames
 
@@ -91,6 +92,7 @@ def _segment_means(y: mx.array, lengths: mx.array) -> mx.array:
 def _numpy(x: np.ndarray, lengths: np.ndarray, *weights: np.ndarray, dilation: int) -> np.ndarray:
     """x (batch, steps, inputs), lengths (batch,) → (batch, steps, inputs + outputs), zero behind the lengths"""
     layers = _layers(weights)
+    products = [_first_product(layer) for layer in layers]
     batch, steps, inputs = x.shape
     channels = inputs + sum(len(layer.taps) for layer in layers)
     result = np.zeros((batch, steps, channels), np.float32)
@@ -100,22 +102,24 @@ def _numpy(x: np.ndarray, lengths: np.ndarray, *weights: np.ndarray, dilation: i
         out = result[row, :length]
         out[:, :inputs] = x[row, :length]
         read = inputs
-        for layer in layers:
+        for layer, first in zip(layers, products, strict=True):
             added = len(layer.taps)
-            out[:, read : read + added] = _layer_numpy(out[:, :read], layer, dilation)
+            out[:, read : read + added] = _layer_numpy(out[:, :read], first, layer, dilation)
             read += added
 
     in_parallel(compute, range(batch))
     return result
 
 
-def _layer_numpy(x: np.ndarray, layer: DenseLayer, dilation: int) -> np.ndarray:
-    """x (steps, inputs) → (steps, outputs); the weights are NumPy's"""
-    normed = x * layer.scale
-    normed += layer.shift
-    np.maximum(normed, 0, out=normed)
-    y = normed @ layer.weight.T
-    y += layer.bias
+def _first_product(layer: DenseLayer) -> Folded:
+    """Of the norm that a layer begins with, and of the channels that it makes. The weights are NumPy's"""
+    arrays = (layer.scale, layer.shift, layer.weight, layer.bias)
+    return folded(*cast(tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], arrays))
+
+
+def _layer_numpy(x: np.ndarray, first: Folded, layer: DenseLayer, dilation: int) -> np.ndarray:
+    """x (steps, inputs) → (steps, outputs). first : the product that it begins with; the weights are NumPy's"""
+    y = product(x, first)
     np.maximum(y, 0, out=y)
 
     starts = np.arange(0, len(y), SEGMENT_FRAMES)

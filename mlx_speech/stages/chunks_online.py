@@ -54,6 +54,15 @@ class OnlineChunks:
             return self._give(groups, [], next_start, math.inf)
         return self._give(groups[:-1], groups[-1:], last.start, math.inf)
 
+    def expected(self, next_start: float, next_end: float | None) -> Chunk | None:
+        """The chunk that comes next if the pause behind its last region lasts; None where none is begun, or somebody
+        speaks again. next_start, next_end : as of `add`"""
+        groups = self._groups()
+        if not groups or next_end is not None:
+            return None
+        chunk = self._margins(groups[-1:], None, math.inf)[0]
+        return chunk if next_start >= chunk.end else None
+
     def finish(self, regions: Sequence[Region], duration: float) -> list[Chunk]:
         """The chunks that are left, at the end of the sound. duration : of all of it, in seconds"""
         self._regions += regions

@@ -25,7 +25,7 @@ from mlx_speech.models.base import SpeakerEmbedding
 from mlx_speech.models.diarization_pipeline import Model
 from mlx_speech.stages import cluster, windows
 from mlx_speech.stages.cluster import SpeakerBounds, speaker_bounds
-from mlx_speech.stages.windows import Windows
+from mlx_speech.stages.windows import Batch, Windows
 from mlx_speech.steps import Steps
 from mlx_speech.transcript import Diarization, Turn
 
@@ -355,9 +355,9 @@ def segment(audio: np.ndarray, model: Any, starts: list[int], size: int, batch_s
     if args.powerset_max_classes:
         mapping = mx.array(powerset(args.num_speakers, args.powerset_max_classes))
 
-    def compute(waveforms: mx.array, rows: slice) -> mx.array:
-        """waveforms (batch, samples) → (batch, frames, speakers)"""
-        scores = model(waveforms)
+    def compute(batch: Batch, rows: slice) -> mx.array:
+        """→ (windows, frames, speakers)"""
+        scores = model.overlapping(*batch.stretch(), size)
         if mapping is None:
             return scores
         return mapping[scores.argmax(axis=-1)]
@@ -414,9 +414,9 @@ def embed(
     masks : (windows, frames, speakers), the frames in which each is heard
     """
 
-    def compute(waveforms: mx.array, rows: slice) -> mx.array:
-        """waveforms (batch, samples) → (windows, speakers, dimension); the batch may have rows of zeros at its end"""
-        return model.embed(waveforms, masks[rows].transpose(0, 2, 1))
+    def compute(batch: Batch, rows: slice) -> mx.array:
+        """→ (windows, speakers, dimension), without those that the batch has several times"""
+        return model.embed(batch.waveforms(), masks[rows].transpose(0, 2, 1))
 
     return windows.slide(audio, starts, size, compute, batch_size)
 

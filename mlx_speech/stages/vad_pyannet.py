@@ -16,7 +16,7 @@ from mlx_speech import steps
 from mlx_speech.errors import in_range
 from mlx_speech.features import one_channel
 from mlx_speech.stages import windows
-from mlx_speech.stages.windows import Windows
+from mlx_speech.stages.windows import Batch, Windows
 from mlx_speech.steps import Steps
 from mlx_speech.transcript import Region
 
@@ -111,9 +111,9 @@ def speech_scores_steps(audio: np.ndarray, model: Any, batch_size: int = 32) -> 
     starts = windows.starts(audio.size, size, round(chunks.step * args.sample_rate))
     duration = audio.size / args.sample_rate
 
-    def compute(waveforms: mx.array, rows: slice) -> mx.array:
-        """waveforms (batch, samples) → (batch, frames, 1)"""
-        scores = model(waveforms)
+    def compute(batch: Batch, rows: slice) -> mx.array:
+        """→ (windows, frames, 1)"""
+        scores = model.overlapping(*batch.stretch(), size)
         if args.powerset_max_classes is None:
             return scores.max(axis=-1, keepdims=True).astype(mx.float32)
         somebody = scores.argmax(axis=-1, keepdims=True) > 0  # class 0 is nobody

@@ -57,29 +57,52 @@ def starts(num_samples: int, size: int, step: int) -> list[int]:
     return [k * step for k in range(count)]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Windows that are heard at once: those of `size` samples at `starts`, with zeros behind the end of the audio."""
+
+    audio: np.ndarray
+    starts: list[int]
+    size: int
+
+    def waveforms(self) -> mx.array:
+        """(windows, size)"""
+        rows = np.zeros((len(self.starts), self.size), dtype=np.float32)
+        for row, start in zip(rows, self.starts, strict=True):
+            samples = self.audio[start : start + self.size]
+            row[: len(samples)] = samples
+        return mx.array(rows)
+
+    def stretch(self) -> tuple[mx.array, list[int]]:
+        """What the windows reach over, (samples,), and where in it each begins."""
+        begin = self.starts[0]
+        samples = self.audio[begin : self.starts[-1] + self.size]
+        missing = self.starts[-1] + self.size - begin - len(samples)
+        return mx.array(np.pad(samples, (0, missing))), [start - begin for start in self.starts]
+
+
 def slide(
-    audio: np.ndarray, first: list[int], size: int, compute: Callable[[mx.array, slice], mx.array], batch_size: int
+    audio: np.ndarray, first: list[int], size: int, compute: Callable[[Batch, slice], mx.array], batch_size: int
 ) -> Iterator[np.ndarray]:
     """What `compute` gives for the windows, a batch at a time.
 
-    audio : (samples,); only the windows of a batch are copied from it, with zeros behind its end
+    audio : (samples,); only the windows of a batch are copied from it
     first : the windows' first samples; size : samples of a window
-    compute : takes (batch, size) and which windows they are; the last batch may have rows of zeros at its end, so
-        that there are at most four sizes of batches. It runs while the batch before is brought to the host.
+    compute : takes a batch and which windows it is of; the last batch may have its last window several times, so that
+        there are at most four sizes of batches, on a CPU two. It runs while the batch before is brought to the host.
     """
     pending: mx.array | None = None
-    if on_cpu():
-        batch_size = min(batch_size, MAX_BATCH_ON_CPU)
     quantum = max(1, batch_size // 4)  # batches have a multiple of it in rows
+    if on_cpu():  # no shape costs anything there, but a small last batch takes as many steps as a large one
+        count = max(1, math.ceil(len(first) / min(batch_size, MAX_BATCH_ON_CPU)))
+        batch_size = max(1, math.ceil(len(first) / count))
+        quantum = 1
     for begin in range(0, len(first), batch_size):
         rows = slice(begin, min(begin + batch_size, len(first)))
         count = rows.stop - begin
         row_count = min(batch_size, math.ceil(count / quantum) * quantum)
-        waveforms = np.zeros((row_count, size), dtype=np.float32)
-        for row, start in zip(waveforms, first[rows], strict=False):
-            samples = audio[start : start + size]
-            row[: len(samples)] = samples
-        output = compute(mx.array(waveforms), rows)[:count]
+        surplus = [first[rows.stop - 1]] * (row_count - count)
+        output = compute(Batch(audio, first[rows] + surplus, size), rows)[:count]
         mx.async_eval(output)
         if pending is not None:
             yield np.array(pending)
