@@ -15,6 +15,7 @@ import numpy as np
 
 from mlx_speech.errors import OptionError
 from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
+from mlx_speech.ops import decoder_layer, few_rows
 from mlx_speech.ops.attention import attention
 from mlx_speech.ops.gelu import gelu
 
@@ -125,12 +126,41 @@ class Block(nn.Module):
 
         x (rows·group, width), mask (rows, 1, group, slots·group) → (rows·group, width)
         """
+        if few_rows.suits(x) and self._has_plain_weights():
+            return self._decode_few(layer, x, cache, mask)
         y = self.attn_ln(x)
         keys, values = cache.append(layer, *self.attn.keys_values(y, mask.shape[0]))
         x = x + self.attn(y, keys, values, mask)
         audio_keys, audio_values = cache.audio[layer]
         x = x + self.cross_attn(self.cross_attn_ln(x), audio_keys, audio_values)
         return self.mlp(x)
+
+    def _decode_few(self, layer: int, x: mx.array, cache: DecoderCache, mask: mx.array) -> mx.array:
+        """`decode` for few hypotheses on a CPU."""
+        attn = self.attn
+        cross = self.cross_attn
+        projections = decoder_layer.Projections(
+            *(self.attn_ln.weight, self.attn_ln.bias),
+            *(attn.query.weight, attn.query.bias),
+            *(attn.key.weight, attn.value.weight, attn.value.bias),
+        )
+        rest = decoder_layer.Rest(
+            *(attn.out.weight, attn.out.bias),
+            *(self.cross_attn_ln.weight, self.cross_attn_ln.bias),
+            *(cross.query.weight, cross.query.bias, cross.out.weight, cross.out.bias),
+            *(self.mlp_ln.weight, self.mlp_ln.bias),
+            *(self.mlp1.weight, self.mlp1.bias, self.mlp2.weight, self.mlp2.bias),
+        )
+        rows = mask.shape[0]
+        query, key, value = decoder_layer.projected(x, projections)
+        keys_values = cache.append(layer, attn.split(key, rows), attn.split(value, rows))
+        return decoder_layer.finished(x, attn.split(query, rows), keys_values, cache.audio[layer], mask, rest)
+
+    def _has_plain_weights(self) -> bool:
+        """Whether no layer is quantized."""
+        attention_layers = [(attn.query, attn.key, attn.value, attn.out) for attn in (self.attn, self.cross_attn)]
+        layers = [*attention_layers[0], *attention_layers[1], self.mlp1, self.mlp2]
+        return all(isinstance(layer, nn.Linear) for layer in layers)
 
 
 class AudioEncoder(nn.Module):
@@ -309,6 +339,8 @@ class TextDecoder(nn.Module):
 
     def _logits(self, states: mx.array) -> mx.array:
         """(…, width) → (…, vocabulary) in float32: the embedding is the output layer too"""
+        if isinstance(self.token_embedding, nn.Embedding):
+            return few_rows.linear(states, self.token_embedding.weight).astype(mx.float32)
         return self.token_embedding.as_linear(states).astype(mx.float32)
 
     def cross_attention(
