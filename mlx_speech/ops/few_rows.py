@@ -9,10 +9,9 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.ops.cpu import in_numpy, in_parallel, slices, suits_numpy
+from mlx_speech.ops.cpu import LARGEST_UNPACKED, in_numpy, in_parallel, slices, suits_numpy
 
 MOST_ROWS = 16  # of more, packing pays
-LARGEST_UNPACKED = 1_000_000  # multiplications of a product that OpenBLAS computes without packing
 OUTPUTS_PER_KERNEL = 16  # blocks have a multiple of it
 PARTS_FOR_THREADS = 4  # as many parts, so that no thread waits for long
 SMALLEST_FOR_THREADS = 1 << 19  # weights; of fewer, a second thread begins too late
