@@ -18,6 +18,8 @@ from threadpoolctl import ThreadpoolController
 
 from mlx_speech.blas import on_cpu
 
+LARGEST_UNPACKED = 1_000_000  # multiplications of a product that OpenBLAS computes without packing its factors
+
 Part = TypeVar("Part")
 OneOrMore: TypeAlias = mx.array | tuple[mx.array, ...] | list[mx.array]  # MLX hands over a single array as it is
 

@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.ops.attention import attention_graph, attention_numpy
-from mlx_speech.ops.cpu import in_numpy, suits_numpy
-from mlx_speech.ops.few_rows import MOST_ROWS, layer_norm, product
+from mlx_speech.ops.cpu import in_numpy
+from mlx_speech.ops.few_rows import layer_norm, product
 from mlx_speech.ops.gelu import gelu_graph, gelu_numpy
 
 EPS = 1e-5  # of the layer norms
@@ -51,11 +51,6 @@ class Rest(NamedTuple):
     up_bias: mx.array
     down: mx.array
     down_bias: mx.array
-
-
-def suits(x: mx.array, *arrays: mx.array) -> bool:
-    """Whether these operations are worth it: for few rows x (rows, width), where NumPy can compute."""
-    return x.shape[0] <= MOST_ROWS and suits_numpy(x, *arrays)
 
 
 def projected(x: mx.array, weights: Projections) -> mx.array:

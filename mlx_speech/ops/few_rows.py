@@ -6,14 +6,40 @@ twice and writes them once; it has kernels that do not, for small ones, so the w
 
 from __future__ import annotations
 
+import mlx.core as mx
 import numpy as np
 
-from mlx_speech.ops.cpu import in_parallel, slices
+from mlx_speech.ops.cpu import LARGEST_UNPACKED, in_numpy, in_parallel, slices, suits_numpy
 
 MOST_ROWS = 16  # of more, packing pays
-LARGEST_UNPACKED = 1_000_000  # multiplications of a product that OpenBLAS computes without packing
 OUTPUTS_PER_KERNEL = 16  # blocks have a multiple of it
-SMALLEST_FOR_THREADS = 1 << 22  # weights; of fewer, a second thread begins too late
+PARTS_FOR_THREADS = 4  # as many parts, so that no thread waits for long
+SMALLEST_FOR_THREADS = 1 << 19  # weights; of fewer, a second thread begins too late
+
+
+def suits(x: mx.array) -> bool:
+    """Whether x, (…, inputs), has few rows, and NumPy can compute with it."""
+    return x.size // x.shape[-1] <= MOST_ROWS and suits_numpy(x)
+
+
+def linear(x: mx.array, weight: mx.array) -> mx.array:
+    """x (…, inputs), weight (outputs, inputs) → x · weightᵀ, (…, outputs)
+
+    In NumPy for few rows of float32 on a CPU, else MLX's product.
+    """
+    if suits(x) and suits_numpy(weight):
+        return in_numpy(linear_numpy, linear_graph, x, weight)
+    return linear_graph(x, weight)
+
+
+def linear_graph(x: mx.array, weight: mx.array) -> mx.array:
+    """The same as a graph of MLX."""
+    return x @ weight.T
+
+
+def linear_numpy(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The same in NumPy."""
+    return product(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], -1)
 
 
 def product(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
@@ -23,7 +49,7 @@ def product(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -
     if rows > MOST_ROWS:
         y = x @ weight.T
     else:
-        transposed = np.empty((outputs, rows), np.float32)
+        y = np.empty((rows, outputs), np.float32)
         columns = np.ascontiguousarray(x.T)
         size = LARGEST_UNPACKED // (rows * inputs) // OUTPUTS_PER_KERNEL * OUTPUTS_PER_KERNEL
         block = size if size else outputs  # so many inputs that the whole of it is no slower
@@ -31,13 +57,12 @@ def product(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -
         def compute(part: slice) -> None:
             for start in range(part.start, min(part.stop, outputs), block):
                 piece = slice(start, min(start + block, part.stop))
-                np.matmul(weight[piece], columns, out=transposed[piece])
+                np.matmul(weight[piece], columns, out=y[:, piece].T)
 
         if weight.size < SMALLEST_FOR_THREADS:
             compute(slice(0, outputs))
         else:
-            in_parallel(compute, slices(outputs, 8 * block))
-        y = np.ascontiguousarray(transposed.T)
+            in_parallel(compute, slices(outputs, -(-outputs // PARTS_FOR_THREADS)))
     if bias is not None:
         y += bias
     return y

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlx_speech.blas import on_cpu
 
-MAX_BATCH_ON_CPU = 24  # windows; there, more of them at once only take memory
+MAX_BATCH_ON_CPU = 32  # windows; there, more of them at once only take memory
 EPSILON = 1e-12  # weight of a frame within the warm-up, which counts only where no other window has that frame
 
 
