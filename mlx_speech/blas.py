@@ -16,6 +16,8 @@ import functools
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ _KEEP = {-1: 2**31 - 1, -4: 0, -8: 1}
 FORKED = "models were loaded before this process was forked off, and MLX does not outlive a fork: start it with "
 FORKED += 'multiprocessing\'s "spawn", or load the models in the child only'
 VARIABLE = "MLX_SPEECH_OPENBLAS"  # of the environment: "0" keeps OpenBLAS out, "1" loads it at import
-_CHOICES = {"openblas": True, "told": False}  # whether it may be loaded; whether the user knows that it came too late
+# whether OpenBLAS may be loaded; whether the user knows that it came too late; see `as_on_gpu`
+_CHOICES = {"openblas": True, "told": False, "as_on_gpu": False}
 _USED_IN: dict[str, int] = {}  # "process": the id of the one that has loaded models
 
 
@@ -172,8 +175,22 @@ def _open(flags: int) -> ctypes.CDLL | None:
     return None
 
 
+@contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """Go the ways that are a GPU's, wherever MLX computes: the process builds graphs of MLX and looks at no array in
+    between. They can so be tested and counted without a GPU; on a CPU they are several times slower."""
+    before = _CHOICES["as_on_gpu"]
+    _CHOICES["as_on_gpu"] = True
+    try:
+        yield
+    finally:
+        _CHOICES["as_on_gpu"] = before
+
+
 def on_cpu() -> bool:
-    """Whether that is where MLX computes, if nobody says otherwise."""
+    """Whether that is where MLX computes, if nobody says otherwise; inside `as_on_gpu` it is not."""
+    if _CHOICES["as_on_gpu"]:
+        return False
     import mlx.core as mx
 
     return mx.default_device().type == mx.DeviceType.cpu

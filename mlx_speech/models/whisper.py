@@ -62,7 +62,11 @@ def sinusoids(length: int, channels: int) -> np.ndarray:
 
 
 class Attention(nn.Module):
-    """Multi-head attention, to the same sequence or to another one (openai/whisper `MultiHeadAttention`)."""
+    """Multi-head attention, to the same sequence or to another one (openai/whisper `MultiHeadAttention`).
+
+    Steps of all rows lie one behind the other, (rows·steps, width): MLX would bring three axes to two, and back, in
+    every linear layer.
+    """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -72,23 +76,27 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def split(self, x: mx.array) -> mx.array:
-        """(batch, steps, width) → (batch, heads, steps, width of a head)"""
-        return x.reshape(x.shape[0], x.shape[1], self._heads, -1).transpose(0, 2, 1, 3)
+    def split(self, x: mx.array, rows: int) -> mx.array:
+        """(rows·steps, width) → (rows, heads, steps, width of a head)"""
+        if x.shape[0] == rows:
+            return x.reshape(rows, self._heads, 1, -1)
+        return x.reshape(rows, -1, self._heads, x.shape[1] // self._heads).transpose(0, 2, 1, 3)
 
-    def keys_values(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """x (batch, steps, width) → keys and values, each (batch, heads, steps, width of a head)"""
-        return self.split(self.key(x)), self.split(self.value(x))
+    def keys_values(self, x: mx.array, rows: int) -> tuple[mx.array, mx.array]:
+        """x (rows·steps, width) → keys and values, each (rows, heads, steps, width of a head)"""
+        return self.split(self.key(x), rows), self.split(self.value(x), rows)
 
     def __call__(self, x: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None = None) -> mx.array:
-        """Attention of every step of x to the keys.
+        """Attention of every step of x to the keys of its row.
 
-        x (batch, steps, width), keys and values (batch, heads, m, width of a head) → (batch, steps, width)
-        mask : "causal", or True where a step sees a key, of a shape that broadcasts to (batch, heads, steps, m)
+        x (rows·steps, width), keys and values (rows, heads, m, width of a head) → (rows·steps, width)
+        mask : "causal", or True where a step sees a key, of a shape that broadcasts to (rows, heads, steps, m)
         """
-        queries = self.split(self.query(x))
+        queries = self.split(self.query(x), keys.shape[0])
         y = attention(queries, keys, values, scale=queries.shape[-1] ** -0.5, mask=mask)
-        return self.out(y.transpose(0, 2, 1, 3).reshape(x.shape))
+        if y.shape[2] > 1:
+            y = y.transpose(0, 2, 1, 3)
+        return self.out(y.reshape(x.shape))
 
 
 class Block(nn.Module):
@@ -109,16 +117,16 @@ class Block(nn.Module):
         self.mlp_ln = nn.LayerNorm(width)
 
     def mlp(self, x: mx.array) -> mx.array:
-        """The feed-forward layers and their residual, (batch, steps, width) → (batch, steps, width)."""
+        """The feed-forward layers and their residual, (n, width) → (n, width)."""
         return x + self.mlp2(gelu(self.mlp1(self.mlp_ln(x))))
 
-    def decode(self, layer: int, x: mx.array, cache: DecoderCache, mask: mx.array | str | None) -> mx.array:
+    def decode(self, layer: int, x: mx.array, cache: DecoderCache, mask: mx.array) -> mx.array:
         """A step as layer `layer` of a decoder, whose keys and values are added to the cache.
 
-        x (rows, group, width), mask (rows, 1, group, slots·group) → (rows, group, width)
+        x (rows·group, width), mask (rows, 1, group, slots·group) → (rows·group, width)
         """
         y = self.attn_ln(x)
-        keys, values = cache.append(layer, *self.attn.keys_values(y))
+        keys, values = cache.append(layer, *self.attn.keys_values(y, mask.shape[0]))
         x = x + self.attn(y, keys, values, mask)
         audio_keys, audio_values = cache.audio[layer]
         x = x + self.cross_attn(self.cross_attn_ln(x), audio_keys, audio_values)
@@ -145,11 +153,13 @@ class AudioEncoder(nn.Module):
         x = gelu(self.conv1(mel.astype(self.conv1.weight.dtype)))
         x = gelu(self.conv2(x))
         x = x + self.positional_embedding
+        shape = x.shape
+        x = x.flatten(0, 1)
         for block in self.blocks:
             y = block.attn_ln(x)
-            keys, values = block.attn.keys_values(y)
+            keys, values = block.attn.keys_values(y, shape[0])
             x = block.mlp(x + block.attn(y, keys, values))
-        return self.ln_post(x)
+        return self.ln_post(x).reshape(shape)
 
 
 @dataclass
@@ -161,9 +171,10 @@ class DecoderCache:
     anywhere, and `visible` tells which entries are a hypothesis's past: reordering beams moves no keys, and a prompt is
     kept once for the whole group.
 
-    keys, values : per layer, (rows, heads, slots, group, width of a head)
+    keys, values : per layer, (rows, heads, slots·group, width of a head)
     audio : per layer, keys and values of the encoded audio, each (rows, heads, 1500, width of a head)
     visible : (rows, group, slots, group), True where a hypothesis sees the entry that another one wrote to a slot
+    itself : (group, group), True where a hypothesis sees what it writes
     lengths : tokens of each row so far, (rows,); 0 where it is free
     position : the slot that is written next
     """
@@ -172,6 +183,7 @@ class DecoderCache:
     values: list[mx.array]
     audio: list[tuple[mx.array, mx.array]]
     visible: mx.array
+    itself: mx.array
     lengths: list[int]
     position: int = 0
 
@@ -181,9 +193,18 @@ class DecoderCache:
         keys and values (rows, heads, group, width of a head) → those of all slots, each (rows, heads, slots·group,
         width of a head)
         """
-        self.keys[layer][:, :, self.position] = keys
-        self.values[layer][:, :, self.position] = values
-        return self.keys[layer].flatten(2, 3), self.values[layer].flatten(2, 3)
+        group = keys.shape[2]
+        entries = slice(self.position * group, (self.position + 1) * group)
+        self.keys[layer][:, :, entries] = keys
+        self.values[layer][:, :, entries] = values
+        return self.keys[layer], self.values[layer]
+
+    def see(self) -> mx.array:
+        """Every hypothesis sees what it writes to the slot at `position`. Returns the mask of the step, (rows, 1,
+        group, slots·group)."""
+        self.visible[:, :, self.position] = self.itself
+        rows, group, _, _ = self.visible.shape
+        return self.visible.reshape(rows, 1, group, -1)
 
     def enter(
         self, layer: int, rows: list[int], keys: mx.array, values: mx.array, audio: tuple[mx.array, mx.array]
@@ -194,12 +215,14 @@ class DecoderCache:
         keys, values : of the prompts, (entering, heads, steps, width of a head); a shorter one is padded in front
         audio : keys and values, each (entering, heads, 1500, width of a head)
         """
-        prompt = slice(self.position - keys.shape[2], self.position)
+        # the first hypothesis has the prompt for the whole group
+        group = len(self.itself)
+        first = (self.position - keys.shape[2]) * group
+        prompt = slice(first, self.position * group, group)
         audio_keys, audio_values = audio
         for index, row in enumerate(rows):
-            # the first hypothesis has the prompt for the whole group
-            self.keys[layer][row, :, prompt, 0] = keys[index]
-            self.values[layer][row, :, prompt, 0] = values[index]
+            self.keys[layer][row, :, prompt] = keys[index]
+            self.values[layer][row, :, prompt] = values[index]
             self.audio[layer][0][row] = audio_keys[index]
             self.audio[layer][1][row] = audio_values[index]
 
@@ -245,15 +268,17 @@ class DecoderCache:
         wanted = front + needed + max(after, SLOT_MULTIPLE // 2)
         back = -(-wanted // SLOT_MULTIPLE) * SLOT_MULTIPLE - front - needed
 
-        def moved(buffer: mx.array) -> mx.array:
-            """(rows, …, slots, …) → the same with other slots, which are the third axis"""
+        def moved(buffer: mx.array, entries: int) -> mx.array:
+            """(rows, …, slots·entries, …) → the same with other slots, which are the third axis"""
             padding = [(0, 0)] * buffer.ndim
-            padding[2] = (front, back)
-            return mx.pad(buffer[:, :, self.position - needed : self.position], padding)
+            padding[2] = (front * entries, back * entries)
+            kept = slice((self.position - needed) * entries, self.position * entries)
+            return mx.pad(buffer[:, :, kept], padding)
 
-        self.keys = [moved(keys) for keys in self.keys]
-        self.values = [moved(values) for values in self.values]
-        self.visible = moved(self.visible)
+        group = len(self.itself)
+        self.keys = [moved(keys, group) for keys in self.keys]
+        self.values = [moved(values, group) for values in self.values]
+        self.visible = moved(self.visible, 1)
         self.position = front + needed
 
 
@@ -299,20 +324,23 @@ class TextDecoder(nn.Module):
         """
         if tokens.shape[1] > self._context:
             raise OptionError(f"{tokens.shape[1]} tokens: this decoder takes {self._context}")
+        rows = tokens.shape[0]
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        x = x.flatten(0, 1)
+        encoded = encoded.flatten(0, 1)
         scores = []
         for layer, block in enumerate(self.blocks):
             y = block.attn_ln(x)
-            x = x + block.attn(y, *block.attn.keys_values(y), "causal")
+            x = x + block.attn(y, *block.attn.keys_values(y, rows), "causal")
             y = block.cross_attn_ln(x)
-            keys, values = block.cross_attn.keys_values(encoded)
+            keys, values = block.cross_attn.keys_values(encoded, rows)
             chosen = mx.array([head for its_layer, head in heads if its_layer == layer], mx.int32)
             if chosen.size:
-                query = block.cross_attn.split(block.cross_attn.query(y))[:, chosen].astype(mx.float32)
+                query = block.cross_attn.split(block.cross_attn.query(y), rows)[:, chosen].astype(mx.float32)
                 key = keys[:, chosen].astype(mx.float32)
                 scores.append(query * key.shape[-1] ** -0.5 @ key.swapaxes(-1, -2))
             x = block.mlp(x + block.cross_attn(y, keys, values))
-        return self.ln(x), scores
+        return self.ln(x).reshape(rows, -1, x.shape[1]), scores
 
     def new_cache(self, rows: int, group: int) -> DecoderCache:
         """An empty cache for a running batch of `rows` chunks of audio, with `group` hypotheses each."""
@@ -322,13 +350,15 @@ class TextDecoder(nn.Module):
         values = []
         audio = []
         for _ in self.blocks:
-            keys.append(mx.zeros((rows, self._heads, 0, group, width), dtype))
-            values.append(mx.zeros((rows, self._heads, 0, group, width), dtype))
+            keys.append(mx.zeros((rows, self._heads, 0, width), dtype))
+            values.append(mx.zeros((rows, self._heads, 0, width), dtype))
             audio_keys = mx.zeros((rows, self._heads, self._audio_context, width), dtype)
             audio_values = mx.zeros((rows, self._heads, self._audio_context, width), dtype)
             audio.append((audio_keys, audio_values))
         visible = mx.zeros((rows, group, 0, group), mx.bool_)
-        return DecoderCache(keys, values, audio, visible, lengths=[0] * rows)
+        itself = mx.eye(group).astype(mx.bool_)
+        mx.async_eval(itself)
+        return DecoderCache(keys, values, audio, visible, itself, lengths=[0] * rows)
 
     def prefill(
         self, cache: DecoderCache, rows: list[int], encoded: mx.array, prompts: list[list[int]], positions: list[int]
@@ -353,15 +383,19 @@ class TextDecoder(nn.Module):
         itself = index == index[:, None]
         mask = past | itself  # padding sees itself: with nothing to see it would become NaN
         cache.make_room(longest, 1)
+        entering = len(rows)
+        x = x.flatten(0, 1)
+        encoded = encoded.flatten(0, 1)
         for layer, block in enumerate(self.blocks):
             y = block.attn_ln(x)
-            keys, values = block.attn.keys_values(y)
-            audio = block.cross_attn.keys_values(encoded)
+            keys, values = block.attn.keys_values(y, entering)
+            audio = block.cross_attn.keys_values(encoded, entering)
             x = x + block.attn(y, keys, values, mask[:, None])
             x = block.mlp(x + block.cross_attn(block.cross_attn_ln(x), *audio))
             cache.enter(layer, rows, keys, values, audio)
         cache.show(rows, [len(prompt) for prompt in prompts])
-        asked = x[mx.arange(len(rows)), mx.array(padding) + mx.array(positions)]
+        x = x.reshape(entering, longest, -1)
+        asked = x[mx.arange(entering), mx.array(padding) + mx.array(positions)]
         logits = self._logits(self.ln(mx.stack([x[:, -1], asked])))
         return logits[0], logits[1]
 
@@ -369,16 +403,15 @@ class TextDecoder(nn.Module):
         """One more token for every hypothesis: tokens (rows, group) → logits (rows, group, vocabulary) in float32."""
         rows, group = tokens.shape
         # a row that is done may go on beyond the context until it leaves; nobody looks at it
-        positions = mx.array([min(length, self._context - 1) for length in cache.lengths])
-        x = self.token_embedding(tokens) + self.positional_embedding[positions][:, None]
+        positions = np.repeat(np.minimum(cache.lengths, self._context - 1), group)
+        x = self.token_embedding(tokens.flatten()) + self.positional_embedding[mx.array(positions)]
         cache.make_room(0, 1)
-        cache.visible[:, :, cache.position] = mx.eye(group).astype(mx.bool_)
-        mask = cache.visible.reshape(rows, 1, group, -1)
+        mask = cache.see()
         for layer, block in enumerate(self.blocks):
             x = block.decode(layer, x, cache, mask)
         cache.lengths = [length + 1 if length else 0 for length in cache.lengths]
         cache.position += 1
-        return self._logits(self.ln(x))
+        return self._logits(self.ln(x)).reshape(rows, group, -1)
 
 
 class Model(BaseModel):
