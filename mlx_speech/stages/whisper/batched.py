@@ -539,7 +539,7 @@ class Recognition:
 def _rows(encoded: mx.array) -> list[mx.array]:
     """The rows of a batch, each by itself: one that waits does not keep all in memory."""
     rows = [encoded[k] * 1 for k in range(len(encoded))]
-    mx.eval(rows)
+    mx.async_eval(rows)
     return rows
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -135,26 +135,32 @@ class Rules:
     options : of which those that say what is never said, and which timestamps there are; equal for
         a whole batch
 
-    begin : the first timestamp; eot : the end of text; vocab : how many tokens the model knows
+    limits : what follows from them; begin : the first timestamp; eot : the end of text; vocab : how
+        many tokens the model knows; last_first : the last timestamp that a text may begin with
     """
 
     def __init__(self, tokenizer: Tokenizer, options: DecodingOptions, args: ModelArgs) -> None:
         self.begin = tokenizer.timestamp_begin
         self.eot = tokenizer.eot
         self.vocab = args.n_vocab
-        self.timestamps = not options.without_timestamps
         never = suppressed_tokens(tokenizer, options)
-        if self.timestamps:
+        if not options.without_timestamps:
             never.append(tokenizer.no_timestamps)
         never_first = list(never)
         if options.suppress_blank:
             never_first += [*tokenizer.encode(" "), tokenizer.eot]
-        self.never = self._marked(never)
-        self.never_first = self._marked(never_first)
         self.last_first = self.begin + self.vocab  # no limit
         if options.max_initial_timestamp:
             steps = round(options.max_initial_timestamp / SECONDS_PER_TIMESTAMP)
             self.last_first = self.begin + steps
+        self.limits = Limits(
+            never=self._marked(never),
+            never_first=self._marked(never_first),
+            begin=self.begin,
+            eot=self.eot,
+            last_first=self.last_first,
+            timestamps=not options.without_timestamps,
+        )
 
     def _marked(self, tokens: Iterable[int]) -> mx.array:
         """True where a token is one of `tokens`, (vocabulary,)."""
@@ -163,14 +169,34 @@ class Rules:
         return mx.array(marked)
 
     def __call__(self, logits: mx.array, state: State) -> tuple[mx.array, mx.array]:
+        """As `Limits.apply`."""
+        return self.limits.apply(logits, state)
+
+
+class Limits(NamedTuple):
+    """`Rules` as arrays and numbers, which functions that MLX compiles take.
+
+    never, never_first : (vocabulary,) True where a token is never said, or not as the first
+    begin, eot, last_first : tokens, as of `Rules`
+    timestamps : whether there are any
+    """
+
+    never: mx.array
+    never_first: mx.array
+    begin: int
+    eot: int
+    last_first: int
+    timestamps: bool
+
+    def apply(self, logits: mx.array, state: State) -> tuple[mx.array, mx.array]:
         """logits (jobs, group, vocabulary) → with -inf for what is forbidden; the logarithm of the
         sum of what is left, (jobs, group, 1), which makes them log-probabilities."""
         forbidden = mx.where((state.count == 0)[..., None], self.never_first, self.never)
         if not self.timestamps:
             logits = mx.where(forbidden, -mx.inf, logits)
             return logits, log_sum_exp(logits)
-        ids = mx.arange(self.vocab)
-        lowest_text, lowest_time, highest = self._limits(state)
+        ids = mx.arange(logits.shape[-1])
+        lowest_text, lowest_time, highest = self._bounds(state, logits.shape[-1])
         forbidden = forbidden | (ids < lowest_text[..., None])
         forbidden = forbidden | ((ids >= self.begin) & (ids < lowest_time[..., None]))
         forbidden = forbidden | (ids > highest[..., None])
@@ -184,7 +210,7 @@ class Rules:
         logits = mx.where(only_times & (ids < self.begin), -mx.inf, logits)
         return logits, mx.where(only_times, total_times, total)
 
-    def _limits(self, state: State) -> tuple[mx.array, mx.array, mx.array]:
+    def _bounds(self, state: State, vocab: int) -> tuple[mx.array, mx.array, mx.array]:
         """The lowest token, the lowest timestamp and the highest one that are allowed, each (jobs,
         group).
 
@@ -197,8 +223,8 @@ class Rules:
         lowest_text = mx.where(first, self.begin, mx.where(open_pair, self.eot, 0))
         following = state.latest + mx.where(open_pair, 0, 1)
         lowest_time = mx.where(state.latest >= 0, following, self.begin)
-        lowest_time = mx.where(after_time & state.paired, self.vocab, lowest_time)
-        highest = mx.where(first, self.last_first, self.vocab)
+        lowest_time = mx.where(after_time & state.paired, vocab, lowest_time)
+        highest = mx.where(first, self.last_first, vocab)
         return lowest_text, lowest_time, highest
 
 

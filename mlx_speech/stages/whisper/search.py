@@ -14,11 +14,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_speech.blas import on_cpu
 from mlx_speech.models.whisper import Model
 from mlx_speech.ops.log_sum_exp import log_sum_exp
-from mlx_speech.stages.whisper.rules import Rules, State, top, with_rows
+from mlx_speech.stages.whisper.rules import Limits, Rules, State, top, with_rows
 
-CHECK_EVERY = 4  # steps between looks at what was sampled: each look waits for the device
+# Steps between looks at what was chosen: each look waits for the device, and a row that is done
+# goes on until the next one.
+CHECK_EVERY = 4
+CHECK_EVERY_ON_GPU = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +177,18 @@ class Hypotheses:
     limits: mx.array
     keys: mx.array
 
+    @classmethod
+    def of(cls, arrays: Sequence[mx.array]) -> Hypotheses:
+        """Made of `arrays`."""
+        count, last, latest, paired, totals, limits, keys = arrays
+        return cls(State(count, last, latest, paired), totals, limits, keys)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """What MLX's compiled functions take."""
+        state = self.state
+        return [state.count, state.last, state.latest, state.paired, self.totals, self.limits, self.keys]
+
     def take(self, rows: list[int]) -> Hypotheses:
         """Those of these rows, in this order."""
         index = mx.array(rows)
@@ -207,6 +223,9 @@ class Samples(Batch):
     ) -> None:
         super().__init__(model, rules, no_speech=no_speech, size=size, group=group)
         self._temperature = temperature
+        self._divisor = mx.array(temperature) if temperature else None
+        self._choose_tokens = choose if on_cpu() else choose_on_gpu
+        self._check_every = CHECK_EVERY if on_cpu() else CHECK_EVERY_ON_GPU
         self._steps: list[_Step] = []  # from the oldest
         ended = State.of([[[rules.eot]] * group] * size, rules.begin)
         zeros = mx.zeros((size, group))
@@ -217,7 +236,7 @@ class Samples(Batch):
         while any(row is not None and row.steps < row.entry.limit for row in self.rows):
             logits = self._decoder.step(self._cache, self._hypotheses.state.last)
             self._hypotheses = self._choose(logits, self._hypotheses, self.rows)
-            if len(self._steps) > CHECK_EVERY:
+            if len(self._steps) > self._check_every:
                 return self._look(len(self._steps) - 1)
         return self._look(len(self._steps))
 
@@ -245,29 +264,21 @@ class Samples(Batch):
     def _choose(self, logits: mx.array, before: Hypotheses, rows: Sequence[_Row | None]) -> Hypotheses:
         """One token more for every hypothesis of `rows`, from its logits, (jobs, group,
         vocabulary)."""
-        state = before.state
-        logits, normaliser = self.rules(logits, state)
-        scores = logits
-        if self._temperature:
-            scores = logits / self._temperature + gumbel(before.keys, state.count, logits.shape[-1])
-        tokens = mx.argmax(scores, axis=-1).astype(mx.int32)
-        logprobs = (mx.take_along_axis(logits, tokens[..., None], axis=-1) - normaliser)[..., 0]
-        going = (state.last != self.rules.eot) & (state.count < before.limits)
-        tokens = mx.where(going, tokens, self.rules.eot)
-        logprobs = mx.where(going, logprobs, 0)
-        state = state.after(tokens, self.rules.begin)
-        totals = before.totals + logprobs
-        mx.async_eval(totals, logprobs, state.count, state.last, state.latest, state.paired)
-        self._steps.append(_Step(tokens, logprobs, totals, list(rows)))
+        after, logprobs = self._choose_tokens(logits, before, self.rules.limits, self._divisor)
+        mx.async_eval(logprobs, after.arrays)
+        self._steps.append(_Step(after.state.last, logprobs, after.totals, list(rows)))
         for row in filter(None, rows):
             row.steps += 1
-        return Hypotheses(state, totals, before.limits, before.keys)
+        return after
 
     def _keep(self, indices: list[int]) -> None:
         self._hypotheses = self._hypotheses.take(indices)
 
     def _look(self, count: int) -> list[SearchResult]:
         """Look at the oldest steps; the entries that are done leave."""
+        if count:  # wait once: what was handed over before it is done as well
+            newest = self._steps[count - 1]
+            mx.eval(newest.tokens, newest.logprobs, newest.totals)
         done: list[SearchResult] = []
         for step in self._steps[:count]:
             tokens = np.array(step.tokens).tolist()
@@ -297,6 +308,47 @@ class Samples(Batch):
                 length = tokens.index(self.rules.eot)
             hypotheses.append(Hypothesis(tuple(tokens[:length]), tuple(logprobs[:length]), total))
         return hypotheses
+
+
+def choose(
+    logits: mx.array, before: Hypotheses, rules: Limits, temperature: mx.array | None
+) -> tuple[Hypotheses, mx.array]:
+    """One token more for every hypothesis: the most probable one, or a sample.
+
+    logits : (jobs, group, vocabulary)
+    temperature : of the samples, a scalar above 0
+
+    Returns the hypotheses with it, and its log-probability, (jobs, group). One that has ended, or
+    has as many tokens as it may have, gets the end of text.
+    """
+    state = before.state
+    logits, normaliser = rules.apply(logits, state)
+    scores = logits
+    if temperature is not None:
+        scores = logits / temperature + gumbel(before.keys, state.count, logits.shape[-1])
+    tokens = mx.argmax(scores, axis=-1).astype(mx.int32)
+    logprobs = (mx.take_along_axis(logits, tokens[..., None], axis=-1) - normaliser)[..., 0]
+    going = (state.last != rules.eot) & (state.count < before.limits)
+    tokens = mx.where(going, tokens, rules.eot)
+    logprobs = mx.where(going, logprobs, 0)
+    state = state.after(tokens, rules.begin)
+    return Hypotheses(state, before.totals + logprobs, before.limits, before.keys), logprobs
+
+
+def choose_on_gpu(
+    logits: mx.array, before: Hypotheses, rules: Limits, temperature: mx.array | None
+) -> tuple[Hypotheses, mx.array]:
+    """`choose`, whose sixty small operations MLX fuses to a few."""
+    arrays, logprobs = _compiled_choose(logits, before.arrays, rules, temperature)
+    return Hypotheses.of(arrays), logprobs
+
+
+@mx.compile
+def _compiled_choose(
+    logits: mx.array, arrays: list[mx.array], rules: Limits, temperature: mx.array | None
+) -> tuple[list[mx.array], mx.array]:
+    after, logprobs = choose(logits, Hypotheses.of(arrays), rules, temperature)
+    return after.arrays, logprobs
 
 
 def gumbel(keys: mx.array, step: mx.array, vocab: int) -> mx.array:
