@@ -68,28 +68,30 @@ def lstm_graph(
     steps + 1, hidden), as a graph of MLX"""
     both_ways = mx.stack([x, x[:, ::-1]][: weight.shape[0]])
     # the products with the inputs of all steps at once; only the recurrence goes step by step
-    gates = both_ways @ mx.swapaxes(input_weight, 1, 2)[:, None] + bias[:, None, None]
-    gates = mx.contiguous(gates.transpose(2, 0, 1, 3))  # what a step reads lies together
-    transposed = mx.swapaxes(weight, 1, 2)
-    steps = gates.shape[0]
+    products = both_ways @ mx.swapaxes(input_weight, 1, 2)[:, None]
+    gates = products.transpose(2, 0, 1, 3) + bias[:, None]  # what a step reads lies together
+    transposed = mx.swapaxes(weight, 1, 2)[None]
+    h = h[None]
+    c = c[None]
     blocks = []
-    for start in range(0, steps, STEPS_PER_GRAPH):
+    for start in range(0, gates.shape[0], STEPS_PER_GRAPH):
+        block = gates[start : start + STEPS_PER_GRAPH]
         outputs = []
-        for step in range(start, min(start + STEPS_PER_GRAPH, steps)):
-            h, c = _cell(mx.addmm(gates[step], h, transposed), c)
+        for step in mx.split(block, block.shape[0]):
+            h, c = _cell(mx.addmm(step, h, transposed), c)
             outputs.append(h)
-        blocks.append(mx.stack(outputs, axis=2))  # one buffer a block: a GPU has a limited number of them
+        blocks.append(mx.concatenate(outputs))  # one buffer a block: a GPU has a limited number of them
         with suppress(ValueError):  # inside mx.compile and mx.vmap nothing can be computed yet
             mx.async_eval(blocks[-1], h, c)
-    outputs = mx.concatenate(blocks, axis=2)
+    outputs = mx.concatenate(blocks).transpose(1, 2, 0, 3)
     in_time = mx.stack([outputs[0], *outputs[1:, :, ::-1]])
-    return mx.concatenate([in_time, c[:, :, None]], axis=2)
+    return mx.concatenate([in_time, c.transpose(1, 2, 0, 3)], axis=2)
 
 
 @mx.compile
 def _cell(gates: mx.array, c: mx.array) -> Pair:
-    """gates (directions, batch, 4·hidden), c (directions, batch, hidden) → the next h and c. Fused: a step of a GPU is
-    this, the product before it, and a copy of h to where it stays."""
+    """gates (1, directions, batch, 4·hidden), c (1, directions, batch, hidden) → the next h and c. Fused: a step of a
+    GPU is this, the product before it, and a copy of h to where it stays."""
     i, f, g, o = mx.split(gates, 4, axis=-1)
     c = mx.sigmoid(f) * c + mx.sigmoid(i) * mx.tanh(g)
     return mx.sigmoid(o) * mx.tanh(c), c
