@@ -116,7 +116,7 @@ class Batch:
         prompts = [entry.prompt for entry in entries]
         at_sot = [entry.sot for entry in entries]
         logits, sot_logits = self._decoder.prefill(self._cache, indices, encoded, prompts, at_sot)
-        no_speech = mx.exp(sot_logits - log_sum_exp(sot_logits))[:, self._no_speech]
+        no_speech = list(mx.exp(sot_logits - log_sum_exp(sot_logits))[:, self._no_speech])
         mx.async_eval(no_speech)
         for place, index in enumerate(indices):
             self.rows[index] = _Row(entries[place], no_speech[place])
