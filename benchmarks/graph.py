@@ -94,9 +94,7 @@ def our_step(model: Any, batch: int, with_choice: bool = False) -> Counted:
         timestamps=True,
     )
     ones = mx.ones((batch, 1), mx.int32)
-    before = search.Hypotheses.of(
-        [ones, ones, ones, ones == 1, mx.zeros((batch, 1)), ones, ones.astype(mx.uint32)]
-    )
+    before = search.Hypotheses.of([ones, ones, ones, ones == 1, mx.zeros((batch, 1)), ones, ones.astype(mx.uint32)])
     mx.eval(before.arrays, rules.never, rules.never_first)
 
     def build() -> list[mx.array]:
@@ -142,7 +140,7 @@ def their_step(model: Any, batch: int) -> Counted:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    encoded = mx.zeros((batch, TINY["n_audio_ctx"], TINY["n_audio_state"]), mx.float16)
+    encoded = mx.zeros((batch, model.dims.n_audio_ctx, model.dims.n_audio_state), mx.float16)
     _, cache, _ = model.decoder(mx.zeros((batch, PROMPT), mx.int32), encoded)
     kept = [array for _, array in tree_flatten(cache)]
     token = mx.zeros((batch, 1), mx.int32)
@@ -162,7 +160,7 @@ def their_token(model: Any, batch: int) -> Counted:
     from mlx_whisper.decoding import DecodingOptions, DecodingTask
 
     task = DecodingTask(model, DecodingOptions(language="en", temperature=0.0))
-    encoded = mx.zeros((batch, TINY["n_audio_ctx"], TINY["n_audio_state"]), mx.float16)
+    encoded = mx.zeros((batch, model.dims.n_audio_ctx, model.dims.n_audio_state), mx.float16)
     tokens = mx.zeros((batch, PROMPT), mx.int32)
     _, cache, _ = model.decoder(tokens, encoded)
     tokens = mx.concatenate([tokens, tokens[:, :1]], axis=1)
@@ -380,27 +378,30 @@ def document(found: Sequence[Line], waits: dict[str, float], hour: str) -> str:
         verdict = "met" if bar.reached <= bar.most else "**missed**"
         judged.append(f"| {bar.what} | {bar.reached:.3f} | {bar.most:.3f} | {verdict} |")
     waited = [f"- {name}: {1 / each:.1f} tokens for each wait" for name, each in waits.items()]
-    return "\n\n".join(
-        [
-            "# What a GPU is given to do",
-            "Written by `python -m benchmarks.graph`: counted on graphs that are built as for a GPU, in float16, with\n"
-            "Whisper tiny's sizes and random weights. No figure here is a time, and none comes from a GPU. *Primitives*\n"
-            "are the nodes of MLX's graph with nothing fused; *compiled as one* counts what `mx.compile` fuses once;\n"
-            "*launches* leaves out mere views, and counts every array that is concatenated. Layer norm and attention are\n"
-            "one primitive each, as MLX has them on a GPU; mlx-whisper and mlx-audio compute attention in parts. Bytes\n"
-            "are what all primitives but views read and write, with nothing fused, so those of activations are more than\n"
-            "reach memory.",
-            ", ".join(versions) + ".",
-            "## What is asked",
-            "\n".join(judged),
-            "## Counted",
-            table(found),
-            "## Waits",
-            f"Of the host for the device, while a greedy batch of {BATCH} writes {TOKENS} tokens each (a narrow model):",
-            "\n".join(waited),
-            *([hour] if hour else []),
-        ]
-    ).rstrip() + "\n"
+    return (
+        "\n\n".join(
+            [
+                "# What a GPU is given to do",
+                "Written by `python -m benchmarks.graph`: counted on graphs that are built as for a GPU, in float16, with\n"
+                "Whisper tiny's sizes and random weights. No figure here is a time, and none comes from a GPU. *Primitives*\n"
+                "are the nodes of MLX's graph with nothing fused; *compiled as one* counts what `mx.compile` fuses once;\n"
+                "*launches* leaves out mere views, and counts every array that is concatenated. Layer norm and attention are\n"
+                "one primitive each, as MLX has them on a GPU; mlx-whisper and mlx-audio compute attention in parts. Bytes\n"
+                "are what all primitives but views read and write, with nothing fused, so those of activations are more than\n"
+                "reach memory.",
+                ", ".join(versions) + ".",
+                "## What is asked",
+                "\n".join(judged),
+                "## Counted",
+                table(found),
+                "## Waits",
+                f"Of the host for the device, while a greedy batch of {BATCH} writes {TOKENS} tokens each (a narrow model):",
+                "\n".join(waited),
+                *([hour] if hour else []),
+            ]
+        ).rstrip()
+        + "\n"
+    )
 
 
 def main() -> int:

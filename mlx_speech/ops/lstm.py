@@ -88,13 +88,14 @@ def lstm_graph(
     return mx.concatenate([in_time, c.transpose(1, 2, 0, 3)], axis=2)
 
 
-@mx.compile
-def _cell(gates: mx.array, c: mx.array) -> Pair:
-    """gates (1, directions, batch, 4·hidden), c (1, directions, batch, hidden) → the next h and c. Fused: a step of a
-    GPU is this, the product before it, and a copy of h to where it stays."""
+def cell(gates: mx.array, c: mx.array) -> Pair:
+    """gates (1, directions, batch, 4·hidden), c (1, directions, batch, hidden) → the next h and c."""
     i, f, g, o = mx.split(gates, 4, axis=-1)
     c = mx.sigmoid(f) * c + mx.sigmoid(i) * mx.tanh(g)
     return mx.sigmoid(o) * mx.tanh(c), c
+
+
+_cell = mx.compile(cell)  # a step on a GPU is this, the product before it, and a copy of h to where it stays
 
 
 def lstm_numpy(

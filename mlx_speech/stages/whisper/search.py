@@ -224,7 +224,7 @@ class Samples(Batch):
         super().__init__(model, rules, no_speech=no_speech, size=size, group=group)
         self._temperature = temperature
         self._divisor = mx.array(temperature) if temperature else None
-        self._choose_tokens = choose if on_cpu() else choose_on_gpu
+        self._choose = choose if on_cpu() else choose_on_gpu
         self._check_every = CHECK_EVERY if on_cpu() else CHECK_EVERY_ON_GPU
         self._steps: list[_Step] = []  # from the oldest
         ended = State.of([[[rules.eot]] * group] * size, rules.begin)
@@ -235,7 +235,8 @@ class Samples(Batch):
         """Take steps up to the next look; the device has work while they are read."""
         while any(row is not None and row.steps < row.entry.limit for row in self.rows):
             logits = self._decoder.step(self._cache, self._hypotheses.state.last)
-            self._hypotheses = self._choose(logits, self._hypotheses, self.rows)
+            chosen = self._choose(logits, self._hypotheses, self.rules.limits, self._divisor)
+            self._hypotheses = self._note(chosen, self.rows)
             if len(self._steps) > self._check_every:
                 return self._look(len(self._steps) - 1)
         return self._look(len(self._steps))
@@ -253,7 +254,9 @@ class Samples(Batch):
             limits=mx.array([[entry.limit] * self.group for entry in entries]),
             keys=mx.array(np.array([self._keys(entry) for entry in entries], dtype=np.uint32)),
         )
-        new = self._choose(mx.broadcast_to(logits, (*shape, logits.shape[-1])), new, rows)
+        logits = mx.broadcast_to(logits, (*shape, logits.shape[-1]))
+        # not compiled: any number of rows may enter, and each would be compiled for itself
+        new = self._note(choose(logits, new, self.rules.limits, self._divisor), rows)
         self._hypotheses = self._hypotheses.put(indices, new)
 
     def _keys(self, entry: Entry) -> list[int]:
@@ -261,10 +264,9 @@ class Samples(Batch):
         seeds = [*entry.seeds, round(self._temperature * 1e6)]
         return np.random.SeedSequence(seeds).generate_state(self.group).tolist()
 
-    def _choose(self, logits: mx.array, before: Hypotheses, rows: Sequence[_Row | None]) -> Hypotheses:
-        """One token more for every hypothesis of `rows`, from its logits, (jobs, group,
-        vocabulary)."""
-        after, logprobs = self._choose_tokens(logits, before, self.rules.limits, self._divisor)
+    def _note(self, chosen: tuple[Hypotheses, mx.array], rows: Sequence[_Row | None]) -> Hypotheses:
+        """Have the device compute what was chosen for `rows`, to be looked at later."""
+        after, logprobs = chosen
         mx.async_eval(logprobs, after.arrays)
         self._steps.append(_Step(after.state.last, logprobs, after.totals, list(rows)))
         for row in filter(None, rows):
@@ -343,12 +345,15 @@ def choose_on_gpu(
     return Hypotheses.of(arrays), logprobs
 
 
-@mx.compile
-def _compiled_choose(
+def choose_from_arrays(
     logits: mx.array, arrays: list[mx.array], rules: Limits, temperature: mx.array | None
 ) -> tuple[list[mx.array], mx.array]:
+    """`choose`, from `Hypotheses.arrays` and to them."""
     after, logprobs = choose(logits, Hypotheses.of(arrays), rules, temperature)
     return after.arrays, logprobs
+
+
+_compiled_choose = mx.compile(choose_from_arrays)
 
 
 def gumbel(keys: mx.array, step: mx.array, vocab: int) -> mx.array:
