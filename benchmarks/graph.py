@@ -3,8 +3,8 @@
     python -m benchmarks.graph                        # writes benchmarks/graph.md
     python -m benchmarks.graph --recordings FOLDER    # and an hour of these recordings, cut as the pipeline does it
 
-Nothing here needs a GPU or a checkpoint: weights are random, in float16, and how it is counted says `counting`. Beside a
-step of the decoder stands a whole token, with Whisper's rules of what may be said and the choice among it.
+Nothing here needs a GPU or a checkpoint: weights are random, in float16, and how it is counted says `counting`. Beside
+a step of the decoder stands a whole token, with Whisper's rules of what may be said and the choice among it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,19 @@ BATCH = 8
 SHARE_OF_PRIMITIVES = 0.6  # of mlx-whisper's, for a step of the decoder
 TOKENS_PER_WAIT = 8
 SHARE_OF_SCAN = 1 / 20  # launches of a window of PyanNet, of one for each gate of each step of each layer
+
+
+INTRODUCTION = """\
+# What a GPU is given to do
+
+Written by `python -m benchmarks.graph`: counted on graphs that are built as for a GPU, in float16, with Whisper tiny's
+sizes and random weights. No figure here is a time, and none comes from a GPU. *Primitives* are the nodes of MLX's graph
+with nothing fused; *compiled as one* counts once what `mx.compile` fuses; *launches* leaves out mere views, and counts
+every array that is concatenated. Layer norm and attention are one primitive each, as MLX has them on a GPU; mlx-whisper
+and mlx-audio compute attention in parts. Bytes are what all primitives but views read and write, with nothing fused, so
+those of activations are more than reach memory."""
+WAITS = f"""\
+Of the host for the device, while a greedy batch of {BATCH} writes {TOKENS} tokens in each row (a narrow model):"""
 
 
 @dataclass(frozen=True)
@@ -366,9 +379,8 @@ def bars(found: Sequence[Line], waits: float) -> list[Bar]:
 
 def document(found: Sequence[Line], waits: dict[str, float], hour: str) -> str:
     """`graph.md`."""
-    names = ("mlx", "mlx-whisper", "mlx-audio")
     versions = []
-    for name in names:
+    for name in ("mlx", "mlx-whisper", "mlx-audio"):
         try:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
@@ -378,30 +390,11 @@ def document(found: Sequence[Line], waits: dict[str, float], hour: str) -> str:
         verdict = "met" if bar.reached <= bar.most else "**missed**"
         judged.append(f"| {bar.what} | {bar.reached:.3f} | {bar.most:.3f} | {verdict} |")
     waited = [f"- {name}: {1 / each:.1f} tokens for each wait" for name, each in waits.items()]
-    return (
-        "\n\n".join(
-            [
-                "# What a GPU is given to do",
-                "Written by `python -m benchmarks.graph`: counted on graphs that are built as for a GPU, in float16, with\n"
-                "Whisper tiny's sizes and random weights. No figure here is a time, and none comes from a GPU. *Primitives*\n"
-                "are the nodes of MLX's graph with nothing fused; *compiled as one* counts what `mx.compile` fuses once;\n"
-                "*launches* leaves out mere views, and counts every array that is concatenated. Layer norm and attention are\n"
-                "one primitive each, as MLX has them on a GPU; mlx-whisper and mlx-audio compute attention in parts. Bytes\n"
-                "are what all primitives but views read and write, with nothing fused, so those of activations are more than\n"
-                "reach memory.",
-                ", ".join(versions) + ".",
-                "## What is asked",
-                "\n".join(judged),
-                "## Counted",
-                table(found),
-                "## Waits",
-                f"Of the host for the device, while a greedy batch of {BATCH} writes {TOKENS} tokens each (a narrow model):",
-                "\n".join(waited),
-                *([hour] if hour else []),
-            ]
-        ).rstrip()
-        + "\n"
-    )
+    parts = [INTRODUCTION, f"{', '.join(versions)}.", "## What is asked", "\n".join(judged), "## Counted", table(found)]
+    parts += ["## Waits", WAITS, "\n".join(waited)]
+    if hour:
+        parts.append(hour)
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> int:

@@ -109,8 +109,8 @@ def count(sounds: Sequence[np.ndarray], whisper: Any, batch_size: int) -> Shapes
     """The shapes of `sounds`, whose chunks share batches as those of recordings that are given at once do."""
     import mlx_speech
     from mlx_speech.ops.lstm import lstm
-    from mlx_speech.stages import windows
     from mlx_speech.options import Options
+    from mlx_speech.stages import windows
     from mlx_speech.stages.chunks import cut_chunks, speech_and_pad, widened
     from mlx_speech.stages.vad import detect_speech
     from mlx_speech.stages.whisper import fallback
@@ -159,12 +159,9 @@ def report(folder: Path) -> str:
     rows = ["| function | calls | shapes | compiled |", "|---|---|---|---|"]
     for name, given in noted.given.items():
         rows.append(f"| {name} | {given.total()} | {len(given)} | {noted.traced[name]} |")
-    return "\n\n".join(
-        [
-            "## Shapes of an hour",
-            f"{len(sounds)} recordings of {min(MINUTES)} to {max(MINUTES)} minutes, an hour in all, cut into chunks by the\n"
-            f"pipeline's voice activity detection; batches of {graph.BATCH} chunks and {BATCH_OF_WINDOWS} windows. GELU\n"
-            "and other activations are compiled once for all shapes.",
-            "\n".join(rows),
-        ]
+    introduction = (
+        f"{len(sounds)} recordings of {min(MINUTES)} to {max(MINUTES)} minutes, an hour in all, cut into chunks by the "
+        f"pipeline's voice\nactivity detection; batches of {graph.BATCH} chunks and {BATCH_OF_WINDOWS} windows. "
+        "GELU and other activations are compiled once\nfor all shapes."
     )
+    return "\n\n".join(["## Shapes of an hour", introduction, "\n".join(rows)])

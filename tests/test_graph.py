@@ -6,10 +6,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from benchmarks import counting, graph, graph_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import counting, graph, graph_shapes
 from mlx_speech import load_audio
 from mlx_speech.blas import as_on_gpu, on_cpu
 from mlx_speech.models.layers import LSTM
