@@ -138,10 +138,11 @@ def count(sounds: Sequence[np.ndarray], whisper: Any, batch_size: int) -> Shapes
             pass
         weights = mx.zeros((2, 8, 2)), mx.zeros((2, 8, 2)), mx.zeros((2, 8))
 
-        def compute(waveforms: mx.array, rows: slice) -> mx.array:
+        def compute(batch: windows.Batch, rows: slice) -> mx.array:
             """A narrow LSTM over four steps: what it is given has the batch's size, as that of PyanNet."""
-            states = mx.zeros((2, len(waveforms), 2))
-            return lstm(mx.zeros((len(waveforms), 4, 2)), *weights, (states, states))[0]
+            count = len(batch.starts)
+            states = mx.zeros((2, count, 2))
+            return lstm(mx.zeros((count, 4, 2)), *weights, (states, states))[0]
 
         for sound in sounds:
             starts = windows.starts(sound.size, WINDOW, WINDOW // 10)

@@ -185,7 +185,7 @@ def test_functions_are_compiled_once_for_each_of_few_shapes() -> None:
     noted = graph_shapes.count(sounds, graph.our_whisper({**graph.NARROW, "n_audio_ctx": 100}), batch_size=4)
     sizes = {"choice of tokens": 3 * len(graph_shapes.TEMPERATURES), "step of an LSTM": 4}
     for name, most in sizes.items():
-        assert noted.given[name].total() > 2 * most
+        assert noted.given[name].total() > 2 * len(noted.given[name])
         assert noted.traced[name] == len(noted.given[name]) <= most
 
 
