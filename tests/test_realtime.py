@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import av
 import numpy as np
@@ -54,6 +56,7 @@ from mlx_speech.server.realtime.recognition import (
 )
 from mlx_speech.server.realtime.routes import routes
 from mlx_speech.server.realtime.sound import Decoder, Format
+from mlx_speech.server.realtime.stopwatch import Stopwatch
 from mlx_speech.server.realtime.tokens import Secrets
 from mlx_speech.server.realtime.turns import Turns, pieces
 from mlx_speech.server.service import Service
@@ -493,19 +496,48 @@ def test_sound_that_waits_too_long_is_dropped_and_told() -> None:
     """A microphone, and a detector that is stuck."""
 
     async def script(turns: Turns, happenings: list[Happening]) -> None:
+        assert turns.lag == 0
         for _ in range(30):
             turns.feed(loud(0.05))
             await asyncio.sleep(0.05)
         await settled(lambda: bool(of(Refused, happenings)))
+        turns.feed(loud(0.05))
+        await settled(lambda: turns.lag > 0)
+        await asyncio.sleep(0.06)
+        assert turns.lag >= 0.05  # it stands still: nothing is heard, and nothing comes
 
     happenings = heard(script, Scripted(deaf=True), TurnDetection(), Limits(late=0.5))
     assert set(codes(happenings)) == {"input_audio_buffer_overflow"}
+
+
+def test_what_a_client_waits_for_is_counted(tmp_path: Path) -> None:
+    service = Service(Settings(data_dir=tmp_path), {})
+    stopwatch = Stopwatch(service.metrics)
+    for happening in (
+        SpeechStarted("a", 0.0),
+        Text("a", "one"),
+        Text("a", " two"),
+        Committed("a", None),
+        SpeechStarted("b", 2.0),
+        Text("b", "four"),
+        Text("a", " three"),
+        Completed("a", "one two three", 2.0, None),
+    ):
+        stopwatch.see(happening)
+    for seconds in (0.5, 2.5, 1.0):
+        service.live.add(Mock(lag=seconds))
+    value = service.metrics._registry.get_sample_value
+    assert value("mlx_speech_live_partials_total") == 3
+    assert value("mlx_speech_live_first_partial_seconds_count") == 2
+    assert value("mlx_speech_live_final_seconds_count") == 1
+    assert value("mlx_speech_live_lag_seconds") == 2.5
 
 
 def test_sound_that_comes_faster_than_it_is_said_is_not_late() -> None:
     async def script(turns: Turns, happenings: list[Happening]) -> None:
         for _ in range(200):
             turns.feed(loud(0.1))
+        assert turns.lag < 0.5  # of twenty seconds
         turns.feed(quiet(1))
         await settled(lambda: bool(of(Completed, happenings)))
 

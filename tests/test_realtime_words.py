@@ -411,4 +411,4 @@ def test_metrics_tell_how_long_words_take(pipe: Pipeline, tmp_path: Path) -> Non
         client.until("completed")
         found = figures()
         assert found["final_seconds_count"] == 1 and found["overflow_total"] >= 1
-        assert found["first_partial_seconds_count"] == 0
+        assert found["first_partial_seconds_count"] == 0 and found["partials_total"] == 0

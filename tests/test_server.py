@@ -27,6 +27,7 @@ from asgi import BOUNDARY, Answer, ask, form, post, request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types import audio
+from prometheus_client.parser import text_string_to_metric_families
 from serving import Scripted, app_of, running, said, wav
 from starlette.responses import Response
 
@@ -933,6 +934,38 @@ def test_metrics_count(app: Any) -> None:
     assert 'mlx_speech_rejected_total{reason="model_not_found"} 3.0' in text
     assert 'code="404",route="/v1/models/{name}"} 3.0' in text
     assert "a/b" not in text and "a%2Fb" not in text  # names of routes, not what was asked for
+
+
+def test_metrics_of_decoders_and_of_jobs(tmp_path: Path) -> None:
+    pipelines = {"one": Scripted(), "two": Scripted()}
+    for pipeline in pipelines.values():
+        pipeline.workload.rows = 3
+        pipeline.workload.fallbacks = 2
+        for rows, steps in ((1, 4), (4, 4), (5, 2)):
+            pipeline.workload.see_turn(rows, 4, steps)
+    app = create_app(pipelines, Settings(data_dir=tmp_path, disk_reserve=0))  # type: ignore[arg-type]
+
+    async def figures() -> str:
+        async with app.router.lifespan_context(app):
+            assert (await ask(app, post("/v1/audio/jobs"), parts(model="one"))).status == 202
+            while True:
+                text = (await ask(app, request("GET", "/metrics"))).body.decode()
+                if 'jobs_total{status="succeeded"}' in text:
+                    return text
+
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(asyncio.run(figures())):
+        for sample in family.samples:
+            label = "".join(sample.labels.values())
+            found[f"{sample.name.removeprefix('mlx_speech_')} {label}".strip()] = sample.value
+    assert found["batch_rows"] == 6 and found["decode_steps_total"] == 20 and found["fallbacks_total"] == 4
+    fills = {
+        bound: found[f"batch_fill_ratio_bucket {bound}"] for bound in ("0.125", "0.25", "0.75", "1.0", "2.0", "+Inf")
+    }
+    assert fills == {"0.125": 0, "0.25": 2, "0.75": 2, "1.0": 4, "2.0": 6, "+Inf": 6}
+    assert found["batch_fill_ratio_count"] == 6 and found["batch_fill_ratio_sum"] == 5
+    jobs = {status: found[f"jobs {status}"] for status in ("queued", "running", "succeeded", "failed")}
+    assert jobs == {"queued": 0, "running": 0, "succeeded": 1, "failed": 0} and found["jobs_total succeeded"] == 1
 
 
 def test_not_ready_while_a_step_does_not_end(demo: mlx_speech.Pipeline, tmp_path: Path, monkeypatch: Any) -> None:

@@ -25,6 +25,7 @@ from mlx_speech.errors import MLXSpeechError
 from mlx_speech.folders import writing
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.server import health, models, page, posting, shapes, transcriptions
+from mlx_speech.server.collectors import JobsCollector
 from mlx_speech.server.errors import ApiError, api_error, shutting_down
 from mlx_speech.server.guard import Guard
 from mlx_speech.server.jobs import routes as jobs
@@ -67,6 +68,7 @@ def create_app(
     secrets = Secrets()
     _make_folders(service)
     runner = Runner(service)
+    service.metrics.add(JobsCollector(runner.counts))
 
     async def add_job(request: Request) -> Response:
         return await posting.add_job(request, service, runner)
@@ -85,8 +87,8 @@ def create_app(
     async def wind_down() -> None:
         service.state = "shutting down"
         runner.wind_down()
-        for leave in service.live:
-            leave()
+        for session in service.live:
+            session.leave()
         deadline = time.monotonic() + SECONDS_TO_LEAVE
         while service.live and time.monotonic() < deadline:
             await asyncio.sleep(0.05)

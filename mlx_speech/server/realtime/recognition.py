@@ -128,5 +128,10 @@ class Recogniser(Protocol):
     def configure(self, hearing: Hearing) -> None:
         """Hear otherwise from now on. A turn that is open ends here."""
 
+    @property
+    def lag(self) -> float:
+        """Seconds of sound that came no faster than it was said, and wait to be heard. From any thread."""
+        ...
+
     def close(self) -> None:
         """Compute nothing more."""

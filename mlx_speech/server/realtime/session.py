@@ -111,6 +111,11 @@ class Session:
             if error is not None:
                 raise error
 
+    @property
+    def lag(self) -> float:
+        """Seconds of sound that came no faster than it was said, and wait to be heard. From any thread."""
+        return self._recogniser.lag
+
     def leave(self) -> None:
         """End because the server does."""
         self._end(shutting_down(), GOING_AWAY)

@@ -160,6 +160,11 @@ class Turns:
         for turn in self._turns:
             turn.cancel()
 
+    @property
+    def lag(self) -> float:
+        """Seconds of sound that came no faster than it was said, and wait to be heard. From any thread."""
+        return max(0.0, self._late(time.monotonic()))
+
     def _add(self, operation: _Commit | _Clear | Hearing) -> None:
         if len(self._queue) >= self._limits.waiting_events:
             self._tell(Refused(ApiError(429, "queue_full", "too many messages wait to be done: send fewer of them")))
@@ -168,14 +173,15 @@ class Turns:
         self._changed.set()
 
     def _drop_what_is_late(self, now: float) -> None:
-        """Sound that came faster than it was said is not late before its time."""
-        waiting = self._queued / SAMPLE_RATE
-        late = waiting - max(0.0, self._due - now)
-        excess = max(late - self._limits.late, waiting - self._limits.unheard)
+        excess = max(self._late(now) - self._limits.late, self._queued / SAMPLE_RATE - self._limits.unheard)
         if excess <= 0:
             return
         dropped = self._drop(round(max(excess, LEAST_GAP) * SAMPLE_RATE))
         self._tell(Refused(_overflow(dropped)))
+
+    def _late(self, now: float) -> float:
+        """Seconds of the sound that waits. What came faster than it was said is not late before its time."""
+        return self._queued / SAMPLE_RATE - max(0.0, self._due - now)
 
     def _drop(self, count: int) -> int:
         """Let gaps stand for the oldest sound that waits; returns how many samples were dropped."""
