@@ -73,6 +73,7 @@ def test_a_recording_from_the_upload_to_the_corrected_subtitles(browser: Any, sh
             stream = client.audio.transcriptions.create(model="whisper-1", file=("a.wav", short), stream=True)
             deltas = [event.delta for event in stream if event.type == "transcript.text.delta"]
         assert text and "".join(deltas) == text
+        server.client.get("/v1/models", headers={"X-Forwarded-For": "203.0.113.9"})  # which no proxy has sent
         address = server.post_job(short, diarize="true", min_speakers="2", max_speakers="2")
         job = server.done(address)
         first = server.client.get(f"{address}/result", params={"response_format": "json"}).json()["text"]
@@ -91,6 +92,7 @@ def test_a_recording_from_the_upload_to_the_corrected_subtitles(browser: Any, sh
             page.keyboard.press("Control+s")
             expect(page.locator("#said")).to_have_text("Saved")
         assert server.stop(signal.SIGTERM) < 5 and server.process.returncode == 0, server.said
+        assert "203.0.113.9" not in "".join(server.said)
 
     with served(folder) as server:
         assert server.job(address)["corrected"]
@@ -181,6 +183,12 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
         ([*COMMAND, "--demo", "--port", "0", "--data-dir", str(file)], str(file), "give a --data-dir"),
         ([*COMMAND, "--demo", "--port", "0", "--api-key-file", str(tmp_path / "keys")], "keys", "is it there"),
         ([*COMMAND, "--demo", "--port", "0", "--wyoming", port, *data_dir], f":{port}: is taken", "another port"),
+        (
+            [*COMMAND, "--demo", "--forwarded-allow-ips", "10.0.0.0/8,proxy", *data_dir],
+            "proxy: is no address",
+            "networks",
+        ),
+        ([*COMMAND, "--demo", "--preload", "en,xx", *data_dir], "xx", "language"),
         ([sys.executable, "-c", blocked], "uvicorn is missing", "[server]"),
     ]
     with taken, ThreadPoolExecutor(2) as pool:
@@ -218,12 +226,20 @@ def test_a_unix_socket_is_there_while_it_is_served(tmp_path: Path) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """One for all that follows; it has to be well at the end."""
     folder = tmp_path_factory.mktemp("served")
-    with served(folder, "--max-queue", "64") as made:
+    with served(folder, "--max-queue", "64", "--forwarded-allow-ips", "10.0.0.0/8,127.0.0.1") as made:
         yield made
         until(lambda: not list((folder / "uploads").iterdir()), "uploads that are deleted")
         assert made.client.get("/ready").status_code == 200
         assert made.stop(signal.SIGTERM) < 10 and made.process.returncode == 0
         assert "Traceback" not in "".join(made.said)
+
+
+def test_a_proxy_that_is_known_says_whose_request_it_is(server: Serving) -> None:
+    forwarded = {"X-Forwarded-For": "203.0.113.9"}
+    server.client.get("/v1/models", headers=forwarded)
+    until(lambda: '"client": "203.0.113.9"' in "".join(server.said), "a line of the log")
+    server.client.get("/v1/models/demo")
+    until(lambda: '"client": "127.0.0.1"' in "".join(server.said), "a line of the log")
 
 
 def test_strange_requests(server: Serving, short: bytes) -> None:

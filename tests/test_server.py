@@ -32,10 +32,10 @@ from serving import Scripted, app_of, running, said, wav
 from starlette.responses import Response
 
 import mlx_speech
-from mlx_speech import writers
+from mlx_speech import hub, writers
 from mlx_speech.cli import build_parser, main, serve
 from mlx_speech.engine import WAITING
-from mlx_speech.errors import OptionError, PipelineClosed
+from mlx_speech.errors import HubError, OptionError, PipelineClosed
 from mlx_speech.evaluation.references import read_truth
 from mlx_speech.package_data import DEMO
 from mlx_speech.samples import SAMPLE_RATE
@@ -1032,6 +1032,45 @@ def test_ready_when_the_models_are_there(tmp_path: Path) -> None:
 
     assert asyncio.run(run()) == [503, 200, 503]
     assert pipeline.closed
+
+
+@pytest.mark.parametrize(
+    "preload, asked", [(None, []), ((), [{"diarize": True}]), (("de",), [{"diarize": True}, {"language": "de"}])]
+)
+def test_what_is_loaded_before_the_first_request(tmp_path: Path, preload: Any, asked: list[Any]) -> None:
+    pipeline = Scripted()
+    wait_until_ready(app_of(pipeline, tmp_path, preload=preload))
+    assert pipeline.asked == [{"vad": False}, *asked]
+
+
+def test_all_that_a_request_needs_can_be_loaded_at_once(tmp_path: Path) -> None:
+    pipeline = mlx_speech.Pipeline.demo()
+    app = create_app(pipeline, Settings(data_dir=tmp_path, preload=()))
+    assert wait_until_ready(app, pipeline.models.loaded) == {"whisper", "vad", "align", "diarization"}
+
+
+def test_offline_the_hub_is_not_asked_once_the_models_are_there(tmp_path: Path, monkeypatch: Any) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody is there
+    for offline in (False, True):
+        seen = wait_until_ready(app_of(Scripted(), tmp_path, offline=offline), lambda: constants.HF_HUB_OFFLINE)
+        assert seen == offline and constants.HF_HUB_OFFLINE is False
+    with hub.offline(), pytest.raises(HubError, match="not to be asked"):
+        hub.fetch("somebody/something")
+
+
+def wait_until_ready(app: Any, look: Callable[[], Any] = lambda: None) -> Any:
+    """Start an application, look at something once it is ready, and end it."""
+
+    async def run() -> Any:
+        async with app.router.lifespan_context(app):
+            while (await ask(app, request("GET", "/ready"))).status != 200:
+                await asyncio.sleep(0.01)
+            return look()
+
+    return asyncio.run(asyncio.wait_for(run(), 60))
 
 
 # --- whoever means it ill ---------------------------------------------------------------------------------------------

@@ -213,6 +213,7 @@ class RequestLog:
                 "status": status,
                 "seconds": round(seconds, 3),
                 "key": scope.get("state", {}).get("owner", "")[:4],
+                "client": (scope.get("client") or ("",))[0],
             }
             requests_log.info("%s", json.dumps(line))
 

@@ -39,6 +39,9 @@ class Settings:
     max_live : live sessions at once
     grace : seconds that requests get to end when the server stops
     wyoming : where Home Assistant's protocol is spoken, "PORT" or "HOST:PORT"
+    preload : languages: what tells speakers and times words of these is loaded before the first request, too; None for
+        Whisper alone
+    offline : nothing is downloaded once the models are loaded, by anything in this process
     log_text : texts may stand in the log
     metrics_open : figures are for everybody, without a key
 
@@ -71,6 +74,8 @@ class Settings:
     max_live: int = 8
     grace: float = 30.0
     wyoming: str | None = None
+    preload: tuple[str, ...] | None = None
+    offline: bool = False
     log_text: bool = False
     metrics_open: bool = False
 
