@@ -45,6 +45,7 @@ from mlx_speech.server.errors import ApiError
 from mlx_speech.server.events import alive
 from mlx_speech.server.fields import FORMATS, OPENAI_FORMATS, KnownSpeaker
 from mlx_speech.server.guard import Guard
+from mlx_speech.server.idempotency import OVERHEAD, Answers
 from mlx_speech.server.known import voiceprint_of
 from mlx_speech.server.listening import listen_at
 from mlx_speech.server.settings import Settings
@@ -1071,6 +1072,124 @@ def wait_until_ready(app: Any, look: Callable[[], Any] = lambda: None) -> Any:
             return look()
 
     return asyncio.run(asyncio.wait_for(run(), 60))
+
+
+# --- what is sent again -----------------------------------------------------------------------------------------------
+
+
+def all_answers(app: Any, *asked: tuple[str, bytes, str | None], **headers: str) -> list[Answer]:
+    """One after the other, with a key each."""
+
+    async def run() -> list[Answer]:
+        answers: list[Answer] = []
+        for path, body, key in asked:
+            given = {**headers, **({} if key is None else {"idempotency-key": key})}
+            answers.append(await ask(app, post(path, **given), body))
+        return answers
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"response_format": "srt"}, {"response_format": "verbose_json"}, {"prompt": "x"}]
+)
+def test_the_same_key_and_form_get_the_first_answer(app: Any, pipeline: Scripted, fields: dict[str, str]) -> None:
+    body = parts(**fields)
+    first, again, without, other = all_answers(
+        app, (PATH, body, "k"), (PATH, body, "k"), (PATH, body, None), (PATH, body, "l")
+    )
+    assert first.status == again.status == 200 and again.body == first.body == without.body == other.body
+    assert again.headers["content-type"] == first.headers["content-type"]
+    assert again.headers["x-request-id"] != first.headers["x-request-id"]
+    assert len(pipeline.asked) == 3
+
+
+def test_the_same_key_with_something_else_is_a_conflict(tmp_path: Path, pipeline: Scripted) -> None:
+    app = app_of(pipeline, tmp_path, keys=("one", "two"))
+    others = [(PATH, parts(sound=b"other")), (PATH, parts(language="en")), ("/v1/audio/translations", parts())]
+    asked = [(PATH, parts(), "k"), *((path, body, "k") for path, body in others)]
+    first, *refused = all_answers(app, *asked, authorization="Bearer one")
+    assert first.status == 200
+    for answer in refused:
+        assert (answer.status, answer.error["code"]) == (409, "idempotency_conflict")
+        assert answer.headers["x-should-retry"] == "false"
+    (mine,) = all_answers(app, (PATH, parts(sound=b"other"), "k"), authorization="Bearer two")
+    assert mine.status == 200 and len(pipeline.asked) == 2
+
+
+def test_a_key_that_is_none_is_refused_before_the_form_is_read(app: Any, pipeline: Scripted) -> None:
+    for key in ("", "k" * 256):
+        (answer,) = all_answers(app, (PATH, b"no form", key))
+        assert (answer.status, answer.error["param"]) == (400, "Idempotency-Key")
+
+
+def test_failures_and_streams_are_not_kept(app: Any, pipeline: Scripted) -> None:
+    bad = parts(sound=b"bad")
+    assert [answer.status for answer in all_answers(app, (PATH, bad, "k"), (PATH, bad, "k"))] == [400, 400]
+    stream = parts(stream="true")
+    first, again = all_answers(app, (PATH, stream, "l"), (PATH, stream, "l"))
+    assert first.body == again.body and b"transcript.text.done" in again.body
+    assert len(pipeline.asked) == 4
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/audio/diarizations"])
+def test_work_with_a_key_goes_on_without_its_client(app: Any, pipeline: Scripted, path: str) -> None:
+    pipeline.holds = threading.Event()
+    scope = post(path, **{"idempotency-key": "k"})
+
+    async def run() -> list[Answer]:
+        await ask(app, scope, parts(), goes=0.01)
+        assert app.state.service.admission.waiting == 1  # it is still heard
+        waiting = [asyncio.create_task(ask(app, scope, parts())) for _ in range(2)]
+        while app.state.service.admission.waiting < 3:
+            await asyncio.sleep(0.001)
+        pipeline.holds.set()  # type: ignore[union-attr]
+        return [*await asyncio.gather(*waiting), await ask(app, scope, parts())]
+
+    answers = asyncio.run(run())
+    assert {answer.status for answer in answers} == {200} and len({answer.body for answer in answers}) == 1
+    assert len(pipeline.asked) == 1 and pipeline.cancelled == 0
+    assert app.state.service.admission.waiting == 0 and app.state.service.admission.seconds == 0
+
+
+def test_answers_are_not_kept_without_end() -> None:
+    made: list[str] = []
+
+    async def answer(text: str) -> Response:
+        made.append(text)
+        return Response(text)
+
+    async def run() -> None:
+        answers = Answers(most=3 * (OVERHEAD + 1))
+        for text in "abcdbc":
+            await answers.once("", text, b"", lambda text=text: answer(text))
+        assert "".join(made) == "abcd"
+        await answers.once("", "a", b"", lambda: answer("a"))  # the oldest, which had to go
+        assert "".join(made) == "abcda"
+        brief = Answers(keep=0.0)
+        await brief.once("", "k", b"", lambda: answer("k"))
+        while brief._kept:
+            await asyncio.sleep(0)
+        await answers.close()
+        assert not answers._kept
+
+    asyncio.run(run())
+
+
+def test_the_end_of_a_server_is_that_of_work_with_a_key(pipeline: Scripted, tmp_path: Path) -> None:
+    app = app_of(pipeline, tmp_path)
+
+    async def run() -> None:
+        async with app.router.lifespan_context(app):
+            while (await ask(app, request("GET", "/ready"))).status != 200:
+                await asyncio.sleep(0.01)
+            pipeline.holds = threading.Event()
+            await ask(app, post(PATH, **{"idempotency-key": "k"}), parts(), goes=0.01)
+
+    asyncio.run(run())
+    while not pipeline.cancelled:
+        time.sleep(0.001)
+    assert app.state.service.admission.waiting == 0
 
 
 # --- whoever means it ill ---------------------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ def create_app(
                 yield
                 _clear(service.uploads)
         finally:
+            await service.answers.close()
             for pipeline in named.values():
                 pipeline.close()
 

@@ -14,6 +14,7 @@ from mlx_speech.pipeline import Pipeline
 from mlx_speech.server.admission import Admission
 from mlx_speech.server.collectors import DecodingCollector
 from mlx_speech.server.errors import ApiError
+from mlx_speech.server.idempotency import Answers
 from mlx_speech.server.metrics import Metrics
 from mlx_speech.server.settings import Settings
 
@@ -48,6 +49,7 @@ class Service:
     aliases : further names → names of pipelines
     state : "loading", "ready", "not loaded" or "shutting down"
     live : sessions that are open
+    answers : that may be asked for again
     """
 
     settings: Settings
@@ -56,6 +58,7 @@ class Service:
     state: str = "loading"
     waiting_for_voices: CapacityLimiter = field(init=False)
     live: set[OpenSession] = field(default_factory=set)
+    answers: Answers = field(default_factory=Answers)
     admission: Admission = field(init=False)
     metrics: Metrics = field(init=False)
 

@@ -22,6 +22,7 @@ from mlx_speech.folders import writing
 from mlx_speech.server.errors import NEVER_AGAIN, ApiError
 from mlx_speech.server.fields import KnownSpeaker
 from mlx_speech.server.forms import shown
+from mlx_speech.server.idempotency import KEEP_KEYS, conflict
 from mlx_speech.server.jobs.database import Database, serving
 from mlx_speech.server.jobs.records import Job, JobEvent, Order, Status, Version, new_id
 from mlx_speech.transcript import Transcript
@@ -29,7 +30,6 @@ from mlx_speech.transcript import Transcript
 FILE_NAME = "jobs.sqlite3"
 SOUND_FOLDER = "audio"
 MAX_ATTEMPTS = 3  # a job that ended the process so often is not begun again
-KEEP_KEYS = 24 * 3600.0  # seconds that an Idempotency-Key is known
 COLUMNS = """
     id, owner, filename, model, options, response_format, status, stage, progress, audio_seconds, created_at,
     expires_at, started_at, ended_at, attempts, error, revision,
@@ -331,8 +331,7 @@ class Store:
             return None
         number, fingerprint = row
         if fingerprint != order.fingerprint:
-            problem = "this Idempotency-Key came with another recording, or other options"
-            raise ApiError(409, "idempotency_conflict", f"{problem}: take a new one", headers=dict(NEVER_AGAIN))
+            raise conflict()
         return _job(connection, number)
 
     def _insert(self, connection: sqlite3.Connection, job_id: str, order: Order) -> int:
