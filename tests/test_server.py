@@ -49,6 +49,7 @@ from mlx_speech.server.idempotency import OVERHEAD, Answers
 from mlx_speech.server.known import voiceprint_of
 from mlx_speech.server.listening import listen_at
 from mlx_speech.server.settings import Settings
+from mlx_speech.server.watchdog import watched
 from mlx_speech.transcript import Transcript
 
 SOUND = DEMO / "conversation.flac"
@@ -997,6 +998,41 @@ def test_not_ready_while_a_step_does_not_end(demo: mlx_speech.Pipeline, tmp_path
         assert demo._engine._thread is not None and demo._engine._thread.is_alive()
     assert answer_to(app, request("GET", "/ready")).status == 200
     assert figure_of(app, "mlx_speech_engine_step_seconds") == 0
+
+
+def test_a_step_that_does_not_end_is_in_the_log_once(app: Any, pipeline: Scripted, caplog: Any) -> None:
+    service = app.state.service
+    ends = threading.Event()
+
+    def hanging_step() -> None:
+        assert ends.wait(60)
+
+    thread = threading.Thread(target=hanging_step, name="the engine")
+
+    def complaints() -> list[str]:
+        return [text for text in caplog.messages if "under way for" in text]
+
+    async def run() -> None:
+        async with watched(service, longest=5.0, interval=0.001):
+            for stall in (1, 2):
+                pipeline.stalled_for = 5.1
+                while len(complaints()) < stall:
+                    await asyncio.sleep(0.001)
+                for _ in range(20):  # more looks at the same stall
+                    await asyncio.sleep(0.001)
+                pipeline.stalled_for = 5.0
+                await asyncio.sleep(0.05)
+
+    thread.start()
+    try:
+        asyncio.run(run())
+    finally:
+        ends.set()
+        thread.join()
+    assert len(complaints()) == 2
+    first = complaints()[0]
+    assert "under way for 5 s" in first and "thread the engine:\n" in first and "hanging_step\n" in first
+    assert "thread MainThread:\n" in first
 
 
 @pytest.mark.parametrize("seconds, status", [(0.0, 200), (59.9, 200), (60.1, 503), (3600.0, 503)])

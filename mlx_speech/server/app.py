@@ -35,6 +35,7 @@ from mlx_speech.server.realtime import routes as realtime
 from mlx_speech.server.realtime.tokens import Secrets
 from mlx_speech.server.service import Service
 from mlx_speech.server.settings import Settings
+from mlx_speech.server.watchdog import watched
 from mlx_speech.server.wyoming import wyoming_listener
 
 BUG = 500  # whose answer is made outside of the log
@@ -76,7 +77,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         try:
-            async with runner.running(), health.warmed_up(service), wyoming_listener(service):
+            async with runner.running(), health.warmed_up(service), watched(service), wyoming_listener(service):
                 _clear(service.uploads)  # nobody else uses them, or the jobs could not have been opened
                 yield
                 _clear(service.uploads)
