@@ -288,10 +288,8 @@ def test_many_at_once_of_whom_some_leave(server: Serving) -> None:
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(ask, range(50)))
     for number, answer in enumerate(answers):
-        if number % 10:
-            # uploads at once are bounded, and who is too many is told when to come again
-            assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 429")), answer[:200]
-    assert sum(answer.startswith(b"HTTP/1.1 200") for answer in answers) >= 10
+        if number % 10:  # uploads at once are bounded, and who is too many waits
+            assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
 
 
 def test_a_large_upload_is_not_held_in_memory(server: Serving, short: bytes) -> None:

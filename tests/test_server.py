@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -494,7 +495,7 @@ def test_a_wrong_option_is_told_before_the_recording_is_sent(app: Any) -> None:
         ({"max_field": 50}, parts(prompt="a" * 51), {}, 413, "field_too_large"),
         ({"max_fields": 50}, parts(prompt="a" * 26, hotwords="a" * 26), {}, 413, "field_too_large"),
         ({"disk_reserve": 1 << 60}, parts(), {}, 507, "disk_full"),
-        ({"max_uploads": 0}, parts(), {}, 429, "queue_full"),
+        ({"max_uploads": 0, "upload_patience": 0.01}, parts(), {}, 429, "queue_full"),
         ({"max_queue": 0}, parts(), {}, 429, "queue_full"),
         ({"keys": ("secret",)}, parts(), {}, 401, "invalid_api_key"),
         ({"keys": ("secret",)}, parts(), {"authorization": "Bearer secre"}, 401, "invalid_api_key"),
@@ -607,16 +608,42 @@ def test_a_stream_of_too_long_a_recording_ends_with_an_error(tmp_path: Path) -> 
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "audio_too_long"
 
 
-def test_fifty_clients_and_a_bad_one(tmp_path: Path) -> None:
-    pipeline = Scripted()
-    app = app_of(pipeline, tmp_path, max_uploads=64)
+@pytest.mark.parametrize("keys, most", [((), 16), (("secret",), 4)])
+def test_sixty_four_clients_and_a_bad_one(tmp_path: Path, keys: tuple[str, ...], most: int) -> None:
+    """Nothing of them is lost, though fewer are read at once."""
+    app = app_of(Scripted(), tmp_path, keys=keys)
+    uploads = app.state.service.admission.uploads
+    seen: list[int] = []
 
     async def run() -> list[Answer]:
-        bodies = [parts(sound=b"bad" if number == 7 else f"sound {number}".encode()) for number in range(50)]
-        return list(await asyncio.gather(*(ask(app, post(PATH), body, size=40) for body in bodies)))
+        bodies = [parts(sound=b"bad" if number == 7 else f"sound {number}".encode()) for number in range(64)]
+        scope = {"authorization": "Bearer secret"}
+        asking = asyncio.gather(*(ask(app, post(PATH, **scope), body, size=40) for body in bodies))
+        while not asking.done():
+            seen.append(uploads.total())
+            await asyncio.sleep(0)
+        return list(await asking)
 
     statuses = [answer.status for answer in asyncio.run(run())]
-    assert statuses == [400 if number == 7 else 200 for number in range(50)]
+    assert statuses == [400 if number == 7 else 200 for number in range(64)]
+    assert max(seen) == most and not uploads
+
+
+def test_a_key_that_sends_slowly_does_not_keep_others_out(tmp_path: Path) -> None:
+    """Its further uploads wait, and are refused in the end; another key's do not."""
+    app = app_of(Scripted(), tmp_path, keys=("slow", "other"), upload_patience=0.05)
+
+    async def run() -> tuple[Answer, Answer]:
+        async with AsyncExitStack() as stack:
+            for _ in range(4):
+                owner = hashlib.sha256(b"slow").hexdigest()
+                await stack.enter_async_context(app.state.service.admission.upload(owner))
+            slow = await ask(app, post(PATH, authorization="Bearer slow"), parts())
+            return slow, await ask(app, post(PATH, authorization="Bearer other"), parts())
+
+    slow, other = asyncio.run(run())
+    assert (slow.status, slow.error["code"]) == (429, "queue_full") and slow.headers["retry-after"]
+    assert other.status == 200
 
 
 def test_a_silent_stream_shows_that_it_lives() -> None:

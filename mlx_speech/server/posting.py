@@ -24,7 +24,7 @@ async def add_job(request: Request, service: Service, runner: Runner) -> Respons
     """Take in a form, and answer at once with the job that it becomes."""
     owner = owner_of(request)
     key = key_of(request)
-    with service.admission.upload(owner):
+    async with service.admission.upload(owner):
         receiving = received_form(request, service.settings, service.uploads, fields.early_check(service))
         async with receiving as form:
             work = fields.transcription(form.fields, service)

@@ -31,7 +31,7 @@ class Settings:
     max_parts : parts of a form
     max_queue : requests that wait or are under way
     max_waiting_seconds : their sound
-    max_uploads, max_uploads_per_key : uploads at once
+    max_uploads, max_uploads_per_key : uploads at once; others wait, `upload_patience` seconds at most
     min_upload_rate : bytes a second, over `upload_window` seconds
     disk_reserve : bytes of the disk that stay free
     jobs_at_once : jobs that are under way; others wait
@@ -64,8 +64,9 @@ class Settings:
     max_parts: int = 64
     max_queue: int = 64
     max_waiting_seconds: float = 8 * HOUR
-    max_uploads: int = 64
-    max_uploads_per_key: int = 16
+    max_uploads: int = 16
+    max_uploads_per_key: int = 4
+    upload_patience: float = 30.0
     min_upload_rate: float = 8_000.0
     upload_window: float = 30.0
     disk_reserve: int = 2 * GIBIBYTE
@@ -109,6 +110,7 @@ _NUMBERS = (
     "max_waiting_seconds",
     "max_uploads",
     "max_uploads_per_key",
+    "upload_patience",
     "min_upload_rate",
     "upload_window",
     "disk_reserve",

@@ -97,13 +97,15 @@ async def _received(
 ) -> _Received[W]:
     """Read a form. Raises `ApiError`; what is wrong with the head of the request is told before."""
     key = key_of(request)
-    with service.admission.upload(owner_of(request)):
-        async with received_form(request, service.settings, service.uploads, check) as form:
-            work = read(form.fields, service)
-            upload = required(form)
-            stack.enter_context(service.admission.sound(await run_sync(stated_duration, upload.path)))
-            sound = stack.enter_context(opened(upload.path, upload.filename))
-            return _Received(work, sound, key, fingerprint_of(request.url.path, form.fields, upload.sha256))
+    async with (
+        service.admission.upload(owner_of(request)),
+        received_form(request, service.settings, service.uploads, check) as form,
+    ):
+        work = read(form.fields, service)
+        upload = required(form)
+        stack.enter_context(service.admission.sound(await run_sync(stated_duration, upload.path)))
+        sound = stack.enter_context(opened(upload.path, upload.filename))
+        return _Received(work, sound, key, fingerprint_of(request.url.path, form.fields, upload.sha256))
 
 
 async def _begun(service: Service, received: _Received[Work], stack: AsyncExitStack) -> Answering:
