@@ -192,10 +192,9 @@ class Answering:
             if self.work.response_format == "diarized_json":
                 for segment in shapes.speaker_segments(transcript, shapes.known_names(self.work)):
                     yield event(segment)
-            content = shapes.body(transcript, self.work)
             done = {"type": "transcript.text.done", "text": text}  # its usage can only be one in tokens
-            if "languages" in content:
-                done["languages"] = content["languages"]
+            if self.work.response_format != "diarized_json":
+                done.update(shapes.languages(transcript))
             yield event(done)
 
     async def _transcript(self) -> Transcript:

@@ -14,6 +14,7 @@ from typing import Any
 from mlx_speech.errors import OptionError
 from mlx_speech.options import Options
 from mlx_speech.server.errors import ApiError
+from mlx_speech.server.fields import MAX_PROMPT
 from mlx_speech.server.realtime.fields import Fields
 from mlx_speech.server.realtime.finder import TurnDetection
 from mlx_speech.server.realtime.g711 import RATE as G711_RATE
@@ -36,7 +37,6 @@ STEPS: dict[str, float | None] = {"minimal": 0.25, "low": 0.5, "medium": 1.0, "h
 USUAL_DELAY = "low"
 NOISES = ("near_field", "far_field")
 INCLUDED = "item.input_audio_transcription.logprobs"
-LONGEST_PROMPT = 10_000  # characters
 LONGEST_PADDING = 5_000  # milliseconds
 SHORTEST_SILENCE = 50
 LONGEST_SILENCE = 10_000
@@ -224,7 +224,7 @@ def _transcription(given: Fields, model: str) -> Transcription:
         given.text("model") or model,
         given.text("language") or None,
         given.texts("languages"),
-        given.text("prompt", LONGEST_PROMPT) or None,
+        given.text("prompt", MAX_PROMPT) or None,
         given.texts("keywords"),
         delay,
     )
