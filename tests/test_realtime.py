@@ -48,7 +48,7 @@ from mlx_speech.server.realtime.recognition import (
     Completed,
     Failed,
     Happening,
-    Hearing,
+    RecognitionSettings,
     Refused,
     SpeechStarted,
     SpeechStopped,
@@ -330,7 +330,7 @@ def given_input(**given: Any) -> dict[str, Any]:
 )
 def test_what_is_wrong_with_an_update_is_named(service: Service, session: Any, param: str) -> None:
     with pytest.raises(ApiError) as caught:
-        default_configuration(service).updated(session).hearing(service)
+        default_configuration(service).updated(session).recognition_settings(service)
     assert caught.value.param == param and "\n" not in caught.value.message
 
 
@@ -340,11 +340,11 @@ def test_an_update_changes_what_it_names(service: Service) -> None:
         given_input(turn_detection=None, transcription={"language": "English", "keywords": ["Ada"]})
     )
     assert changed.detection is None and changed.format == first.format
-    assert changed.hearing(service).options == {"language": "English", "hotwords": "Ada"}
+    assert changed.recognition_settings(service).options == {"language": "English", "hotwords": "Ada"}
     assert changed.transcription.model == "whisper-1"
     again = changed.updated(given_input(turn_detection={"type": "server_vad", "threshold": 0.7}))
     assert again.transcription == changed.transcription and again.detection == TurnDetection(threshold=0.7)
-    assert again.updated(given_input(transcription=None)).hearing(service).options == {}
+    assert again.updated(given_input(transcription=None)).recognition_settings(service).options == {}
     assert again.updated({}) == again
 
 
@@ -419,7 +419,7 @@ def heard(
     happenings: list[Happening] = []
 
     async def play() -> None:
-        turns = Turns(Hearing(pipeline, {}, detection), happenings.append, limits or Limits())  # type: ignore[arg-type]
+        turns = Turns(RecognitionSettings(pipeline, {}, detection), happenings.append, limits or Limits())  # type: ignore[arg-type]
         running = asyncio.create_task(turns.run())
         await asyncio.wait_for(script(turns, happenings), LIMIT)
         turns.close()
@@ -572,7 +572,7 @@ def test_no_more_sound_is_held_than_there_is_room_for() -> None:
 @given(st.lists(st.one_of(st.integers(1, 3), st.none()), max_size=20), st.floats(0.1, 30))
 def test_dropping_keeps_times_and_order(plan: list[int | None], seconds: float) -> None:
     """Numbers are seconds of sound, None a commit."""
-    turns = Turns(Hearing(Scripted(), {}, None), lambda _: None, Limits())  # type: ignore[arg-type]
+    turns = Turns(RecognitionSettings(Scripted(), {}, None), lambda _: None, Limits())  # type: ignore[arg-type]
     total = 0
     for entry in plan:
         if entry is None:
@@ -682,7 +682,7 @@ def test_a_turn_that_is_open_ends_where_the_client_commits_or_hears_otherwise() 
         turns.feed(np.concatenate([quiet(1), loud(1)]))
         turns.commit("c")
         turns.feed(loud(1))
-        turns.configure(Hearing(pipeline, {}, None))  # type: ignore[arg-type]
+        turns.configure(RecognitionSettings(pipeline, {}, None))  # type: ignore[arg-type]
         turns.feed(loud(1))
         turns.commit("manual")
         await settled(lambda: len(of(Completed, happenings)) == 3)
