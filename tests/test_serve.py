@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import pytest
 import uvicorn
 import websockets.sync.client
 from asgi import BOUNDARY, form
-from serve_process import COMMAND, PATIENCE, Serving, environment, rest_of, served, until
+from serve_process import COMMAND, PATIENCE, PROGRAM, Serving, environment, rest_of, served, until
 from serving import wav
 from starlette.responses import PlainTextResponse
 from test_writers import parse_srt
@@ -62,12 +62,36 @@ def head(method: str, path: str, more: str = "", version: str = "1.1") -> bytes:
 # --- the whole story --------------------------------------------------------------------------------------------------
 
 
-def test_a_recording_from_the_upload_to_the_corrected_subtitles(browser: Any, short: bytes, tmp_path: Path) -> None:
+@pytest.fixture
+def program(tmp_path: Path) -> Sequence[str]:
+    """The command mlx_speech: that of the tests; in CI that of a fresh clone, in an environment of its own."""
+    if not os.environ.get("CI"):
+        return PROGRAM
+    clone = tmp_path / "clone"
+    python = tmp_path / "venv" / "bin" / "python"
+    extras = "cpu,server" if sys.platform == "linux" else "server"
+    source = Path(__file__).parent.parent.as_uri()
+    # CI may check out as another user than the one that runs the tests
+    steps = [
+        ["git", "-c", "safe.directory=*", "clone", "--quiet", "--depth", "1", source, clone],
+        [sys.executable, "-m", "venv", tmp_path / "venv"],
+        [python, "-m", "pip", "install", "--quiet", f"{clone}[{extras}]"],
+    ]
+    program = (str(python.with_name("mlx_speech")),)
+    for step in steps:
+        done = subprocess.run(step, cwd=tmp_path, env=environment(program), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    return program
+
+
+def test_a_recording_from_the_upload_to_the_corrected_subtitles(
+    browser: Any, short: bytes, program: Sequence[str], tmp_path: Path
+) -> None:
     from browser import watched_page
     from page_desk import expect
 
     folder = tmp_path / "data"
-    with served(folder) as server:
+    with served(folder, program=program) as server:
         with openai.OpenAI(api_key="none", base_url=f"{server.origin}/v1", max_retries=0) as client:
             text = client.audio.transcriptions.create(model="whisper-1", file=("a.wav", short)).text
             stream = client.audio.transcriptions.create(model="whisper-1", file=("a.wav", short), stream=True)
@@ -94,7 +118,7 @@ def test_a_recording_from_the_upload_to_the_corrected_subtitles(browser: Any, sh
         assert server.stop(signal.SIGTERM) < 5 and server.process.returncode == 0, server.said
         assert "203.0.113.9" not in "".join(server.said)
 
-    with served(folder) as server:
+    with served(folder, program=program) as server:
         assert server.job(address)["corrected"]
         results: dict[str, str] = {}
         for name in ("txt", "srt", "vtt", "json", "verbose_json", "diarized_json", "whisperx_json"):
@@ -112,8 +136,8 @@ def test_a_recording_from_the_upload_to_the_corrected_subtitles(browser: Any, sh
             expect(page.locator("#speakers")).to_contain_text("Ada")
 
     (tmp_path / "talk.json").write_text(results["whisperx_json"], encoding="utf-8")
-    write = [sys.executable, "-m", "mlx_speech", "write", tmp_path / "talk.json", "-o", tmp_path / "out", "-f", "srt"]
-    subprocess.run(write, check=True, capture_output=True, env=environment())
+    write = [*program, "write", tmp_path / "talk.json", "-o", tmp_path / "out", "-f", "srt"]
+    subprocess.run(write, check=True, capture_output=True, env=environment(program))
     subtitles = (tmp_path / "out" / "talk.srt").read_text(encoding="utf-8")
     assert parse_srt(subtitles) and "Corrected" in subtitles and "Ada" in subtitles
 
