@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -63,10 +64,11 @@ def head(method: str, path: str, more: str = "", version: str = "1.1") -> bytes:
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Sequence[str]:
+def program(tmp_path: Path) -> Iterator[Sequence[str]]:
     """The command mlx_speech: that of the tests; in CI that of a fresh clone, in an environment of its own."""
     if not os.environ.get("CI"):
-        return PROGRAM
+        yield PROGRAM
+        return
     clone = tmp_path / "clone"
     python = tmp_path / "venv" / "bin" / "python"
     extras = "cpu,server" if sys.platform == "linux" else "server"
@@ -81,7 +83,8 @@ def program(tmp_path: Path) -> Sequence[str]:
     for step in steps:
         done = subprocess.run(step, cwd=tmp_path, env=environment(program), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-    return program
+    yield program
+    shutil.rmtree(tmp_path / "venv")  # half a gigabyte, which pytest would keep
 
 
 def test_a_recording_from_the_upload_to_the_corrected_subtitles(
