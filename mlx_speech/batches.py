@@ -16,6 +16,7 @@ from mlx_speech.recording import Recording
 from mlx_speech.stages.whisper import batched
 from mlx_speech.stages.whisper.batched import Recognised, Recognition, Task
 from mlx_speech.stages.whisper.decode import DecodingOptions
+from mlx_speech.stages.whisper.workload import Workload
 from mlx_speech.transcript import Chunk, Segment, space_between
 
 
@@ -39,9 +40,12 @@ class Batches:
     A batch is made when a recording needs it, and dropped when it is empty, with the memory that it takes. Where there
     is too little memory for it, its chunks begin again, half as many at once, until it is empty: the next one has its
     full size, since what took the memory may be gone by then.
+
+    workload : of all batches
     """
 
     def __init__(self, models: Models) -> None:
+        self.workload = Workload()
         self._models = models
         self._batches: dict[Hashable, _Batch] = {}
         self._has_warned = False
@@ -95,6 +99,7 @@ class Batches:
             self._advance(batch)
             if not batch.recordings:
                 del self._batches[key]
+        self.workload.rows = sum(batch.recognition.decoding for batch in self._batches.values())
         return bool(batches)
 
     def _advance(self, batch: _Batch) -> None:
@@ -114,7 +119,7 @@ class Batches:
 
     def _recognition(self, options: DecodingOptions, batch_size: int) -> Recognition:
         whisper = self._models.whisper()
-        return Recognition(whisper.model, whisper.tokenizer, options, batch_size=batch_size)
+        return Recognition(whisper.model, whisper.tokenizer, options, batch_size=batch_size, workload=self.workload)
 
     def _deliver(self, batch: _Batch, recognised: Recognised) -> None:
         batch.tasks.remove(recognised.task)

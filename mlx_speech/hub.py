@@ -142,6 +142,19 @@ def _remember(repo: str, revision: str | None, sha: str) -> None:
         ref.write_text(sha, encoding="utf-8")
 
 
+@contextmanager
+def offline() -> Iterator[None]:
+    """Meanwhile nothing in this process asks the hub, as with HF_HUB_OFFLINE: what is in the cache has to do."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def upload(folder: Path, repo: str) -> str:
     """Put all files of `folder`, hidden ones aside, into the model repository `repo` as one commit; returns its URL.
 
@@ -395,7 +408,8 @@ def _explain(error: BaseException, repo: str, revision: str | None, writing: boo
     if isinstance(error, errors.HFValidationError):
         return SourceNotFound(f"{repo!r} is no name of a repository: write organisation/name")
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return HubError(f"{repo} is not complete in the cache and HF_HUB_OFFLINE is set: unset it or give a folder")
+        cause = "the hub is not to be asked (HF_HUB_OFFLINE, serve --offline)"
+        return HubError(f"{repo} is not complete in the cache and {cause}: allow it, or give a folder")
     if writing and (status in (401, 403) or isinstance(error, errors.RepositoryNotFoundError)):
         return HubError(f"no permission to write to {repo}: log in (hf auth login) with a token that may write there")
     if isinstance(error, errors.GatedRepoError):

@@ -56,6 +56,7 @@ from mlx_speech.stages.whisper.longform import transcribe_steps
 from mlx_speech.stages.whisper.options import DecodingOptions
 from mlx_speech.stages.whisper.partials import Round, partial_options
 from mlx_speech.stages.whisper.word_times import WordTiming
+from mlx_speech.stages.whisper.workload import Workload
 from mlx_speech.steps import run
 from mlx_speech.timing import align_words, choose_word_times
 from mlx_speech.transcript import Diarization, Transcript
@@ -126,7 +127,7 @@ class Pipeline:
         self._namer = Namer(speakers)
         self._defaults: dict[str, Any] = {}  # options of every call
         self._batches = Batches(self.models)
-        self._rounds = Rounds(self.models)
+        self._rounds = Rounds(self.models, self._batches.workload)
         shared = partial(self._rounds.share, self._batches.advance)
         self._engine = Engine(shared, environment.entered, at_once=1 if low_memory else None)
         weakref.finalize(self, self._engine.close, 0)
@@ -319,6 +320,11 @@ class Pipeline:
     def stalled_for(self) -> float:
         """Seconds that a step of its work has been under way; many where something hangs, 0 where idle."""
         return self._engine.stalled_for
+
+    @property
+    def workload(self) -> Workload:
+        """What Whisper's decoder does and has done, in counts."""
+        return self._batches.workload
 
     def close(self) -> None:
         """End the pipeline's thread, and let go of its models; what is under way is cancelled."""

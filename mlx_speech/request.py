@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from mlx_speech.transcript import Segment
+from mlx_speech.waker import Waker
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class Request(Generic[T]):
         self._future: Future[T] = Future()
         self._events: list[Event] = []
         self._changed = threading.Condition()
-        self._wakers: list[Callable[[], object]] = []  # of asyncio's loops
+        self._wakers: list[Waker] = []
         self._listener = listener
         self._future.add_done_callback(lambda _: self._notify(None))
 
@@ -103,14 +104,8 @@ class Request(Generic[T]):
         return asyncio.wrap_future(self._future).__await__()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        loop = asyncio.get_running_loop()
-        changed = asyncio.Event()
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(changed.set)
-
-        self._wakers.append(wake)
+        waker = Waker()
+        self._wakers.append(waker)
         place = 0
         try:
             while True:
@@ -121,10 +116,9 @@ class Request(Generic[T]):
                 place += len(news)
                 if ended:
                     return
-                await changed.wait()
-                changed.clear()
+                await waker.wait()
         finally:
-            self._wakers.remove(wake)
+            self._wakers.remove(waker)
 
     def _publish(self, event: Event) -> None:
         with self._changed:
@@ -135,8 +129,8 @@ class Request(Generic[T]):
         """Tell all who wait: of an event, or, without one, of the end."""
         with self._changed:
             self._changed.notify_all()
-        for wake in list(self._wakers):
-            wake()
+        for waker in list(self._wakers):
+            waker.wake()
         if self._listener is not None:
             self._listener(self, event)
 

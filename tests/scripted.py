@@ -318,4 +318,4 @@ class AtOnce:
 
 def answer_at_once(answer: Callable[..., Iterator[tuple[Job, DecodingResult]]], monkeypatch: Any) -> None:
     """Chunks are recognised by `answer`, which takes jobs and batch_size=… and gives each job with its result."""
-    monkeypatch.setattr(fallback, "FallbackDecoder", lambda *_, batch_size: AtOnce(answer, batch_size))
+    monkeypatch.setattr(fallback, "FallbackDecoder", lambda *_, batch_size, workload: AtOnce(answer, batch_size))

@@ -11,31 +11,34 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
-COMMAND = [sys.executable, "-m", "mlx_speech", "serve"]
+PROGRAM = (sys.executable, "-m", "mlx_speech")
+COMMAND = [*PROGRAM, "serve"]
 PATIENCE = 60.0  # seconds for anything that is waited for; a busy machine needs some
 JOBS = "/v1/audio/jobs"
 
 
-def environment() -> dict[str, str]:
-    """Of a server without a key."""
+def environment(program: Sequence[str] = PROGRAM) -> dict[str, str]:
+    """Of a server without a key; for another program than that of the tests, without what Python is told of them."""
     kept = dict(os.environ)
     kept.pop("MLX_SPEECH_API_KEY", None)
+    if program is not PROGRAM:
+        kept = {name: value for name, value in kept.items() if not name.startswith("PYTHON")}
     return kept
 
 
 class Serving:
     """A server with the demo's models, at a free port. said : lines of its standard error"""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
-        command = [*COMMAND, "--demo", "--port", "0", "--data-dir", str(folder), *flags]
+    def __init__(self, folder: Path, *flags: str, program: Sequence[str] = PROGRAM) -> None:
+        command = [*program, "serve", "--demo", "--port", "0", "--data-dir", str(folder), *flags]
         self.said: list[str] = []
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(program))
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.origin = until(self._address, "an address")
@@ -95,9 +98,9 @@ class Serving:
 
 
 @contextlib.contextmanager
-def served(folder: Path, *flags: str) -> Iterator[Serving]:
-    """A server, which is stopped at the end if it was not before."""
-    server = Serving(folder, *flags)
+def served(folder: Path, *flags: str, program: Sequence[str] = PROGRAM) -> Iterator[Serving]:
+    """A server, which is stopped at the end if it was not before. program : the command mlx_speech"""
+    server = Serving(folder, *flags, program=program)
     try:
         yield server
     finally:

@@ -24,6 +24,7 @@ from mlx_speech.request import Heard, Progress, Request
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server.app import create_app
 from mlx_speech.server.settings import Settings
+from mlx_speech.stages.whisper.workload import Workload
 from mlx_speech.transcript import Diarization, Segment, Transcript, Turn, Word
 
 
@@ -57,6 +58,7 @@ class Scripted:
     holds : requests do not end until it is set; they can be cancelled
     stalled_for : seconds
     asked : the options of every request
+    workload : of no decoder
     """
 
     def __init__(self, transcript: Transcript | None = None) -> None:
@@ -70,6 +72,7 @@ class Scripted:
         self.models: Any = self
         self.tokenizer = Tokenizer()
         self.names: dict[str, str] = {}
+        self.workload = Workload()
 
     def whisper(self) -> Scripted:
         return self

@@ -36,10 +36,14 @@ class Tight:
     added: ClassVar[list[Task]] = []
     chance = random.Random(0)
 
-    def __init__(self, model: Any, tokenizer: Any, options: Any, *, batch_size: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, options: Any, *, batch_size: int, workload: Any) -> None:
         self.size = batch_size
         self.tasks: list[Task] = []
         self.made.append(batch_size)
+
+    @property
+    def decoding(self) -> int:
+        return min(self.size, len(self.tasks))
 
     def add(self, task: Task) -> None:
         self.tasks.append(task)
@@ -130,6 +134,25 @@ def test_every_chunk_comes_back_once(tight: type[Tight], counts: tuple[int, ...]
         needed = min(size, sum(counts))
         assert len(tight.made) == 1 or needed > most
         assert warned == (len(tight.made) > 1)
+
+
+def test_rows_in_use_are_told(tight: type[Tight]) -> None:
+    tight.most = 9
+    shared = batches_without_models()
+    recordings = [recording_of(30), recording_of(30)]
+    shared.add(recordings[0], 4)
+    shared.add(recordings[1], 3)  # a batch of its own
+    rows: list[int] = []
+    while shared.advance():
+        rows.append(shared.workload.rows)
+    assert max(rows) == 4 + 3 and rows[-1] == 0
+    shared.add(recording_of(5), 4)
+    while not shared.workload.rows:
+        shared.advance()
+    for batch in list(shared._batches.values()):
+        shared.cancel(batch.recordings[0])
+    shared.advance()
+    assert shared.workload.rows == 0
 
 
 @pytest.mark.parametrize("size", range(1, 10))

@@ -24,7 +24,7 @@ ROOT = Path(mlx_speech.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 # from the ground up; a module imports from lower layers only
 LAYERS = (
-    ("errors", "version", "blas", "package_data", "steps"),
+    ("errors", "version", "blas", "package_data", "steps", "waker"),
     ("backend",),
     ("languages", "fields", "json_objects", "samples", "sound_buffer"),
     ("transcript",),

@@ -68,6 +68,35 @@ def test_jobs_are_done_with_their_options_and_told_of(tmp_path: Path) -> None:
     run(work())
 
 
+def test_jobs_are_counted(tmp_path: Path) -> None:
+    async def work() -> None:
+        pipeline = ScriptedPipeline()
+        runner = runner_of(tmp_path, pipeline)
+        assert runner.counts() == {}
+        async with runner.running():
+            for sound in (b"a", BROKEN, b"b"):
+                job = await add(runner, tmp_path, sound)
+                await ended(runner, job)
+            await runner.delete(job.id, "")  # it has ended: nothing is cancelled
+            pipeline.hold.set()
+            running = await add(runner, tmp_path, b"c")
+            waiting = await add(runner, tmp_path, b"d")
+            while len(pipeline.requests) < 4:
+                await asyncio.sleep(0.001)
+            assert runner.counts() == {"queued": 1, "running": 1, "succeeded": 1, "failed": 1}
+            for one in (waiting, running):
+                await runner.delete(one.id, "")
+        value = runner._service.metrics._registry.get_sample_value
+        counts = {
+            status: value("mlx_speech_jobs_total", {"status": status})
+            for status in ("succeeded", "failed", "cancelled")
+        }
+        assert counts == {"succeeded": 2, "failed": 1, "cancelled": 2}
+        assert runner.counts() == {}
+
+    run(work())
+
+
 def test_wrong_options_are_refused_before_the_sound_is_taken(tmp_path: Path) -> None:
     async def work() -> None:
         runner = runner_of(tmp_path, ScriptedPipeline())

@@ -593,7 +593,7 @@ def test_a_partial_that_fails_does_not_end_the_session(
 
 
 def test_one_bad_round_does_not_end_the_others_of_its_batch(demo: Pipeline, sound: np.ndarray) -> None:
-    shared = rounds.Rounds(demo.models)
+    shared = rounds.Rounds(demo.models, demo.workload)
     options = rounds.partials.partial_options(DecodingOptions())
     good = shared.ask(Round(sound[: 3 * SAMPLE_RATE], "en"), options)
     bad = shared.ask(Round(np.zeros((2, 16_000), np.float32), "en"), options)

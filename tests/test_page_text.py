@@ -91,6 +91,41 @@ def test_text_from_right_to_left(page: Any, server: Fake, shots: Path) -> None:
     page.screenshot(path=shots / "right-to-left.png")
 
 
+def colours_of(page: Any, names: list[str]) -> dict[str, tuple[int, int, int]]:
+    """Of the palette, as they are shown."""
+    found = page.evaluate(
+        """(names) => {
+          const probe = document.body.appendChild(document.createElement("span"));
+          const shown = names.map((name) => {
+            probe.style.color = `var(--${name})`;
+            return [name, getComputedStyle(probe).color.match(/\\d+/g).map(Number)];
+          });
+          probe.remove();
+          return Object.fromEntries(shown);
+        }""",
+        names,
+    )
+    return {name: tuple(channels) for name, channels in found.items()}
+
+
+def colours_drawn(page: Any) -> set[tuple[int, int, int]]:
+    """In the canvas of waves and turns."""
+    found = page.evaluate(
+        """() => {
+          const canvas = document.querySelector("#lanes canvas");
+          const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+          const seen = new Set();
+          for (let place = 0; place < data.length; place += 4) {
+            if (data[place + 3] === 255) {
+              seen.add(`${data[place]} ${data[place + 1]} ${data[place + 2]}`);
+            }
+          }
+          return [...seen];
+        }"""
+    )
+    return {(red, green, blue) for red, green, blue in (map(int, text.split()) for text in found)}
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_contrast(page: Any, server: Fake, shots: Path, theme: str) -> None:
     """Of text, marks and the accent against what they stand on: WCAG 2.2, 1.4.3 and 1.4.11."""
@@ -98,14 +133,8 @@ def test_contrast(page: Any, server: Fake, shots: Path, theme: str) -> None:
     page.select_option("#theme", theme)
     page.screenshot(path=shots / f"transcript-{theme}.png")
     names = ["ink", "faint", "wrong", "accent", *(f"speaker-{k}" for k in range(8))]
-    colours = page.evaluate(
-        """(names) => {
-          const style = getComputedStyle(document.documentElement);
-          const all = ["paper", "raised", "spoken", "chosen", "on-accent", ...names];
-          return Object.fromEntries(all.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
-        }""",
-        names,
-    )
+    colours = colours_of(page, ["paper", "raised", "spoken", "chosen", "on-accent", *names])
+    assert {colours["speaker-0"], colours["speaker-1"]} <= colours_drawn(page)
     assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == theme
     for name in ("ink", "faint", "wrong"):
         assert contrast(colours[name], colours["paper"]) >= 4.5, name
@@ -116,11 +145,27 @@ def test_contrast(page: Any, server: Fake, shots: Path, theme: str) -> None:
         assert contrast(colours[name], colours["paper"]) >= 3.0, name
 
 
-def contrast(one: str, other: str) -> float:
-    """The ratio of WCAG 2.2. Colours as #rrggbb"""
+def test_colours_are_those_of_the_system_unless_one_has_chosen(page: Any, server: Fake) -> None:
+    opened(page, server)
+    shown: dict[tuple[str, str], Any] = {}
+    for theme in ("auto", "light", "dark"):
+        page.select_option("#theme", theme)
+        for system in ("light", "dark"):
+            page.emulate_media(color_scheme=system)
+            shown[theme, system] = colours_of(page, ["paper", "ink", "speaker-0"])
+            page.wait_for_function("() => new Promise((done) => requestAnimationFrame(() => done(true)))")
+            assert shown[theme, system]["speaker-0"] in colours_drawn(page), (theme, system)
+    light, dark = shown["light", "light"], shown["dark", "light"]
+    assert all(light[name] != dark[name] for name in light)
+    assert shown["light", "dark"] == shown["auto", "light"] == light
+    assert shown["dark", "dark"] == shown["auto", "dark"] == dark
+
+
+def contrast(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
+    """The ratio of WCAG 2.2. Colours as red, green and blue up to 255"""
     lights = []
     for colour in (one, other):
-        channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        channels = [channel / 255 for channel in colour]
         linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
         lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
     return (max(lights) + 0.05) / (min(lights) + 0.05)

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import av
 import numpy as np
@@ -46,7 +48,7 @@ from mlx_speech.server.realtime.recognition import (
     Completed,
     Failed,
     Happening,
-    Hearing,
+    RecognitionSettings,
     Refused,
     SpeechStarted,
     SpeechStopped,
@@ -54,6 +56,7 @@ from mlx_speech.server.realtime.recognition import (
 )
 from mlx_speech.server.realtime.routes import routes
 from mlx_speech.server.realtime.sound import Decoder, Format
+from mlx_speech.server.realtime.stopwatch import Stopwatch
 from mlx_speech.server.realtime.tokens import Secrets
 from mlx_speech.server.realtime.turns import Turns, pieces
 from mlx_speech.server.service import Service
@@ -327,7 +330,7 @@ def given_input(**given: Any) -> dict[str, Any]:
 )
 def test_what_is_wrong_with_an_update_is_named(service: Service, session: Any, param: str) -> None:
     with pytest.raises(ApiError) as caught:
-        default_configuration(service).updated(session).hearing(service)
+        default_configuration(service).updated(session).recognition_settings(service)
     assert caught.value.param == param and "\n" not in caught.value.message
 
 
@@ -337,11 +340,11 @@ def test_an_update_changes_what_it_names(service: Service) -> None:
         given_input(turn_detection=None, transcription={"language": "English", "keywords": ["Ada"]})
     )
     assert changed.detection is None and changed.format == first.format
-    assert changed.hearing(service).options == {"language": "English", "hotwords": "Ada"}
+    assert changed.recognition_settings(service).options == {"language": "English", "hotwords": "Ada"}
     assert changed.transcription.model == "whisper-1"
     again = changed.updated(given_input(turn_detection={"type": "server_vad", "threshold": 0.7}))
     assert again.transcription == changed.transcription and again.detection == TurnDetection(threshold=0.7)
-    assert again.updated(given_input(transcription=None)).hearing(service).options == {}
+    assert again.updated(given_input(transcription=None)).recognition_settings(service).options == {}
     assert again.updated({}) == again
 
 
@@ -416,7 +419,7 @@ def heard(
     happenings: list[Happening] = []
 
     async def play() -> None:
-        turns = Turns(Hearing(pipeline, {}, detection), happenings.append, limits or Limits())  # type: ignore[arg-type]
+        turns = Turns(RecognitionSettings(pipeline, {}, detection), happenings.append, limits or Limits())  # type: ignore[arg-type]
         running = asyncio.create_task(turns.run())
         await asyncio.wait_for(script(turns, happenings), LIMIT)
         turns.close()
@@ -493,19 +496,48 @@ def test_sound_that_waits_too_long_is_dropped_and_told() -> None:
     """A microphone, and a detector that is stuck."""
 
     async def script(turns: Turns, happenings: list[Happening]) -> None:
+        assert turns.lag == 0
         for _ in range(30):
             turns.feed(loud(0.05))
             await asyncio.sleep(0.05)
         await settled(lambda: bool(of(Refused, happenings)))
+        turns.feed(loud(0.05))
+        await settled(lambda: turns.lag > 0)
+        await asyncio.sleep(0.06)
+        assert turns.lag >= 0.05  # it stands still: nothing is heard, and nothing comes
 
     happenings = heard(script, Scripted(deaf=True), TurnDetection(), Limits(late=0.5))
     assert set(codes(happenings)) == {"input_audio_buffer_overflow"}
+
+
+def test_what_a_client_waits_for_is_counted(tmp_path: Path) -> None:
+    service = Service(Settings(data_dir=tmp_path), {})
+    stopwatch = Stopwatch(service.metrics)
+    for happening in (
+        SpeechStarted("a", 0.0),
+        Text("a", "one"),
+        Text("a", " two"),
+        Committed("a", None),
+        SpeechStarted("b", 2.0),
+        Text("b", "four"),
+        Text("a", " three"),
+        Completed("a", "one two three", 2.0, None),
+    ):
+        stopwatch.see(happening)
+    for seconds in (0.5, 2.5, 1.0):
+        service.live.add(Mock(lag=seconds))
+    value = service.metrics._registry.get_sample_value
+    assert value("mlx_speech_live_partials_total") == 3
+    assert value("mlx_speech_live_first_partial_seconds_count") == 2
+    assert value("mlx_speech_live_final_seconds_count") == 1
+    assert value("mlx_speech_live_lag_seconds") == 2.5
 
 
 def test_sound_that_comes_faster_than_it_is_said_is_not_late() -> None:
     async def script(turns: Turns, happenings: list[Happening]) -> None:
         for _ in range(200):
             turns.feed(loud(0.1))
+        assert turns.lag < 0.5  # of twenty seconds
         turns.feed(quiet(1))
         await settled(lambda: bool(of(Completed, happenings)))
 
@@ -540,7 +572,7 @@ def test_no_more_sound_is_held_than_there_is_room_for() -> None:
 @given(st.lists(st.one_of(st.integers(1, 3), st.none()), max_size=20), st.floats(0.1, 30))
 def test_dropping_keeps_times_and_order(plan: list[int | None], seconds: float) -> None:
     """Numbers are seconds of sound, None a commit."""
-    turns = Turns(Hearing(Scripted(), {}, None), lambda _: None, Limits())  # type: ignore[arg-type]
+    turns = Turns(RecognitionSettings(Scripted(), {}, None), lambda _: None, Limits())  # type: ignore[arg-type]
     total = 0
     for entry in plan:
         if entry is None:
@@ -650,7 +682,7 @@ def test_a_turn_that_is_open_ends_where_the_client_commits_or_hears_otherwise() 
         turns.feed(np.concatenate([quiet(1), loud(1)]))
         turns.commit("c")
         turns.feed(loud(1))
-        turns.configure(Hearing(pipeline, {}, None))  # type: ignore[arg-type]
+        turns.configure(RecognitionSettings(pipeline, {}, None))  # type: ignore[arg-type]
         turns.feed(loud(1))
         turns.commit("manual")
         await settled(lambda: len(of(Completed, happenings)) == 3)

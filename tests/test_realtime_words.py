@@ -30,7 +30,7 @@ from mlx_speech.server.realtime.recognition import (
     Completed,
     Failed,
     Happening,
-    Hearing,
+    RecognitionSettings,
     SpeechStarted,
     Text,
 )
@@ -102,7 +102,7 @@ def test_rounds_fall_on_whole_steps() -> None:
 def test_delays_are_steps(delay: str | None, step: float | None) -> None:
     service = Service(Settings(), {"demo": Scripted()})  # type: ignore[dict-item]
     session: dict[str, Any] = {"audio": {"input": {"transcription": {"delay": delay}}}}
-    assert default_configuration(service).updated(session).hearing(service).step == step
+    assert default_configuration(service).updated(session).recognition_settings(service).step == step
 
 
 # --- with a pipeline that is told what to hear ------------------------------------------------------------------------
@@ -152,8 +152,8 @@ class Play:
     def __init__(self, pipeline: Speaking, detection: TurnDetection | None, step: float | None = STEP) -> None:
         self.happenings: list[Happening] = []
         self.pipeline = pipeline
-        hearing = Hearing(pipeline, {}, detection, step)  # type: ignore[arg-type]
-        self.turns = Turns(hearing, self.happenings.append, Limits())
+        settings = RecognitionSettings(pipeline, {}, detection, step)  # type: ignore[arg-type]
+        self.turns = Turns(settings, self.happenings.append, Limits())
 
     async def say(self, samples: np.ndarray) -> None:
         for start in range(0, samples.size, round(16_000 * BLOCK)):
@@ -411,4 +411,4 @@ def test_metrics_tell_how_long_words_take(pipe: Pipeline, tmp_path: Path) -> Non
         client.until("completed")
         found = figures()
         assert found["final_seconds_count"] == 1 and found["overflow_total"] >= 1
-        assert found["first_partial_seconds_count"] == 0
+        assert found["first_partial_seconds_count"] == 0 and found["partials_total"] == 0

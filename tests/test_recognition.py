@@ -19,6 +19,7 @@ from mlx_speech.stages.whisper.batched import Recognised, Recognition, Task
 from mlx_speech.stages.whisper.decode import DecodingOptions
 from mlx_speech.stages.whisper.tokenizer import TASKS, TIMESTAMPS, Tokenizer, Vocabulary, _byte_alphabet
 from mlx_speech.stages.whisper.turns import Turns
+from mlx_speech.stages.whisper.workload import FILLS, Workload
 from mlx_speech.transcript import Chunk, Region, Segment, Word
 
 OFF = {"compression_ratio_threshold": None, "logprob_threshold": None, "no_speech_threshold": None}
@@ -265,6 +266,36 @@ def test_two_caches_at_most_and_few_tasks_are_held() -> None:
         recognition.advance()
         most = max(most, len(recognition._decoder.jobs))
     assert 3 < most <= 2 * 2 * 3  # of each owner 2·batch_size
+
+
+@pytest.mark.parametrize("options", [GREEDY, FAILS, replace(GREEDY, beam_size=2)])
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_work_of_the_decoder_is_counted(options: DecodingOptions, size: int, monkeypatch: Any) -> None:
+    model = ScriptedModel(Short(1))
+    step = model.decoder.step
+    steps: list[int] = []
+
+    def counted(*arguments: Any) -> mx.array:
+        steps.append(1)
+        return step(*arguments)
+
+    monkeypatch.setattr(model.decoder, "step", counted)
+    workload = Workload()
+    recognition = Recognition(model, VOCABULARY, options, batch_size=size, workload=workload)  # type: ignore[arg-type]
+    for _ in range(3):
+        recognition.add(task(10))  # of one stretch
+    rows: list[int] = []
+    while not recognition.idle:
+        recognition.advance()
+        rows.append(recognition.decoding)
+    assert workload.steps == len(steps) > 0
+    assert workload.fallbacks == 3 * (len(options.temperature) - 1)
+    assert max(rows) <= size and rows[-1] == 0
+    if size == 1:  # it is full, or there is none
+        assert workload.turns[FILLS.index(1.0)] == sum(workload.turns) == workload.turn_fills > 0
+    else:
+        assert 0 < workload.turn_fills <= 0.75 * sum(workload.turns)
+        assert sum(workload.turns[FILLS.index(1.0) :]) == 0
 
 
 def test_turns() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import pytest
 import uvicorn
 import websockets.sync.client
 from asgi import BOUNDARY, form
-from serve_process import COMMAND, PATIENCE, Serving, environment, rest_of, served, until
+from serve_process import COMMAND, PATIENCE, PROGRAM, Serving, environment, rest_of, served, until
 from serving import wav
 from starlette.responses import PlainTextResponse
 from test_writers import parse_srt
@@ -62,17 +63,44 @@ def head(method: str, path: str, more: str = "", version: str = "1.1") -> bytes:
 # --- the whole story --------------------------------------------------------------------------------------------------
 
 
-def test_a_recording_from_the_upload_to_the_corrected_subtitles(browser: Any, short: bytes, tmp_path: Path) -> None:
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Sequence[str]]:
+    """The command mlx_speech: that of the tests; in CI that of a fresh clone, in an environment of its own."""
+    if not os.environ.get("CI"):
+        yield PROGRAM
+        return
+    clone = tmp_path / "clone"
+    python = tmp_path / "venv" / "bin" / "python"
+    extras = "cpu,server" if sys.platform == "linux" else "server"
+    source = Path(__file__).parent.parent.as_uri()
+    # CI may check out as another user than the one that runs the tests
+    steps = [
+        ["git", "-c", "safe.directory=*", "clone", "--quiet", "--depth", "1", source, clone],
+        [sys.executable, "-m", "venv", tmp_path / "venv"],
+        [python, "-m", "pip", "install", "--quiet", f"{clone}[{extras}]"],
+    ]
+    program = (str(python.with_name("mlx_speech")),)
+    for step in steps:
+        done = subprocess.run(step, cwd=tmp_path, env=environment(program), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    yield program
+    shutil.rmtree(tmp_path / "venv")  # half a gigabyte, which pytest would keep
+
+
+def test_a_recording_from_the_upload_to_the_corrected_subtitles(
+    browser: Any, short: bytes, program: Sequence[str], tmp_path: Path
+) -> None:
     from browser import watched_page
     from page_desk import expect
 
     folder = tmp_path / "data"
-    with served(folder) as server:
+    with served(folder, program=program) as server:
         with openai.OpenAI(api_key="none", base_url=f"{server.origin}/v1", max_retries=0) as client:
             text = client.audio.transcriptions.create(model="whisper-1", file=("a.wav", short)).text
             stream = client.audio.transcriptions.create(model="whisper-1", file=("a.wav", short), stream=True)
             deltas = [event.delta for event in stream if event.type == "transcript.text.delta"]
         assert text and "".join(deltas) == text
+        server.client.get("/v1/models", headers={"X-Forwarded-For": "203.0.113.9"})  # which no proxy has sent
         address = server.post_job(short, diarize="true", min_speakers="2", max_speakers="2")
         job = server.done(address)
         first = server.client.get(f"{address}/result", params={"response_format": "json"}).json()["text"]
@@ -91,8 +119,9 @@ def test_a_recording_from_the_upload_to_the_corrected_subtitles(browser: Any, sh
             page.keyboard.press("Control+s")
             expect(page.locator("#said")).to_have_text("Saved")
         assert server.stop(signal.SIGTERM) < 5 and server.process.returncode == 0, server.said
+        assert "203.0.113.9" not in "".join(server.said)
 
-    with served(folder) as server:
+    with served(folder, program=program) as server:
         assert server.job(address)["corrected"]
         results: dict[str, str] = {}
         for name in ("txt", "srt", "vtt", "json", "verbose_json", "diarized_json", "whisperx_json"):
@@ -110,8 +139,8 @@ def test_a_recording_from_the_upload_to_the_corrected_subtitles(browser: Any, sh
             expect(page.locator("#speakers")).to_contain_text("Ada")
 
     (tmp_path / "talk.json").write_text(results["whisperx_json"], encoding="utf-8")
-    write = [sys.executable, "-m", "mlx_speech", "write", tmp_path / "talk.json", "-o", tmp_path / "out", "-f", "srt"]
-    subprocess.run(write, check=True, capture_output=True, env=environment())
+    write = [*program, "write", tmp_path / "talk.json", "-o", tmp_path / "out", "-f", "srt"]
+    subprocess.run(write, check=True, capture_output=True, env=environment(program))
     subtitles = (tmp_path / "out" / "talk.srt").read_text(encoding="utf-8")
     assert parse_srt(subtitles) and "Corrected" in subtitles and "Ada" in subtitles
 
@@ -181,6 +210,12 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
         ([*COMMAND, "--demo", "--port", "0", "--data-dir", str(file)], str(file), "give a --data-dir"),
         ([*COMMAND, "--demo", "--port", "0", "--api-key-file", str(tmp_path / "keys")], "keys", "is it there"),
         ([*COMMAND, "--demo", "--port", "0", "--wyoming", port, *data_dir], f":{port}: is taken", "another port"),
+        (
+            [*COMMAND, "--demo", "--forwarded-allow-ips", "10.0.0.0/8,proxy", *data_dir],
+            "proxy: is no address",
+            "networks",
+        ),
+        ([*COMMAND, "--demo", "--preload", "en,xx", *data_dir], "xx", "language"),
         ([sys.executable, "-c", blocked], "uvicorn is missing", "[server]"),
     ]
     with taken, ThreadPoolExecutor(2) as pool:
@@ -218,12 +253,20 @@ def test_a_unix_socket_is_there_while_it_is_served(tmp_path: Path) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """One for all that follows; it has to be well at the end."""
     folder = tmp_path_factory.mktemp("served")
-    with served(folder, "--max-queue", "64") as made:
+    with served(folder, "--max-queue", "64", "--forwarded-allow-ips", "10.0.0.0/8,127.0.0.1") as made:
         yield made
         until(lambda: not list((folder / "uploads").iterdir()), "uploads that are deleted")
         assert made.client.get("/ready").status_code == 200
         assert made.stop(signal.SIGTERM) < 10 and made.process.returncode == 0
         assert "Traceback" not in "".join(made.said)
+
+
+def test_a_proxy_that_is_known_says_whose_request_it_is(server: Serving) -> None:
+    forwarded = {"X-Forwarded-For": "203.0.113.9"}
+    server.client.get("/v1/models", headers=forwarded)
+    until(lambda: '"client": "203.0.113.9"' in "".join(server.said), "a line of the log")
+    server.client.get("/v1/models/demo")
+    until(lambda: '"client": "127.0.0.1"' in "".join(server.said), "a line of the log")
 
 
 def test_strange_requests(server: Serving, short: bytes) -> None:
@@ -272,10 +315,8 @@ def test_many_at_once_of_whom_some_leave(server: Serving) -> None:
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(ask, range(50)))
     for number, answer in enumerate(answers):
-        if number % 10:
-            # uploads at once are bounded, and who is too many is told when to come again
-            assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 429")), answer[:200]
-    assert sum(answer.startswith(b"HTTP/1.1 200") for answer in answers) >= 10
+        if number % 10:  # uploads at once are bounded, and who is too many waits
+            assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
 
 
 def test_a_large_upload_is_not_held_in_memory(server: Serving, short: bytes) -> None:

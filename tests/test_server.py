@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,15 @@ from asgi import BOUNDARY, Answer, ask, form, post, request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types import audio
+from prometheus_client.parser import text_string_to_metric_families
 from serving import Scripted, app_of, running, said, wav
 from starlette.responses import Response
 
 import mlx_speech
-from mlx_speech import writers
+from mlx_speech import hub, writers
 from mlx_speech.cli import build_parser, main, serve
 from mlx_speech.engine import WAITING
-from mlx_speech.errors import OptionError, PipelineClosed
+from mlx_speech.errors import HubError, OptionError, PipelineClosed
 from mlx_speech.evaluation.references import read_truth
 from mlx_speech.package_data import DEMO
 from mlx_speech.samples import SAMPLE_RATE
@@ -44,9 +46,11 @@ from mlx_speech.server.errors import ApiError
 from mlx_speech.server.events import alive
 from mlx_speech.server.fields import FORMATS, OPENAI_FORMATS, KnownSpeaker
 from mlx_speech.server.guard import Guard
+from mlx_speech.server.idempotency import OVERHEAD, Answers
 from mlx_speech.server.known import voiceprint_of
 from mlx_speech.server.listening import listen_at
 from mlx_speech.server.settings import Settings
+from mlx_speech.server.watchdog import watched
 from mlx_speech.transcript import Transcript
 
 SOUND = DEMO / "conversation.flac"
@@ -491,7 +495,7 @@ def test_a_wrong_option_is_told_before_the_recording_is_sent(app: Any) -> None:
         ({"max_field": 50}, parts(prompt="a" * 51), {}, 413, "field_too_large"),
         ({"max_fields": 50}, parts(prompt="a" * 26, hotwords="a" * 26), {}, 413, "field_too_large"),
         ({"disk_reserve": 1 << 60}, parts(), {}, 507, "disk_full"),
-        ({"max_uploads": 0}, parts(), {}, 429, "queue_full"),
+        ({"max_uploads": 0, "upload_patience": 0.01}, parts(), {}, 429, "queue_full"),
         ({"max_queue": 0}, parts(), {}, 429, "queue_full"),
         ({"keys": ("secret",)}, parts(), {}, 401, "invalid_api_key"),
         ({"keys": ("secret",)}, parts(), {"authorization": "Bearer secre"}, 401, "invalid_api_key"),
@@ -604,16 +608,42 @@ def test_a_stream_of_too_long_a_recording_ends_with_an_error(tmp_path: Path) -> 
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "audio_too_long"
 
 
-def test_fifty_clients_and_a_bad_one(tmp_path: Path) -> None:
-    pipeline = Scripted()
-    app = app_of(pipeline, tmp_path, max_uploads=64)
+@pytest.mark.parametrize("keys, most", [((), 16), (("secret",), 4)])
+def test_sixty_four_clients_and_a_bad_one(tmp_path: Path, keys: tuple[str, ...], most: int) -> None:
+    """Nothing of them is lost, though fewer are read at once."""
+    app = app_of(Scripted(), tmp_path, keys=keys)
+    uploads = app.state.service.admission.uploads
+    seen: list[int] = []
 
     async def run() -> list[Answer]:
-        bodies = [parts(sound=b"bad" if number == 7 else f"sound {number}".encode()) for number in range(50)]
-        return list(await asyncio.gather(*(ask(app, post(PATH), body, size=40) for body in bodies)))
+        bodies = [parts(sound=b"bad" if number == 7 else f"sound {number}".encode()) for number in range(64)]
+        scope = {"authorization": "Bearer secret"}
+        asking = asyncio.gather(*(ask(app, post(PATH, **scope), body, size=40) for body in bodies))
+        while not asking.done():
+            seen.append(uploads.total())
+            await asyncio.sleep(0)
+        return list(await asking)
 
     statuses = [answer.status for answer in asyncio.run(run())]
-    assert statuses == [400 if number == 7 else 200 for number in range(50)]
+    assert statuses == [400 if number == 7 else 200 for number in range(64)]
+    assert max(seen) == most and not uploads
+
+
+def test_a_key_that_sends_slowly_does_not_keep_others_out(tmp_path: Path) -> None:
+    """Its further uploads wait, and are refused in the end; another key's do not."""
+    app = app_of(Scripted(), tmp_path, keys=("slow", "other"), upload_patience=0.05)
+
+    async def run() -> tuple[Answer, Answer]:
+        async with AsyncExitStack() as stack:
+            for _ in range(4):
+                owner = hashlib.sha256(b"slow").hexdigest()
+                await stack.enter_async_context(app.state.service.admission.upload(owner))
+            slow = await ask(app, post(PATH, authorization="Bearer slow"), parts())
+            return slow, await ask(app, post(PATH, authorization="Bearer other"), parts())
+
+    slow, other = asyncio.run(run())
+    assert (slow.status, slow.error["code"]) == (429, "queue_full") and slow.headers["retry-after"]
+    assert other.status == 200
 
 
 def test_a_silent_stream_shows_that_it_lives() -> None:
@@ -935,6 +965,38 @@ def test_metrics_count(app: Any) -> None:
     assert "a/b" not in text and "a%2Fb" not in text  # names of routes, not what was asked for
 
 
+def test_metrics_of_decoders_and_of_jobs(tmp_path: Path) -> None:
+    pipelines = {"one": Scripted(), "two": Scripted()}
+    for pipeline in pipelines.values():
+        pipeline.workload.rows = 3
+        pipeline.workload.fallbacks = 2
+        for rows, steps in ((1, 4), (4, 4), (5, 2)):
+            pipeline.workload.see_turn(rows, 4, steps)
+    app = create_app(pipelines, Settings(data_dir=tmp_path, disk_reserve=0))  # type: ignore[arg-type]
+
+    async def figures() -> str:
+        async with app.router.lifespan_context(app):
+            assert (await ask(app, post("/v1/audio/jobs"), parts(model="one"))).status == 202
+            while True:
+                text = (await ask(app, request("GET", "/metrics"))).body.decode()
+                if 'jobs_total{status="succeeded"}' in text:
+                    return text
+
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(asyncio.run(figures())):
+        for sample in family.samples:
+            label = "".join(sample.labels.values())
+            found[f"{sample.name.removeprefix('mlx_speech_')} {label}".strip()] = sample.value
+    assert found["batch_rows"] == 6 and found["decode_steps_total"] == 20 and found["fallbacks_total"] == 4
+    fills = {
+        bound: found[f"batch_fill_ratio_bucket {bound}"] for bound in ("0.125", "0.25", "0.75", "1.0", "2.0", "+Inf")
+    }
+    assert fills == {"0.125": 0, "0.25": 2, "0.75": 2, "1.0": 4, "2.0": 6, "+Inf": 6}
+    assert found["batch_fill_ratio_count"] == 6 and found["batch_fill_ratio_sum"] == 5
+    jobs = {status: found[f"jobs {status}"] for status in ("queued", "running", "succeeded", "failed")}
+    assert jobs == {"queued": 0, "running": 0, "succeeded": 1, "failed": 0} and found["jobs_total succeeded"] == 1
+
+
 def test_not_ready_while_a_step_does_not_end(demo: mlx_speech.Pipeline, tmp_path: Path, monkeypatch: Any) -> None:
     """A job that hangs in the engine, and the same for a server in front of it."""
     monkeypatch.setattr(health, "LONGEST_STEP", 0.0)
@@ -963,6 +1025,41 @@ def test_not_ready_while_a_step_does_not_end(demo: mlx_speech.Pipeline, tmp_path
         assert demo._engine._thread is not None and demo._engine._thread.is_alive()
     assert answer_to(app, request("GET", "/ready")).status == 200
     assert figure_of(app, "mlx_speech_engine_step_seconds") == 0
+
+
+def test_a_step_that_does_not_end_is_in_the_log_once(app: Any, pipeline: Scripted, caplog: Any) -> None:
+    service = app.state.service
+    ends = threading.Event()
+
+    def hanging_step() -> None:
+        assert ends.wait(60)
+
+    thread = threading.Thread(target=hanging_step, name="the engine")
+
+    def complaints() -> list[str]:
+        return [text for text in caplog.messages if "under way for" in text]
+
+    async def run() -> None:
+        async with watched(service, longest=5.0, interval=0.001):
+            for stall in (1, 2):
+                pipeline.stalled_for = 5.1
+                while len(complaints()) < stall:
+                    await asyncio.sleep(0.001)
+                for _ in range(20):  # more looks at the same stall
+                    await asyncio.sleep(0.001)
+                pipeline.stalled_for = 5.0
+                await asyncio.sleep(0.05)
+
+    thread.start()
+    try:
+        asyncio.run(run())
+    finally:
+        ends.set()
+        thread.join()
+    assert len(complaints()) == 2
+    first = complaints()[0]
+    assert "under way for 5 s" in first and "thread the engine:\n" in first and "hanging_step\n" in first
+    assert "thread MainThread:\n" in first
 
 
 @pytest.mark.parametrize("seconds, status", [(0.0, 200), (59.9, 200), (60.1, 503), (3600.0, 503)])
@@ -999,6 +1096,163 @@ def test_ready_when_the_models_are_there(tmp_path: Path) -> None:
 
     assert asyncio.run(run()) == [503, 200, 503]
     assert pipeline.closed
+
+
+@pytest.mark.parametrize(
+    "preload, asked", [(None, []), ((), [{"diarize": True}]), (("de",), [{"diarize": True}, {"language": "de"}])]
+)
+def test_what_is_loaded_before_the_first_request(tmp_path: Path, preload: Any, asked: list[Any]) -> None:
+    pipeline = Scripted()
+    wait_until_ready(app_of(pipeline, tmp_path, preload=preload))
+    assert pipeline.asked == [{"vad": False}, *asked]
+
+
+def test_all_that_a_request_needs_can_be_loaded_at_once(tmp_path: Path) -> None:
+    pipeline = mlx_speech.Pipeline.demo()
+    app = create_app(pipeline, Settings(data_dir=tmp_path, preload=()))
+    assert wait_until_ready(app, pipeline.models.loaded) == {"whisper", "vad", "align", "diarization"}
+
+
+def test_offline_the_hub_is_not_asked_once_the_models_are_there(tmp_path: Path, monkeypatch: Any) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody is there
+    for offline in (False, True):
+        seen = wait_until_ready(app_of(Scripted(), tmp_path, offline=offline), lambda: constants.HF_HUB_OFFLINE)
+        assert seen == offline and constants.HF_HUB_OFFLINE is False
+    with hub.offline(), pytest.raises(HubError, match="not to be asked"):
+        hub.fetch("somebody/something")
+
+
+def wait_until_ready(app: Any, look: Callable[[], Any] = lambda: None) -> Any:
+    """Start an application, look at something once it is ready, and end it."""
+
+    async def run() -> Any:
+        async with app.router.lifespan_context(app):
+            while (await ask(app, request("GET", "/ready"))).status != 200:
+                await asyncio.sleep(0.01)
+            return look()
+
+    return asyncio.run(asyncio.wait_for(run(), 60))
+
+
+# --- what is sent again -----------------------------------------------------------------------------------------------
+
+
+def all_answers(app: Any, *asked: tuple[str, bytes, str | None], **headers: str) -> list[Answer]:
+    """One after the other, with a key each."""
+
+    async def run() -> list[Answer]:
+        answers: list[Answer] = []
+        for path, body, key in asked:
+            given = {**headers, **({} if key is None else {"idempotency-key": key})}
+            answers.append(await ask(app, post(path, **given), body))
+        return answers
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"response_format": "srt"}, {"response_format": "verbose_json"}, {"prompt": "x"}]
+)
+def test_the_same_key_and_form_get_the_first_answer(app: Any, pipeline: Scripted, fields: dict[str, str]) -> None:
+    body = parts(**fields)
+    first, again, without, other = all_answers(
+        app, (PATH, body, "k"), (PATH, body, "k"), (PATH, body, None), (PATH, body, "l")
+    )
+    assert first.status == again.status == 200 and again.body == first.body == without.body == other.body
+    assert again.headers["content-type"] == first.headers["content-type"]
+    assert again.headers["x-request-id"] != first.headers["x-request-id"]
+    assert len(pipeline.asked) == 3
+
+
+def test_the_same_key_with_something_else_is_a_conflict(tmp_path: Path, pipeline: Scripted) -> None:
+    app = app_of(pipeline, tmp_path, keys=("one", "two"))
+    others = [(PATH, parts(sound=b"other")), (PATH, parts(language="en")), ("/v1/audio/translations", parts())]
+    asked = [(PATH, parts(), "k"), *((path, body, "k") for path, body in others)]
+    first, *refused = all_answers(app, *asked, authorization="Bearer one")
+    assert first.status == 200
+    for answer in refused:
+        assert (answer.status, answer.error["code"]) == (409, "idempotency_conflict")
+        assert answer.headers["x-should-retry"] == "false"
+    (mine,) = all_answers(app, (PATH, parts(sound=b"other"), "k"), authorization="Bearer two")
+    assert mine.status == 200 and len(pipeline.asked) == 2
+
+
+def test_a_key_that_is_none_is_refused_before_the_form_is_read(app: Any, pipeline: Scripted) -> None:
+    for key in ("", "k" * 256):
+        (answer,) = all_answers(app, (PATH, b"no form", key))
+        assert (answer.status, answer.error["param"]) == (400, "Idempotency-Key")
+
+
+def test_failures_and_streams_are_not_kept(app: Any, pipeline: Scripted) -> None:
+    bad = parts(sound=b"bad")
+    assert [answer.status for answer in all_answers(app, (PATH, bad, "k"), (PATH, bad, "k"))] == [400, 400]
+    stream = parts(stream="true")
+    first, again = all_answers(app, (PATH, stream, "l"), (PATH, stream, "l"))
+    assert first.body == again.body and b"transcript.text.done" in again.body
+    assert len(pipeline.asked) == 4
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/audio/diarizations"])
+def test_work_with_a_key_goes_on_without_its_client(app: Any, pipeline: Scripted, path: str) -> None:
+    pipeline.holds = threading.Event()
+    scope = post(path, **{"idempotency-key": "k"})
+
+    async def run() -> list[Answer]:
+        await ask(app, scope, parts(), goes=0.01)
+        assert app.state.service.admission.waiting == 1  # it is still heard
+        waiting = [asyncio.create_task(ask(app, scope, parts())) for _ in range(2)]
+        while app.state.service.admission.waiting < 3:
+            await asyncio.sleep(0.001)
+        pipeline.holds.set()  # type: ignore[union-attr]
+        return [*await asyncio.gather(*waiting), await ask(app, scope, parts())]
+
+    answers = asyncio.run(run())
+    assert {answer.status for answer in answers} == {200} and len({answer.body for answer in answers}) == 1
+    assert len(pipeline.asked) == 1 and pipeline.cancelled == 0
+    assert app.state.service.admission.waiting == 0 and app.state.service.admission.seconds == 0
+
+
+def test_answers_are_not_kept_without_end() -> None:
+    made: list[str] = []
+
+    async def answer(text: str) -> Response:
+        made.append(text)
+        return Response(text)
+
+    async def run() -> None:
+        answers = Answers(most=3 * (OVERHEAD + 1))
+        for text in "abcdbc":
+            await answers.once("", text, b"", lambda text=text: answer(text))
+        assert "".join(made) == "abcd"
+        await answers.once("", "a", b"", lambda: answer("a"))  # the oldest, which had to go
+        assert "".join(made) == "abcda"
+        brief = Answers(keep=0.0)
+        await brief.once("", "k", b"", lambda: answer("k"))
+        while brief._kept:
+            await asyncio.sleep(0)
+        await answers.close()
+        assert not answers._kept
+
+    asyncio.run(run())
+
+
+def test_the_end_of_a_server_is_that_of_work_with_a_key(pipeline: Scripted, tmp_path: Path) -> None:
+    app = app_of(pipeline, tmp_path)
+
+    async def run() -> None:
+        async with app.router.lifespan_context(app):
+            while (await ask(app, request("GET", "/ready"))).status != 200:
+                await asyncio.sleep(0.01)
+            pipeline.holds = threading.Event()
+            await ask(app, post(PATH, **{"idempotency-key": "k"}), parts(), goes=0.01)
+
+    asyncio.run(run())
+    while not pipeline.cancelled:
+        time.sleep(0.001)
+    assert app.state.service.admission.waiting == 0
 
 
 # --- whoever means it ill ---------------------------------------------------------------------------------------------

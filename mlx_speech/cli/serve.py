@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mlx_speech.cli.parser import SWITCH, add_command, add_models, add_speakers
 from mlx_speech.cli.screen import Say
 from mlx_speech.cli.setup import make_pipeline, prepare
 from mlx_speech.errors import MissingDependency, OptionError
+from mlx_speech.languages import to_language_code
 from mlx_speech.names import DEFAULT_CPU, DEFAULT_GPU
 
 DESCRIPTION = (
@@ -49,6 +51,10 @@ def add_parser(group: Any) -> None:
     _add_access(parser.add_argument_group("who may use it"))
     _add_limits(parser.add_argument_group("limits"))
     machine = parser.add_argument_group("models and machine")
+    preload_help = "load what tells speakers, and times words of these languages (en,de), before the first request, too"
+    machine.add_argument("--preload", nargs="?", const="", metavar="LANGUAGE,…", help=preload_help)
+    offline_help = "download nothing once the models are loaded"
+    machine.add_argument("--offline", action=SWITCH, help=offline_help)
     machine.add_argument("--align-model", metavar="NAME", help="wav2vec2 (default: the one of the language)")
     machine.add_argument("--batch-size", help="chunks at once (default: auto)")
     machine.add_argument("--memory-limit", type=float, metavar="GB", help="that MLX should stay within")
@@ -69,6 +75,8 @@ def _add_access(group: Any) -> None:
     group.add_argument("--ssl-certfile", default=None, metavar="FILE", help=certificate_help)
     key_help = "its private key (PEM; default: in the file of the certificate)"
     group.add_argument("--ssl-keyfile", default=None, metavar="FILE", help=key_help)
+    proxies_help = "proxies whose X-Forwarded-For and -Proto are believed: addresses and networks, * for all"
+    group.add_argument("--forwarded-allow-ips", default="", metavar="ADDRESS,…", help=proxies_help)
 
 
 def _add_limits(group: Any) -> None:
@@ -92,6 +100,7 @@ def run(
     cors: list[str],
     ssl_certfile: str | None,
     ssl_keyfile: str | None,
+    forwarded_allow_ips: str,
     verbose: bool,
     say: Say,
     print_progress: bool | None = None,
@@ -110,6 +119,8 @@ def run(
     limits = {name: given.pop(name) for name in _LIMITS if name in given}
     if "keep_results" in limits:
         limits["keep_results"] = _seconds(limits["keep_results"])
+    if "preload" in limits:
+        limits["preload"] = tuple(to_language_code(name) for name in _parts(limits["preload"]))
     folder = given.pop("data_dir", None)
     settings = Settings(
         keys=_keys(api_key_file),
@@ -121,6 +132,7 @@ def run(
     )
     if uds is not None and ("host" in limits or "port" in limits):
         raise OptionError("--uds conflicts with --host and --port: a Unix socket has neither, so leave them out")
+    proxies = _proxies(forwarded_allow_ips)
     log_to_stderr(verbose)
     listener = listen(settings.host, settings.port) if uds is None else listen_at(expanded(uds))
     pipelines = _pipelines(model, demo, given, say)
@@ -131,7 +143,15 @@ def run(
         print(greeting(address, list(pipelines), settings.keys), file=sys.stderr, flush=True)
 
     try:
-        serve(app, settings, listener, certificate=ssl_certfile, private_key=ssl_keyfile, started=started)
+        serve(
+            app,
+            settings,
+            listener,
+            certificate=ssl_certfile,
+            private_key=ssl_keyfile,
+            proxies=proxies,
+            started=started,
+        )
     finally:
         if uds is not None:
             expanded(uds).unlink(missing_ok=True)
@@ -168,8 +188,29 @@ _LIMITS = (
     "max_live",
     "keep_results",
     "grace",
+    "preload",
+    "offline",
     "log_text",
 )
+
+
+def _parts(text: str) -> list[str]:
+    """What lies between commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _proxies(text: str) -> list[str]:
+    """Addresses and networks, or "*". Raises `OptionError`."""
+    proxies = _parts(text)
+    for proxy in proxies:
+        if proxy == "*":
+            continue
+        try:
+            ip_network(proxy)
+        except ValueError as error:
+            advice = "give addresses or networks, as 10.0.0.0/8, with commas between them, or *"
+            raise OptionError(f"--forwarded-allow-ips {proxy}: is no address ({error}): {advice}") from error
+    return proxies
 
 
 def _pipelines(models: list[str], demo: bool, given: dict[str, Any], say: Say) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mlx_speech.stages.whisper import partials
 from mlx_speech.stages.whisper.options import DecodingOptions
 from mlx_speech.stages.whisper.partials import Round
 from mlx_speech.stages.whisper.word_times import WordTiming
+from mlx_speech.stages.whisper.workload import Workload
 
 MOST_AT_ONCE = 16  # rounds in a batch
 LONGEST_WAIT = 1.0  # seconds that a round waits for chunks that are complete
@@ -37,10 +38,14 @@ class Asked:
 
 
 class Rounds:
-    """Rounds wait here until chunks that are complete leave time for them."""
+    """Rounds wait here until chunks that are complete leave time for them.
 
-    def __init__(self, models: Models) -> None:
+    workload : where the decoder's steps are counted; its batches are those of chunks that are complete
+    """
+
+    def __init__(self, models: Models, workload: Workload) -> None:
         self._models = models
+        self._workload = workload
         self._waiting: list[Asked] = []
 
     def ask(self, one: Round, options: DecodingOptions) -> Asked:
@@ -91,7 +96,9 @@ class Rounds:
         """Hear rounds in a batch, and note what came of them."""
         whisper = self._models.whisper()
         rounds = [asked.round for asked in together]
-        heard = attempt(lambda: partials.hear(rounds, whisper.model, whisper.tokenizer, options))
+        own = Workload()
+        heard = attempt(lambda: partials.hear(rounds, whisper.model, whisper.tokenizer, options, own))
+        self._workload.steps += own.steps
         for place, asked in enumerate(together):
             asked.done = True
             asked.error = heard.error if isinstance(heard, Failure) else None

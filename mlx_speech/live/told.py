@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from mlx_speech.live.events import Final, LiveEvent, Partial
+from mlx_speech.waker import Waker
 
 MOST_WAITING = 256  # events; of more, partials are left out that newer ones or their finals replace
 
@@ -21,7 +20,7 @@ class Told:
         self._count = 0
         self._last_partial = 0  # its number
         self._closed = False
-        self._wake: Callable[[], object] | None = None  # of asyncio's loop
+        self._waker: Waker | None = None  # of whoever listens under asyncio
 
     def put(self, event: LiveEvent) -> None:
         """From the engine's thread. A partial that waits goes where a newer one, or its final, comes."""
@@ -60,23 +59,16 @@ class Told:
             yield from self.take()
 
     async def __aiter__(self) -> AsyncIterator[LiveEvent]:
-        loop = asyncio.get_running_loop()
-        changed = asyncio.Event()
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(changed.set)
-
-        self._wake = wake
+        waker = Waker()
+        self._waker = waker
         while True:
             closed = self._closed  # looked at first: what comes afterwards is seen in the next round
             for event in self.take():
                 yield event
             if closed:
                 return
-            await changed.wait()
-            changed.clear()
+            await waker.wait()
 
     def _notify(self) -> None:
-        if self._wake is not None:
-            self._wake()
+        if self._waker is not None:
+            self._waker.wake()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+
+from anyio import fail_after
 
 from mlx_speech.server.errors import NEVER_AGAIN, ApiError
 from mlx_speech.server.settings import Settings
@@ -30,6 +33,7 @@ class Admission:
     seconds: float = 0.0
     uploads: Counter[str] = field(default_factory=Counter)
     _speed: float = SPEED_AT_FIRST
+    _upload_ended: asyncio.Event = field(default_factory=asyncio.Event)  # the next one
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -42,13 +46,16 @@ class Admission:
         finally:
             self.waiting -= 1
 
-    @contextmanager
-    def upload(self, owner: str) -> Iterator[None]:
-        """A form that is being sent. Raises `ApiError` 429 where there are too many, of this owner or of all."""
-        if self.uploads.total() >= self.settings.max_uploads:
-            raise self._full(f"{self.uploads.total()} uploads are under way")
-        if owner and self.uploads[owner] >= self.settings.max_uploads_per_key:
-            raise self._full(f"{self.uploads[owner]} uploads with this key are under way")
+    @asynccontextmanager
+    async def upload(self, owner: str) -> AsyncIterator[None]:
+        """A form that is being sent. Where too many are, of this owner or of all, it waits, and nothing of it is read.
+        Raises `ApiError` 429 where none of them ends in time."""
+        try:
+            with fail_after(self.settings.upload_patience):
+                while self._has_enough(owner):
+                    await self._upload_ended.wait()
+        except TimeoutError:
+            raise self._full("too many uploads are under way") from None
         self.uploads[owner] += 1
         try:
             yield
@@ -56,6 +63,14 @@ class Admission:
             self.uploads[owner] -= 1
             if not self.uploads[owner]:
                 del self.uploads[owner]
+            self._upload_ended.set()
+            self._upload_ended = asyncio.Event()
+
+    def _has_enough(self, owner: str) -> bool:
+        """Whether no more uploads may be under way now."""
+        if self.uploads.total() >= self.settings.max_uploads:
+            return True
+        return bool(owner) and self.uploads[owner] >= self.settings.max_uploads_per_key
 
     @contextmanager
     def sound(self, seconds: float) -> Iterator[None]:

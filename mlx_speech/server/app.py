@@ -25,6 +25,7 @@ from mlx_speech.errors import MLXSpeechError
 from mlx_speech.folders import writing
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.server import health, models, page, posting, shapes, transcriptions
+from mlx_speech.server.collectors import JobsCollector
 from mlx_speech.server.errors import ApiError, api_error, shutting_down
 from mlx_speech.server.guard import Guard
 from mlx_speech.server.jobs import routes as jobs
@@ -34,6 +35,7 @@ from mlx_speech.server.realtime import routes as realtime
 from mlx_speech.server.realtime.tokens import Secrets
 from mlx_speech.server.service import Service
 from mlx_speech.server.settings import Settings
+from mlx_speech.server.watchdog import watched
 from mlx_speech.server.wyoming import wyoming_listener
 
 BUG = 500  # whose answer is made outside of the log
@@ -67,6 +69,7 @@ def create_app(
     secrets = Secrets()
     _make_folders(service)
     runner = Runner(service)
+    service.metrics.add(JobsCollector(runner.counts))
 
     async def add_job(request: Request) -> Response:
         return await posting.add_job(request, service, runner)
@@ -74,19 +77,20 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         try:
-            async with runner.running(), health.warmed_up(service), wyoming_listener(service):
+            async with runner.running(), health.warmed_up(service), watched(service), wyoming_listener(service):
                 _clear(service.uploads)  # nobody else uses them, or the jobs could not have been opened
                 yield
                 _clear(service.uploads)
         finally:
+            await service.answers.close()
             for pipeline in named.values():
                 pipeline.close()
 
     async def wind_down() -> None:
         service.state = "shutting down"
         runner.wind_down()
-        for leave in service.live:
-            leave()
+        for session in service.live:
+            session.leave()
         deadline = time.monotonic() + SECONDS_TO_LEAVE
         while service.live and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
@@ -211,6 +215,7 @@ class RequestLog:
                 "status": status,
                 "seconds": round(seconds, 3),
                 "key": scope.get("state", {}).get("owner", "")[:4],
+                "client": (scope.get("client") or ("",))[0],
             }
             requests_log.info("%s", json.dumps(line))
 

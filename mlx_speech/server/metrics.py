@@ -8,18 +8,20 @@ import shutil
 from collections.abc import Callable
 
 import mlx.core as mx
+from anyio.to_thread import run_sync
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from mlx_speech.server.admission import Admission
+from mlx_speech.server.collectors import PREFIX
 from mlx_speech.transcript import Transcript
 from mlx_speech.version import __version__
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 150, 600)
 RATIOS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
-PREFIX = "mlx_speech"
 
 
 class Metrics:
@@ -38,12 +40,15 @@ class Metrics:
         self._stage_seconds = self._histogram("stage_seconds", "Seconds of work of a stage", ["stage"], SECONDS)
         self._rejected = self._counter("rejected", "Requests that were refused", ["reason"])
         self._cancelled = self._counter("cancelled", "Requests whose client went", [])
+        self._jobs = self._counter("jobs", "Jobs that have ended", ["status"])
         self._first_partial = self._histogram(
             "live_first_partial_seconds", "Seconds from the start of a turn to its first words", [], SECONDS
         )
         self._final = self._histogram("live_final_seconds", "Seconds from the end of a turn to its text", [], SECONDS)
+        self._partials = self._counter("live_partials", "Times that words of an open turn were told", [])
         self._overflow = self._counter("live_overflow", "Times that sound of a live session was dropped", [])
         self.live_sessions = self._gauge("live_sessions", "Live sessions that are open")
+        self.live_lag = self._gauge("live_lag_seconds", "Sound that waits to be heard, of the session that lags most")
         self._gauge("queue_requests", "Requests that wait or are under way").set_function(lambda: admission.waiting)
         self._gauge("queue_audio_seconds", "Their sound").set_function(lambda: admission.seconds)
         self._gauge("engine_step_seconds", "Seconds of the step that is under way").set_function(stalled_for)
@@ -58,9 +63,14 @@ class Metrics:
         """The figures as text."""
 
         async def metrics(request: Request) -> Response:
-            return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+            text = await run_sync(generate_latest, self._registry)  # some of it is looked up on the disk
+            return Response(text, media_type=CONTENT_TYPE_LATEST)
 
         return [Route("/metrics", metrics)]
+
+    def add(self, collector: Collector) -> None:
+        """Have further figures, which are looked up in a thread whenever somebody asks for them."""
+        self._registry.register(collector)
 
     def see_request(self, route: str, status: int, seconds: float) -> None:
         """Count a request that has ended. route : with the names of parameters, never their values"""
@@ -85,6 +95,14 @@ class Metrics:
     def see_final(self, seconds: float) -> None:
         """A turn of a live session has its text, so many seconds after it was committed."""
         self._final.observe(seconds)
+
+    def see_partial(self) -> None:
+        """Words of a turn that is open were told."""
+        self._partials.inc()
+
+    def see_job(self, status: str) -> None:
+        """A job has ended, as this status says; "cancelled" is one that was deleted before."""
+        self._jobs.labels(status).inc()
 
     def see_overflow(self) -> None:
         """Sound of a live session was dropped."""

@@ -13,22 +13,18 @@ from mlx_speech.server.admission import too_long
 from mlx_speech.server.errors import ApiError
 from mlx_speech.server.fields import Work
 from mlx_speech.server.forms import received_form
+from mlx_speech.server.idempotency import key_of
 from mlx_speech.server.jobs.runner import Runner
 from mlx_speech.server.service import Service, owner_of
 from mlx_speech.server.sounds import stated_duration
 from mlx_speech.server.transcriptions import prefers_async, required
 
-MAX_KEY = 255  # characters of an Idempotency-Key
-
 
 async def add_job(request: Request, service: Service, runner: Runner) -> Response:
     """Take in a form, and answer at once with the job that it becomes."""
     owner = owner_of(request)
-    key = request.headers.get("idempotency-key")
-    if key is not None and not 0 < len(key) <= MAX_KEY:
-        message = f"Idempotency-Key has {len(key)} characters: give 1 to {MAX_KEY}"
-        raise ApiError(400, "invalid_value", message, "Idempotency-Key")
-    with service.admission.upload(owner):
+    key = key_of(request)
+    async with service.admission.upload(owner):
         receiving = received_form(request, service.settings, service.uploads, fields.early_check(service))
         async with receiving as form:
             work = fields.transcription(form.fields, service)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from socket import AF_INET6, AF_UNIX, socket
 from types import FrameType
@@ -33,6 +33,7 @@ def serve(
     *,
     certificate: str | None = None,
     private_key: str | None = None,
+    proxies: Sequence[str] = (),
     started: Callable[[str], object] = print,
 ) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends the process at once.
@@ -40,6 +41,7 @@ def serve(
     app : of `create_app`
     listener : of `listen` or `listen_at`
     certificate, private_key : files for TLS
+    proxies : addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are believed; "*" for all
     started : is told where the server listens
 
     Raises as the start of the application.
@@ -57,7 +59,8 @@ def serve(
         timeout_keep_alive=SECONDS_KEPT_ALIVE,
         timeout_graceful_shutdown=round(settings.grace) + SECONDS_TO_ANSWER,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=list(proxies),
         access_log=False,  # the application writes its own
         log_config=None,
     )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from anyio import CapacityLimiter
 from starlette.requests import HTTPConnection
 
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.server.admission import Admission
+from mlx_speech.server.collectors import DecodingCollector
 from mlx_speech.server.errors import ApiError
+from mlx_speech.server.idempotency import Answers
 from mlx_speech.server.metrics import Metrics
 from mlx_speech.server.settings import Settings
 
@@ -28,12 +31,25 @@ OPENAI_NAMES = (
 VOICES_AT_ONCE = 4  # requests whose known speakers are heard
 
 
+class OpenSession(Protocol):
+    """A live session."""
+
+    @property
+    def lag(self) -> float:
+        """Seconds of sound that came no faster than it was said, and wait to be heard. From any thread."""
+        ...
+
+    def leave(self) -> None:
+        """End because the server does."""
+
+
 @dataclass
 class Service:
     """pipelines : a name that requests may give → what answers; the first answers OpenAI's names, too
     aliases : further names → names of pipelines
     state : "loading", "ready", "not loaded" or "shutting down"
-    live : of each live session that is open, what ends it because the server stops
+    live : sessions that are open
+    answers : that may be asked for again
     """
 
     settings: Settings
@@ -41,7 +57,8 @@ class Service:
     aliases: Mapping[str, str] = field(default_factory=dict)
     state: str = "loading"
     waiting_for_voices: CapacityLimiter = field(init=False)
-    live: set[Callable[[], None]] = field(default_factory=set)
+    live: set[OpenSession] = field(default_factory=set)
+    answers: Answers = field(default_factory=Answers)
     admission: Admission = field(init=False)
     metrics: Metrics = field(init=False)
 
@@ -50,6 +67,8 @@ class Service:
         self.waiting_for_voices = CapacityLimiter(VOICES_AT_ONCE)  # or they would take the threads of all others
         self.metrics = Metrics(self.admission, lambda: self.stalled_for)
         self.metrics.live_sessions.set_function(lambda: len(self.live))
+        self.metrics.live_lag.set_function(lambda: max((session.lag for session in list(self.live)), default=0.0))
+        self.metrics.add(DecodingCollector(self.pipelines.values()))
 
     @property
     def uploads(self) -> Path:

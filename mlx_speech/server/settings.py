@@ -31,7 +31,7 @@ class Settings:
     max_parts : parts of a form
     max_queue : requests that wait or are under way
     max_waiting_seconds : their sound
-    max_uploads, max_uploads_per_key : uploads at once
+    max_uploads, max_uploads_per_key : uploads at once; others wait, `upload_patience` seconds at most
     min_upload_rate : bytes a second, over `upload_window` seconds
     disk_reserve : bytes of the disk that stay free
     jobs_at_once : jobs that are under way; others wait
@@ -39,6 +39,9 @@ class Settings:
     max_live : live sessions at once
     grace : seconds that requests get to end when the server stops
     wyoming : where Home Assistant's protocol is spoken, "PORT" or "HOST:PORT"
+    preload : languages: what tells speakers and times words of these is loaded before the first request, too; None for
+        Whisper alone
+    offline : nothing is downloaded once the models are loaded, by anything in this process
     log_text : texts may stand in the log
     metrics_open : figures are for everybody, without a key
 
@@ -61,8 +64,9 @@ class Settings:
     max_parts: int = 64
     max_queue: int = 64
     max_waiting_seconds: float = 8 * HOUR
-    max_uploads: int = 64
-    max_uploads_per_key: int = 16
+    max_uploads: int = 16
+    max_uploads_per_key: int = 4
+    upload_patience: float = 30.0
     min_upload_rate: float = 8_000.0
     upload_window: float = 30.0
     disk_reserve: int = 2 * GIBIBYTE
@@ -71,6 +75,8 @@ class Settings:
     max_live: int = 8
     grace: float = 30.0
     wyoming: str | None = None
+    preload: tuple[str, ...] | None = None
+    offline: bool = False
     log_text: bool = False
     metrics_open: bool = False
 
@@ -104,6 +110,7 @@ _NUMBERS = (
     "max_waiting_seconds",
     "max_uploads",
     "max_uploads_per_key",
+    "upload_patience",
     "min_upload_rate",
     "upload_window",
     "disk_reserve",

@@ -91,12 +91,16 @@ def body(transcript: Transcript, work: Work, coder: Coder | None = None) -> dict
     content: dict[str, Any] = {"text": running_text(transcript.segments)}
     if work.task == "translate":
         return content
-    if transcript.language is not None:
-        content["languages"] = [{"code": transcript.language}]
+    content.update(languages(transcript))
     if work.logprobs:
         content["logprobs"] = _logprobs(transcript.segments, coder)
     content["usage"] = usage(transcript)
     return content
+
+
+def languages(transcript: Transcript) -> dict[str, Any]:
+    """`languages` of an answer that has it; nothing where the language is not known."""
+    return {} if transcript.language is None else {"languages": [{"code": transcript.language}]}
 
 
 def usage(transcript: Transcript) -> dict[str, Any]:

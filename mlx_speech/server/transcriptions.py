@@ -6,10 +6,11 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from io import FileIO
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from anyio.to_thread import run_sync
 from starlette.requests import ClientDisconnect, Request
@@ -24,6 +25,7 @@ from mlx_speech.server.errors import ApiError, api_error
 from mlx_speech.server.events import event, event_stream
 from mlx_speech.server.fields import Work
 from mlx_speech.server.forms import Check, Fields, Form, Upload, received_form
+from mlx_speech.server.idempotency import fingerprint_of, key_of
 from mlx_speech.server.known import named, voices_of
 from mlx_speech.server.outcomes import outcome_of, result_of
 from mlx_speech.server.service import Service, owner_of
@@ -62,30 +64,84 @@ async def _answer(request: Request, service: Service, read: ReadWork) -> Respons
     """What is open for the answer is closed behind it: here, or, where it is a stream, at the end of that."""
     async with AsyncExitStack() as stack:
         stack.enter_context(service.admission.request())
-        work, sound = await _received(request, service, read, fields.early_check(service, read), stack)
-        pipeline = service.pipelines[work.model]
-        voices = None
-        if work.known_speakers:
-            hearing = run_sync(voices_of, work.known_speakers, pipeline, limiter=service.waiting_for_voices)
-            voices = await unless_gone(request, hearing)
-        task = pipeline.submit(sound, **work.options)
-        stack.callback(task.cancel)
-        answering = Answering(service, work, task, voices)
-        if work.stream:
+        received = await _received(request, service, read, fields.early_check(service, read), stack)
+        if received.work.stream:
+            answering = await unless_gone(request, _begun(service, received, stack))
             return event_stream(answering.stream(stack.pop_all()))
-        return await answering.whole(request)
+
+        async def whole(stack: AsyncExitStack) -> Response:
+            answering = await _begun(service, received, stack)
+            return await answering.whole()
+
+        return await _once(request, service, received, whole, stack)
+
+
+@dataclass(frozen=True)
+class _Received(Generic[W]):
+    """A form.
+
+    work : what it asks for
+    sound : its recording, which is open until the stack is closed; on disk it is deleted
+    key : an Idempotency-Key, where one came
+    fingerprint : of all that makes the answer
+    """
+
+    work: W
+    sound: FileIO
+    key: str | None
+    fingerprint: bytes
 
 
 async def _received(
     request: Request, service: Service, read: Callable[[Fields, Service], W], check: Check, stack: AsyncExitStack
-) -> tuple[W, FileIO]:
-    """What a form asks for, and its recording, which is open until the stack is closed; on disk it is deleted."""
-    with service.admission.upload(owner_of(request)):
-        async with received_form(request, service.settings, service.uploads, check) as form:
-            work = read(form.fields, service)
-            upload = required(form)
-            stack.enter_context(service.admission.sound(await run_sync(stated_duration, upload.path)))
-            return work, stack.enter_context(opened(upload.path, upload.filename))
+) -> _Received[W]:
+    """Read a form. Raises `ApiError`; what is wrong with the head of the request is told before."""
+    key = key_of(request)
+    async with (
+        service.admission.upload(owner_of(request)),
+        received_form(request, service.settings, service.uploads, check) as form,
+    ):
+        work = read(form.fields, service)
+        upload = required(form)
+        stack.enter_context(service.admission.sound(await run_sync(stated_duration, upload.path)))
+        sound = stack.enter_context(opened(upload.path, upload.filename))
+        return _Received(work, sound, key, fingerprint_of(request.url.path, form.fields, upload.sha256))
+
+
+async def _begun(service: Service, received: _Received[Work], stack: AsyncExitStack) -> Answering:
+    """A recording in a pipeline, whose work ends with the stack."""
+    work = received.work
+    pipeline = service.pipelines[work.model]
+    voices = None
+    if work.known_speakers:
+        voices = await run_sync(voices_of, work.known_speakers, pipeline, limiter=service.waiting_for_voices)
+    task = pipeline.submit(received.sound, **work.options)
+    stack.callback(task.cancel)
+    return Answering(service, work, task, voices)
+
+
+async def _once(
+    request: Request,
+    service: Service,
+    received: _Received[Any],
+    make: Callable[[AsyncExitStack], Awaitable[Response]],
+    stack: AsyncExitStack,
+) -> Response:
+    """The answer, which is that of an earlier request where this one brings its key. Its work ends where the client
+    goes, unless it has given a key, by which it may come back. make : is given what the work holds open"""
+    if received.key is None:
+        return await unless_gone(request, make(stack))
+
+    def begin() -> Coroutine[Any, Any, Response]:
+        return _made(make, stack.pop_all())
+
+    answer = service.answers.once(owner_of(request), received.key, received.fingerprint, begin)
+    return await unless_gone(request, answer)
+
+
+async def _made(make: Callable[[AsyncExitStack], Awaitable[Response]], stack: AsyncExitStack) -> Response:
+    async with stack:
+        return await make(stack)
 
 
 def prefers_async(request: Request) -> bool:
@@ -114,9 +170,9 @@ class Answering:
         self._voices = voices
         self._start = time.monotonic()
 
-    async def whole(self, request: Request) -> Response:
-        """The answer, once all of it is there. Raises `ApiError`, and `ClientDisconnect` where nobody waits for it."""
-        transcript = await unless_gone(request, self._transcript())
+    async def whole(self) -> Response:
+        """The answer, once all of it is there. Raises `ApiError`, and what the pipeline raises."""
+        transcript = await self._transcript()
         coder = None
         if self.work.response_format == "verbose_json" or self.work.logprobs:
             coder = self._service.pipelines[self.work.model].models.whisper().tokenizer
@@ -136,10 +192,9 @@ class Answering:
             if self.work.response_format == "diarized_json":
                 for segment in shapes.speaker_segments(transcript, shapes.known_names(self.work)):
                     yield event(segment)
-            content = shapes.body(transcript, self.work)
             done = {"type": "transcript.text.done", "text": text}  # its usage can only be one in tokens
-            if "languages" in content:
-                done["languages"] = content["languages"]
+            if self.work.response_format != "diarized_json":
+                done.update(shapes.languages(transcript))
             yield event(done)
 
     async def _transcript(self) -> Transcript:
@@ -224,8 +279,13 @@ async def _diarize(request: Request, service: Service) -> Response:
         def check(given: Fields) -> None:
             fields.diarization(given, service)
 
-        work, sound = await _received(request, service, fields.diarization, check, stack)
-        task = service.pipelines[work.model].submit_diarization(sound, **work.numbers)
-        stack.callback(task.cancel)
-        found = await unless_gone(request, bounded_result(task, service.settings.max_duration))
-        return shapes.diarization_answer(found, work.response_format)
+        received = await _received(request, service, fields.diarization, check, stack)
+
+        async def whole(stack: AsyncExitStack) -> Response:
+            work = received.work
+            task = service.pipelines[work.model].submit_diarization(received.sound, **work.numbers)
+            stack.callback(task.cancel)
+            found = await bounded_result(task, service.settings.max_duration)
+            return shapes.diarization_answer(found, work.response_format)
+
+        return await _once(request, service, received, whole, stack)

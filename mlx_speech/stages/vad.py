@@ -21,7 +21,7 @@ from mlx_speech import steps
 from mlx_speech.blas import check_process
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.features import one_channel
-from mlx_speech.stages.vad_options import SileroOptions
+from mlx_speech.stages.vad_options import SileroOptions, silence_threshold
 from mlx_speech.steps import Steps
 from mlx_speech.transcript import Region
 
@@ -237,7 +237,7 @@ class SpeechTracker:
             raise OptionError(f"sampling_rate is {sampling_rate}: it has to be 8000 or 16000")
         neg_threshold = options.neg_threshold
         if neg_threshold is None:
-            neg_threshold = max(options.threshold - 0.15, 0.01)
+            neg_threshold = silence_threshold(options.threshold)
         window = WINDOW_SAMPLES[sampling_rate]
         pad = sampling_rate * options.speech_pad_ms / 1000
         return cls(

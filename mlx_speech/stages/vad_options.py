@@ -8,6 +8,8 @@ from typing import TypedDict
 from mlx_speech.errors import in_range
 from mlx_speech.fields import check, option
 
+HYSTERESIS = 0.15  # between the threshold of speech and that of silence
+LOWEST = 0.01  # threshold of silence
 LONGEST = 1e9  # milliseconds or seconds; more would be a mistake
 
 
@@ -20,7 +22,7 @@ class SileroOptions:
 
     threshold: float = option(0.5, "speech from this probability on", low=0, high=1)
     neg_threshold: float | None = option(
-        None, "silence below this one, at most the other", unset="0.15 lower, at least 0.01"
+        None, "silence below this one, at most the other", unset=f"{HYSTERESIS:g} lower, at least {LOWEST:g}"
     )
     min_speech_duration_ms: float = option(250.0, "shorter speech is dropped", low=0, high=LONGEST)
     min_silence_duration_ms: float = option(100.0, "silence that ends speech", low=0, high=LONGEST)
@@ -30,6 +32,11 @@ class SileroOptions:
     def __post_init__(self) -> None:
         check(self)
         in_range(0, self.threshold, neg_threshold=self.neg_threshold)
+
+
+def silence_threshold(threshold: float) -> float:
+    """The probability of speech below which it is silent, by default, where speech is from `threshold` on."""
+    return max(threshold - HYSTERESIS, LOWEST)
 
 
 class SileroKeywords(TypedDict, total=False):

@@ -83,14 +83,19 @@ export class Lanes {
       return;
     }
     pen.scale(density, density);
-    const colours = getComputedStyle(this.root);
-    this.drawWave(pen, width - GUTTER, colours.getPropertyValue("--wave"));
-    this.drawTurns(pen, width - GUTTER, colours);
+    this.drawWave(pen, width - GUTTER);
+    this.drawTurns(pen, width - GUTTER);
     this.setTime(this.time);
   }
 
-  drawWave(pen, width, colour) {
-    pen.fillStyle = colour;
+  /** A colour of the page as the pen takes it: which of two it is, light or dark, tells only an element that has it. */
+  colour(name) {
+    this.canvas.style.color = `var(${name})`;
+    return getComputedStyle(this.canvas).color;
+  }
+
+  drawWave(pen, width) {
+    pen.fillStyle = this.colour("--wave");
     const middle = WAVE_HEIGHT / 2;
     if (this.peaks.length === 0) {
       pen.fillRect(GUTTER, middle, width, 1);
@@ -105,25 +110,26 @@ export class Lanes {
     }
   }
 
-  drawTurns(pen, width, colours) {
+  drawTurns(pen, width) {
     if (this.duration <= 0) {
       return;
     }
     const lanes = new Map(this.speakers.map((label, place) => [label, Math.min(place, MOST_LANES - 1)]));
+    const colours = this.speakers.slice(0, MOST_LANES).map((label, place) => {
+      return this.colour(`--speaker-${speakerStyle(place).number}`);
+    });
     pen.font = "9px system-ui, sans-serif";
     pen.textBaseline = "middle";
     this.speakers.slice(0, MOST_LANES).forEach((label, place) => {
-      const { number, shape } = speakerStyle(place);
-      pen.fillStyle = colours.getPropertyValue(`--speaker-${number}`);
-      pen.fillText(shape, 2, WAVE_HEIGHT + 4 + place * LANE_HEIGHT + BAR_HEIGHT / 2);
+      pen.fillStyle = colours[place];
+      pen.fillText(speakerStyle(place).shape, 2, WAVE_HEIGHT + 4 + place * LANE_HEIGHT + BAR_HEIGHT / 2);
     });
     for (const turn of this.turns) {
       const lane = lanes.get(turn.speaker);
       if (lane === undefined) {
         continue;
       }
-      const { number } = speakerStyle(lane);
-      pen.fillStyle = colours.getPropertyValue(`--speaker-${number}`);
+      pen.fillStyle = colours[lane];
       const left = GUTTER + (turn.start / this.duration) * width;
       const length = Math.max(1, ((turn.end - turn.start) / this.duration) * width);
       pen.fillRect(left, WAVE_HEIGHT + 4 + lane * LANE_HEIGHT, length, BAR_HEIGHT);

@@ -129,7 +129,7 @@ class _Jobs:
     async def correct(self, request: Request) -> Response:
         """Keep a corrected transcript."""
         job = await self._find(request)
-        with self._service.admission.upload(job.owner):
+        async with self._service.admission.upload(job.owner):
             content = await bounded_body(request, self._service.settings, MAX_CORRECTION, "transcript_too_large")
         transcript = await run_sync(_read, content, limiter=self._corrections)
         revisions = _revisions(request)

@@ -116,6 +116,11 @@ class Runner:
 
     # --- what can be asked --------------------------------------------------------------------------------------------
 
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are of each status; none outside of `running()`. From any thread; raises as `Store`."""
+        store = self._store
+        return {} if store is None else store.counts()
+
     async def add(
         self,
         *,
@@ -155,7 +160,9 @@ class Runner:
 
     async def delete(self, job_id: str, owner: str) -> None:
         """Cancel a job, and forget it. Raises `ApiError` 404 where the owner has no such job."""
-        await run_sync(self.store.delete, job_id, owner)
+        job = await run_sync(self.store.delete, job_id, owner)
+        if not job.has_ended:
+            self._service.metrics.see_job("cancelled")
         if job_id in self._requests:
             self._requests[job_id].cancel()
         self._notify(job_id)
@@ -225,9 +232,10 @@ class Runner:
                 log.error("%s was ended by its pipeline, which is closed: no more jobs are begun", job.id)
                 self.wind_down()
         elif error is not None:
-            await self._stored(self.store.fail, job.id, _described(error, job))
-        else:
-            await self._stored(self.store.finish, job.id, work.result())
+            if await self._stored(self.store.fail, job.id, _described(error, job)):
+                self._service.metrics.see_job("failed")
+        elif await self._stored(self.store.finish, job.id, work.result()):
+            self._service.metrics.see_job("succeeded")
         self._notify(job.id)
 
     async def _transcribe(self, job: Job) -> Transcript:

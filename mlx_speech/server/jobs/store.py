@@ -15,21 +15,21 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mlx_speech.errors import OutputError
 from mlx_speech.folders import writing
 from mlx_speech.server.errors import NEVER_AGAIN, ApiError
 from mlx_speech.server.fields import KnownSpeaker
 from mlx_speech.server.forms import shown
+from mlx_speech.server.idempotency import KEEP_KEYS, conflict
 from mlx_speech.server.jobs.database import Database, serving
-from mlx_speech.server.jobs.records import Job, JobEvent, Order, Version, new_id
+from mlx_speech.server.jobs.records import Job, JobEvent, Order, Status, Version, new_id
 from mlx_speech.transcript import Transcript
 
 FILE_NAME = "jobs.sqlite3"
 SOUND_FOLDER = "audio"
 MAX_ATTEMPTS = 3  # a job that ended the process so often is not begun again
-KEEP_KEYS = 24 * 3600.0  # seconds that an Idempotency-Key is known
 COLUMNS = """
     id, owner, filename, model, options, response_format, status, stage, progress, audio_seconds, created_at,
     expires_at, started_at, ended_at, attempts, error, revision,
@@ -101,13 +101,15 @@ class Store:
             undo.pop_all()
         return job
 
-    def delete(self, job_id: str, owner: str) -> None:
-        """Forget a job, its sound and its results. Raises `ApiError` 404 where the owner has no such job.
+    def delete(self, job_id: str, owner: str) -> Job:
+        """Forget a job, its sound and its results; returns it as it was.
 
-        Where a crash leaves its sound behind, that goes when the folder is opened again.
+        Raises `ApiError` 404 where the owner has no such job. Where a crash leaves its sound behind, that goes when the
+        folder is opened again.
         """
-        self.get(job_id, owner)
+        job = self.get(job_id, owner)
         self._forget([job_id])
+        return job
 
     def expire(self) -> list[str]:
         """Forget the jobs that ended long enough ago, and old keys; returns the ids."""
@@ -143,6 +145,14 @@ class Store:
             rows = connection.execute(f"{query} ORDER BY number DESC LIMIT ?", [*values, limit + 1]).fetchall()
         jobs = [_read_job(row) for row in rows[:limit]]
         return jobs, len(rows) > limit
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are of each status."""
+        counts = dict.fromkeys(get_args(Status), 0)
+        with self._database.reading() as connection:
+            for status, count in connection.execute("SELECT status, count(*) FROM jobs GROUP BY status"):
+                counts[status] = count
+        return counts
 
     def events(self, job_id: str, after: int) -> tuple[Job | None, list[JobEvent]]:
         """A job, None where it is gone, and what happened to it behind the event of this number; of its progress only
@@ -321,8 +331,7 @@ class Store:
             return None
         number, fingerprint = row
         if fingerprint != order.fingerprint:
-            problem = "this Idempotency-Key came with another recording, or other options"
-            raise ApiError(409, "idempotency_conflict", f"{problem}: take a new one", headers=dict(NEVER_AGAIN))
+            raise conflict()
         return _job(connection, number)
 
     def _insert(self, connection: sqlite3.Connection, job_id: str, order: Order) -> int:

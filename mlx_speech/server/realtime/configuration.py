@@ -14,10 +14,11 @@ from typing import Any
 from mlx_speech.errors import OptionError
 from mlx_speech.options import Options
 from mlx_speech.server.errors import ApiError
+from mlx_speech.server.fields import MAX_PROMPT
 from mlx_speech.server.realtime.fields import Fields
 from mlx_speech.server.realtime.finder import TurnDetection
 from mlx_speech.server.realtime.g711 import RATE as G711_RATE
-from mlx_speech.server.realtime.recognition import Hearing
+from mlx_speech.server.realtime.recognition import RecognitionSettings
 from mlx_speech.server.realtime.sound import Coding, Format
 from mlx_speech.server.service import Service
 
@@ -36,7 +37,6 @@ STEPS: dict[str, float | None] = {"minimal": 0.25, "low": 0.5, "medium": 1.0, "h
 USUAL_DELAY = "low"
 NOISES = ("near_field", "far_field")
 INCLUDED = "item.input_audio_transcription.logprobs"
-LONGEST_PROMPT = 10_000  # characters
 LONGEST_PADDING = 5_000  # milliseconds
 SHORTEST_SILENCE = 50
 LONGEST_SILENCE = 10_000
@@ -75,7 +75,7 @@ class Transcription:
 
     @property
     def step(self) -> float | None:
-        """As `Hearing` has it."""
+        """As `RecognitionSettings` has it."""
         return STEPS[self.delay or USUAL_DELAY]
 
     def as_json(self) -> dict[str, object]:
@@ -98,7 +98,7 @@ class Configuration:
     format: Format = field(default_factory=Format)
     detection: TurnDetection | None = field(default_factory=TurnDetection)
 
-    def hearing(self, service: Service) -> Hearing:
+    def recognition_settings(self, service: Service) -> RecognitionSettings:
         """What the recogniser has to know. Raises `ApiError`, naming the field, for what it cannot do."""
         options = self.transcription.options
         try:
@@ -106,7 +106,7 @@ class Configuration:
         except OptionError as error:
             raise ApiError(400, "invalid_value", str(error), "session.audio.input.transcription") from error
         pipeline = service.pipeline(model_name(service, self.transcription.model))
-        return Hearing(pipeline, options, self.detection, self.transcription.step)
+        return RecognitionSettings(pipeline, options, self.detection, self.transcription.step)
 
     def updated(self, session: object) -> Configuration:
         """With what the `session` of a `session.update` changes. Raises `ApiError`, naming the field."""
@@ -224,7 +224,7 @@ def _transcription(given: Fields, model: str) -> Transcription:
         given.text("model") or model,
         given.text("language") or None,
         given.texts("languages"),
-        given.text("prompt", LONGEST_PROMPT) or None,
+        given.text("prompt", MAX_PROMPT) or None,
         given.texts("keywords"),
         delay,
     )

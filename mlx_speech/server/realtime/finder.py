@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mlx_speech.samples import SAMPLE_RATE
+from mlx_speech.stages.vad import WINDOW_SAMPLES
+from mlx_speech.stages.vad_options import silence_threshold
 
-WINDOW = 512  # samples that a probability stands for
-HYSTERESIS = 0.15  # between the two thresholds
-LOWEST = 0.01  # the second threshold
+WINDOW = WINDOW_SAMPLES[SAMPLE_RATE]  # that a probability stands for
 CUT_WITHIN = 1 / 3  # of a turn that is too long: it is cut in its last third
 
 
@@ -61,7 +61,7 @@ class TurnFinder:
     def step(self, probability: float) -> list[Edge]:
         """What the next window shows. probability : of speech in it"""
         edges: list[Edge] = []
-        is_silent = probability < max(self.detection.threshold - HYSTERESIS, LOWEST)
+        is_silent = probability < silence_threshold(self.detection.threshold)
         if probability >= self.detection.threshold:
             self._silence = None
             if self.start is None:

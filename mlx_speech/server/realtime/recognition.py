@@ -19,7 +19,7 @@ from mlx_speech.server.realtime.finder import TurnDetection
 
 
 @dataclass(frozen=True)
-class Hearing:
+class RecognitionSettings:
     """How a session is heard.
 
     options : `TranscribeOptions` of the client: language, prompt, words to expect
@@ -125,8 +125,13 @@ class Recogniser(Protocol):
     def clear(self) -> None:
         """What was fed and not committed is forgotten."""
 
-    def configure(self, hearing: Hearing) -> None:
+    def configure(self, settings: RecognitionSettings) -> None:
         """Hear otherwise from now on. A turn that is open ends here."""
+
+    @property
+    def lag(self) -> float:
+        """Seconds of sound that came no faster than it was said, and wait to be heard. From any thread."""
+        ...
 
     def close(self) -> None:
         """Compute nothing more."""

@@ -57,11 +57,11 @@ class _Door:
         except ApiError as error:
             await socket.send_denial_response(error.response())
             return
-        self._service.live.add(session.leave)
+        self._service.live.add(session)
         try:
             await session.run()
         finally:
-            self._service.live.remove(session.leave)
+            self._service.live.remove(session)
 
     def _configuration(self, socket: WebSocket) -> Configuration:
         """Of the address, or of the key. Raises `ApiError`."""

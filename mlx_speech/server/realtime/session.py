@@ -28,8 +28,8 @@ from mlx_speech.server.realtime.recognition import (
     Cleared,
     Committed,
     Happening,
-    Hearing,
     Recogniser,
+    RecognitionSettings,
     SpeechStarted,
     SpeechStopped,
     Tell,
@@ -46,7 +46,7 @@ NORMAL = 1000  # codes of closing: RFC 6455, 7.4.1
 GOING_AWAY = 1001
 INTERNAL_ERROR = 1011
 
-MakeRecogniser: TypeAlias = Callable[[Hearing, Tell, Limits], Recogniser]
+MakeRecogniser: TypeAlias = Callable[[RecognitionSettings, Tell, Limits], Recogniser]
 
 
 class Session:
@@ -68,7 +68,7 @@ class Session:
         self._configuration = configuration
         self._decoder = Decoder(configuration.format)
         self._stopwatch = Stopwatch(service.metrics)
-        self._recogniser = make_recogniser(configuration.hearing(service), self._tell, limits)
+        self._recogniser = make_recogniser(configuration.recognition_settings(service), self._tell, limits)
         self._outgoing: asyncio.Queue[events.Event | int] = asyncio.Queue()  # a number closes the socket
         self._begun = time.monotonic()
         self._last_sign = self._begun  # of a client that uses the session
@@ -110,6 +110,11 @@ class Session:
             error = _failure(task)
             if error is not None:
                 raise error
+
+    @property
+    def lag(self) -> float:
+        """Seconds of sound that came no faster than it was said, and wait to be heard. From any thread."""
+        return self._recogniser.lag
 
     def leave(self) -> None:
         """End because the server does."""
@@ -155,11 +160,11 @@ class Session:
         self._configure(self._configuration.updated_by_older(message.get("session")))
 
     def _configure(self, configuration: Configuration) -> None:
-        hearing = configuration.hearing(self._service)
+        settings = configuration.recognition_settings(self._service)
         if configuration.format != self._configuration.format:
             self._recogniser.feed(self._decoder.end())
             self._decoder = Decoder(configuration.format)
-        self._recogniser.configure(hearing)
+        self._recogniser.configure(settings)
         self._configuration = configuration
         self._outgoing.put_nowait(events.session_updated(self._as_json()))
 

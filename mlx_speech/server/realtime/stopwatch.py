@@ -23,6 +23,8 @@ class Stopwatch:
         if isinstance(happening, SpeechStarted):
             self._speaking = (happening.item, now)
         elif isinstance(happening, Text):
+            if happening.item not in self._committed:
+                self._metrics.see_partial()
             if self._speaking is not None and self._speaking[0] == happening.item:
                 self._metrics.see_first_partial(now - self._speaking[1])
                 self._speaking = None

@@ -97,7 +97,7 @@ def routes(service: Service, tokens: Secrets) -> list[Route]:
         life.choice("anchor", ("created_at",), "created_at")
         seconds = life.integer("seconds", SHORTEST_LIFE, LONGEST_LIFE, round(SECONDS))
         configuration = default_configuration(service).updated(body.value("session"))
-        configuration.hearing(service)
+        configuration.recognition_settings(service)
         token, grant = tokens.issue(configuration, seconds)
         session = session_of(configuration, grant.expires_at)
         return _answer({"value": token, "expires_at": int(grant.expires_at), "session": session})
@@ -105,7 +105,7 @@ def routes(service: Service, tokens: Secrets) -> list[Route]:
     async def transcription_sessions(request: Request) -> Response:
         """The session in the body, the token in `client_secret`."""
         configuration = default_configuration(service).updated_by_older(await _body(request, service.settings))
-        configuration.hearing(service)
+        configuration.recognition_settings(service)
         token, grant = tokens.issue(configuration)
         secret = {"value": token, "expires_at": int(grant.expires_at)}
         session: dict[str, object] = {"id": new_id("sess"), "object": "realtime.transcription_session"}

@@ -30,7 +30,7 @@ from mlx_speech.server.realtime.recognition import (
     Committed,
     Completed,
     Failed,
-    Hearing,
+    RecognitionSettings,
     Refused,
     SpeechStarted,
     SpeechStopped,
@@ -70,7 +70,7 @@ class _Gap:
     count: int
 
 
-_Operation: TypeAlias = np.ndarray | _Commit | _Clear | _Gap | Hearing
+_Operation: TypeAlias = np.ndarray | _Commit | _Clear | _Gap | RecognitionSettings
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class _Turn:
     item: str
     previous: str | None
     samples: np.ndarray
-    hearing: Hearing
+    settings: RecognitionSettings
     found: bool
     told: str
 
@@ -96,16 +96,16 @@ class _Turn:
     @property
     def options(self) -> dict[str, Any]:
         """`TranscribeOptions`. What was taken for speech, however short, should not be overheard then."""
-        options: dict[str, Any] = {"word_timestamps": None, **self.hearing.options}
-        if self.found and self.hearing.detection is not None:
-            options["vad_options"] = {"threshold": self.hearing.detection.threshold, "min_speech_duration_ms": 0.0}
+        options: dict[str, Any] = {"word_timestamps": None, **self.settings.options}
+        if self.found and self.settings.detection is not None:
+            options["vad_options"] = {"threshold": self.settings.detection.threshold, "min_speech_duration_ms": 0.0}
         return options
 
 
 class Turns:
-    """A `Recogniser`. hearing : how it hears at first; tell : is called with all that happens"""
+    """A `Recogniser`. settings : how it hears at first; tell : is called with all that happens"""
 
-    def __init__(self, hearing: Hearing, tell: Tell, limits: Limits) -> None:
+    def __init__(self, settings: RecognitionSettings, tell: Tell, limits: Limits) -> None:
         self._tell = tell
         self._limits = limits
         self._queue: deque[_Operation] = deque()
@@ -115,7 +115,7 @@ class Turns:
         self._turns: set[asyncio.Task[None]] = set()
         self._bug: BaseException | None = None  # that ended a turn
 
-        self._hearing = hearing
+        self._settings = settings
         self._buffer = SoundBuffer()
         self._finder: TurnFinder | None = None
         self._state: State | None = None
@@ -150,9 +150,9 @@ class Turns:
         """What was fed and not committed is forgotten."""
         self._add(_Clear())
 
-    def configure(self, hearing: Hearing) -> None:
+    def configure(self, settings: RecognitionSettings) -> None:
         """Hear otherwise from now on. A turn that is open ends here, unless turns are found as before."""
-        self._add(hearing)
+        self._add(settings)
 
     def close(self) -> None:
         """Compute nothing more."""
@@ -160,7 +160,12 @@ class Turns:
         for turn in self._turns:
             turn.cancel()
 
-    def _add(self, operation: _Commit | _Clear | Hearing) -> None:
+    @property
+    def lag(self) -> float:
+        """Seconds of sound that came no faster than it was said, and wait to be heard. From any thread."""
+        return max(0.0, self._late(time.monotonic()))
+
+    def _add(self, operation: _Commit | _Clear | RecognitionSettings) -> None:
         if len(self._queue) >= self._limits.waiting_events:
             self._tell(Refused(ApiError(429, "queue_full", "too many messages wait to be done: send fewer of them")))
             return
@@ -168,14 +173,15 @@ class Turns:
         self._changed.set()
 
     def _drop_what_is_late(self, now: float) -> None:
-        """Sound that came faster than it was said is not late before its time."""
-        waiting = self._queued / SAMPLE_RATE
-        late = waiting - max(0.0, self._due - now)
-        excess = max(late - self._limits.late, waiting - self._limits.unheard)
+        excess = max(self._late(now) - self._limits.late, self._queued / SAMPLE_RATE - self._limits.unheard)
         if excess <= 0:
             return
         dropped = self._drop(round(max(excess, LEAST_GAP) * SAMPLE_RATE))
         self._tell(Refused(_overflow(dropped)))
+
+    def _late(self, now: float) -> float:
+        """Seconds of the sound that waits. What came faster than it was said is not late before its time."""
+        return self._queued / SAMPLE_RATE - max(0.0, self._due - now)
 
     def _drop(self, count: int) -> int:
         """Let gaps stand for the oldest sound that waits; returns how many samples were dropped."""
@@ -243,7 +249,7 @@ class Turns:
     @property
     def _finds_turns(self) -> bool:
         """Whether it does, or the client says what a turn is."""
-        return self._hearing.detection is not None
+        return self._settings.detection is not None
 
     async def _find_turns(self, finder: TurnFinder) -> None:
         """Step the detector as far as there are whole windows. Where the client says what a turn is, it tells where the
@@ -251,7 +257,7 @@ class Turns:
         while finder.position + WINDOW <= self._buffer.end:
             count = min((self._buffer.end - finder.position) // WINDOW, WINDOWS_AT_ONCE)
             windows = self._buffer.between(finder.position, finder.position + count * WINDOW)
-            request = self._hearing.pipeline.submit_speech(windows, self._state)
+            request = self._settings.pipeline.submit_speech(windows, self._state)
             probabilities, self._state = await result_of(request)
             for probability in probabilities.tolist():
                 for edge in finder.step(probability):
@@ -293,13 +299,13 @@ class Turns:
             await self._recognise(samples, found=self._finds_turns)
             self._forget()
 
-    async def _configure(self, hearing: Hearing) -> None:
-        same_turns = hearing.detection == self._hearing.detection and hearing.pipeline is self._hearing.pipeline
+    async def _configure(self, settings: RecognitionSettings) -> None:
+        same_turns = settings.detection == self._settings.detection and settings.pipeline is self._settings.pipeline
         if not same_turns:
             await self._end_turn(self._buffer.end)
             self._leave_words()
-        same_steps = hearing.step == self._hearing.step
-        self._hearing = hearing
+        same_steps = settings.step == self._settings.step
+        self._settings = settings
         if not same_turns or not (same_steps or self._finds_turns):
             self._restart()
 
@@ -322,10 +328,10 @@ class Turns:
         self._state = None
         self._finder = None
         start = self._buffer.start
-        if self._hearing.detection is not None:
+        if self._settings.detection is not None:
             longest = round(self._limits.longest_turn * SAMPLE_RATE)
-            self._finder = TurnFinder(self._hearing.detection, longest, position=start, earliest=start)
-        elif self._hearing.step is not None:
+            self._finder = TurnFinder(self._settings.detection, longest, position=start, earliest=start)
+        elif self._settings.step is not None:
             longest = round(self._limits.unheard * SAMPLE_RATE)
             self._finder = TurnFinder(TurnDetection(), longest, position=start, earliest=start)
 
@@ -342,7 +348,7 @@ class Turns:
     def _hear_words(self) -> None:
         """Ask what the open turn says so far, unless that is being asked, or other work of the session comes first."""
         words = self._words
-        step = self._hearing.step
+        step = self._settings.step
         if words is None or self._finder is None or step is None:
             return
         if self._round is not None or self._turns or self._queue:
@@ -356,7 +362,7 @@ class Turns:
 
     async def _hear_round(self, words: Words, samples: np.ndarray) -> None:
         """samples : (samples,), of the turn so far"""
-        text = await outcome_of(words.hear(samples, self._hearing))
+        text = await outcome_of(words.hear(samples, self._settings))
         if isinstance(text, Exception):
             words.give_up()  # what is wrong is told when all of the turn is recognised
             if not isinstance(text, MLXSpeechError):
@@ -385,7 +391,7 @@ class Turns:
         item = words.item
         self._item = None
         self._leave_words()
-        turn = _Turn(item, self._previous, samples, self._hearing, found, words.text)
+        turn = _Turn(item, self._previous, samples, self._settings, found, words.text)
         self._tell(Committed(item, self._previous))
         self._previous = item
         while len(self._turns) >= self._limits.turns_at_once:
@@ -397,7 +403,7 @@ class Turns:
     async def _transcribe(self, turn: _Turn) -> None:
         """A turn → what is told of it."""
         try:
-            request = turn.hearing.pipeline.submit(turn.samples, sample_rate=SAMPLE_RATE, **turn.options)
+            request = turn.settings.pipeline.submit(turn.samples, sample_rate=SAMPLE_RATE, **turn.options)
         except MLXSpeechError as error:
             self._tell(Failed(turn.item, api_error(error), turn.previous))
             return

@@ -14,7 +14,7 @@ import numpy as np
 from mlx_speech.languages import clusters, unspaced
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server.outcomes import result_of
-from mlx_speech.server.realtime.recognition import Hearing
+from mlx_speech.server.realtime.recognition import RecognitionSettings
 from mlx_speech.stages.whisper.agreement import Agreement, normalised
 
 LEAST_SOUND = 0.6  # seconds of a turn, before it is heard for the first time
@@ -48,12 +48,12 @@ class Words:
             return None
         return self.start + length
 
-    async def hear(self, samples: np.ndarray, hearing: Hearing) -> str:
+    async def hear(self, samples: np.ndarray, settings: RecognitionSettings) -> str:
         """A round; returns the text that has become firm. samples : (samples,), of the turn so far. Raises as
         `Pipeline.submit_partial`."""
         agreement = self._agreement
         self.asked = self.start + samples.size
-        words = await result_of(hearing.pipeline.submit_partial(samples, agreement.tokens, **hearing.options))
+        words = await result_of(settings.pipeline.submit_partial(samples, agreement.tokens, **settings.options))
         if words is None:
             return ""
         agreement.update(words, samples.size / SAMPLE_RATE)

@@ -24,6 +24,7 @@ from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Jo
 from mlx_speech.stages.whisper.segments import believed, is_sure, segments_of_chunk
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.stages.whisper.turns import Turns
+from mlx_speech.stages.whisper.workload import Workload
 from mlx_speech.transcript import Chunk, Region, Segment
 
 HOP_LENGTH = 160  # samples of a mel frame
@@ -345,20 +346,29 @@ class Recognition:
     options : of tasks that bring none; all tasks have the same `group`
     batch_size : chunks that are encoded at once on a GPU, rows that are decoded at once, and rows
         that are decoded again at once. An owner that has no row gets one more where all are taken
+    workload : where the decoder's work is counted
 
     Owners take turns, task by task, so that a short recording does not wait behind a long one. What
     a task gives does not depend on the others. Where the text leaves out more than a second of a
     chunk's `regions`, that stretch is heard again, before the owner's next tasks.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, options: DecodingOptions, *, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        options: DecodingOptions,
+        *,
+        batch_size: int,
+        workload: Workload | None = None,
+    ) -> None:
         in_range(1, math.inf, batch_size=batch_size)
         self._model = model
         self._tokenizer = tokenizer
         self._options = options
         self._batch_size = batch_size
         self._turns: Turns[Stretch, Job] = Turns()
-        self._decoder = fallback.FallbackDecoder(model, tokenizer, options, batch_size=batch_size)
+        self._decoder = fallback.FallbackDecoder(model, tokenizer, options, batch_size=batch_size, workload=workload)
         self._chunks_at_once = min(batch_size, CHUNKS_AT_ONCE_ON_CPU) if on_cpu() else batch_size
         self._encoded_last = False
         self._untimed: list[DecodedStretch] = []
@@ -369,6 +379,11 @@ class Recognition:
         """Tasks, and stretches to be heard again, that are not in a row yet; below `batch_size`
         more are welcome."""
         return len(self._turns)
+
+    @property
+    def decoding(self) -> int:
+        """Tasks, and stretches to be heard again, that are in a row, or wait to be retried."""
+        return len(self._decoder.jobs)
 
     @property
     def idle(self) -> bool:

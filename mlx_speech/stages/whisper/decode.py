@@ -23,6 +23,7 @@ from mlx_speech.stages.whisper.options import DecodingOptions as DecodingOptions
 from mlx_speech.stages.whisper.rules import Rules
 from mlx_speech.stages.whisper.search import Batch, Beams, Entry, Hypothesis, Samples, SearchResult
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
+from mlx_speech.stages.whisper.workload import Workload
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,18 +160,27 @@ class TemperatureDecoder:
 
     options : of the jobs that bring none; all have the same `group`
     batch_size : jobs that are decoded at once
+    workload : where turns are counted
 
     A job's result does not depend on the others.
     """
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, options: DecodingOptions, *, temperature: float, batch_size: int
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        options: DecodingOptions,
+        *,
+        temperature: float,
+        batch_size: int,
+        workload: Workload | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._options = options
         self._temperature = temperature
         self._batch_size = batch_size
+        self._workload = workload or Workload()
         self._rules = Rules(tokenizer, options, model.args)
         self._batch: Batch | None = None
 
@@ -211,7 +221,10 @@ class TemperatureDecoder:
         size = self._rows_for(len(self._batch.entries))
         if size < len(self._batch.rows):
             self._batch.resize(size)
+        rows = len(self._batch.entries)
+        steps = self._batch.steps
         done = [self._result(result) for result in self._batch.advance()]
+        self._workload.see_turn(rows, self._batch_size, self._batch.steps - steps)
         if not self._batch.entries:
             self._batch = None  # it may be long until the next one: its memory is free until then
         return done
@@ -322,6 +335,7 @@ def decode(
     *,
     temperature: float = 0.0,
     batch_size: int = 8,
+    workload: Workload | None = None,
 ) -> Iterator[tuple[Job, DecodingResult]]:
     """Decode every job at one temperature, as `TemperatureDecoder` does.
 
@@ -338,6 +352,7 @@ def decode(
         options,
         temperature=temperature,
         batch_size=batch_size,
+        workload=workload,
     )
     while True:
         decoder.enter(list(islice(waiting, decoder.room)))

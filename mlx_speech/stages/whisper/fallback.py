@@ -16,6 +16,7 @@ from mlx_speech.errors import in_range
 from mlx_speech.models.whisper import Model
 from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job, TemperatureDecoder
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
+from mlx_speech.stages.whisper.workload import Workload
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class FallbackDecoder:
 
     options : of the jobs that bring none; all have the same `group`
     batch_size : jobs that are decoded at once, and jobs that are decoded again at once
+    workload : where turns and failures are counted
 
     Jobs enter at the first temperature. What fails there waits for a second batch beside the first
     one, of which every turn has another temperature; it begins when it would be full, or when an
@@ -42,12 +44,21 @@ class FallbackDecoder:
     rows than batch_size, at most twice as many, where owners come who have none in it.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, options: DecodingOptions, *, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        options: DecodingOptions,
+        *,
+        batch_size: int,
+        workload: Workload | None = None,
+    ) -> None:
         in_range(1, math.inf, batch_size=batch_size)
         self._model = model
         self._tokenizer = tokenizer
         self._options = options
         self._batch_size = batch_size
+        self._workload = workload or Workload()
         self._first = self._at(0)
         self._again: TemperatureDecoder | None = None
         self._is_again_next = False  # whether it is the second batch's turn to take steps
@@ -105,6 +116,7 @@ class FallbackDecoder:
             self._options,
             temperature=self._options.temperature[attempt],
             batch_size=self._batch_size,
+            workload=self._workload,
         )
 
     def _failed_jobs(self) -> list[Job]:
@@ -121,6 +133,7 @@ class FallbackDecoder:
             if is_last or not _needs_fallback(result, job.options or self._options):
                 done.append((job, result))
             else:
+                self._workload.fallbacks += 1
                 self._failures.append(_Failure(job, attempt + 1))
         return done
 

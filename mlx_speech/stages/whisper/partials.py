@@ -18,6 +18,7 @@ from mlx_speech.stages.whisper import batched, decode, word_times
 from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job
 from mlx_speech.stages.whisper.tokenizer import REPLACEMENT, Tokenizer
 from mlx_speech.stages.whisper.word_times import WordTiming
+from mlx_speech.stages.whisper.workload import Workload
 
 TOKENS_PER_SECOND = 15  # at most: more are a loop
 LEAST_TOKENS = 10
@@ -57,11 +58,16 @@ def partial_options(options: DecodingOptions) -> DecodingOptions:
 
 
 def hear(
-    rounds: Sequence[Round], model: Model, tokenizer: Tokenizer, options: DecodingOptions
+    rounds: Sequence[Round],
+    model: Model,
+    tokenizer: Tokenizer,
+    options: DecodingOptions,
+    workload: Workload | None = None,
 ) -> list[list[WordTiming] | None]:
     """The words behind the firm ones, for every round; None where it went wrong and says nothing.
 
     options : as of `partial_options`
+    workload : where the decoder's work is counted
     """
     encoded = batched.encode([one.audio for one in rounds], model)
     jobs: list[Job] = []
@@ -69,7 +75,7 @@ def hear(
         limited = replace(options, sample_len=_most_tokens(one))
         jobs.append(Job(encoded[place], one.language, prefix=one.firm, key=place, options=limited))
     results: dict[int, DecodingResult] = {}
-    for job, result in decode.decode(jobs, model, tokenizer, options, batch_size=len(jobs)):
+    for job, result in decode.decode(jobs, model, tokenizer, options, batch_size=len(jobs), workload=workload):
         results[job.key] = result
     texts: dict[int, tuple[int, ...]] = {}
     for place, one in enumerate(rounds):

@@ -100,6 +100,7 @@ class Batch:
         self.rules = rules
         self.group = group
         self.rows: list[_Row | None] = [None] * size
+        self.steps = 0  # so far
         self._decoder = model.decoder
         self._no_speech = no_speech  # the token
         self._cache = model.decoder.new_cache(size, group)
@@ -234,6 +235,7 @@ class Samples(Batch):
     def advance(self) -> list[SearchResult]:
         """Take steps up to the next look; the device has work while they are read."""
         while any(row is not None and row.steps < row.entry.limit for row in self.rows):
+            self.steps += 1
             logits = self._decoder.step(self._cache, self._hypotheses.state.last)
             chosen = self._choose(logits, self._hypotheses, self.rules.limits, self._divisor)
             self._hypotheses = self._note(chosen, self.rows)
@@ -409,6 +411,7 @@ class Beams(Batch):
 
     def _step(self) -> None:
         """One token more for every beam."""
+        self.steps += 1
         unchanged = list(range(self.group))
         nobody = [(self.rules.eot,)] * self.group
         sequences = []
