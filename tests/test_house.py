@@ -26,7 +26,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
     ("errors", "version", "blas", "package_data", "steps"),
     ("backend",),
-    ("languages", "fields", "json_objects", "samples", "sound_buffer"),
+    ("languages", "fields", "json_objects", "samples", "sound_buffer", "whole_files"),
     ("transcript",),
     ("media", "channels"),
     ("tensors", "audio", "resampling", "hub", "features", "names"),
@@ -44,7 +44,7 @@ LAYERS = (
     ("batches", "timing", "detection"),
     ("live",),
     ("pipeline",),
-    ("whisperx", "server"),
+    ("whisperx", "server", "archive"),
     ("cli",),
     ("__main__", "__init__"),
 )
@@ -58,6 +58,7 @@ WINGS = (
     "voices",
     "live",
     "server",
+    "archive",
     "cli",
 )  # whose files may import each other; the stages only their parts, below
 FRAMEWORKS = {"torch", "torchaudio", "transformers", "whisper", "silero_vad", "pyannote", "lightning", "omegaconf"}
