@@ -302,9 +302,8 @@ class _Run:
                 continue
             left.append(item)
         if changed:
-            count = f"{len(changed)} recordings have" if len(changed) > 1 else "a recording has"
-            said = f"{count} changed since they were transcribed, and are transcribed again"
-            warnings.warn(f"{said}: {shorten(changed, 3)}", Notice, stacklevel=4)
+            said = f"transcribed again, since they have changed: {shorten(changed, 3)}"
+            warnings.warn(said, Notice, stacklevel=4)
             self._shards.forget({item.name for item in left})
         return left
 

@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,11 @@ def check_layout(layout: Mapping[str, Any]) -> None:
         raise OptionError("--max-line-count needs --max-line-width: give both")
 
 
-def formats_of(text: str, diarized: bool, advice: str = "add --diarize") -> list[str]:
-    """The formats of `--output-format`, each once. advice : for those who want speakers that are not there
+def formats_of(text: str, diarized: bool, advice: str = "add --diarize", more: Collection[str] = ()) -> list[str]:
+    """The formats of `--output-format`, each once.
+
+    advice : for those who want speakers that are not there
+    more : formats that can be asked for beside the usual
 
     Raises `OptionError`.
     """
@@ -68,8 +71,9 @@ def formats_of(text: str, diarized: bool, advice: str = "add --diarize") -> list
         else:
             kinds.append(kind)
     for kind in kinds:
-        if kind not in FORMATS:
-            raise OptionError(f"--output-format {text}: {kind!r} is not one of {', '.join(FORMATS)}, all")
+        if kind not in FORMATS and kind not in more:
+            known = ", ".join([*FORMATS, *more])
+            raise OptionError(f"--output-format {text}: {kind!r} is not one of {known}, all")
         if kind == "rttm" and not diarized:
             raise OptionError(f"--output-format rttm holds speakers: {advice}")
     return list(dict.fromkeys(kinds))
