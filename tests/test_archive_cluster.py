@@ -78,6 +78,12 @@ def meanwhile(condition: Callable[[], bool], action: Callable[[], object]) -> th
     return thread
 
 
+def children(process: int) -> list[int]:
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [line.split() for line in listed.splitlines()]
+    return [int(child) for child, parent in pairs if int(parent) == process]
+
+
 def begun_twice(marks: Path) -> set[str]:
     counts = Counter(begun(marks))
     return {name for name, count in counts.items() if count > 1}
@@ -236,11 +242,13 @@ def test_a_machine_that_is_gone(cluster: Any, tmp_path: Path) -> None:
     cluster.wait_for_nodes()
     before = sum(entry["Alive"] for entry in ray.nodes())
 
-    def kill() -> None:
-        for process in node.all_processes["raylet"]:
-            os.kill(process.process.pid, signal.SIGKILL)
+    (raylet,) = [process.process.pid for process in node.all_processes["raylet"]]
 
-    thread = meanwhile(lambda: len(notes(marks)) >= 8, kill)
+    def kill() -> None:
+        for process in [raylet, *children(raylet)]:
+            os.kill(process, signal.SIGKILL)
+
+    thread = meanwhile(lambda: any(process in children(raylet) for *_, process in notes(marks)[8:]), kill)
     report = run(tmp_path / "in", out, marks)
     thread.join()
     assert not report.failed and begun_twice(marks) and deaths(out) == 0
@@ -268,15 +276,47 @@ archive.transcribe(folder, out, pipeline="scripted_archive:Scripted", keywords={
     assert driver.returncode == -signal.SIGKILL
     done = [result.name for result in archive.results(out)]
     assert 0 < len(done) < 20
-    processes = {process for *_, process in notes(marks)}
-    end = time.monotonic() + SECONDS
-    while any(Path(f"/proc/{process}").exists() for process in processes) and time.monotonic() < end:
-        time.sleep(0.05)  # those of the dead driver end by themselves
     report = run(tmp_path / "in", out, marks)
     assert report.before == len(done) and not report.failed
     check_whole(files, out, marks)
     assert not begun_twice(marks) & {f"{name}.wav" for name in done}
     assert not list((out / ".archive" / "unfinished").iterdir())
+
+
+def test_recordings_in_a_bucket(cluster: Any, tmp_path: Path) -> None:
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        storage = {"endpoint_url": f"http://{host}:{port}", "key": "testing", "secret": "testing"}
+        bucket = s3fs.S3FileSystem(**storage)
+        bucket.mkdir("talks")
+        files = write_recordings(tmp_path / "in", 4, name="talk")
+        for file, folder in zip(files, ("a", "a", "b", "b/c"), strict=True):
+            bucket.put_file(str(file), f"talks/{folder}/{file.name}")
+        bucket.pipe_file("talks/list.csv", b"path,text\na/talk00.wav,first\nb/none.wav,\n")
+        out, marks = tmp_path / "out", tmp_path / "marks"
+        assert not run("s3://talks/**/*.wav", out, marks, storage=storage).failed
+        results = {result.name: result for result in archive.results(out)}
+        assert set(results) == {"a/talk00", "a/talk01", "b/talk02", "b/c/talk03"}
+        assert [results[name].transcript.text for name in sorted(results)] == [
+            f"this is talk {k}" for k in (0, 1, 3, 2)
+        ]
+
+        # the list names one that is known, and one that is not there; a changed file is noticed there, too
+        report = run("s3://talks/list.csv", out, marks, storage=storage)
+        assert report.before == 1 and [failed.kind for failed in report.failed.values()] == ["sound"]
+        bucket.pipe_file("talks/a/talk00.wav", json.dumps({"text": "anew", "name": "talk"}).encode())
+        with pytest.warns(Notice, match=r"have changed: s3://talks/a/talk00.wav"):
+            run("s3://talks/", out, marks, storage=storage)
+        assert {result.name: result.transcript.text for result in archive.results(out)}["a/talk00"] == "anew"
+        assert len(begun(marks)) == 5
+    finally:
+        server.stop()
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_mistakes_are_found_before_anything_runs(cluster: Any, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlx_speech.archive.items import Entry
+from mlx_speech.archive.naming import key_of
 from mlx_speech.archive.storage import Storage, is_pattern, is_remote, local
 from mlx_speech.errors import CorruptFile, Notice, OptionError, SourceError, brief
 from mlx_speech.json_objects import to_plain
@@ -49,10 +50,12 @@ def read_manifest(manifest: Source | Iterable[Source], storage: Storage) -> list
             entries.append(_entry(source, "", "the manifest"))
         else:
             entries += _entries_of(os.fspath(source), storage)
-    unique = {(entry.source, entry.offset, entry.duration): entry for entry in reversed(entries)}
+    unique: dict[str, Entry] = {}
+    for entry in entries:
+        unique.setdefault(key_of(entry), entry)
     if not unique:
         raise OptionError(f"no recording in {brief(manifest)}: give sound files, or a manifest of them")
-    return list(reversed(unique.values()))
+    return list(unique.values())
 
 
 def _entries_of(source: str, storage: Storage) -> list[Entry]:
@@ -70,11 +73,12 @@ def _entries_of(source: str, storage: Storage) -> list[Entry]:
 
 
 def _sounds(files: list[str], place: str) -> list[Entry]:
-    """The recordings among files; a notice says how many others there are."""
+    """The recordings among files; a notice says how many there are beside them."""
     sounds = [file for file in files if PurePosixPath(file.lower()).suffix in SOUND_SUFFIXES]
     others = len(files) - len(sounds)
     if others:
-        warnings.warn(f"{place}: {others} files that are no sound by their names are left out", Notice, stacklevel=2)
+        said = f"{place}: left out, since their names are not of sound: {others} of {len(files)} files"
+        warnings.warn(said, Notice, stacklevel=2)
     return [Entry(_absolute(file, "")) for file in sounds]
 
 
