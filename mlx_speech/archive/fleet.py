@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlx_speech.archive.items import Failed, Item, Outcome
@@ -46,11 +46,21 @@ Event = Given | Lost
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process may be: a machine, and what it takes of it. number : of several on a machine"""
+    """Where a process may be.
+
+    node : the machine; number : of several there
+    cores : that it computes with; accelerated : whether an accelerator is its own
+    """
 
     node: str
     number: int
-    resources: tuple[tuple[str, float], ...]
+    cores: int
+    accelerated: bool
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray is asked for."""
+        return {"num_gpus": 1.0} if self.accelerated else {"num_cpus": float(self.cores)}
 
 
 @dataclass(eq=False)
@@ -207,23 +217,24 @@ class Fleet:
         return places
 
     def _places_of(self, node: str, resources: Mapping[str, float]) -> list[Place]:
+        cores = int(resources.get("CPU", 0))
         accelerators = int(resources.get("GPU", 0))
         if accelerators:
-            return [Place(node, number, (("num_gpus", 1.0),)) for number in range(accelerators)]
-        cores = resources.get("CPU", 0.0)
+            each = self._setup.cores or max(cores // accelerators, 1)
+            return [Place(node, number, each, True) for number in range(accelerators)]
         if cores < 1:
             return []  # a machine that is to do nothing, as a head often is
-        each = self._setup.cores or max(int(cores // self._per_machine), 1)
-        count = min(self._per_machine, int(cores // each))
-        return [Place(node, number, (("num_cpus", float(each)),)) for number in range(count)]
+        each = self._setup.cores or max(cores // self._per_machine, 1)
+        count = min(self._per_machine, cores // each)
+        return [Place(node, number, each, False) for number in range(count)]
 
     def _start(self, place: Place, starts: int = 1, suspects: list[Item] | None = None) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         there = NodeAffinitySchedulingStrategy(place.node, soft=False)
         options = {"scheduling_strategy": there, "max_concurrency": TASKS_AHEAD, "max_restarts": 0}
-        remote = self._ray.remote(Worker).options(**options, **dict(place.resources))
-        actor = remote.remote(self._setup)
+        remote = self._ray.remote(Worker).options(**options, **place.resources)
+        actor = remote.remote(replace(self._setup, cores=place.cores))
         self._processes[place] = Process(place, actor, actor.prepare.remote(), suspects=suspects or [], starts=starts)
 
     # --- what they say -----------------------------------------------------------------------------------------------

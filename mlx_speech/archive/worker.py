@@ -11,12 +11,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from mlx_speech import blas
 from mlx_speech.archive.failures import kind_of, reason_of
 from mlx_speech.archive.items import Failed, Item, Outcome
 from mlx_speech.archive.results import heard
 from mlx_speech.archive.storage import Storage
-from mlx_speech.errors import OptionError
-from mlx_speech.samples import SAMPLE_RATE
+from mlx_speech.errors import AudioError, OptionError
 
 FETCHED_AHEAD = 4  # files of a task that are fetched, or cut, while others are heard
 _BLOCK = 30.0  # seconds of a file that are decoded at once where a piece is cut
@@ -58,6 +58,7 @@ class Worker:
         os.environ.update(self._setup.environment)
         if self._setup.cores is not None:
             _limit_threads(self._setup.cores)
+        blas.keep_memory()  # the process is for this alone
         from mlx_speech.engine import Failure, attempt
 
         outcome = attempt(self._load)
@@ -181,7 +182,7 @@ def _piece(path: str, offset: float, duration: float | None) -> Any:
     import numpy as np
 
     from mlx_speech import audio
-    from mlx_speech.errors import AudioError
+    from mlx_speech.samples import SAMPLE_RATE
 
     first = round(offset * SAMPLE_RATE)
     last = None if duration is None else round((offset + duration) * SAMPLE_RATE)
@@ -224,9 +225,9 @@ def imported(path: str) -> Any:
 
 
 def _limit_threads(cores: int) -> None:
-    """Libraries that are loaded from here on, and those that are there already, compute with so many threads."""
-    from threadpoolctl import threadpool_limits
+    """Libraries compute with so many threads if they are loaded behind this: a process of Ray's has none of them yet.
 
+    Told later (threadpoolctl), NumPy's OpenBLAS took several times as long for everything.
+    """
     os.environ["OPENBLAS_NUM_THREADS"] = str(cores)
     os.environ["OMP_NUM_THREADS"] = str(cores)
-    threadpool_limits(cores)
