@@ -2,7 +2,7 @@
 
 A file is JSON: `text` is what is heard, in `seconds` of sound; hearing it takes `sleep` seconds. `act` "kill" ends the
 process, "broken" fails as broken sound does, "memory" and "network" fail as often as `times` says. Every beginning and
-every end is noted in `marks`, a line each: "began" or "ended", the file's name, and the id of the process.
+every end is noted in `marks`, a line each: "began" or "ended", the file's name, the id of the process, and when.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Scripted:
         return Transcript((segment,), language or "en", duration=seconds, models={"whisper": self._model})
 
     def _note(self, what: str, name: str) -> None:
-        line = f"{what} {name} {os.getpid()}\n".encode()
+        line = f"{what} {name} {os.getpid()} {time.monotonic()}\n".encode()
         file = os.open(self._marks, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             os.write(file, line)
@@ -70,7 +70,13 @@ def notes(marks: Path) -> list[tuple[str, str, int]]:
     if not marks.exists():
         return []
     lines = marks.read_text(encoding="utf-8").splitlines()
-    return [(what, name, int(process)) for what, name, process in (line.split() for line in lines)]
+    return [(what, name, int(process)) for what, name, process, _ in (line.split() for line in lines)]
+
+
+def seconds_between(marks: Path) -> float:
+    """From the first beginning to the last end."""
+    moments = [float(line.split()[3]) for line in marks.read_text(encoding="utf-8").splitlines()]
+    return max(moments) - min(moments)
 
 
 def begun(marks: Path) -> list[str]:

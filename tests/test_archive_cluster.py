@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_archive import Scripted, begun, notes, write_recordings
+from scripted_archive import Scripted, begun, notes, seconds_between, write_recordings
 
+from benchmarks.archive_simulation import Machines, Simulation
 from mlx_speech import Pipeline, archive, cli, load_audio, writers
 from mlx_speech.archive.worker import Setup, Worker
 from mlx_speech.errors import ClusterError, Notice, OptionError
@@ -317,6 +319,29 @@ def test_recordings_in_a_bucket(cluster: Any, tmp_path: Path) -> None:
     finally:
         server.stop()
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_the_simulation_predicts_the_cluster(cluster: Any, tmp_path: Path) -> None:
+    """Processes that sleep: the order nearly, and the time within what a busy machine adds."""
+    from scipy.stats import spearmanr
+
+    chance = random.Random(5)
+    speed = 40.0  # seconds of sound that are slept through in one
+    files, out, marks = write_recordings(tmp_path / "in", 40), tmp_path / "out", tmp_path / "marks"
+    lengths = [chance.choice([2.0, 5.0, 10.0, 20.0]) * chance.uniform(0.8, 1.2) for _ in files]
+    manifest = []
+    for file, length in zip(files, lengths, strict=True):
+        file.write_text(json.dumps({"text": "slept through", "seconds": length, "sleep": length / speed}))
+        manifest.append({"audio_filepath": str(file), "duration": length})
+    plan = archive.Plan(task_seconds=40.0, task_files=4)
+    assert not run(manifest, out, marks, plan).failed
+    machines = Machines(3, speed, lanes=2)
+    predicted = Simulation(lengths, machines, task_seconds=40.0, task_files=4).run()
+    places = {place: position for position, place in enumerate(predicted.begun)}
+    expected = [places[int(Path(name).stem.removeprefix("talk"))] for name in begun(marks)]
+    assert spearmanr(expected, range(len(expected))).statistic > 0.85
+    assert predicted.seconds >= sum(lengths) / speed / 6
+    assert 0.9 * predicted.seconds < seconds_between(marks) < 2 * predicted.seconds + 2.0
 
 
 def test_mistakes_are_found_before_anything_runs(cluster: Any, tmp_path: Path) -> None:
