@@ -159,7 +159,7 @@ def test_public_names_exist(name: str) -> None:
 
 
 def test_the_package_lists_its_names() -> None:
-    submodules = {"audio", "convert", "features", "models", "options", "whisperx", "writers"}
+    submodules = {"archive", "audio", "convert", "features", "models", "options", "whisperx", "writers"}
     script = "import mlx_speech, sys; print(*dir(mlx_speech)); print(sorted({'mlx', 'numpy'} & set(sys.modules)))"
     listed, loaded = python("-c", script).stdout.splitlines()
     assert set(listed.split()) == {*mlx_speech.__all__, *submodules} and loaded == "[]"
