@@ -16,6 +16,7 @@ from mlx_speech.errors import MLXSpeechError
 from mlx_speech.version import __version__
 
 if TYPE_CHECKING:
+    from mlx_speech import archive as archive
     from mlx_speech import audio as audio
     from mlx_speech import convert as convert
     from mlx_speech import features as features
@@ -47,7 +48,7 @@ _LAZY = {
     "Turn": "mlx_speech.transcript",
     "Word": "mlx_speech.transcript",
 }
-_SUBMODULES = ("audio", "convert", "features", "models", "options", "whisperx", "writers")
+_SUBMODULES = ("archive", "audio", "convert", "features", "models", "options", "whisperx", "writers")
 _NEEDING_MLX = ("load", "detect_speech", "Pipeline", "convert", "features", "models", "whisperx")
 
 blas.preload_if_asked()

@@ -12,6 +12,7 @@ MLXSpeechError
 ├── OutputError            the result cannot be written
 ├── AudioError             a recording cannot be decoded
 │   └── DeviceLost         the microphone is gone, and did not come back
+├── ClusterError           the machines of an archive cannot be reached, or are gone
 ├── OutOfMemory            the models do not fit beside the recording
 ├── PipelineClosed         the pipeline was closed before
 ├── ForkedProcess          MLX was used before this process was forked
@@ -80,6 +81,10 @@ class DeviceLost(AudioError):
     """A microphone that was heard is gone; what was heard until then is whole."""
 
     exit_code = 3
+
+
+class ClusterError(MLXSpeechError, RuntimeError):
+    """The machines that are to transcribe an archive cannot be reached, or none of them is left."""
 
 
 class OutOfMemory(MLXSpeechError, MemoryError):

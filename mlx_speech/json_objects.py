@@ -46,6 +46,10 @@ class JsonObject:
         """Whether the object has a value for this key."""
         return self._content.get(name) is not None
 
+    def value(self, name: str) -> object:
+        """What the object has for this key, of any type; None where it is missing."""
+        return self._content.get(name)
+
     def text(self, name: str, default: str | None = None) -> str:
         """A string; `default` where it is missing."""
         value = self._value(name, default)

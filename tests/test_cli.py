@@ -24,7 +24,7 @@ from conftest import real
 from test_writers import parse_srt, parse_vtt
 
 from mlx_speech import cli, names, writers
-from mlx_speech.cli import outputs, parser, screen, transcribe
+from mlx_speech.cli import archive, outputs, parser, screen, transcribe
 from mlx_speech.fields import options_of
 from mlx_speech.options import DETECTORS, PUNCTUATIONS, flat_options
 from mlx_speech.package_data import DEMO
@@ -340,6 +340,8 @@ def test_every_flag_is_a_keyword() -> None:
         "model_cache_only",
         "hf_token",
         "compute_type",
+        "ray",
+        *archive.FLAGS,
     }
     of_the_terminal |= {"temperature_increment_on_fallback", *transcribe.MEANINGLESS, *PUNCTUATIONS}
     given = set(flags("transcribe"))

@@ -31,13 +31,13 @@ ROOT = Path(__file__).parent.parent
 NAME = "mlx-speech-toolkit"
 STEM = f"mlx_speech_toolkit-{__version__}"
 DIST_INFO = f"{STEM}.dist-info"
-EXTRAS = {"cpu", "cuda12", "cuda13", "demo", "eval", "server", "live", "quick", "test", "docs", "bench"}
+EXTRAS = {"cpu", "cuda12", "cuda13", "demo", "eval", "server", "live", "ray", "quick", "test", "docs", "bench"}
 SDIST_LIMIT = 40_000_000  # bytes, of which the diarization that comes with the package is 19 million
 # of the repository, not of the project
 NOT_IN_SDIST = (".ci/", ".github/", ".gitignore")
 MADE_FOR_SDIST = {"PKG-INFO", "setup.cfg"}  # and the egg-info folder
 # modules, or folders of them, that may import what an extra brings
-MAY_NEED = {"evaluation/": "eval", "server/": "server", "live/": "live", "convert/parity/": "test"}
+MAY_NEED = {"evaluation/": "eval", "server/": "server", "live/": "live", "archive/": "ray", "convert/parity/": "test"}
 # what `make test` installs without its dependencies, which no extra can say: original of a family → its parity file
 WITHOUT_DEPENDENCIES = {"speakerlab": "convert/parity/campplus.py"}
 

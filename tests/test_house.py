@@ -26,7 +26,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
     ("errors", "version", "blas", "package_data", "steps", "waker"),
     ("backend",),
-    ("languages", "fields", "json_objects", "samples", "sound_buffer"),
+    ("languages", "fields", "json_objects", "samples", "sound_buffer", "whole_files"),
     ("transcript",),
     ("media", "channels"),
     ("tensors", "audio", "resampling", "hub", "features", "names"),
@@ -44,7 +44,7 @@ LAYERS = (
     ("batches", "timing", "detection"),
     ("live",),
     ("pipeline",),
-    ("whisperx", "server"),
+    ("whisperx", "server", "archive"),
     ("cli",),
     ("__main__", "__init__"),
 )
@@ -58,6 +58,7 @@ WINGS = (
     "voices",
     "live",
     "server",
+    "archive",
     "cli",
 )  # whose files may import each other; the stages only their parts, below
 FRAMEWORKS = {"torch", "torchaudio", "transformers", "whisper", "silero_vad", "pyannote", "lightning", "omegaconf"}
@@ -158,7 +159,7 @@ def test_public_names_exist(name: str) -> None:
 
 
 def test_the_package_lists_its_names() -> None:
-    submodules = {"audio", "convert", "features", "models", "options", "whisperx", "writers"}
+    submodules = {"archive", "audio", "convert", "features", "models", "options", "whisperx", "writers"}
     script = "import mlx_speech, sys; print(*dir(mlx_speech)); print(sorted({'mlx', 'numpy'} & set(sys.modules)))"
     listed, loaded = python("-c", script).stdout.splitlines()
     assert set(listed.split()) == {*mlx_speech.__all__, *submodules} and loaded == "[]"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ from mlx_speech import writers
 from mlx_speech.cli.screen import Say
 from mlx_speech.errors import CorruptFile, OptionError, OutputError, SourceError, SourceNotFound
 from mlx_speech.transcript import Transcript
+from mlx_speech.whole_files import write_whole
 from mlx_speech.writers.cues import Layout
+from mlx_speech.writers.stems import shortened
 
 FORMATS = tuple(writers.FORMATS)
 ONLY_BY_NAME = ("ctm", "aud", "html")  # not among those of "all"
 NAME_MAX = 255  # bytes of a file's name, where the file system does not say
-TAG_LENGTH = 8  # hexadecimal digits that tell shortened names apart
 
 
 def add_output_dir(group: Any, files: str) -> None:
@@ -55,8 +55,11 @@ def check_layout(layout: Mapping[str, Any]) -> None:
         raise OptionError("--max-line-count needs --max-line-width: give both")
 
 
-def formats_of(text: str, diarized: bool, advice: str = "add --diarize") -> list[str]:
-    """The formats of `--output-format`, each once. advice : for those who want speakers that are not there
+def formats_of(text: str, diarized: bool, advice: str = "add --diarize", more: Collection[str] = ()) -> list[str]:
+    """The formats of `--output-format`, each once.
+
+    advice : for those who want speakers that are not there
+    more : formats that can be asked for beside the usual
 
     Raises `OptionError`.
     """
@@ -68,8 +71,9 @@ def formats_of(text: str, diarized: bool, advice: str = "add --diarize") -> list
         else:
             kinds.append(kind)
     for kind in kinds:
-        if kind not in FORMATS:
-            raise OptionError(f"--output-format {text}: {kind!r} is not one of {', '.join(FORMATS)}, all")
+        if kind not in FORMATS and kind not in more:
+            known = ", ".join([*FORMATS, *more])
+            raise OptionError(f"--output-format {text}: {kind!r} is not one of {known}, all")
         if kind == "rttm" and not diarized:
             raise OptionError(f"--output-format rttm holds speakers: {advice}")
     return list(dict.fromkeys(kinds))
@@ -128,13 +132,10 @@ def stems_of(audio: list[str], folder: Path, formats: Iterable[str], say: Say) -
     room = _longest_name(folder) - max(len(f".{kind}") for kind in formats)
     stems = dict(zip(audio, writers.unique_stems(audio), strict=True))
     for source, stem in stems.items():
-        data = os.fsencode(stem)
-        if len(data) > room:
-            tag = hashlib.sha256(data).hexdigest()[:TAG_LENGTH]
-            # as the name of a file it may hold bytes that are no text; a letter that is cut in two is left out
-            kept = data[: max(room - TAG_LENGTH - 1, 0)].decode("utf-8", "ignore")
-            stems[source] = f"{kept}-{tag}"
-            say(f"{source}: the name is too long for results, which are called {stems[source]}")
+        short = shortened(stem, room)
+        if short != stem:
+            stems[source] = short
+            say(f"{source}: the name is too long for results, which are called {short}")
     return stems
 
 
@@ -192,16 +193,6 @@ def write_all(
 def write(path: Path, text: str, *, private: bool = False) -> None:
     """Write a file, whole or not at all. private : only the user may read it. Raises `OutputError`."""
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", dir=path.parent, delete=False) as file:
-            try:
-                file.write(text)
-                file.flush()
-                if not private:
-                    mask = os.umask(0)
-                    os.umask(mask)
-                    Path(file.name).chmod(0o666 & ~mask)  # as files are made; temporary ones are private
-                Path(file.name).replace(path)
-            finally:
-                Path(file.name).unlink(missing_ok=True)
+        write_whole(path, text.encode("utf-8"), private=private)
     except OSError as error:
         raise _unwritable(path, error.strerror) from error

@@ -111,12 +111,12 @@ class Bars:
     """
 
     def __init__(self, shown: bool | None, quiet: bool = False) -> None:
-        self._shown = sys.stderr.isatty() and not quiet if shown is None else shown
+        self.shown = sys.stderr.isatty() and not quiet if shown is None else shown
         self._bars: dict[tuple[str, str], Any] = {}
 
     def __call__(self, stage: str, done: float, total: float, source: Any) -> None:
         """Show how far a stage of a recording is: as `on_progress` of `Pipeline`."""
-        if not self._shown:
+        if not self.shown:
             return
         key = (str(source), stage)
         if key not in self._bars:

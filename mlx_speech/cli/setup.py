@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlx_speech.cli.outputs import expanded
 from mlx_speech.cli.screen import Say, say_hint
@@ -96,15 +96,22 @@ def prepare(
     say_hint(say)
 
 
-def _choose_device(device: str) -> None:
-    """device : its name, with or without a number, as PyTorch and WhisperX have it ("cuda:0")"""
-    import mlx.core as mx
-
+def device_of(device: str) -> Literal["cpu", "gpu"]:
+    """MLX's name of a device. device : as PyTorch and WhisperX name it, too ("cuda:0"). Raises `OptionError`."""
     name = device.split(":")[0]
     if name == "cpu":
-        mx.set_default_device(mx.Device(mx.cpu))
-    elif name not in GPU_NAMES:
+        return "cpu"
+    if name not in GPU_NAMES:
         raise OptionError(f"--device {device}: choose cpu or gpu")
+    return "gpu"
+
+
+def _choose_device(device: str) -> None:
+    """device : as of `device_of`"""
+    import mlx.core as mx
+
+    if device_of(device) == "cpu":
+        mx.set_default_device(mx.Device(mx.cpu))
     elif not (mx.metal.is_available() or mx.cuda.is_available()):
         raise OptionError(f"--device {device}: MLX finds no GPU here: leave --device out")
     else:
@@ -122,10 +129,15 @@ def make_pipeline(given: dict[str, Any], say: Say) -> Pipeline:
     )
     from mlx_speech.pipeline import Pipeline
 
+    return Pipeline(**pipeline_keywords(given))
+
+
+def pipeline_keywords(given: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of `Pipeline`, but for the device, that flags ask for; they are taken out of `given`."""
     chosen = {name: given.pop(name) for name in PIPELINE_KEYWORDS if name in given}
     chosen["batch_size"] = _batch_size(chosen.get("batch_size", "auto"))
     chosen.update(_precision(given, chosen))
-    return Pipeline(**chosen)
+    return chosen
 
 
 def _batch_size(text: str) -> int | str:

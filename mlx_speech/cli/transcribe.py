@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import Any
 
 from mlx_speech import writers
-from mlx_speech.cli import outputs
+from mlx_speech.cli import archive, outputs
 from mlx_speech.cli.parser import (
     SWITCH,
     add_audio,
@@ -105,6 +105,7 @@ def add_parser(group: Any) -> None:
     add_whisper(machine)
     machine.add_argument("--low-memory", action=SWITCH, help="one model at a time")
     add_models(machine)
+    archive.add_machines(parser.add_argument_group("many machines"))
     for name in (*MEANINGLESS, *PUNCTUATIONS):
         parser.add_argument(flag_of(name), help=argparse.SUPPRESS)
 
@@ -202,8 +203,9 @@ def run(
     named = [name for name, value in given.items() if value]
     layout: Any = {name: given.pop(name) for name in LAYOUT if name in given}
     outputs.check_layout(layout)
+    machines = archive.machines_of(given)
     bars = Bars(given.pop("print_progress"), quiet)
-    pipeline = make_pipeline(given, say)
+    pipeline = make_pipeline(given, say) if machines is None else machines.prepared(given, say)
     keywords: Any = keywords_of(given)
     _check_no_align(keywords, layout)
     options = Options.of(**keywords)
@@ -211,10 +213,15 @@ def run(
         raise OptionError("--highlight-words and --task translate conflict: add --word-timestamps attention")
     for flag, needed in _unheeded(named, options):
         say(f"{flag_of(flag)} has no meaning without {needed}")
-    formats = outputs.formats_of(output_format, diarized=options.wants_speakers)
+    corpora = () if machines is None else archive.CORPORA
+    formats = outputs.formats_of(output_format, diarized=options.wants_speakers, more=corpora)
     check_embedding(embed_audio, formats)
     audio = list(dict.fromkeys(audio))
     folder = outputs.expanded(output_dir)
+    if isinstance(pipeline, archive.Machines):
+        if skip_existing:
+            say("--skip-existing has no meaning with --ray: what is done is never done again")
+        return pipeline.transcribe(audio, folder, formats, layout, keywords, bars.shown, quiet, say)
     stems = outputs.stems_of(audio, folder, formats, say)
     files = {source: {kind: folder / f"{stem}.{kind}" for kind in formats} for source, stem in stems.items()}
     left = list(files)

@@ -1,0 +1,95 @@
+"""A pipeline for tests of archives: its recordings are small texts that say what happens when they are heard.
+
+A file is JSON: `text` is what is heard, in `seconds` of sound; hearing it takes `sleep` seconds. `act` "kill" ends the
+process, "broken" fails as broken sound does, "memory" and "network" fail as often as `times` says. Every beginning and
+every end is noted in `marks`, a line each: "began" or "ended", the file's name, the id of the process, and when.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mlx_speech.errors import AudioError, OptionError, OutOfMemory
+from mlx_speech.transcript import Segment, Transcript, Word
+
+
+class Scripted:
+    """marks : the file of notes"""
+
+    def __init__(self, marks: str, model: str = "scripted") -> None:
+        self._marks = Path(marks)
+        self._model = model
+
+    def transcribe(self, recordings: Iterable[Any], *, language: str | None = None, **options: Any) -> Iterator[Any]:
+        if options.get("prefix") == "refused":
+            raise OptionError("prefix is refused: leave it out")
+        for recording in recordings:
+            script = json.loads(Path(recording).read_text(encoding="utf-8"))
+            name = script.get("name") or Path(recording).name
+            self._note("began", name)
+            time.sleep(script.get("sleep", 0.0))
+            yield recording, self._outcome(recording, name, script, language)
+            self._note("ended", name)
+
+    def _outcome(self, recording: str, name: str, script: dict[str, Any], language: str | None) -> Any:
+        match script.get("act"):
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "broken":
+                return AudioError(f"{recording}: is no recording: is the file whole?")
+            case "memory" if begun(self._marks).count(name) <= script["times"]:
+                return OutOfMemory("out of memory: lower batch_size")
+            case "network" if begun(self._marks).count(name) <= script["times"]:
+                return ConnectionResetError("the server has hung up")
+        return self.transcript(script, language)
+
+    def transcript(self, script: dict[str, Any], language: str | None) -> Transcript:
+        """What is heard in a file."""
+        seconds = script.get("seconds", 1.0)
+        words = tuple(Word(0.0, seconds, text, 0.5) for text in script["text"].split())
+        segment = Segment(0.0, seconds, script["text"], words, language=language or "en")
+        return Transcript((segment,), language or "en", duration=seconds, models={"whisper": self._model})
+
+    def _note(self, what: str, name: str) -> None:
+        line = f"{what} {name} {os.getpid()} {time.monotonic()}\n".encode()
+        file = os.open(self._marks, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            os.write(file, line)
+        finally:
+            os.close(file)
+
+
+def notes(marks: Path) -> list[tuple[str, str, int]]:
+    """What happened: "began" or "ended", the file's name, and the id of the process."""
+    if not marks.exists():
+        return []
+    lines = marks.read_text(encoding="utf-8").splitlines()
+    return [(what, name, int(process)) for what, name, process, _ in (line.split() for line in lines)]
+
+
+def seconds_between(marks: Path) -> float:
+    """From the first beginning to the last end."""
+    moments = [float(line.split()[3]) for line in marks.read_text(encoding="utf-8").splitlines()]
+    return max(moments) - min(moments)
+
+
+def begun(marks: Path) -> list[str]:
+    """The names of files that were begun, once for each time."""
+    return [name for what, name, _ in notes(marks) if what == "began"]
+
+
+def write_recordings(folder: Path, count: int, **script: Any) -> list[Path]:
+    """Files to be heard, of different lengths. script : what all of them say"""
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
+    for k in range(count):
+        file = folder / f"talk{k:02d}.wav"
+        file.write_text(json.dumps({"text": f"this is talk {k}", "seconds": 1.0 + k % 7, **script}))
+        files.append(file)
+    return files

@@ -1,0 +1,401 @@
+"""Archives on a local cluster of three Ray nodes, and what is left when something is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scripted_archive import Scripted, begun, notes, seconds_between, write_recordings
+
+from benchmarks.archive_simulation import Machines, Simulation
+from mlx_speech import Pipeline, archive, cli, load_audio, writers
+from mlx_speech.archive.worker import Setup, Worker
+from mlx_speech.errors import ClusterError, Notice, OptionError
+from mlx_speech.package_data import DEMO
+from mlx_speech.transcript import Segment, Transcript
+
+TESTS = Path(__file__).parent
+SECONDS = 60.0  # that anything here may take at most
+PATIENT = archive.Plan(retry_wait=0.05, shard_files=5)
+SCRIPTED = "scripted_archive:Scripted"
+# a machine that is gone is noticed within a second, not in half a minute
+SOON = {"health_check_period_ms": 200, "health_check_timeout_ms": 500, "health_check_failure_threshold": 2}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Three nodes of a core each."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        # what processes on the nodes import
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        config = {**SOON, "health_check_initial_delay_ms": 0}
+        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": config}
+        made = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            for _ in range(2):
+                made.add_node(num_cpus=1)
+            made.wait_for_nodes()
+            ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+            yield made
+        finally:
+            ray.shutdown()
+            made.shutdown()
+
+
+def run(sources: Any, out: Path, marks: Path, plan: archive.Plan = PATIENT, **more: Any) -> archive.Report:
+    keywords = {"marks": str(marks), **more.pop("keywords", {})}
+    return archive.transcribe(sources, out, pipeline=SCRIPTED, keywords=keywords, plan=plan, **more)
+
+
+def meanwhile(condition: Callable[[], bool], action: Callable[[], object]) -> threading.Thread:
+    """Do something as soon as a condition holds."""
+
+    def wait() -> None:
+        end = time.monotonic() + SECONDS
+        while not condition():
+            if time.monotonic() > end:
+                return
+            time.sleep(0.01)
+        action()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def children(process: int) -> list[int]:
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [line.split() for line in listed.splitlines()]
+    return [int(child) for child, parent in pairs if int(parent) == process]
+
+
+def begun_twice(marks: Path) -> set[str]:
+    counts = Counter(begun(marks))
+    return {name for name, count in counts.items() if count > 1}
+
+
+def deaths(out: Path) -> int:
+    """How many files the journal suspects of having ended their process."""
+    lines = (out / ".archive" / "journal.jsonl").read_text().splitlines()
+    return sum(json.loads(line)["type"] == "death" for line in lines)
+
+
+def check_whole(files: list[Path], out: Path, marks: Path) -> None:
+    """Every file has its result exactly once, that of the plain pipeline."""
+    plain = Scripted(str(marks))
+    expected = {}
+    for file in files:
+        expected[file.stem] = plain.transcript(json.loads(file.read_text()), None)
+    found = list(archive.results(out))
+    assert {result.name: result.transcript for result in found} == expected
+    assert len(found) == len(expected)
+    rows = [json.loads(line) for shard in sorted(out.glob("corpus-*.jsonl")) for line in shard.open()]
+    assert sorted(row["name"] for row in rows) == sorted(expected)
+    assert {row["name"]: row["text"] for row in rows} == {name: found.text for name, found in expected.items()}
+    assert max(Counter(begun(marks)).values()) <= 2
+
+
+def said(transcript: Transcript) -> list[Any]:
+    """Words with times, scores and speakers. Probabilities of segments are left out: batches of others round their last
+    digits in another way."""
+    return [(segment.start, segment.end, segment.text, segment.words) for segment in transcript.segments]
+
+
+def test_the_results_are_those_of_the_pipeline(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: None
+) -> None:
+    """With the demo's models: whole files, pieces of one, and what cannot be read."""
+    monkeypatch.setenv("MLX_SPEECH_CACHE", os.environ["MLX_SPEECH_CACHE"])
+    talk, pauses = DEMO / "conversation.flac", DEMO / "pauses.flac"
+    manifest = tmp_path / "manifest.jsonl"
+    lines = [
+        {"audio_filepath": str(pauses), "text": "as it was read", "channel": 3},
+        {"audio_filepath": str(talk), "offset": 3.0, "duration": 7.5},
+        {"audio_filepath": "none.wav"},
+    ]
+    manifest.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    models = {"model": "whisper", "align_model": "wav2vec2", "diarize_model": "diarization"}
+    flags = [flag for name, folder in models.items() for flag in (f"--{name.replace('_', '-')}", str(DEMO / folder))]
+    flags += ["--language", "en", "--diarize", "-f", "srt,jsonl", "-o", str(tmp_path / "out")]
+    assert cli.main(["transcribe", str(manifest), "--ray", cluster.address, *flags]) == 1
+    with Pipeline.demo() as pipeline:
+        options: Any = {"diarize": True, "temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)}
+        whole = pipeline(pauses, **options)
+        piece = pipeline(load_audio(talk)[48_000:168_000], **options)
+    found = {result.entry.offset: result for result in archive.results(tmp_path / "out")}
+    assert said(found[None].transcript) == said(whole) and found[None].entry.reference == "as it was read"
+    assert said(found[3.0].transcript) == said(piece) and said(piece)
+    assert found[3.0].transcript.diarization == piece.diarization
+    name = found[None].name
+    assert (tmp_path / "out" / f"{name}.srt").read_text() == writers.to_srt(whole, uri="pauses")
+    (failure,) = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").open()]
+    assert failure["kind"] == "sound" and failure["audio_filepath"] == str(tmp_path / "none.wav")
+
+
+def test_the_same_command_again_goes_on(cluster: Any, tmp_path: Path) -> None:
+    files, out, marks = write_recordings(tmp_path / "in", 12), tmp_path / "out", tmp_path / "marks"
+    first = run(tmp_path / "in", out, marks)
+    assert (first.files, first.before, first.failed) == (12, 0, {})
+    check_whole(files, out, marks)
+    again = run(tmp_path / "in", out, marks)
+    assert (again.files, again.before) == (12, 12) and len(begun(marks)) == 12
+
+    # a new format is made of what is there; a file that has changed, or is new, is heard
+    files[3].write_text(json.dumps({"text": "something else", "seconds": 2.0}))
+    files += write_recordings(tmp_path / "in" / "more", 1)
+    with pytest.warns(Notice, match=r"since they have changed: .*talk03.wav"):
+        later = run(tmp_path / "in", out, marks, formats=("jsonl", "srt"))
+    assert later.before == 11 and begun(marks)[12:].count("talk03.wav") == 1 and len(begun(marks)) == 14
+    results = {result.name: result.transcript for result in archive.results(out)}
+    assert results["talk03"].text == "something else" and len(results) == 13
+    for name, transcript in results.items():
+        assert (out / f"{name}.srt").read_text() == writers.to_srt(transcript, uri=name.rpartition("/")[2])
+    rows = [json.loads(line) for shard in out.glob("corpus-*.jsonl") for line in shard.open()]
+    assert sorted(row["name"] for row in rows) == sorted(results)
+    assert {row["name"]: row["text"] for row in rows}["talk03"] == "something else"
+
+    # other options are noticed, and taken if that is meant
+    with pytest.raises(OptionError, match=r"other options .*model was None and is 'other'"):
+        run(tmp_path / "in", out, marks, keywords={"model": "other"})
+    plan = archive.Plan(again=True)
+    anew = run(tmp_path / "in", out, marks, plan, keywords={"model": "other"})
+    assert anew.before == 0 and len(begun(marks)) == 27
+    assert {result.transcript.models["whisper"] for result in archive.results(out)} == {"other"}
+
+
+def test_failures_are_retried_by_rule(cluster: Any, tmp_path: Path) -> None:
+    files, out, marks = write_recordings(tmp_path / "in", 6), tmp_path / "out", tmp_path / "marks"
+    scripts = (
+        {"act": "broken"},
+        {"act": "memory", "times": 1},
+        {"act": "network", "times": 2},
+        {"act": "network", "times": 99},
+        {"act": "broken"},
+    )
+    for file, script in zip(files, scripts, strict=False):
+        file.write_text(json.dumps({"text": "heard", **script}))
+    report = run(files, out, marks)
+    kinds = {name: failed.kind for name, failed in report.failed.items()}
+    assert kinds == {"talk00": "sound", "talk03": "reading", "talk04": "sound"}
+    assert "is no recording" in report.failed["talk00"].reason
+    times = {name: begun(marks).count(name) for name in {file.name for file in files}}
+    assert times == {
+        "talk00.wav": 1,
+        "talk01.wav": 2,
+        "talk02.wav": 3,
+        "talk03.wav": 3,
+        "talk04.wav": 1,
+        "talk05.wav": 1,
+    }
+    listed = [json.loads(line) for line in (out / "failures.jsonl").open()]
+    assert {line["name"] for line in listed} == set(report.failed)
+
+    # the next run asks the server once more; what is broken it leaves alone until it changes, or it is told to try
+    files[4].write_text(json.dumps({"text": "heard"}))
+    report = run(files, out, marks)
+    assert set(report.failed) == {"talk00", "talk03"} and begun(marks).count("talk00.wav") == 1
+    assert begun(marks).count("talk03.wav") == 6 and begun(marks).count("talk04.wav") == 2
+    report = run([files[0]], out, marks, archive.Plan(retry_failed=True))
+    assert set(report.failed) == {"talk00"} and begun(marks).count("talk00.wav") == 2
+    assert not run([files[1]], out, marks).failed and not (out / "failures.jsonl").exists()
+
+
+def test_a_file_that_ends_its_process_twice_is_set_aside(cluster: Any, tmp_path: Path) -> None:
+    files, out, marks = write_recordings(tmp_path / "in", 9), tmp_path / "out", tmp_path / "marks"
+    files[4].write_text(json.dumps({"text": "never heard", "act": "kill"}))
+    report = run(tmp_path / "in", out, marks)
+    assert {name: failed.kind for name, failed in report.failed.items()} == {"talk04": "died"}
+    assert begun(marks).count("talk04.wav") == 2
+    assert {result.name for result in archive.results(out)} == {file.stem for file in files} - {"talk04"}
+    before = len(begun(marks))
+    assert set(run(tmp_path / "in", out, marks).failed) == {"talk04"} and len(begun(marks)) == before
+
+
+def test_a_process_that_is_killed(cluster: Any, tmp_path: Path) -> None:
+    files, out, marks = write_recordings(tmp_path / "in", 16, sleep=0.05), tmp_path / "out", tmp_path / "marks"
+    killed: list[int] = []
+
+    def kill() -> None:
+        killed.append(notes(marks)[-1][2])
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = meanwhile(lambda: len(notes(marks)) >= 6, kill)
+    report = run(tmp_path / "in", out, marks)
+    thread.join()
+    assert not report.failed and deaths(out) > 0
+    check_whole(files, out, marks)
+    of_the_killed = {name for what, name, process in notes(marks) if what == "began" and process == killed[0]}
+    assert begun_twice(marks) <= of_the_killed
+
+
+def test_a_machine_that_is_gone(cluster: Any, tmp_path: Path) -> None:
+    import ray
+
+    files, out, marks = write_recordings(tmp_path / "in", 24, sleep=0.1), tmp_path / "out", tmp_path / "marks"
+    node = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    before = sum(entry["Alive"] for entry in ray.nodes())
+
+    (raylet,) = [process.process.pid for process in node.all_processes["raylet"]]
+
+    def kill() -> None:
+        for process in [raylet, *children(raylet)]:
+            os.kill(process, signal.SIGKILL)
+
+    thread = meanwhile(lambda: any(process in children(raylet) for *_, process in notes(marks)[8:]), kill)
+    report = run(tmp_path / "in", out, marks)
+    thread.join()
+    assert not report.failed and begun_twice(marks) and deaths(out) == 0
+    check_whole(files, out, marks)
+    cluster.remove_node(node, allow_graceful=False)
+    end = time.monotonic() + SECONDS
+    while sum(entry["Alive"] for entry in ray.nodes()) != before - 1 and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def test_a_driver_that_is_killed(cluster: Any, tmp_path: Path) -> None:
+    files, out, marks = write_recordings(tmp_path / "in", 20, sleep=0.1), tmp_path / "out", tmp_path / "marks"
+    script = """
+import sys
+from mlx_speech import archive
+address, folder, out, marks = sys.argv[1:]
+plan = archive.Plan(address=address, shard_files=5)
+archive.transcribe(folder, out, pipeline="scripted_archive:Scripted", keywords={"marks": marks}, plan=plan)
+"""
+    arguments = [cluster.address, str(tmp_path / "in"), str(out), str(marks)]
+    driver = subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=TESTS, stderr=subprocess.DEVNULL)
+    thread = meanwhile(lambda: len(notes(marks)) >= 14 or driver.poll() is not None, driver.kill)
+    driver.wait(SECONDS)
+    thread.join()
+    assert driver.returncode == -signal.SIGKILL
+    done = [result.name for result in archive.results(out)]
+    assert 0 < len(done) < 20
+    report = run(tmp_path / "in", out, marks)
+    assert report.before == len(done) and not report.failed
+    check_whole(files, out, marks)
+    assert not begun_twice(marks) & {f"{name}.wav" for name in done}
+    assert not list((out / ".archive" / "unfinished").iterdir())
+
+
+def test_recordings_in_a_bucket(cluster: Any, tmp_path: Path) -> None:
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        storage = {"endpoint_url": f"http://{host}:{port}", "key": "testing", "secret": "testing"}
+        bucket = s3fs.S3FileSystem(**storage)
+        bucket.mkdir("talks")
+        files = write_recordings(tmp_path / "in", 4, name="talk")
+        for file, folder in zip(files, ("a", "a", "b", "b/c"), strict=True):
+            bucket.put_file(str(file), f"talks/{folder}/{file.name}")
+        bucket.pipe_file("talks/list.csv", b"path,text\na/talk00.wav,first\nb/none.wav,\n")
+        out, marks = tmp_path / "out", tmp_path / "marks"
+        assert not run("s3://talks/**/*.wav", out, marks, storage=storage).failed
+        results = {result.name: result for result in archive.results(out)}
+        assert set(results) == {"a/talk00", "a/talk01", "b/talk02", "b/c/talk03"}
+        assert [results[name].transcript.text for name in sorted(results)] == [
+            f"this is talk {k}" for k in (0, 1, 3, 2)
+        ]
+
+        # the list names one that is known, and one that is not there; a changed file is noticed there, too
+        report = run("s3://talks/list.csv", out, marks, storage=storage)
+        assert report.before == 1 and [failed.kind for failed in report.failed.values()] == ["sound"]
+        bucket.pipe_file("talks/a/talk00.wav", json.dumps({"text": "anew", "name": "talk"}).encode())
+        with pytest.warns(Notice, match=r"have changed: s3://talks/a/talk00.wav"):
+            run("s3://talks/", out, marks, storage=storage)
+        assert {result.name: result.transcript.text for result in archive.results(out)}["a/talk00"] == "anew"
+        assert len(begun(marks)) == 5
+    finally:
+        server.stop()
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_the_simulation_predicts_the_cluster(cluster: Any, tmp_path: Path) -> None:
+    """Processes that sleep: the order nearly, and the time within what a busy machine adds."""
+    from scipy.stats import spearmanr
+
+    chance = random.Random(5)
+    speed = 40.0  # seconds of sound that are slept through in one
+    files, out, marks = write_recordings(tmp_path / "in", 40), tmp_path / "out", tmp_path / "marks"
+    lengths = [chance.choice([2.0, 5.0, 10.0, 20.0]) * chance.uniform(0.8, 1.2) for _ in files]
+    manifest = []
+    for file, length in zip(files, lengths, strict=True):
+        file.write_text(json.dumps({"text": "slept through", "seconds": length, "sleep": length / speed}))
+        manifest.append({"audio_filepath": str(file), "duration": length})
+    plan = archive.Plan(task_seconds=40.0, task_files=4)
+    assert not run(manifest, out, marks, plan).failed
+    machines = Machines(3, speed, lanes=2)
+    predicted = Simulation(lengths, machines, task_seconds=40.0, task_files=4).run()
+    places = {place: position for position, place in enumerate(predicted.begun)}
+    expected = [places[int(Path(name).stem.removeprefix("talk"))] for name in begun(marks)]
+    assert spearmanr(expected, range(len(expected))).statistic > 0.85
+    assert predicted.seconds >= sum(lengths) / speed / 6
+    assert 0.9 * predicted.seconds < seconds_between(marks) < 2 * predicted.seconds + 2.0
+
+
+def test_mistakes_are_found_before_anything_runs(cluster: Any, tmp_path: Path) -> None:
+    files, out, marks = write_recordings(tmp_path / "in", 2), tmp_path / "out", tmp_path / "marks"
+    with pytest.raises(OptionError, match="no option 'beem_size'"):
+        run(files, out, marks, beem_size=5)
+    with pytest.raises(OptionError, match="html needs the sound"):
+        run(files, out, marks, formats=("html",))
+    with pytest.raises(OptionError, match="processes is 0"):
+        archive.Plan(processes=0)
+    with (
+        pytest.warns(Notice, match="a machine cannot transcribe: prefix is refused"),
+        pytest.raises(ClusterError, match=r"no machine is left .*prefix is refused"),
+    ):
+        run(files, out, marks, prefix="refused")
+    assert not begun(marks)
+
+
+def test_a_worker_cuts_pieces_as_arrays_are_cut(tmp_path: Path) -> None:
+    from mlx_speech.archive.items import Entry, Heard, Item
+
+    source = str(DEMO / "conversation.flac")
+    samples = load_audio(source)
+    worker = Worker(Setup(pipeline="test_archive_cluster:Listener"))
+    assert worker.prepare() is None
+    spans = ((0.0, 1.0), (29.5, 1.25), (31.0, None), (59.0, 5.0), (500.0, 1.0))
+    items = [Item(f"piece{k}", Entry(source, offset, duration)) for k, (offset, duration) in enumerate(spans)]
+    outcomes = {outcome.name: outcome for outcome in worker.transcribe(items)}
+    for item in items[:-1]:
+        first = round((item.entry.offset or 0.0) * 16_000)
+        last = None if item.entry.duration is None else first + round(item.entry.duration * 16_000)
+        outcome = outcomes[item.name]
+        assert isinstance(outcome, Heard)
+        assert json.loads(outcome.texts[""])["segments"][0]["text"] == digest(samples[first:last])
+    failed = outcomes["piece4"]
+    assert not isinstance(failed, Heard) and failed.kind == "sound" and "ends at 59.7 s" in failed.reason
+
+
+def digest(samples: np.ndarray) -> str:
+    return f"{samples.size} {hashlib.sha256(samples.tobytes()).hexdigest()}"
+
+
+class Listener:
+    """Says which samples it has heard."""
+
+    def transcribe(self, recordings: Any, **options: Any) -> Iterator[Any]:
+        for samples in recordings:
+            yield samples, Transcript((Segment(0.0, 1.0, digest(samples)),), "en")
