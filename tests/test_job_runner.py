@@ -92,6 +92,7 @@ def test_jobs_are_counted(tmp_path: Path) -> None:
             for status in ("succeeded", "failed", "cancelled")
         }
         assert counts == {"succeeded": 2, "failed": 1, "cancelled": 2}
+        assert value("mlx_speech_cancelled_total", {"reason": "user"}) == 2
         assert runner.counts() == {}
 
     run(work())

@@ -210,12 +210,6 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
         ([*COMMAND, "--demo", "--port", "0", "--data-dir", str(file)], str(file), "give a --data-dir"),
         ([*COMMAND, "--demo", "--port", "0", "--api-key-file", str(tmp_path / "keys")], "keys", "is it there"),
         ([*COMMAND, "--demo", "--port", "0", "--wyoming", port, *data_dir], f":{port}: is taken", "another port"),
-        (
-            [*COMMAND, "--demo", "--forwarded-allow-ips", "10.0.0.0/8,proxy", *data_dir],
-            "proxy: is no address",
-            "networks",
-        ),
-        ([*COMMAND, "--demo", "--preload", "en,xx", *data_dir], "xx", "language"),
         ([sys.executable, "-c", blocked], "uvicorn is missing", "[server]"),
     ]
     with taken, ThreadPoolExecutor(2) as pool:

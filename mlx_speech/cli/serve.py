@@ -16,7 +16,6 @@ from mlx_speech.cli.parser import SWITCH, add_command, add_models, add_speakers
 from mlx_speech.cli.screen import Say
 from mlx_speech.cli.setup import make_pipeline, prepare
 from mlx_speech.errors import MissingDependency, OptionError
-from mlx_speech.languages import to_language_code
 from mlx_speech.names import DEFAULT_CPU, DEFAULT_GPU
 
 DESCRIPTION = (
@@ -120,7 +119,7 @@ def run(
     if "keep_results" in limits:
         limits["keep_results"] = _seconds(limits["keep_results"])
     if "preload" in limits:
-        limits["preload"] = tuple(to_language_code(name) for name in _parts(limits["preload"]))
+        limits["preload"] = tuple(_parts(limits["preload"]))
     folder = given.pop("data_dir", None)
     settings = Settings(
         keys=_keys(api_key_file),

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_speech.errors import MLXSpeechError
+from mlx_speech.errors import MLXSpeechError, PipelineClosed
 from mlx_speech.folders import writing
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.server import health, models, page, posting, shapes, transcriptions
@@ -145,6 +145,8 @@ def _clear(folder: Path) -> None:
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     answer = api_error(error)
+    if isinstance(error, PipelineClosed):
+        request.app.state.service.metrics.see_cancelled("shutdown")
     if answer.status < 500:
         request.app.state.service.metrics.see_refusal(answer.code)
     if answer.status == 500:
@@ -199,6 +201,7 @@ class RequestLog:
         try:
             await self._app(scope, receive, sending)
         except asyncio.CancelledError:  # by a server that has waited for it long enough
+            self._metrics.see_cancelled("shutdown")
             if status != BUG:
                 raise
             await shutting_down().response()(scope, receive, sending)
@@ -207,7 +210,7 @@ class RequestLog:
             route = _route_of(scope)
             self._metrics.see_request(route, status, seconds)
             if status == CLIENT_GONE:
-                self._metrics.see_cancelled()
+                self._metrics.see_cancelled("disconnect")
             line = {
                 "id": identity,
                 "method": scope["method"],

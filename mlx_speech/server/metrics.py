@@ -6,6 +6,8 @@ from mlx_speech import backend as backend  # isort: skip  (before MLX)
 
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
+from typing import Literal
 
 import mlx.core as mx
 from anyio.to_thread import run_sync
@@ -39,7 +41,8 @@ class Metrics:
         self._audio_ratio = self._histogram("audio_processed_ratio", "Seconds of sound a second", [], RATIOS)
         self._stage_seconds = self._histogram("stage_seconds", "Seconds of work of a stage", ["stage"], SECONDS)
         self._rejected = self._counter("rejected", "Requests that were refused", ["reason"])
-        self._cancelled = self._counter("cancelled", "Requests whose client went", [])
+        self._uploaded = self._counter("upload_bytes", "Bytes of recordings that were sent", [])
+        self._cancelled = self._counter("cancelled", "Requests and jobs that were ended before their end", ["reason"])
         self._jobs = self._counter("jobs", "Jobs that have ended", ["status"])
         self._first_partial = self._histogram(
             "live_first_partial_seconds", "Seconds from the start of a turn to its first words", [], SECONDS
@@ -56,8 +59,8 @@ class Metrics:
         self._gauge("memory_cache_bytes", "Memory that MLX keeps").set_function(mx.get_cache_memory)
         self._gauge("memory_peak_bytes", "Most memory that MLX used").set_function(mx.get_peak_memory)
         self._gauge("disk_free_bytes", "Room for recordings").set_function(self._disk_free)
-        build = Gauge(f"{PREFIX}_build_info", "What runs", ["version"], registry=self._registry)
-        build.labels(__version__).set(1)
+        build = Gauge(f"{PREFIX}_build_info", "What runs", ["version", "mlx", "device"], registry=self._registry)
+        build.labels(__version__, version("mlx"), mx.default_device().type.name).set(1)
 
     def routes(self) -> list[Route]:
         """The figures as text."""
@@ -108,9 +111,14 @@ class Metrics:
         """Sound of a live session was dropped."""
         self._overflow.inc()
 
-    def see_cancelled(self) -> None:
-        """Count a request whose client has gone."""
-        self._cancelled.inc()
+    def see_upload(self, size: int) -> None:
+        """A recording has come. size : in bytes"""
+        self._uploaded.inc(size)
+
+    def see_cancelled(self, reason: Literal["disconnect", "shutdown", "user"]) -> None:
+        """Count a request whose client went, or that the server's end has ended, or a job that was deleted before its
+        own."""
+        self._cancelled.labels(reason).inc()
 
     def _counter(self, name: str, help: str, labels: list[str]) -> Counter:
         return Counter(f"{PREFIX}_{name}", help, labels, registry=self._registry)

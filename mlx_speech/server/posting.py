@@ -30,6 +30,7 @@ async def add_job(request: Request, service: Service, runner: Runner) -> Respons
             work = fields.transcription(form.fields, service)
             _check_for_job(work)
             upload = required(form)
+            service.metrics.see_upload(upload.path.stat().st_size)
             seconds = await run_sync(stated_duration, upload.path)
             if seconds > service.settings.max_job_duration:
                 raise too_long(service.settings.max_job_duration)

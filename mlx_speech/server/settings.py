@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_speech.errors import OptionError
+from mlx_speech.languages import to_language_code
 
 MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
@@ -45,8 +46,8 @@ class Settings:
     log_text : texts may stand in the log
     metrics_open : figures are for everybody, without a key
 
-    Raises `OptionError` for an address that others reach without a key, for a place that is none, and for a number that
-    is no limit.
+    Raises `OptionError` for an address that others reach without a key, for a place that is none, for a language that
+    Whisper does not know, and for a number that is no limit.
     """
 
     host: str = "127.0.0.1"
@@ -91,6 +92,11 @@ class Settings:
             raise OptionError(f"wyoming is {self.wyoming!r}: give a port, or an address and a port, as 0.0.0.0:10300")
         if "*" in self.cors and not self.keys:
             raise OptionError('cors is "*", any page: give api_key_file, or name the pages')
+        for language in self.preload or ():
+            try:
+                to_language_code(language)
+            except OptionError as error:
+                raise OptionError(f"preload is {language!r}: give languages that Whisper knows, as en,de") from error
         for name in _NUMBERS:
             number = getattr(self, name)
             if not 0 <= number < math.inf:  # which nan is not, either

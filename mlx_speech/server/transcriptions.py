@@ -103,6 +103,7 @@ async def _received(
     ):
         work = read(form.fields, service)
         upload = required(form)
+        service.metrics.see_upload(upload.path.stat().st_size)
         stack.enter_context(service.admission.sound(await run_sync(stated_duration, upload.path)))
         sound = stack.enter_context(opened(upload.path, upload.filename))
         return _Received(work, sound, key, fingerprint_of(request.url.path, form.fields, upload.sha256))
@@ -181,21 +182,30 @@ class Answering:
     async def stream(self, open_for_it: AsyncExitStack) -> AsyncIterator[str]:
         """OpenAI's events: deltas of text in the order of the recording, segments with speakers, the end."""
         async with open_for_it:
-            text = ""
-            async for delta in in_order(until_too_long(self._task, self._service.settings.max_duration)):
-                text += delta
-                yield event({"type": "transcript.text.delta", "delta": delta})
-            transcript = await outcome_of(self._transcript())
-            if isinstance(transcript, Exception):
-                yield event(api_error(transcript).body())
-                return
-            if self.work.response_format == "diarized_json":
-                for segment in shapes.speaker_segments(transcript, shapes.known_names(self.work)):
-                    yield event(segment)
-            done = {"type": "transcript.text.done", "text": text}  # its usage can only be one in tokens
-            if self.work.response_format != "diarized_json":
-                done.update(shapes.languages(transcript))
-            yield event(done)
+            try:
+                async for text in self._events():
+                    yield text
+            except (GeneratorExit, asyncio.CancelledError):
+                is_ending = self._service.state == "shutting down"
+                self._service.metrics.see_cancelled("shutdown" if is_ending else "disconnect")
+                raise
+
+    async def _events(self) -> AsyncIterator[str]:
+        text = ""
+        async for delta in in_order(until_too_long(self._task, self._service.settings.max_duration)):
+            text += delta
+            yield event({"type": "transcript.text.delta", "delta": delta})
+        transcript = await outcome_of(self._transcript())
+        if isinstance(transcript, Exception):
+            yield event(api_error(transcript).body())
+            return
+        if self.work.response_format == "diarized_json":
+            for segment in shapes.speaker_segments(transcript, shapes.known_names(self.work)):
+                yield event(segment)
+        done = {"type": "transcript.text.done", "text": text}  # its usage can only be one in tokens
+        if self.work.response_format != "diarized_json":
+            done.update(shapes.languages(transcript))
+        yield event(done)
 
     async def _transcript(self) -> Transcript:
         transcript = await bounded_result(self._task, self._service.settings.max_duration)

@@ -163,6 +163,7 @@ class Runner:
         job = await run_sync(self.store.delete, job_id, owner)
         if not job.has_ended:
             self._service.metrics.see_job("cancelled")
+            self._service.metrics.see_cancelled("user")
         if job_id in self._requests:
             self._requests[job_id].cancel()
         self._notify(job_id)
