@@ -49,6 +49,7 @@ parity-full: $(VENV)/.tested
 
 bench: $(VENV)/.benched
 	$(PY) -m benchmarks
+	$(PY) -m benchmarks.graph
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
