@@ -12,8 +12,9 @@ import hashlib
 import json
 import shlex
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -389,10 +390,13 @@ def write(
     Returns the parity table, or "" unless verified. Raises `ParityError` where a float32 model does not meet the bars.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(1) as reader:  # the files are hashed while they are converted
-        hashing = {path.name: reader.submit(hub.sha256, path) for path in part.source.files}
-        write_safetensors(folder / "model.safetensors", part.layout(), _counted(part, progress))
-    hashes = {name: future.result() for name, future in hashing.items()}
+    hashes: dict[str, str] = {}
+    # the files are hashed while they are converted; by no pool, which begins nothing more at the interpreter's exit
+    hashing = threading.Thread(target=_hash_ahead, args=(part.source.files, hashes), daemon=True)
+    hashing.start()
+    write_safetensors(folder / "model.safetensors", part.layout(), _counted(part, progress))
+    hashing.join()
+    _hash(part.source.files, hashes)  # what could not be read there is an error here
     config: dict[str, Any] = {**part.config, "source": provenance(part, hashes)}
     documents = part.recipe.documents
     for pattern in part.recipe.companions:
@@ -437,6 +441,19 @@ def _write_card(folder: Path, title: str, config: dict[str, Any], command: str, 
 
 def _bar(description: str, nbytes: int, progress: bool) -> tqdm:
     return tqdm(total=nbytes, unit="B", unit_scale=True, desc=description, disable=not progress, leave=False)
+
+
+def _hash_ahead(paths: Iterable[Path], hashes: dict[str, str]) -> None:
+    """`_hash`, as far as files can be read."""
+    with suppress(OSError):
+        _hash(paths, hashes)
+
+
+def _hash(paths: Iterable[Path], hashes: dict[str, str]) -> None:
+    """Add the hashes of files that are not there yet, by their names."""
+    for path in paths:
+        if path.name not in hashes:
+            hashes[path.name] = hub.sha256(path)
 
 
 def _counted(part: Plan, progress: bool) -> Iterator[tuple[str, mx.array | np.ndarray]]:
