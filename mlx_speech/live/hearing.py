@@ -165,6 +165,7 @@ class Hearing:
         longest, pad = speech_and_pad(size)
         detector = options.detection.silero or SileroOptions()
         self._regions = OnlineRegions(SpeechTracker.of(detector, longest))
+        self._max_pause = math.inf if max_pause is None else max_pause
         self._chunks = OnlineChunks(chunk_size=longest, max_pause=max_pause, pad=pad)
         self._window = batched.samples_per_window(self._stage.models.whisper().model)
         if options.wants_speakers:
@@ -198,6 +199,9 @@ class Hearing:
             if self._next_round <= self._buffer.end:
                 yield from self._detect(int(self._next_round))
                 self._expect_final()
+                if self._is_pausing():
+                    self._next_round += WINDOW  # until it is known whether somebody goes on
+                    continue
                 if not self._is_late():
                     yield from self._round()
                 self._next_round += round(self._settings.step * SAMPLE_RATE)
@@ -328,21 +332,32 @@ class Hearing:
         yield
 
     def _expect_final(self) -> None:
-        """Begin to hear a chunk that is complete if the pause behind it lasts, where nothing else is to be heard."""
-        recording = self._recording
+        """Begin to hear a chunk that is complete if the pause behind it lasts, as soon as half of that is over."""
         ahead = self._regions.ahead()
+        next_start = ahead.start / SAMPLE_RATE
         next_end = None if ahead.end is None else ahead.end / SAMPLE_RATE
-        chunk = self._chunks.expected(ahead.start / SAMPLE_RATE, next_end)
+        chunk = self._chunks.expected(next_start, next_end)
         if self._early.chunk is not None and self._early.chunk != chunk:
             self._early.drop()  # somebody goes on
-        is_free = self._heard == len(recording.chunks) and self.intake.seconds <= CAUGHT_UP
-        if chunk is None or self._early.chunk is not None or not is_free:
-            return
-        if recording.language is None and not recording.options.multilingual:
+        if chunk is None or self._early.chunk is not None or not self._may_begin_early():
             return
         start, end = _places(chunk)
-        if end <= self._position:
-            self._early.begin(recording, chunk, self._buffer.between(start, end), self._stage.batch_size())
+        if end <= self._position and next_start - chunk.regions[-1].end >= self._max_pause / 2:
+            samples = self._buffer.between(start, end)
+            self._early.begin(self._recording, chunk, samples, self._stage.batch_size())
+
+    def _may_begin_early(self) -> bool:
+        """Whether a pause ends a chunk, and nothing else is to be heard."""
+        recording = self._recording
+        is_free = self._heard == len(recording.chunks) and self.intake.seconds <= CAUGHT_UP
+        knows_language = recording.language is not None or recording.options.multilingual
+        return self._max_pause < math.inf and is_free and knows_language
+
+    def _is_pausing(self) -> bool:
+        """Whether a final may be begun soon, which a partial would hold up."""
+        if self._settings.every_partial or self._speaking or self._early.chunk is not None:
+            return False
+        return self._chunks.start is not None and self._may_begin_early()
 
     def _samples_of(self, place: int) -> np.ndarray:
         """(samples,) of a chunk that is not final, as of a recording."""
