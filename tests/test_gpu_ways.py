@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -26,12 +25,7 @@ SAME = 1e-4  # largest difference of float32, in standard deviations of what is 
 NEARLY = 0.04  # the same of float16; 0.02 is reached
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The models are converted once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLX_SPEECH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("shared_cache")
 
 
 @pytest.fixture(autouse=True)
