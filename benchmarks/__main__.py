@@ -57,7 +57,7 @@ def main() -> int:
     where = {"machine": report.machine(), "commit": report.commit(), "python": platform.python_version()}
     where |= {"versions": report.versions(), "threads": report.threads()}
     where |= {key: peaks[key] for key in ("device", "chip", "blas")}
-    kept = models.cache() / "measured.json"
+    kept = models.cache_folder() / "measured.json"
     known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() and not options.quick else {}
     mine = known.setdefault(json.dumps(where, sort_keys=True), {})  # elsewhere, or before a change, does not count
     rows: dict[str, dict[str, Any]] = {module: {} for module in MODULES}

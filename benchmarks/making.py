@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from benchmarks import models
+
+models.know_tests()
 if TYPE_CHECKING:
     import torch
 
@@ -41,6 +43,47 @@ def whisper(folder: Path, size: str) -> None:
     convert(str(originals.save_openai(model, folder / "openai.pt")), folder / "ours", dtype="float32")
     _save_transformers(model.state_dict(), dims, folder / "transformers")
     _save_mlx_whisper(model.state_dict(), dims, folder / "mlx_whisper")
+
+
+def real_whisper(folder: Path, name: str) -> None:
+    """OpenAI's weights, which `tests/real_weights.py` has fetched in CTranslate2's form."""
+    import originals
+    import real_weights
+
+    from benchmarks import ggml
+    from mlx_speech.convert import convert
+
+    source = real_weights.folder() / f"whisper-{name}"
+    if not source.exists():
+        raise FileNotFoundError(f"{source} is not here: python tests/real_weights.py fetches it")
+    shutil.copytree(source, folder / "ctranslate2")
+    convert(str(source), folder / "ours", dtype="float32")
+    model = originals.whisper_from_ctranslate2(source / "model.bin")
+    originals.save_openai(model, folder / "openai.pt")
+    dims = vars(model.dims)
+    _save_mlx_whisper(model.state_dict(), dims, folder / "mlx_whisper")
+    ggml.save(model.state_dict(), dims, folder / "ggml.bin")
+    if name == "base":
+        _save_transformers(model.state_dict(), dims, folder / "transformers")
+
+
+def spoken(folder: Path, seconds: str) -> None:
+    """Recordings whose words are known, one behind the other, in a little noise."""
+    import hearing
+
+    sample = hearing.in_turn(float(seconds), loudness=0.001, seed=5)
+    np.save(folder / "samples.npy", sample.audio)
+    (folder / "text.txt").write_text(sample.text, encoding="utf-8")
+
+
+def meeting(folder: Path, _: str) -> None:
+    """The excerpts of meetings of the test data, one behind the other."""
+    import hearing
+
+    import mlx_speech
+
+    excerpts = sorted((hearing.DATA / "data" / "diar" / "ami_debug").glob("*.wav"))
+    np.save(folder / "samples.npy", np.concatenate([mlx_speech.load_audio(path) for path in excerpts]))
 
 
 # openai-whisper's names → those of transformers
@@ -127,15 +170,19 @@ def diarization(folder: Path, size: str) -> None:
     import torch
     from pyannote.audio.core.task import Problem, Resolution, Specifications
 
-    from benchmarks import models
     from mlx_speech.convert import convert
 
     original, rng = folder / "original", np.random.default_rng(5)
     for name in ("segmentation", "embedding", "plda"):
         (original / name).mkdir(parents=True)
     lstm = {"lstm": {"hidden_size": 16, "num_layers": 1, "bidirectional": True}}
-    segmentation = originals.pyannet(**(lstm if size == "quick" else {}))
-    originals.save_lightning(segmentation, original / "segmentation" / "pytorch_model.bin")
+    weights = original / "segmentation" / "pytorch_model.bin"
+    if size == "real":
+        import real_weights
+
+        shutil.copy(real_weights.folder() / "segmentation-3.0" / "pytorch_model.bin", weights)
+    else:
+        originals.save_lightning(originals.pyannet(**(lstm if size == "quick" else {})), weights)
     embedding = originals.wespeaker()  # pyannote.audio loads no narrower one
     windows = torch.from_numpy(models.speech(60)).reshape(12, 1, -1)
     with torch.no_grad():  # directions that differ, or there would be one speaker
@@ -195,7 +242,8 @@ params:
 def main() -> None:
     os.environ["PYANNOTE_METRICS_ENABLED"] = "0"
     folder, name, size = sys.argv[1:]
-    make = {one.__name__: one for one in (speech, whisper, wav2vec2, large_v3, diarization, narrow)}[name]
+    every = (speech, spoken, meeting, whisper, real_whisper, wav2vec2, large_v3, diarization, narrow)
+    make = {one.__name__: one for one in every}[name]
     make(Path(folder), size)
 
 

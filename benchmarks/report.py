@@ -16,7 +16,7 @@ from benchmarks import roofline
 from benchmarks.suite import OURS, ratios
 
 PACKAGES = "mlx mlx-speech-toolkit numpy scipy torch transformers openai-whisper mlx-whisper mlx-audio faster-whisper"
-PACKAGES += " ctranslate2 silero-vad onnxruntime pyannote.audio whisperx safetensors"
+PACKAGES += " ctranslate2 pywhispercpp silero-vad onnxruntime pyannote.audio whisperx safetensors"
 HEAD = (
     "| contender | time, median | range | × real time, rate | peak memory | {ours} is so many times as fast | target |"
 )
@@ -146,7 +146,9 @@ def _seconds(value: float) -> str:
 INTRODUCTION = """# Results
 
 Written by `make bench`. Contenders of a row work in turns within one run, each in a process of its own, with the same
-weights (random), the same audio and the same number of tokens; their outputs were compared before anything was timed.
+weights and the same audio; their outputs were compared before anything was timed. Whisper base and tiny.en and
+segmentation-3.0 have their published weights, hear real speech and end where they end; what has random weights says so
+or takes the same time with any.
 Times of a shared machine are noise: what counts is the ratio within a turn; its median is given, and its range. Peak
 memory is the largest resident set of the process, with everything that it has imported.
 """

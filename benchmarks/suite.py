@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -44,10 +44,11 @@ class Row:
     arguments : what all of them get; picklable
     agree : outputs by contender → a sentence on how far they agree; raises AssertionError where they do not
     seconds : of audio that a call goes through, for "× real time"; None: not meaningful
-    count : of what a call makes (tokens), for a rate; None: nothing to count
-    work : see `Work`
+    count : of what a call makes (tokens), for a rate, or how to count it in our output; None: nothing to count
+    work : see `Work`, or how it follows from our output
     targets : contender → how many times as fast as it ours should be on two CPU cores
     most : turns, where `REPEATS` has more: all rows together shall take 40 minutes
+    once : contenders that take many times as long as ours, and so only the first turn
     """
 
     name: str
@@ -56,10 +57,11 @@ class Row:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     agree: Callable[[dict[str, Any]], str] | None = None
     seconds: float | None = None
-    count: float | None = None
-    work: Work | None = None
+    count: float | Callable[[Any], float] | None = None
+    work: Work | Callable[[Any], Work] | None = None
     targets: Mapping[str, float] = field(default_factory=dict)
     most: int = 5
+    once: Collection[str] = ()
 
 
 def peak_memory() -> int:
@@ -88,7 +90,8 @@ def _serve(pipe: Connection, ready: Callable[..., Call], arguments: Mapping[str,
 
 
 class _Contender:
-    def __init__(self, ready: Callable[..., Call], arguments: Mapping[str, Any]) -> None:
+    def __init__(self, ready: Callable[..., Call], arguments: Mapping[str, Any], once: bool) -> None:
+        self._once = once
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, ready, arguments), daemon=True)
@@ -118,6 +121,11 @@ class _Contender:
         self.times.append(seconds)
         return output
 
+    def take_turn(self) -> None:
+        """Be timed, unless one turn was enough."""
+        if not (self._once and self.times):
+            self.call()
+
     def close(self) -> None:
         self.pipe.close()
         self.process.join(10)
@@ -128,7 +136,7 @@ class _Contender:
 def measure(row: Row) -> dict[str, Any]:
     """A row as JSON: {"title", "agree", "contenders": {name: {"times", "peak"} or {"problem"}}, ...}."""
     start = time.perf_counter()
-    contenders = {name: _Contender(ready, row.arguments) for name, ready in row.contenders.items()}
+    contenders = {name: _Contender(ready, row.arguments, name in row.once) for name, ready in row.contenders.items()}
     try:
         for one in contenders.values():
             one.get_ready()
@@ -136,14 +144,15 @@ def measure(row: Row) -> dict[str, Any]:
         outputs = {name: output for name, output in outputs.items() if contenders[name].problem is None}
         agreed = row.agree(outputs) if row.agree is not None and OURS in outputs else ""
         running = [one for one in contenders.values() if one.problem is None]
-        first = sum(one.times[0] for one in running)
+        often = [one for name, one in contenders.items() if one.problem is None and name not in row.once]
+        first = sum(one.times[0] for one in often)
         turns = min(row.most, next(turns for limit, turns in REPEATS if first <= limit))
         if first < WARM:
             for one in running:
                 one.times.clear()
         for turn in range(turns - (first >= WARM)):  # who begins changes
             for one in running if turn % 2 else reversed(running):
-                one.call()
+                one.take_turn()
         found = {
             name: {"problem": one.problem} if one.problem else {"times": one.times, "peak": one.peak}
             for name, one in contenders.items()
@@ -151,17 +160,22 @@ def measure(row: Row) -> dict[str, Any]:
     finally:
         for one in contenders.values():
             one.close()
-    result = {"title": row.title, "agree": agreed, "contenders": found, "seconds": row.seconds, "count": row.count}
-    if row.work is not None:
-        result["work"] = {"operations": row.work.operations, "bytes": row.work.bytes}
+    mine = outputs.get(OURS)
+    count = row.count(mine) if callable(row.count) and OURS in outputs else row.count
+    work = row.work(mine) if callable(row.work) and OURS in outputs else row.work
+    result = {"title": row.title, "agree": agreed, "contenders": found, "seconds": row.seconds}
+    result["count"] = None if callable(count) else count
+    if isinstance(work, Work):
+        result["work"] = {"operations": work.operations, "bytes": work.bytes}
     took = time.perf_counter() - start
     return {**result, "targets": dict(row.targets), "load": os.getloadavg()[0], "took": took}
 
 
 def ratios(measured: Mapping[str, Any], other: str) -> tuple[float, float, float] | None:
-    """How many times as fast as `other` ours was: median, least, most of the turns; None where one did not run."""
+    """How many times as fast as `other` ours was: median, least, most of the turns that both took; None where one did
+    not run."""
     ours, theirs = (measured["contenders"].get(name, {}).get("times") for name in (OURS, other))
     if not ours or not theirs:
         return None
-    found = [b / a for a, b in zip(ours, theirs, strict=True)]
+    found = [b / a for a, b in zip(ours, theirs, strict=False)]
     return statistics.median(found), min(found), max(found)

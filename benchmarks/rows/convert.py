@@ -42,7 +42,7 @@ def rows(device: str, quick: bool) -> list[Row]:
 def ours(source: Path, dtype: str, sample: tuple[str, str]) -> Call:
     from mlx_speech.convert import convert
 
-    place = tempfile.TemporaryDirectory(dir=models.cache(), prefix="converting-")
+    place = tempfile.TemporaryDirectory(dir=models.cache_folder(), prefix="converting-")
     target = Path(place.name) / "ours"
 
     def call() -> dict[str, Any]:
@@ -57,7 +57,7 @@ def in_torch(source: Path, dtype: str, sample: tuple[str, str]) -> Call:
     import torch
     from safetensors.torch import load_file, save_file
 
-    place = tempfile.TemporaryDirectory(dir=models.cache(), prefix="converting-")
+    place = tempfile.TemporaryDirectory(dir=models.cache_folder(), prefix="converting-")
 
     def call() -> dict[str, Any]:
         weights = load_file(source / FILE)

@@ -1,4 +1,5 @@
-"""Row 5: diarization beside pyannote.audio 4, whole and by stage; PyanNet, ResNet34 of full width, VBx."""
+"""Row 5: diarization beside pyannote.audio 4, whole and by stage: segmentation-3.0 on meetings, where they are at hand,
+ResNet34 of full width, VBx."""
 
 from __future__ import annotations
 
@@ -102,7 +103,7 @@ def file_of(audio: np.ndarray) -> dict[str, Any]:
 
 
 def segmentation_ours(device: str, quick: bool, seconds: float) -> Call:
-    model, audio = _ours(device, quick), models.speech(seconds)
+    model, audio = _ours(device, quick), models.meeting(seconds)
     from mlx_speech.stages.diarize import segment
 
     first = starts(seconds)
@@ -110,7 +111,7 @@ def segmentation_ours(device: str, quick: bool, seconds: float) -> Call:
 
 
 def segmentation_pyannote(device: str, quick: bool, seconds: float) -> Call:
-    pipeline, file = pyannote(device, quick), file_of(models.speech(seconds))
+    pipeline, file = pyannote(device, quick), file_of(models.meeting(seconds))
     return lambda: pipeline.get_segmentations(file).data.astype(np.int8)
 
 
@@ -210,7 +211,7 @@ Turns = list[tuple[float, float, str]]
 
 
 def whole_ours(device: str, quick: bool, seconds: float) -> Call:
-    model, audio = _ours(device, quick), models.speech(seconds)
+    model, audio = _ours(device, quick), models.meeting(seconds)
     from mlx_speech.stages.diarize import diarize
 
     def call() -> Turns:
@@ -221,7 +222,7 @@ def whole_ours(device: str, quick: bool, seconds: float) -> Call:
 
 
 def whole_pyannote(device: str, quick: bool, seconds: float) -> Call:
-    pipeline, file = pyannote(device, quick), file_of(models.speech(seconds))
+    pipeline, file = pyannote(device, quick), file_of(models.meeting(seconds))
     return lambda: turns_of(pipeline(file, num_speakers=SPEAKERS))
 
 

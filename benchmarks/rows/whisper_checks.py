@@ -1,12 +1,12 @@
 """What the rows of Whisper share: how all decode, what there is to do at least, and whether all come to the same.
 
-Decoding is controlled: greedy, no thresholds, no timestamps, every special token suppressed and so the end of text, so
-that each chunk gets exactly `TOKENS` tokens from everyone.
+All decode greedily, without thresholds and timestamps. With real weights each chunk ends where the model says so. With
+random ones every special token is suppressed and so the end of text: each chunk gets exactly `TOKENS` tokens.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,21 @@ Files = models.Whisper
 Decoded = tuple[list[int], float]  # tokens, and the mean of their log-probabilities
 
 
-def sizes(files: Files) -> dict[str, int]:
-    return json.loads((files.mlx_whisper / "config.json").read_text())
-
-
 def special(files: Files) -> list[int]:
     """A list of its own for each: mlx-whisper adds to it."""
-    return list(range(END, sizes(files)["n_vocab"]))
+    return list(range(END, files.sizes["n_vocab"]))
+
+
+def openai_options(files: Files) -> dict[str, Any]:
+    """Keywords of the `DecodingOptions` of openai-whisper, and of those who follow it."""
+    found: dict[str, Any] = {"language": "en", "temperature": 0.0, "without_timestamps": True}
+    return found if files.is_real else found | OPTIONS | {"suppress_tokens": special(files)}
+
+
+def our_options(files: Files) -> dict[str, Any]:
+    """Keywords of our `DecodingOptions`."""
+    found: dict[str, Any] = {**OFF, "temperature": (0.0,), "without_timestamps": True}
+    return found if files.is_real else found | OPTIONS | {"suppress_tokens": tuple(special(files))}
 
 
 def encoder_work(dims: dict[str, int], windows: int, size: int) -> Work:
@@ -44,18 +52,21 @@ def encoder_work(dims: dict[str, int], windows: int, size: int) -> Work:
     return Work(2.0 * multiplications * windows, float(size * (weights + windows * ends)))
 
 
-def decoder_work(dims: dict[str, int], batch: int, size: int) -> Work:
-    """Of a batch of chunks, `TOKENS` each. Every step reads all weights once for the whole batch, of the embedding as
-    the output layer too, and of each chunk the keys and values of the audio and of the tokens so far."""
+def decoder_work(dims: dict[str, int], tokens: Sequence[int], size: int) -> Work:
+    """Of a batch of chunks that are as many steps long as `tokens` says. Every step reads all weights once for the
+    whole batch, of the embedding as the output layer too, and of each chunk that goes on the keys and values of the
+    audio and of the tokens so far. size : bytes of a number"""
     width, layers, audio = dims["n_text_state"], dims["n_text_layer"], dims["n_audio_ctx"]
     blocks, output = layers * 14 * width**2, dims["n_vocab"] * width  # without the keys and values of the audio
     keys = layers * 2 * audio * width  # of a chunk, and their values
-    past = layers * 2 * width * sum(PROMPT + step for step in range(TOKENS))  # read over all steps
-    steps, tokens = TOKENS, TOKENS + PROMPT - 1  # the prompt is the first step's
-    of_chunk = keys * width + tokens * blocks + steps * output + tokens * keys + past
-    read = steps * (blocks + output) + layers * 2 * width**2
-    read += batch * (audio * width + keys + steps * keys + past)  # what is encoded; keys and values written, then read
-    return Work(2.0 * batch * of_chunk, float(size * read))
+    operations = 0
+    read = max(tokens) * (blocks + output) + layers * 2 * width**2
+    for steps in tokens:
+        past = layers * 2 * width * sum(PROMPT + step for step in range(steps))  # read over all steps
+        entered = steps + PROMPT - 1  # the prompt is the first step's
+        operations += keys * width + entered * blocks + steps * output + entered * keys + past
+        read += audio * width + keys + steps * keys + past  # what is encoded; keys and values written, then read
+    return Work(2.0 * operations, float(size * read))
 
 
 # --- agreement --------------------------------------------------------------------------------------------------------
@@ -98,3 +109,31 @@ def agree_tokens(outputs: dict[str, list[Decoded]], exact: bool, share: float = 
         said.append(f"{name} {same / total:.0%}")
     first = f"{TOKENS} tokens a chunk from all, at least {distinct} of them different"
     return f"{first}; as ours up to the first other one: {', '.join(said)}"
+
+
+def agree_speech(outputs: dict[str, list[Decoded]], exact: bool, share: float = 0.95) -> str:
+    """That all say the same, each to its own end; where `exact`, `share` of our tokens, up to the first other one."""
+    ours, said = outputs[OURS], []
+    total = sum(len(tokens) for tokens, _ in ours)
+    for name, output in outputs.items():
+        assert len(output) == len(ours), f"{name}: {len(output)} chunks, not {len(ours)}"
+        if name == OURS:
+            continue
+        same = sum(_in_common(tokens, expected) for (tokens, _), (expected, _) in zip(output, ours, strict=True))
+        written = sum(len(tokens) for tokens, _ in output)
+        held = exact and "int8" not in name
+        assert not held or same >= share * total, f"{name}: {same} of {total} tokens as ours"
+        said.append(f"{name} {same / total:.0%} of {written}")
+    longest = max(len(tokens) for tokens, _ in ours)
+    return f"{total} tokens, at most {longest} a chunk; as ours up to the first other one: {', '.join(said)}"
+
+
+def _in_common(tokens: Sequence[int], others: Sequence[int]) -> int:
+    """Tokens before the first that is another one."""
+    pairs = zip(tokens, others, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(tokens), len(others)))
+
+
+def lengths(output: list[Decoded]) -> list[int]:
+    """Steps of each chunk; the end of text is one."""
+    return [len(tokens) + 1 for tokens, _ in output]

@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks import models
 
 WINDOW = 30  # seconds
+SPOKEN = 600  # seconds of real speech, of which the first windows are taken
 
 Files = models.Whisper
 
@@ -28,9 +29,11 @@ def precision(device: str) -> str:
     return "float32" if device == "cpu" else "float16"
 
 
-def chunks(windows: int) -> np.ndarray:
-    """(windows, samples) of speech"""
-    return models.speech(WINDOW * windows).reshape(windows, -1)
+def chunks(files: Files, windows: int) -> np.ndarray:
+    """(windows, samples) of speech, real for real weights"""
+    size = WINDOW * models.RATE
+    samples = models.spoken(SPOKEN).samples if files.is_real else models.speech(WINDOW * windows)
+    return samples[: windows * size].reshape(windows, size)
 
 
 def mlx(device: str, ours: bool = False) -> Any:
@@ -48,17 +51,18 @@ def plain(array: Any) -> np.ndarray:
     return np.array(array.astype(mx.float32))
 
 
-def mlx_mel(windows: int, n_mels: int, device: str, ours: bool) -> Any:
+def mlx_mel(files: Files, windows: int, device: str, ours: bool) -> Any:
     """(windows, 3000, n_mels), as we make it, or as all others that are built on MLX do, one by one"""
     mx = mlx(device, ours)
+    n_mels = files.sizes["n_mels"]
     if ours:
         from mlx_speech.features import log_mel
 
-        mel = log_mel(mx.array(chunks(windows)), n_mels)
+        mel = log_mel(mx.array(chunks(files, windows)), n_mels)
     else:
         from mlx_whisper.audio import log_mel_spectrogram
 
-        mel = mx.stack([log_mel_spectrogram(chunk, n_mels) for chunk in chunks(windows)])
+        mel = mx.stack([log_mel_spectrogram(chunk, n_mels) for chunk in chunks(files, windows)])
     mel = mel.astype(getattr(mx, precision(device)))
     mx.eval(mel)
     return mel
@@ -103,12 +107,12 @@ def openai(files: Files, device: str) -> Any:
     return whisper.load_model(str(files.openai), device="cuda" if device == "cuda" else "cpu")
 
 
-def openai_mel(model: Any, windows: int) -> Any:
+def openai_mel(files: Files, model: Any, windows: int) -> Any:
     """(windows, n_mels, 3000); one by one, as in its `transcribe`: the loudest sets the floor"""
     import torch
     import whisper
 
-    rows = [whisper.log_mel_spectrogram(chunk, model.dims.n_mels) for chunk in chunks(windows)]
+    rows = [whisper.log_mel_spectrogram(chunk, model.dims.n_mels) for chunk in chunks(files, windows)]
     mel = torch.stack(rows).to(model.device)
     return mel if model.device.type == "cpu" else mel.half()
 
@@ -123,9 +127,18 @@ def faster_whisper(files: Files, device: str, kind: str) -> Any:
     return WhisperModel(str(_converted(files)), device=place, compute_type=compute, cpu_threads=threads())
 
 
-def faster_mel(model: Any, windows: int) -> np.ndarray:
+def whisper_cpp(files: Files) -> Any:
+    """whisper.cpp as its package for Python has it, which is built for CPUs."""
+    from pywhispercpp.model import Model
+
+    # its log tells of every model that is loaded
+    return Model(str(files.ggml), n_threads=threads(), print_progress=False, redirect_whispercpp_logs_to=None)
+
+
+def faster_mel(files: Files, model: Any, windows: int) -> np.ndarray:
     """(windows, n_mels, 3000), of the very samples: unlike in its `transcribe`, nothing is added at their end"""
-    return np.stack([model.feature_extractor(chunk, padding=0)[:, : 100 * WINDOW] for chunk in chunks(windows)])
+    rows = [model.feature_extractor(chunk, padding=0) for chunk in chunks(files, windows)]
+    return np.stack([row[:, : 100 * WINDOW] for row in rows])
 
 
 def plain_ctranslate2(array: Any) -> np.ndarray:
@@ -137,7 +150,9 @@ def plain_ctranslate2(array: Any) -> np.ndarray:
 
 
 def _converted(files: Files) -> Path:
-    """By CTranslate2's own converter, once."""
+    """By CTranslate2's own converter, once; real weights come in its form."""
+    if files.ctranslate2 is not None:
+        return files.ctranslate2
     folder = files.transformers.with_name("ctranslate2")
     if not folder.exists():
         part = folder.with_name(f".{folder.name}-{os.getpid()}")
