@@ -10,7 +10,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.metrics import adjusted_rand_score
 
 from mlx_speech.stages import linkage as ours
-from mlx_speech.stages.linkage import centroid_linkage
+from mlx_speech.stages.linkage import MOST_FOR_SCIPY, centroid_linkage, generic_linkage
 
 
 def unit(count: int, dimension: int, speakers: int, spread: float, seed: int = 0) -> np.ndarray:
@@ -26,7 +26,7 @@ def unit(count: int, dimension: int, speakers: int, spread: float, seed: int = 0
 def test_the_same_tree(count: int, dimension: int, spread: float) -> None:
     """One dimension has its own share of ties on the unit sphere, so there without norms."""
     vectors = unit(count, dimension, 5, spread) if dimension > 1 else np.random.default_rng(1).normal(size=(count, 1))
-    expected, found = linkage(vectors, "centroid"), centroid_linkage(vectors)
+    expected, found = linkage(vectors, "centroid"), generic_linkage(vectors)
     assert np.array_equal(found[:, [0, 1, 3]], expected[:, [0, 1, 3]])
     assert np.allclose(found[:, 2], expected[:, 2], rtol=0, atol=1e-12)
 
@@ -37,7 +37,7 @@ def test_many_vectors_fall_into_the_same_parts() -> None:
     spread = rng.uniform(0.1, 1, (4000, 1))
     vectors = rng.standard_normal((40, 256))[rng.integers(40, size=4000)] + spread * rng.standard_normal((4000, 256))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    expected, found = linkage(vectors, "centroid"), centroid_linkage(vectors)
+    expected, found = linkage(vectors, "centroid"), generic_linkage(vectors)
     for threshold in (0.3, 0.6, 0.7, 0.9):
         labels = fcluster(expected, threshold, "distance")
         assert 39 < labels.max() < 3500
@@ -48,21 +48,28 @@ def test_rounding_decides_nothing() -> None:
     """Distances that float32 cannot tell apart."""
     rng = np.random.default_rng(3)
     vectors = unit(1, 64, 1, 1.0) + 1e-6 * rng.standard_normal((300, 64))
-    expected, found = linkage(vectors, "centroid"), centroid_linkage(vectors)
+    expected, found = linkage(vectors, "centroid"), generic_linkage(vectors)
     assert np.array_equal(found[:, [0, 1, 3]], expected[:, [0, 1, 3]])
 
 
 def test_vectors_that_are_the_same() -> None:
     vectors = np.repeat(unit(40, 8, 40, 1.0), 5, axis=0)
-    found = centroid_linkage(vectors)
+    found = generic_linkage(vectors)
     parts = [fcluster(tree, 1e-6, "distance") for tree in (linkage(vectors, "centroid"), found)]
     assert parts[1].max() == 40 and adjusted_rand_score(*parts) == 1.0
     assert found[-1, 3] == 200 and sorted(found[:, :2].ravel()) == list(range(398))
-    assert centroid_linkage(np.ones((30, 4)))[:, 2].max() == 0.0
+    assert generic_linkage(np.ones((30, 4)))[:, 2].max() == 0.0
 
 
 def test_none_and_one() -> None:
     assert centroid_linkage(np.zeros((0, 3))).shape == centroid_linkage(np.ones((1, 3))).shape == (0, 4)
+
+
+@pytest.mark.parametrize("count", [2, 300, MOST_FOR_SCIPY, MOST_FOR_SCIPY + 1])
+def test_few_vectors_and_many(count: int) -> None:
+    vectors = unit(count, 3, 5, 0.6)
+    expected, found = linkage(vectors, "centroid"), centroid_linkage(vectors)
+    assert np.allclose(found, expected, rtol=0, atol=1e-12)
 
 
 def test_float32_products_stay_within_the_margin() -> None:
