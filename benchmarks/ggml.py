@@ -18,16 +18,17 @@ if TYPE_CHECKING:
     import torch
 
 MAGIC = 0x67676D6C
-FLOAT32 = 0  # ggml's number of this type
+FLOAT32, FLOAT16 = 0, 1  # ggml's numbers of these types
 MULTILINGUAL = 51865  # tokens, at least
 SIZES = ("n_vocab", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer")
 SIZES += ("n_text_ctx", "n_text_state", "n_text_head", "n_text_layer", "n_mels")
 
 
 def save(state: Mapping[str, torch.Tensor], dims: Mapping[str, int], path: Path) -> None:
-    """Write a model of openai-whisper in float32. state : its tensors by its names; dims : its sizes"""
+    """Write a model of openai-whisper, matrices and kernels in float16: whisper.cpp computes convolutions with no
+    others, and asks for one type of all. state : its tensors by its names; dims : its sizes"""
     with path.open("wb") as file:
-        _write_numbers(file, MAGIC, *(dims[name] for name in SIZES), FLOAT32)
+        _write_numbers(file, MAGIC, *(dims[name] for name in SIZES), FLOAT16)
         filters = _mel_filters(dims["n_mels"])
         _write_numbers(file, *filters.shape)
         file.write(filters.tobytes())
@@ -41,13 +42,14 @@ def save(state: Mapping[str, torch.Tensor], dims: Mapping[str, int], path: Path)
 
 
 def _write_tensor(file: BinaryIO, name: str, array: np.ndarray) -> None:
+    is_half = array.ndim > 1 and "positional_embedding" not in name
     if re.fullmatch(r"encoder\.conv\d\.bias", name):
         array = array[:, None]  # it is added to (channels, positions)
     title = name.encode()
-    _write_numbers(file, array.ndim, len(title), FLOAT32)
+    _write_numbers(file, array.ndim, len(title), FLOAT16 if is_half else FLOAT32)
     _write_numbers(file, *reversed(array.shape))  # the dimension that runs fastest comes first
     file.write(title)
-    file.write(np.ascontiguousarray(array).tobytes())
+    file.write(np.ascontiguousarray(array, np.float16 if is_half else np.float32).tobytes())
 
 
 def _write_numbers(file: BinaryIO, *numbers: int) -> None:

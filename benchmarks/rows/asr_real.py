@@ -14,7 +14,7 @@ from benchmarks.rows import whisper_peers as peers
 from benchmarks.suite import OURS, Call, Row
 
 BATCH = 8
-FASTER, CPP = "faster-whisper", "whisper.cpp"
+FASTER, CPP = "faster-whisper", "whisper.cpp, float16 weights"
 Files = models.Whisper
 
 
