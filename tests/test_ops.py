@@ -24,10 +24,12 @@ from mlx_speech.ops.conv3x3 import conv3x3
 from mlx_speech.ops.few_rows import MOST_ROWS, product
 from mlx_speech.ops.filter_bank import Layout, loudness, loudness_graph
 from mlx_speech.ops.gelu import NUMBERS_PER_PART, gelu
+from mlx_speech.ops.grouped_conv import grouped_conv, grouped_conv_graph
 from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.ops.pooled_conv import pooled_conv, pooled_conv_graph
 from mlx_speech.ops.rectified import rectified_linear, rectified_linear_graph
 from mlx_speech.ops.time_norm import time_norm, time_norm_graph
+from mlx_speech.ops.waveform_conv import STEPS_PER_BLOCK, Kind, Layer, frames_graph, frames_of
 
 LARGE = NUMBERS_PER_PART * 2 + 7  # numbers: several blocks and a part of one
 
@@ -444,3 +446,73 @@ print(mx.abs(mx.ones((70, 90)) @ mx.ones((90, 50)) - 90).max().item())
     for how, expected in (("wanted", "Prescott Prescott"), ("unknown", f"{better} None")):
         done = subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, check=True, env=own)
         assert done.stdout.split("\n")[:2] == [expected, "0.0"], how
+
+
+# --- a waveform to frames ---------------------------------------------------------------------------------------------
+
+
+def layers_of(kinds: list[Kind], kernels: list[int], width: int = 24) -> list[Layer]:
+    """Layers with weights drawn at random."""
+    layers: list[Layer] = []
+    for place, (kind, kernel) in enumerate(zip(kinds, kernels, strict=True)):
+        inputs = width if place else 1
+        weight = draw(width, kernel, inputs, scale=(kernel * inputs) ** -0.5, seed=place)
+        bias = draw(width, seed=10 + place) if kind.has_bias else None
+        norms = (1 + draw(width, scale=0.3, seed=20 + place), draw(width, seed=30 + place)) if kind.norm else ()
+        layers.append(Layer(kind, weight, bias, *norms))
+    return layers
+
+
+WAVEFORMS = {
+    "a norm over time": ([Kind(5, norm="time"), Kind(2), Kind(2), Kind(2)], [10, 3, 3, 2]),
+    "norms of channels, and biases": ([Kind(5, True, "channels"), Kind(2, True, "channels")], [10, 3]),
+    "a bias before the norm over time": ([Kind(3, True, "time"), Kind(1, True)], [4, 5]),
+    "kernels shorter than strides": ([Kind(3), Kind(4, True)], [2, 3]),
+    "one layer": ([Kind(5, norm="time")], [10]),
+    "one layer without a norm": ([Kind(2)], [3]),
+}
+
+
+@pytest.mark.parametrize("name", WAVEFORMS)
+@pytest.mark.parametrize("steps", [1, 7, 2 * STEPS_PER_BLOCK + 3])
+def test_frames_of_a_waveform_are_those_of_the_graph(name: str, steps: int, numpy_runs: list[bool]) -> None:
+    """steps : of the last layer"""
+    kinds, kernels = WAVEFORMS[name]
+    samples = steps
+    for kind, kernel in zip(kinds[::-1], kernels[::-1], strict=True):
+        samples = (samples - 1) * kind.stride + kernel
+    layers = layers_of(kinds, kernels)
+    arrays = [array for layer in layers for array in layer.arrays]
+    waveform = 0.1 * draw(2, samples + kinds[0].stride - 1) + 0.05  # what no step covers is left; not centred
+    first = (samples - kernels[0]) // kinds[0].stride + 1
+    for lengths in (None, mx.array([first, max(first // 2, 1)])):
+        expected = np.array(frames_graph(waveform, *arrays, kinds=kinds, lengths=lengths))
+        found = np.array(frames_of(waveform, layers, lengths))
+        assert found.shape == expected.shape == (2, steps, 24)
+        counted = lengths is None or kinds[0].norm != "time" or first // 2 > 1  # of one step nothing is left to norm
+        assert np.abs(found - expected)[: 2 if counted else 1].max() < 2e-5 * max(1, np.abs(expected).max())
+    assert numpy_runs == [True, True]
+
+
+def test_the_norm_of_a_waveform_that_is_far_from_zero() -> None:
+    """Nothing is lost where the samples' mean is large beside their deviation."""
+    layers = layers_of([Kind(5, norm="time")], [10])
+    waveform = 1.0 + 1e-3 * draw(1, 4000)
+    exact = np.array(waveform, np.float64)[0]
+    covered = (
+        np.lib.stride_tricks.sliding_window_view(exact, 10)[::5] @ np.array(layers[0].weight, np.float64)[..., 0].T
+    )
+    centred = (covered - covered.mean(axis=0)) / np.sqrt(covered.var(axis=0) + 1e-5)
+    normed = torch.from_numpy(centred * np.array(layers[0].norm) + np.array(layers[0].norm_bias))
+    expected = torch.nn.functional.gelu(normed).numpy()
+    assert np.abs(np.array(frames_of(waveform, layers))[0] - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("kernel, padding", [(128, 64), (5, 2), (4, 0), (1, 0)])
+@pytest.mark.parametrize("batch, steps", [(1, 5), (1, 700), (3, 90)])
+def test_a_grouped_convolution_is_that_of_the_graph(kernel: int, padding: int, batch: int, steps: int) -> None:
+    x, weight, bias = draw(batch, steps, 24), draw(36, kernel, 6, scale=kernel**-0.5, seed=1), draw(36, seed=2)
+    expected = np.array(grouped_conv_graph(x, weight, bias, groups=4, padding=padding))
+    found = np.array(grouped_conv(x, weight, bias, groups=4, padding=padding))
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 1e-5

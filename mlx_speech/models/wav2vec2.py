@@ -15,8 +15,11 @@ import mlx.nn as nn
 from mlx_speech.errors import OptionError, brief
 from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, layers, positive
 from mlx_speech.models.layers import TimeNorm
+from mlx_speech.ops import waveform_conv
 from mlx_speech.ops.attention import attention
 from mlx_speech.ops.gelu import gelu
+from mlx_speech.ops.grouped_conv import grouped_conv
+from mlx_speech.ops.waveform_conv import Kind
 
 CONV_LIMITS = {"min": 1, "max": 65536, "length": 32}  # of widths, kernels and strides, and of the number of layers
 
@@ -77,25 +80,32 @@ class ConvLayer(nn.Module):
         elif index == 0:
             self.layer_norm = TimeNorm(outputs)
 
-    def __call__(self, x: mx.array, lengths: mx.array | None) -> mx.array:
-        """x (batch, steps, inputs) → (batch, frames, outputs)
-
-        lengths : (batch,) frames of each row that the norm over time counts; all, where None
-        """
-        x = self.conv(x)
+    @property
+    def layer(self) -> waveform_conv.Layer:
+        """As the operation wants it."""
+        stride = self.conv.stride
+        bias = self.conv.bias if "bias" in self.conv else None
         if "layer_norm" not in self:
-            return gelu(x)
-        if isinstance(self.layer_norm, TimeNorm):
-            return gelu(self.layer_norm(x, lengths))
-        return gelu(self.layer_norm(x))
+            return waveform_conv.Layer(Kind(stride, bias is not None), self.conv.weight, bias)
+        norm = self.layer_norm
+        axis = "time" if isinstance(norm, TimeNorm) else "channels"
+        kind = Kind(stride, bias is not None, axis, norm.eps)
+        return waveform_conv.Layer(kind, self.conv.weight, bias, norm.weight, norm.bias)
 
 
 class FeatureExtractor(nn.Module):
-    """The convolutions over the waveform; `Model` calls them one by one, since lengths change in between."""
+    """The convolutions over the waveform."""
 
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.conv_layers = [ConvLayer(args, index) for index in range(len(args.conv_dim))]
+
+    def __call__(self, waveform: mx.array, lengths: mx.array | None) -> mx.array:
+        """waveform (batch, samples) → (batch, frames, width)
+
+        lengths : (batch,) steps of each row behind the first convolution that its norm counts; all, where None
+        """
+        return waveform_conv.frames_of(waveform, [layer.layer for layer in self.conv_layers], lengths)
 
 
 class FeatureProjection(nn.Module):
@@ -121,11 +131,13 @@ class PositionalConv(nn.Module):
         kernel = args.num_conv_pos_embeddings
         groups = args.num_conv_pos_embedding_groups
         self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
+        self._groups = groups
         self._surplus = 1 - kernel % 2  # an even kernel gives one frame too many
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (batch, frames, hidden) → (batch, frames, hidden)"""
-        y = self.conv(x)
+        conv = self.conv
+        y = grouped_conv(x, conv.weight, conv.bias, groups=self._groups, padding=conv.padding)
         return gelu(y[:, : y.shape[1] - self._surplus])
 
 
@@ -291,11 +303,12 @@ class Model(BaseModel):
         samples = waveform.shape[1]
         if self.num_frames(samples) < 1:
             raise OptionError(f"{samples} samples are too few for wav2vec2: pad them with zeros to 400 or more")
-        x = waveform[..., None].astype(self.wav2vec2.feature_projection.projection.weight.dtype)
-        for index, layer in enumerate(self.wav2vec2.feature_extractor.conv_layers):
-            if lengths is not None:
-                lengths = (lengths - self.args.conv_kernel[index]) // self.args.conv_stride[index] + 1
-            x = layer(x, lengths)
+        waveform = waveform.astype(self.wav2vec2.feature_extractor.conv_layers[0].conv.weight.dtype)
+        first_lengths = None
+        if lengths is not None:
+            first_lengths = (lengths - self.args.conv_kernel[0]) // self.args.conv_stride[0] + 1
+            lengths = self.num_frames(lengths)
+        x = self.wav2vec2.feature_extractor(waveform, first_lengths)
         x = self.wav2vec2.feature_projection(x)
         x = self.wav2vec2.encoder(x, lengths)
         return self.lm_head(x)
