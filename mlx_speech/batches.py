@@ -51,9 +51,15 @@ class Batches:
         self._has_warned = False
 
     def add(self, recording: Recording, batch_size: int) -> None:
-        """Queue all chunks of a recording; each comes back by `Recording.heard`."""
+        """Queue all chunks of a recording; each comes back by `Recording.heard`, at once where it is known."""
         for place, chunk in enumerate(recording.chunks):
-            self.add_chunk(recording, place, batched.samples_of(recording.audio, chunk), batch_size)
+            known = recording.known.get(chunk)
+            if known is None:
+                self.add_chunk(recording, place, batched.samples_of(recording.audio, chunk), batch_size)
+            else:
+                recording.encoded.pop(chunk, None)
+                recording.pending += 1
+                recording.heard(place, known.segments, known.silences)
 
     def add_chunk(self, recording: Recording, place: int, samples: np.ndarray, batch_size: int) -> None:
         """Queue one of them. place : among the recording's chunks; samples : (samples,) of the chunk"""

@@ -44,7 +44,7 @@ from mlx_speech.options import (
 )
 from mlx_speech.package_data import DEMO
 from mlx_speech.recording import MIN_SAMPLES, Recording, in_order, with_rate, with_speaker, without_mlx
-from mlx_speech.request import Event, Progress, Request
+from mlx_speech.request import Event, Heard, Progress, Request
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.diarize import diarize_steps
@@ -187,14 +187,21 @@ class Pipeline:
         return self._transcribe_all(recordings, self._options(options), on_progress)
 
     def submit(
-        self, audio: Any, *, sample_rate: int | None = None, **options: Unpack[TranscribeOptions]
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        known: Iterable[Heard] = (),
+        **options: Unpack[TranscribeOptions],
     ) -> Request[Transcript]:
         """Hand over a recording, and go on. The `Request` has `result()`, `events()`, `cancel()`, and can be awaited.
 
         audio, sample_rate, options : as of `__call__`
+        known : chunks that an earlier request told of, for the same with the same options: they are not heard again
         Raises `OptionError`, `PipelineClosed`, `ForkedProcess`; what else `__call__` raises, the request does.
         """
         recording = Recording(without_mlx(with_rate(audio, sample_rate)), self._options(options))
+        recording.known = {heard.chunk: heard for heard in known}
         return self._engine.submit(self._checked_and_transcribed(recording), recording.clock)
 
     def submit_speech(self, samples: np.ndarray, state: State | None = None) -> Request[tuple[np.ndarray, State]]:

@@ -7,6 +7,7 @@ from mlx_speech import backend as backend  # isort: skip  (before MLX)
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,6 +40,7 @@ class Recording:
     encoded : what was encoded of chunks to tell the language
     aligned_by_ctc : whether words get their times by forced alignment
     timed_by_attention : whether words get times from Whisper's attention
+    known : chunks that were recognised before, for another request
     news : texts of chunks that the caller has not been told of
     silences : speech in which Whisper heard none
     error : what went wrong in a batch that it shared
@@ -59,6 +61,7 @@ class Recording:
     encoded: dict[Chunk, mx.array] = field(default_factory=dict)
     aligned_by_ctc: bool = False
     timed_by_attention: bool = False
+    known: Mapping[Chunk, Heard] = field(default_factory=dict)
     segments: tuple[Segment, ...] = ()
     news: deque[Heard] = field(default_factory=deque)
     silences: list[Region] = field(default_factory=list)
@@ -121,7 +124,7 @@ class Recording:
         self.segments += segments
         self.silences += silences
         self.pending -= 1
-        self.news.append(Heard(segments, place))
+        self.news.append(Heard(segments, place, self.chunks[place], silences))
 
     def transcript(self) -> Transcript:
         """What is known of it."""

@@ -10,7 +10,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from mlx_speech.transcript import Segment
+from mlx_speech.transcript import Chunk, Region, Segment
 from mlx_speech.waker import Waker
 
 T = TypeVar("T")
@@ -35,10 +35,14 @@ class Heard:
 
     segments : in seconds of the recording
     place : of the chunk among those of the recording, from 0
+    chunk : which one it is
+    silences : speech in it in which Whisper heard none
     """
 
     segments: tuple[Segment, ...]
     place: int
+    chunk: Chunk
+    silences: tuple[Region, ...] = ()
 
 
 Event: TypeAlias = Progress | Heard
@@ -86,6 +90,10 @@ class Request(Generic[T]):
     def when_done(self, call: Callable[[], object]) -> None:
         """Call something at its end, in the thread where that happens; at once where it has ended."""
         self._future.add_done_callback(lambda _: call())
+
+    def events_so_far(self) -> list[Event]:
+        """What has happened up to now."""
+        return list(self._events)
 
     def events(self) -> Iterator[Event]:
         """What happens, as it happens, until the end; what has happened before is told first."""

@@ -62,15 +62,20 @@ def post(path: str, content_type: str = f"multipart/form-data; boundary={BOUNDAR
 
 
 async def ask(
-    app: Any, scope: dict[str, Any], body: bytes = b"", size: int = 1 << 16, goes: float | None = None
+    app: Any,
+    scope: dict[str, Any],
+    body: bytes = b"",
+    size: int = 1 << 16,
+    goes: float | None = None,
+    gone: asyncio.Event | None = None,
 ) -> Answer:
     """What the application answers.
 
-    size : bytes of a piece of the body; goes : seconds after which the client closes the connection
+    size : bytes of a piece of the body; goes : seconds after which the client closes the connection; gone : when it has
     """
     pieces = [body[start : start + size] for start in range(0, len(body), size)] or [b""]
     answer = Answer()
-    gone = asyncio.Event()
+    gone = gone or asyncio.Event()
     if goes is not None:
         asyncio.get_running_loop().call_later(goes, gone.set)
 

@@ -10,7 +10,6 @@ the first one has promised stands in `promises` there. Processes are forked off 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import gc
 import os
 import random
@@ -32,7 +31,7 @@ from mlx_speech.server.jobs.runner import Runner
 from mlx_speech.server.jobs.store import Store
 from mlx_speech.server.service import Service
 from mlx_speech.server.settings import Settings
-from mlx_speech.transcript import Diarization, Segment, Transcript, Turn, Word
+from mlx_speech.transcript import Chunk, Diarization, Segment, Transcript, Turn, Word
 
 WORDS = ("one", "zwei", "três", "четыре", "五", "ستة")
 BROKEN = b"broken"  # the sound of a recording that cannot be decoded
@@ -62,10 +61,8 @@ def transcript_of(sound: bytes) -> Transcript:
 
 
 def heard(segments: tuple[Segment, ...], place: int) -> Heard:
-    """A chunk's text. place : of the chunk, where the event tells"""
-    known = {field.name for field in dataclasses.fields(Heard)}
-    values: dict[str, Any] = {"segments": segments, "place": place}
-    return Heard(**{name: value for name, value in values.items() if name in known})
+    """A chunk's text. place : of the chunk"""
+    return Heard(segments, place, Chunk(segments[0].start, segments[-1].end))
 
 
 def events_of(sound: bytes) -> list[Event]:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 import wave
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server.app import create_app
 from mlx_speech.server.settings import Settings
 from mlx_speech.stages.whisper.workload import Workload
-from mlx_speech.transcript import Diarization, Segment, Transcript, Turn, Word
+from mlx_speech.transcript import Chunk, Diarization, Segment, Transcript, Turn, Word
 
 
 def said(*texts: str, speakers: tuple[str, ...] = ()) -> Transcript:
@@ -57,7 +57,7 @@ class Scripted:
 
     holds : requests do not end until it is set; they can be cancelled
     stalled_for : seconds
-    asked : the options of every request
+    asked : the options of every request; known : the chunks that each brought
     workload : of no decoder
     """
 
@@ -66,6 +66,8 @@ class Scripted:
         self.holds: threading.Event | None = None
         self.stalled_for = 0.0
         self.asked: list[dict[str, Any]] = []
+        self.known: list[list[Heard]] = []
+        self.requests: list[Request[Any]] = []
         self.heard: list[bytes] = []
         self.cancelled = 0
         self.closed = False
@@ -77,7 +79,8 @@ class Scripted:
     def whisper(self) -> Scripted:
         return self
 
-    def submit(self, audio: Any, **options: Any) -> Request[Transcript]:
+    def submit(self, audio: Any, *, known: Iterable[Heard] = (), **options: Any) -> Request[Transcript]:
+        self.known.append(list(known))
         return self._submit(audio, self.transcript, options)
 
     def submit_diarization(self, audio: Any, **numbers: Any) -> Request[Diarization]:
@@ -87,6 +90,7 @@ class Scripted:
         Options.of(**options)
         request: Request[Any] = Request()
         self.asked.append(options)
+        self.requests.append(request)
         holds = self.holds
 
         def work() -> None:
@@ -97,7 +101,8 @@ class Scripted:
                 return
             segments = getattr(result, "segments", ())
             for place in reversed(range(len(segments))):
-                request._publish(Heard((segments[place],), place))
+                segment = segments[place]
+                request._publish(Heard((segment,), place, Chunk(segment.start, segment.end)))
             request._publish(Progress("transcribe", 1.0, 2.0))
             while holds is not None and not holds.wait(0.005):
                 if request.cancelled():

@@ -85,6 +85,7 @@ def create_app(
             await service.answers.close()
             for pipeline in named.values():
                 pipeline.close()
+            service.interrupted.forget_all()
 
     async def wind_down() -> None:
         service.state = "shutting down"

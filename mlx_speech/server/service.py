@@ -15,6 +15,7 @@ from mlx_speech.server.admission import Admission
 from mlx_speech.server.collectors import DecodingCollector
 from mlx_speech.server.errors import ApiError
 from mlx_speech.server.idempotency import Answers
+from mlx_speech.server.interrupted import Interrupted
 from mlx_speech.server.metrics import Metrics
 from mlx_speech.server.settings import Settings
 
@@ -50,6 +51,7 @@ class Service:
     state : "loading", "ready", "not loaded" or "shutting down"
     live : sessions that are open
     answers : that may be asked for again
+    interrupted : what requests had heard whose clients went
     """
 
     settings: Settings
@@ -59,6 +61,7 @@ class Service:
     waiting_for_voices: CapacityLimiter = field(init=False)
     live: set[OpenSession] = field(default_factory=set)
     answers: Answers = field(default_factory=Answers)
+    interrupted: Interrupted = field(default_factory=Interrupted)
     admission: Admission = field(init=False)
     metrics: Metrics = field(init=False)
 

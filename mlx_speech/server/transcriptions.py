@@ -82,14 +82,18 @@ class _Received(Generic[W]):
 
     work : what it asks for
     sound : its recording, which is open until the stack is closed; on disk it is deleted
+    owner : whose it is
     key : an Idempotency-Key, where one came
     fingerprint : of all that makes the answer
+    is_retry : whether the client says that it has sent it before
     """
 
     work: W
     sound: FileIO
+    owner: str
     key: str | None
     fingerprint: bytes
+    is_retry: bool
 
 
 async def _received(
@@ -97,8 +101,9 @@ async def _received(
 ) -> _Received[W]:
     """Read a form. Raises `ApiError`; what is wrong with the head of the request is told before."""
     key = key_of(request)
+    owner = owner_of(request)
     async with (
-        service.admission.upload(owner_of(request)),
+        service.admission.upload(owner),
         received_form(request, service.settings, service.uploads, check) as form,
     ):
         work = read(form.fields, service)
@@ -106,18 +111,28 @@ async def _received(
         service.metrics.see_upload(upload.path.stat().st_size)
         stack.enter_context(service.admission.sound(await run_sync(stated_duration, upload.path)))
         sound = stack.enter_context(opened(upload.path, upload.filename))
-        return _Received(work, sound, key, fingerprint_of(request.url.path, form.fields, upload.sha256))
+        fingerprint = fingerprint_of(request.url.path, form.fields, upload.sha256)
+        return _Received(work, sound, owner, key, fingerprint, is_retry(request))
 
 
 async def _begun(service: Service, received: _Received[Work], stack: AsyncExitStack) -> Answering:
-    """A recording in a pipeline, whose work ends with the stack."""
+    """A recording in a pipeline, whose work ends with the stack; what it has heard by then is kept for a retry."""
     work = received.work
     pipeline = service.pipelines[work.model]
     voices = None
     if work.known_speakers:
         voices = await run_sync(voices_of, work.known_speakers, pipeline, limiter=service.waiting_for_voices)
-    task = pipeline.submit(received.sound, **work.options)
-    stack.callback(task.cancel)
+    known: list[Heard] = []
+    if received.is_retry:
+        known = service.interrupted.take(received.owner, received.fingerprint)
+    task = pipeline.submit(received.sound, known=known, **work.options)
+
+    def leave() -> None:
+        if not task.done():
+            task.cancel()
+            service.interrupted.keep(received.owner, received.fingerprint, heard_by(task))
+
+    stack.callback(leave)
     return Answering(service, work, task, voices)
 
 
@@ -136,7 +151,7 @@ async def _once(
     def begin() -> Coroutine[Any, Any, Response]:
         return _made(make, stack.pop_all())
 
-    answer = service.answers.once(owner_of(request), received.key, received.fingerprint, begin)
+    answer = service.answers.once(received.owner, received.key, received.fingerprint, begin)
     return await unless_gone(request, answer)
 
 
@@ -149,6 +164,17 @@ def prefers_async(request: Request) -> bool:
     """Whether the client asks for a job where it could wait (RFC 7240)."""
     wishes = [wish.strip().lower() for wish in request.headers.get("prefer", "").split(",")]
     return "respond-async" in wishes
+
+
+def is_retry(request: Request) -> bool:
+    """Whether OpenAI's client says that it sends this again."""
+    count = request.headers.get("x-stainless-retry-count", "")
+    return count.isascii() and count.isdecimal() and count.strip("0") != ""
+
+
+def heard_by(task: Task[Any]) -> list[Heard]:
+    """The chunks that a request in a pipeline has told of so far."""
+    return [event for event in task.events_so_far() if isinstance(event, Heard)]
 
 
 def required(form: Form) -> Upload:
