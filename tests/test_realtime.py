@@ -528,6 +528,7 @@ def test_what_a_client_waits_for_is_counted(tmp_path: Path) -> None:
         service.live.add(Mock(lag=seconds))
     value = service.metrics._registry.get_sample_value
     assert value("mlx_speech_live_partials_total") == 3
+    assert value("mlx_speech_audio_seconds_total", {"kind": "live"}) == 2
     assert value("mlx_speech_live_first_partial_seconds_count") == 2
     assert value("mlx_speech_live_final_seconds_count") == 1
     assert value("mlx_speech_live_lag_seconds") == 2.5
@@ -935,13 +936,15 @@ def test_ids_are_never_the_same(address: str, sound: bytes) -> None:
     ],
 )
 def test_sessions_end_with_a_reason(pipe: Pipeline, limits: Limits, code: str) -> None:
-    with serving(Service(Settings(), {"demo": pipe}), limits) as address, Client(address) as client:
+    service = Service(Settings(), {"demo": pipe})
+    with serving(service, limits) as address, Client(address) as client:
         if limits.first_sound > 1:
             client.append(bytes(BLOCK))
         assert client.receive()["error"]["code"] == code
         with pytest.raises(ConnectionClosed):
             client.receive()
         assert client.socket.close_code == 1000
+    assert service.metrics._registry.get_sample_value("mlx_speech_cancelled_total", {"reason": "deadline"}) == 1
 
 
 def test_a_bug_of_the_recogniser_ends_its_session_alone(pipe: Pipeline, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,9 @@ from contextlib import AsyncExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import numpy as np
 import openai
 import pydantic
 import pytest
@@ -975,8 +977,9 @@ def test_metrics_count(app: Any) -> None:
     answer_to(app, request("GET", "/v1/models/"))
     text = answer_to(app, request("GET", "/metrics")).body.decode()
     assert f'mlx_speech_http_requests_total{{code="200",route="{PATH}"}} 1.0' in text
-    assert "mlx_speech_audio_seconds_total 2.0" in text and "mlx_speech_upload_bytes_total 5.0" in text
-    build = f'mlx="{metadata.version("mlx")}",version="{mlx_speech.__version__}"'
+    assert 'mlx_speech_audio_seconds_total{kind="request"} 2.0' in text and "mlx_speech_upload_bytes_total 5.0" in text
+    assert 'mlx_speech_queue_wait_seconds_count{class="request"} 1.0' in text
+    build = f'mlx="{metadata.version("mlx")}",model="scripted",version="{mlx_speech.__version__}"'
     assert f'mlx_speech_build_info{{device="cpu",{build}}} 1.0' in text or f'{{device="gpu",{build}}} 1.0' in text
     assert 'mlx_speech_rejected_total{reason="model_not_found"} 3.0' in text
     assert 'code="404",route="/v1/models/{name}"} 3.0' in text
@@ -1013,6 +1016,57 @@ def test_metrics_of_decoders_and_of_jobs(tmp_path: Path) -> None:
     assert found["batch_fill_ratio_count"] == 6 and found["batch_fill_ratio_sum"] == 5
     jobs = {status: found[f"jobs {status}"] for status in ("queued", "running", "succeeded", "failed")}
     assert jobs == {"queued": 0, "running": 0, "succeeded": 1, "failed": 0} and found["jobs_total succeeded"] == 1
+
+
+def test_metrics_of_what_waits(tmp_path: Path) -> None:
+    """Of each class of work; here a request and two jobs, one behind the other, that do not end until they may."""
+    pipeline = Scripted()
+    app = app_of(pipeline, tmp_path)
+    sound = wav(np.zeros(SAMPLE_RATE * 3 // 2, np.float32))
+
+    async def figure(name: str, **labels: str) -> float:
+        text = (await ask(app, request("GET", "/metrics"))).body.decode()
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return sum(one.value for one in samples if one.name == f"mlx_speech_{name}" and one.labels == labels)
+
+    async def waiting(kind: str) -> tuple[float, float]:
+        return await figure("queue_requests", **{"class": kind}), await figure("queue_audio_seconds", **{"class": kind})
+
+    async def run() -> None:
+        async with app.router.lifespan_context(app):
+            while app.state.service.state != "ready":
+                await asyncio.sleep(0.005)
+            pipeline.holds = threading.Event()
+            begun = len(pipeline.asked)
+            for _ in range(2):
+                assert (await ask(app, post("/v1/audio/jobs"), parts(sound=sound))).status == 202
+            asking = asyncio.create_task(ask(app, post(PATH), parts(sound=sound)))
+            app.state.service.live.add(Mock(lag=0.5))
+            while len(pipeline.asked) < begun + 2:
+                await asyncio.sleep(0.005)
+            assert await waiting("request") == (1, 1.5)
+            assert await waiting("job") == (2, 3.0)
+            assert await waiting("live") == (1, 0.5)
+            assert await figure("queue_wait_seconds_count", **{"class": "job"}) == 1
+            app.state.service.live.clear()
+            pipeline.holds.set()
+            assert (await asking).status == 200
+            while await figure("jobs_total", status="succeeded") < 2:
+                await asyncio.sleep(0.005)
+            assert [await waiting(kind) for kind in ("request", "job", "live")] == [(0, 0)] * 3
+            assert await figure("queue_wait_seconds_count", **{"class": "job"}) == 2
+            assert await figure("audio_seconds_total", kind="job") == 4  # two scripted seconds each
+            assert await figure("audio_seconds_total", kind="request") == 2
+            assert await figure("audio_processed_ratio_count") == 3
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_speakers_alone_are_sound_that_was_heard(app: Any) -> None:
+    answer = answer_to(app, post("/v1/audio/diarizations"), form([("file", b"sound", "a")]))
+    assert answer.status == 200
+    assert 'mlx_speech_audio_seconds_total{kind="request"} 2.0' in metrics_of(app)
+    assert 'mlx_speech_queue_wait_seconds_count{class="request"} 1.0' in metrics_of(app)
 
 
 def test_not_ready_while_a_step_does_not_end(demo: mlx_speech.Pipeline, tmp_path: Path, monkeypatch: Any) -> None:

@@ -25,7 +25,7 @@ from mlx_speech.errors import MLXSpeechError, PipelineClosed
 from mlx_speech.folders import writing
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.server import health, models, page, posting, shapes, transcriptions
-from mlx_speech.server.collectors import JobsCollector
+from mlx_speech.server.collectors import JobsCollector, QueueCollector
 from mlx_speech.server.errors import ApiError, api_error, shutting_down
 from mlx_speech.server.guard import Guard
 from mlx_speech.server.jobs import routes as jobs
@@ -70,6 +70,8 @@ def create_app(
     _make_folders(service)
     runner = Runner(service)
     service.metrics.add(JobsCollector(runner.counts))
+    backlogs = {"request": service.backlog, "job": runner.backlog, "live": service.live_backlog}
+    service.metrics.add(QueueCollector(backlogs))
 
     async def add_job(request: Request) -> Response:
         return await posting.add_job(request, service, runner)

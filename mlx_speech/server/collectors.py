@@ -55,6 +55,26 @@ class JobsCollector(Collector):
         yield jobs
 
 
+class QueueCollector(Collector):
+    """What waits or is under way. backlogs : class of work → gives how many there are, and seconds of their sound; may
+    raise `ApiError`"""
+
+    def __init__(self, backlogs: Mapping[str, Callable[[], tuple[int, float]]]) -> None:
+        self._backlogs = backlogs
+
+    def collect(self) -> Iterator[Metric]:
+        """Of prometheus_client."""
+        requests = GaugeMetricFamily(f"{PREFIX}_queue_requests", "What waits or is under way", labels=["class"])
+        sound = GaugeMetricFamily(f"{PREFIX}_queue_audio_seconds", "Their sound", labels=["class"])
+        for name, backlog in self._backlogs.items():
+            with suppress(ApiError):  # as above
+                count, seconds = backlog()
+                requests.add_metric([name], count)
+                sound.add_metric([name], seconds)
+        yield requests
+        yield sound
+
+
 def _fills(workloads: Sequence[Workload]) -> Metric:
     """How full batches were, turn after turn, as a histogram."""
     bounds = [*(str(fill) for fill in FILLS), "+Inf"]

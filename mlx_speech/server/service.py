@@ -68,7 +68,7 @@ class Service:
     def __post_init__(self) -> None:
         self.admission = Admission(self.settings)
         self.waiting_for_voices = CapacityLimiter(VOICES_AT_ONCE)  # or they would take the threads of all others
-        self.metrics = Metrics(self.admission, lambda: self.stalled_for)
+        self.metrics = Metrics(self.settings.data_dir, self.pipelines, lambda: self.stalled_for)
         self.metrics.live_sessions.set_function(lambda: len(self.live))
         self.metrics.live_lag.set_function(lambda: max((session.lag for session in list(self.live)), default=0.0))
         self.metrics.add(DecodingCollector(self.pipelines.values()))
@@ -77,6 +77,15 @@ class Service:
     def uploads(self) -> Path:
         """The folder of recordings that are being sent, or wait for their turn."""
         return self.settings.data_dir / "uploads"
+
+    def backlog(self) -> tuple[int, float]:
+        """Requests that wait or are under way, and seconds of their sound. From any thread."""
+        return self.admission.waiting, self.admission.seconds
+
+    def live_backlog(self) -> tuple[int, float]:
+        """Live sessions that are open, and seconds of their sound that wait to be heard. From any thread."""
+        sessions = list(self.live)
+        return len(sessions), sum(session.lag for session in sessions)
 
     @property
     def stalled_for(self) -> float:

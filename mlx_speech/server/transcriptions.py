@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -17,17 +16,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mlx_speech.request import Event, Heard, Progress
-from mlx_speech.request import Request as Task
+from mlx_speech.request import Event, Heard
 from mlx_speech.server import fields, shapes
-from mlx_speech.server.admission import too_long
 from mlx_speech.server.errors import ApiError, api_error
 from mlx_speech.server.events import event, event_stream
 from mlx_speech.server.fields import Work
 from mlx_speech.server.forms import Check, Fields, Form, Upload, received_form
+from mlx_speech.server.hearing import Hearing, heard_by
 from mlx_speech.server.idempotency import fingerprint_of, key_of
 from mlx_speech.server.known import named, voices_of
-from mlx_speech.server.outcomes import outcome_of, result_of
+from mlx_speech.server.outcomes import outcome_of
 from mlx_speech.server.service import Service, owner_of
 from mlx_speech.server.sounds import opened, stated_duration
 from mlx_speech.transcript import Transcript, space_between
@@ -133,7 +131,7 @@ async def _begun(service: Service, received: _Received[Work], stack: AsyncExitSt
             service.interrupted.keep(received.owner, received.fingerprint, heard_by(task))
 
     stack.callback(leave)
-    return Answering(service, work, task, voices)
+    return Answering(service, work, Hearing(service, task), voices)
 
 
 async def _once(
@@ -172,11 +170,6 @@ def is_retry(request: Request) -> bool:
     return count.isascii() and count.isdecimal() and count.strip("0") != ""
 
 
-def heard_by(task: Task[Any]) -> list[Heard]:
-    """The chunks that a request in a pipeline has told of so far."""
-    return [event for event in task.events_so_far() if isinstance(event, Heard)]
-
-
 def required(form: Form) -> Upload:
     """The recording of a form. Raises `ApiError` where there is none."""
     if form.upload is None:
@@ -190,12 +183,11 @@ class Answering:
     voices : of speakers whose names came with the request
     """
 
-    def __init__(self, service: Service, work: Work, task: Task[Transcript], voices: Voices | None) -> None:
+    def __init__(self, service: Service, work: Work, hearing: Hearing[Transcript], voices: Voices | None) -> None:
         self.work = work
         self._service = service
-        self._task = task
+        self._hearing = hearing
         self._voices = voices
-        self._start = time.monotonic()
 
     async def whole(self) -> Response:
         """The answer, once all of it is there. Raises `ApiError`, and what the pipeline raises."""
@@ -218,7 +210,7 @@ class Answering:
 
     async def _events(self) -> AsyncIterator[str]:
         text = ""
-        async for delta in in_order(until_too_long(self._task, self._service.settings.max_duration)):
+        async for delta in in_order(self._hearing.events()):
             text += delta
             yield event({"type": "transcript.text.delta", "delta": delta})
         transcript = await outcome_of(self._transcript())
@@ -234,10 +226,10 @@ class Answering:
         yield event(done)
 
     async def _transcript(self) -> Transcript:
-        transcript = await bounded_result(self._task, self._service.settings.max_duration)
-        seconds = time.monotonic() - self._start
+        transcript = await self._hearing.result()
+        seconds = self._hearing.seconds
         self._service.admission.measure(transcript.duration, seconds)
-        self._service.metrics.see_transcript(transcript, seconds)
+        self._service.metrics.see_transcript("request", transcript, seconds)
         if self._service.settings.log_text:
             log.info("%s", json.dumps({"text": shapes.running_text(transcript.segments)}))
         if self._voices is not None:
@@ -261,30 +253,6 @@ async def in_order(events: AsyncIterator[Event]) -> AsyncIterator[str]:
                 if delta:
                     yield delta
             following += 1
-
-
-async def until_too_long(task: Task[T], limit: float) -> AsyncIterator[Event]:
-    """Its events; it is cancelled where the sound turns out to be longer than `limit` seconds, as some files do not
-    say."""
-    async for news in task:
-        if is_too_long(news, limit):
-            task.cancel()
-            return
-        yield news
-
-
-async def bounded_result(task: Task[T], limit: float) -> T:
-    """What comes out. Raises as `result_of`, and `ApiError` 413 where the sound is longer than `limit` seconds."""
-    async for news in task:
-        if is_too_long(news, limit):
-            task.cancel()
-            raise too_long(limit)
-    return await result_of(task)
-
-
-def is_too_long(news: Event, limit: float) -> bool:
-    """Whether it tells of more than so many seconds."""
-    return isinstance(news, Progress) and news.total > limit
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
@@ -321,7 +289,9 @@ async def _diarize(request: Request, service: Service) -> Response:
             work = received.work
             task = service.pipelines[work.model].submit_diarization(received.sound, **work.numbers)
             stack.callback(task.cancel)
-            found = await bounded_result(task, service.settings.max_duration)
+            hearing = Hearing(service, task)
+            found = await hearing.result()
+            service.metrics.see_sound("request", hearing.sound)
             return shapes.diarization_answer(found, work.response_format)
 
         return await _once(request, service, received, whole, stack)

@@ -242,6 +242,7 @@ class _Connection:
             request.cancel()
         outcome = await outcome_of(result_of(request))
         if not isinstance(outcome, Exception):
+            self._service.metrics.see_sound("live", outcome.duration)
             return outcome
         if not isinstance(outcome, MLXSpeechError):
             LOG.error("sound could not be recognised", exc_info=outcome)

@@ -121,6 +121,11 @@ class Runner:
         store = self._store
         return {} if store is None else store.counts()
 
+    def backlog(self) -> tuple[int, float]:
+        """Jobs that have not ended, and seconds of their sound. As `counts`."""
+        store = self._store
+        return (0, 0.0) if store is None else store.backlog()
+
     async def add(
         self,
         *,
@@ -224,6 +229,8 @@ class Runner:
 
     async def _do(self, job: Job) -> None:
         """One job, from its turn to its end."""
+        began = self._clock()
+        self._service.metrics.see_wait("job", began - job.created_at)
         work = asyncio.create_task(self._transcribe(job))
         await asyncio.wait({work})
         error = None if work.cancelled() else work.exception()
@@ -237,6 +244,7 @@ class Runner:
                 self._service.metrics.see_job("failed")
         elif await self._stored(self.store.finish, job.id, work.result()):
             self._service.metrics.see_job("succeeded")
+            self._service.metrics.see_transcript("job", work.result(), self._clock() - began)
         self._notify(job.id)
 
     async def _transcribe(self, job: Job) -> Transcript:

@@ -154,6 +154,12 @@ class Store:
                 counts[status] = count
         return counts
 
+    def backlog(self) -> tuple[int, float]:
+        """How many jobs have not ended, and seconds of their sound, as far as it is known."""
+        query = "SELECT count(*), total(audio_seconds) FROM jobs WHERE status IN ('queued', 'running')"
+        with self._database.reading() as connection:
+            return connection.execute(query).fetchone()
+
     def events(self, job_id: str, after: int) -> tuple[Job | None, list[JobEvent]]:
         """A job, None where it is gone, and what happened to it behind the event of this number; of its progress only
         the last."""

@@ -241,6 +241,7 @@ class Session:
             await asyncio.sleep(interval)
             reason = self._overdue(time.monotonic())
             if reason is not None:
+                self._service.metrics.see_cancelled("deadline")
                 self._end(reason, NORMAL)
                 return
 

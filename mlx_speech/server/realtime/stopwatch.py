@@ -1,4 +1,4 @@
-"""How long a live session lets its client wait, for /metrics."""
+"""How long a live session lets its client wait, and what it hears, for /metrics."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class Stopwatch:
         elif isinstance(happening, Committed):
             self._committed[happening.item] = now
         elif isinstance(happening, Completed):
+            self._metrics.see_sound("live", happening.seconds)
             self._metrics.see_final(now - self._committed.pop(happening.item, now))
         elif isinstance(happening, Failed):
             self._committed.pop(happening.item, None)
