@@ -183,6 +183,7 @@ class Models:
         self._silero = Slot("vad_model", silero_vad.Model, load)
         self._pyannet = Slot("vad_model", pyannet.Model, load)
         self._aligner = Slot("align_model", wav2vec2.Model, load)
+        self._kept_aligners: dict[str, Slot[wav2vec2.Model]] = {}  # by the names of the models
         self._diarization = Slot("diarize_model", diarization_pipeline.Model, _load_diarization)
         self._tokenizer: Tokenizer | None = None
         self._without_aligner: set[str] = set()  # languages, of which the user has been told
@@ -217,8 +218,8 @@ class Models:
     def aligner(self, language: str) -> wav2vec2.Model | None:
         """The wav2vec2 of a language, or None (with a warning) where there is none, or it cannot be had.
 
-        One is held at a time: recordings of one language come together. Raises `SourceError` where the caller's own
-        model cannot be had.
+        One is held at a time, since recordings of one language come together, beside those of `keep_aligner`. Raises
+        `SourceError` where the caller's own model cannot be had.
         """
         if self._align_model is not None:
             model = self._aligner.get(self._align_model)
@@ -229,17 +230,24 @@ class Models:
         source = names.align_source(language)
         reason = "align_model names one"
         if source is not None:
+            slot = self._kept_aligners.get(source, self._aligner)
             try:
-                model = self._aligner.get(source)
+                model = slot.get(source)
             except SourceError as error:
                 reason = str(error)
             else:
-                self.names["align"] = self._aligner.name
+                self.names["align"] = slot.name
                 return model
         self._without_aligner.add(language)
         instead = "words get their times from Whisper's attention"
         warnings.warn(f"no alignment model for {language!r}: {instead} ({reason})", stacklevel=2)
         return None
+
+    def keep_aligner(self, language: str) -> None:
+        """Have the wav2vec2 of a language, once it is loaded, stay where that of another one is wanted."""
+        source = names.align_source(language)
+        if source is not None:
+            self._kept_aligners.setdefault(source, Slot("align_model", wav2vec2.Model, load))
 
     @property
     def align_is_given(self) -> bool:
@@ -289,7 +297,7 @@ class Models:
         return {
             "whisper": (self._whisper,),
             "vad": (self._silero, self._pyannet),
-            "align": (self._aligner,),
+            "align": (self._aligner, *self._kept_aligners.values()),
             "diarization": (self._diarization,),
         }
 

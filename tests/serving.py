@@ -79,6 +79,9 @@ class Scripted:
     def whisper(self) -> Scripted:
         return self
 
+    def keep_aligner(self, language: str) -> None:
+        pass
+
     def submit(self, audio: Any, *, known: Iterable[Heard] = (), **options: Any) -> Request[Transcript]:
         self.known.append(list(known))
         return self._submit(audio, self.transcript, options)

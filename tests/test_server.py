@@ -36,7 +36,7 @@ from serving import Scripted, app_of, running, said, wav
 from starlette.responses import Response
 
 import mlx_speech
-from mlx_speech import hub, writers
+from mlx_speech import hub, loading, names, writers
 from mlx_speech.cli import build_parser, main, serve
 from mlx_speech.engine import WAITING
 from mlx_speech.errors import HubError, OptionError, PipelineClosed
@@ -1187,6 +1187,38 @@ def test_all_that_a_request_needs_can_be_loaded_at_once(tmp_path: Path) -> None:
     pipeline = mlx_speech.Pipeline.demo()
     app = create_app(pipeline, Settings(data_dir=tmp_path, preload=()))
     assert wait_until_ready(app, pipeline.models.loaded) == {"whisper", "vad", "align", "diarization"}
+
+
+def test_what_times_words_of_the_languages_that_were_named_stays(tmp_path: Path, monkeypatch: Any) -> None:
+    """Of the others, the last one."""
+    places = {language: tmp_path / language for language in ("en", "de", "fr", "es")}
+    for place in places.values():
+        place.symlink_to(DEMO / "wav2vec2")
+    monkeypatch.setattr(names, "ALIGN", {language: str(place) for language, place in places.items()})
+    loaded: list[str] = []
+    load = loading.load
+
+    def counted(name: Any, **keywords: Any) -> Any:
+        loaded.append(Path(name).name)
+        return load(name, **keywords)
+
+    monkeypatch.setattr(loading, "load", counted)
+    pipeline = mlx_speech.Pipeline(DEMO / "whisper", diarize_model=DEMO / "diarization")
+    app = create_app(pipeline, Settings(data_dir=tmp_path / "data", preload=("German", "en")))
+
+    def loaded_for(*languages: str) -> list[str]:
+        loaded.clear()
+        for language in languages:
+            pipeline(np.zeros(SAMPLE_RATE, np.float32), language=language)
+        return list(loaded)
+
+    def look() -> tuple[list[str], list[str]]:
+        first = [name for name in loaded if name in places]
+        return first, loaded_for("en", "de", "fr", "en", "fr", "es", "de", "fr", "en")
+
+    first, later = wait_until_ready(app, look)
+    assert sorted(first) == ["de", "en"] and later == ["fr", "es", "fr"]
+    assert not pipeline.models.loaded()  # it is closed with the server
 
 
 def test_offline_the_hub_is_not_asked_once_the_models_are_there(tmp_path: Path, monkeypatch: Any) -> None:

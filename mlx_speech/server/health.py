@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mlx_speech import hub
+from mlx_speech.languages import to_language_code
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server.errors import ApiError
 from mlx_speech.server.outcomes import outcome_of
@@ -60,6 +61,8 @@ async def _warm_up(service: Service, stack: ExitStack) -> None:
     """stack : is left when the server ends"""
     silence = np.zeros(SAMPLE_RATE, np.float32)
     for name, pipeline in service.pipelines.items():
+        for language in service.settings.preload or ():
+            pipeline.models.keep_aligner(to_language_code(language))
         for options in _of_silence(service.settings.preload):
             outcome = await outcome_of(pipeline.submit(silence, **options))
             if service.state == "shutting down":
