@@ -673,6 +673,22 @@ def test_a_stream_that_fails_says_so(app: Any) -> None:
     assert answer.status == 200 and answer.headers["content-type"].startswith("text/event-stream")
     lines = [line for line in answer.body.decode().split("\n\n") if line]
     assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "invalid_audio"
+    assert 'mlx_speech_rejected_total{reason="invalid_audio"} 1.0' in metrics_of(app)
+
+
+def test_a_bug_in_a_stream_is_in_the_log(app: Any, pipeline: Scripted, caplog: pytest.LogCaptureFixture) -> None:
+    pipeline.holds = threading.Event()
+
+    async def run() -> Answer:
+        asking = asyncio.create_task(ask(app, post(PATH), parts(stream="true")))
+        while not pipeline.requests:
+            await asyncio.sleep(0.001)
+        pipeline.requests[-1]._fail(ZeroDivisionError("a secret of ours"))
+        return await asking
+
+    answer = asyncio.run(run())
+    assert b'"internal_error"' in answer.body and b"secret" not in answer.body
+    assert answer.headers["x-request-id"] in caplog.text and "ZeroDivisionError" in caplog.text
 
 
 def test_a_closed_pipeline_is_no_fault_of_the_client(tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ def _add_limits(group: Any) -> None:
     group.add_argument("--max-live", type=int, metavar="N", help="live sessions at once (default 8)")
     group.add_argument("--keep-results", type=float, metavar="HOURS", help="of jobs (default 24)")
     group.add_argument("--grace", type=float, metavar="SECONDS", help="to end requests when stopped (default 30)")
+    alive_help = "answers in JSON that take long begin with spaces, and with status 200, also those that fail then"
+    group.add_argument("--keep-alive-json", action=SWITCH, help=alive_help)
     group.add_argument("--log-text", action=SWITCH, help="texts may stand in the log")
 
 
@@ -189,6 +191,7 @@ _LIMITS = (
     "grace",
     "preload",
     "offline",
+    "keep_alive_json",
     "log_text",
 )
 

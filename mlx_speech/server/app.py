@@ -21,12 +21,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_speech.errors import MLXSpeechError, PipelineClosed
+from mlx_speech.errors import MLXSpeechError
 from mlx_speech.folders import writing
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.server import health, models, page, posting, shapes, transcriptions
 from mlx_speech.server.collectors import JobsCollector, QueueCollector
-from mlx_speech.server.errors import ApiError, api_error, shutting_down
+from mlx_speech.server.errors import ApiError, shutting_down
+from mlx_speech.server.failures import told
 from mlx_speech.server.guard import Guard
 from mlx_speech.server.jobs import routes as jobs
 from mlx_speech.server.jobs.runner import Runner
@@ -43,7 +44,6 @@ CLIENT_GONE = 499  # as nginx writes it into its log; nobody gets it
 DEFAULT_MODEL = "whisper"
 SECONDS_TO_LEAVE = 2.0  # for live sessions to say goodbye
 
-log = logging.getLogger("mlx_speech.server")
 requests_log = logging.getLogger("mlx_speech.server.requests")
 
 
@@ -147,16 +147,7 @@ def _clear(folder: Path) -> None:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    answer = api_error(error)
-    if isinstance(error, PipelineClosed):
-        request.app.state.service.metrics.see_cancelled("shutdown")
-    if answer.status < 500:
-        request.app.state.service.metrics.see_refusal(answer.code)
-    if answer.status == 500:
-        identity = getattr(request.state, "request_id", "")
-        answer.headers["x-request-id"] = identity  # this answer does not come by way of the log
-        log.error("%s: %s %s failed", identity, request.method, request.url.path, exc_info=error)
-    return answer.response()
+    return told(request, error).response()
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:

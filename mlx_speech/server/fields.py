@@ -26,6 +26,7 @@ Task = Literal["transcribe", "translate"]
 OPENAI_FORMATS = ("json", "text", "srt", "verbose_json", "vtt", "diarized_json")
 OWN_FORMATS = ("whisperx_json", "rttm", "tsv", "txt", "ctm", "aud")
 FORMATS = (*OPENAI_FORMATS, *OWN_FORMATS)
+JSON_FORMATS = ("json", "verbose_json", "diarized_json", "whisperx_json")
 STREAMED = ("json", "text", "diarized_json")
 WITH_SPEAKERS = ("diarized_json", "rttm")
 WITH_WORDS = ("srt", "vtt", "whisperx_json", "ctm")  # better, or only, where words have times

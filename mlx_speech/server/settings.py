@@ -43,6 +43,7 @@ class Settings:
     preload : languages: what tells speakers and times words of these is loaded before the first request, too; None for
         Whisper alone
     offline : nothing is downloaded once the models are loaded, by anything in this process
+    keep_alive_json : an answer in JSON that takes long has status 200, also a failure, and spaces come ahead of it
     log_text : texts may stand in the log
     metrics_open : figures are for everybody, without a key
 
@@ -78,6 +79,7 @@ class Settings:
     wyoming: str | None = None
     preload: tuple[str, ...] | None = None
     offline: bool = False
+    keep_alive_json: bool = False
     log_text: bool = False
     metrics_open: bool = False
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from typing import Any, Generic, TypeVar
 
@@ -18,12 +19,14 @@ from starlette.routing import Route
 
 from mlx_speech.request import Event, Heard
 from mlx_speech.server import fields, shapes
-from mlx_speech.server.errors import ApiError, api_error
+from mlx_speech.server.errors import ApiError
 from mlx_speech.server.events import event, event_stream
-from mlx_speech.server.fields import Work
+from mlx_speech.server.failures import told
+from mlx_speech.server.fields import JSON_FORMATS, Work
 from mlx_speech.server.forms import Check, Fields, Form, Upload, received_form
 from mlx_speech.server.hearing import Hearing, heard_by
 from mlx_speech.server.idempotency import fingerprint_of, key_of
+from mlx_speech.server.keep_alive import kept_alive
 from mlx_speech.server.known import named, voices_of
 from mlx_speech.server.outcomes import outcome_of
 from mlx_speech.server.service import Service, owner_of
@@ -65,13 +68,13 @@ async def _answer(request: Request, service: Service, read: ReadWork) -> Respons
         received = await _received(request, service, read, fields.early_check(service, read), stack)
         if received.work.stream:
             answering = await unless_gone(request, _begun(service, received, stack))
-            return event_stream(answering.stream(stack.pop_all()))
+            return event_stream(answering.stream(stack.pop_all(), partial(told, request)))
 
         async def whole(stack: AsyncExitStack) -> Response:
             answering = await _begun(service, received, stack)
             return await answering.whole()
 
-        return await _once(request, service, received, whole, stack)
+        return await _when_made(request, service, received, whole, stack)
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,23 @@ async def _begun(service: Service, received: _Received[Work], stack: AsyncExitSt
 
     stack.callback(leave)
     return Answering(service, work, Hearing(service, task), voices)
+
+
+async def _when_made(
+    request: Request,
+    service: Service,
+    received: _Received[Any],
+    make: Callable[[AsyncExitStack], Awaitable[Response]],
+    stack: AsyncExitStack,
+) -> Response:
+    """The answer of `_once`, in JSON kept alive where that is wanted."""
+
+    def once(stack: AsyncExitStack) -> Awaitable[Response]:
+        return _once(request, service, received, make, stack)
+
+    if not service.settings.keep_alive_json or received.work.response_format not in JSON_FORMATS:
+        return await once(stack)
+    return await kept_alive(service, _made(once, stack.pop_all()), partial(told, request))
 
 
 async def _once(
@@ -197,25 +217,27 @@ class Answering:
             coder = self._service.pipelines[self.work.model].models.whisper().tokenizer
         return await run_sync(shapes.answer, transcript, self.work, coder)
 
-    async def stream(self, open_for_it: AsyncExitStack) -> AsyncIterator[str]:
-        """OpenAI's events: deltas of text in the order of the recording, segments with speakers, the end."""
+    async def stream(self, open_for_it: AsyncExitStack, told: Callable[[Exception], ApiError]) -> AsyncIterator[str]:
+        """OpenAI's events: deltas of text in the order of the recording, segments with speakers, the end.
+
+        told : gives what a client is told of a failure
+        """
         async with open_for_it:
             try:
-                async for text in self._events():
+                async for text in self._events(told):
                     yield text
             except (GeneratorExit, asyncio.CancelledError):
-                is_ending = self._service.state == "shutting down"
-                self._service.metrics.see_cancelled("shutdown" if is_ending else "disconnect")
+                self._service.see_leaving()
                 raise
 
-    async def _events(self) -> AsyncIterator[str]:
+    async def _events(self, told: Callable[[Exception], ApiError]) -> AsyncIterator[str]:
         text = ""
         async for delta in in_order(self._hearing.events()):
             text += delta
             yield event({"type": "transcript.text.delta", "delta": delta})
         transcript = await outcome_of(self._transcript())
         if isinstance(transcript, Exception):
-            yield event(api_error(transcript).body())
+            yield event(told(transcript).body())
             return
         if self.work.response_format == "diarized_json":
             for segment in shapes.speaker_segments(transcript, shapes.known_names(self.work)):
@@ -294,4 +316,4 @@ async def _diarize(request: Request, service: Service) -> Response:
             service.metrics.see_sound("request", hearing.sound)
             return shapes.diarization_answer(found, work.response_format)
 
-        return await _once(request, service, received, whole, stack)
+        return await _when_made(request, service, received, whole, stack)
