@@ -1,8 +1,9 @@
 """How much a server does for many clients: `python -m benchmarks.server --model FOLDER [--seconds 180]`.
 
-Clients send recordings of 10 s, each the next one as soon as the last is answered; beside them stands what the
-pipeline gives for the same recordings as one batch, before and after. Then: how long until the first words of a short
-recording come, alone and beside one of ten minutes. server.md has what it printed.
+Clients send recordings of 10 s, each the next one as soon as the last is answered. Beside them stands what the pipeline
+gives for the same recordings without a server, before and after, in processes of its own: as one batch, and with as
+many recordings under way at a time as there are clients, which tells what the server itself costs. Then: how long until
+the first words of a short recording come, alone and beside one of ten minutes. server.md has what it printed.
 """
 
 from __future__ import annotations
@@ -18,16 +19,21 @@ import tempfile
 import threading
 import time
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from mlx_speech.audio import load_audio
 from mlx_speech.samples import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from mlx_speech import Pipeline
 
 CLIENTS = (1, 4, 16, 64)
 LENGTH = 10.0  # seconds of a recording
@@ -36,6 +42,17 @@ RECORDINGS = 24  # different ones
 SOUNDS = (".wav", ".flac", ".mp3")
 BOUNDARY = "recording"
 SECONDS_BETWEEN_LOOKS = 2.0  # at the server's memory
+COLUMNS = (
+    "clients",
+    "requests",
+    "failed",
+    "× real time",
+    "beside the batch",
+    "beside as many at once",
+    "median wait",
+    "95 %",
+    "memory, MB",
+)
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -125,34 +142,76 @@ def wait_until_ready(origin: str) -> None:
         time.sleep(0.2)
 
 
-def batch_speed(model: str, paths: list[Path], seconds: float) -> float:
-    """Seconds of sound a second that the pipeline gives for the same recordings in a row, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.server", "--model", model, "--batch", str(seconds)]
+def pipeline_speed(model: str, paths: list[Path], seconds: float, clients: int | None = None) -> float:
+    """Seconds of sound a second that the pipeline gives for the same recordings, in a process of its own.
+
+    clients : recordings that are under way at a time; None for as many as it takes by itself
+    """
+    command = [sys.executable, "-m", "benchmarks.server", "--model", model, "--pipeline", str(seconds)]
+    command += ["--clients", str(clients or 0), "--recordings"]
     done = subprocess.run([*command, *map(str, paths)], capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
-def run_batch(model: str, paths: list[Path], seconds: float) -> None:
-    """Prints the speed of `batch_speed`."""
+def run_pipeline(model: str, paths: list[Path], seconds: float, clients: int) -> None:
+    """Prints the speed of `pipeline_speed`. clients : 0 for None"""
     from mlx_speech import Pipeline, configure
 
     configure(keep_freed_memory=True)
     with Pipeline(model) as pipeline:
         list(pipeline.transcribe(paths[:2], word_timestamps="none"))
         start = time.perf_counter()
-        done = 0
-
-        def endless() -> Iterator[Path]:
-            number = 0
-            while time.perf_counter() - start < seconds:
-                yield paths[number % len(paths)]
-                number += 1
-
-        for _, result in pipeline.transcribe(endless(), word_timestamps="none"):
-            if isinstance(result, Exception):
-                raise result
-            done += 1
+        if clients:
+            done = closed_loop(
+                lambda number: pipeline.submit(paths[number % len(paths)], word_timestamps="none").result(),
+                clients,
+                over_in(seconds),
+            )
+        else:
+            done = in_a_row(pipeline, paths, seconds)
         print(done * LENGTH / (time.perf_counter() - start))
+
+
+def in_a_row(pipeline: Pipeline, paths: list[Path], seconds: float) -> int:
+    """How many recordings the pipeline does that takes them itself, for so many seconds and until all are done."""
+    is_over = over_in(seconds)
+
+    def endless() -> Iterator[Path]:
+        number = 0
+        while not is_over():
+            yield paths[number % len(paths)]
+            number += 1
+
+    done = 0
+    for _, result in pipeline.transcribe(endless(), word_timestamps="none"):
+        if isinstance(result, Exception):
+            raise result
+        done += 1
+    return done
+
+
+def over_in(seconds: float) -> Callable[[], bool]:
+    """Tells whether so many seconds have passed."""
+    end = time.perf_counter() + seconds
+    return lambda: time.perf_counter() >= end
+
+
+def closed_loop(ask: Callable[[int], object], clients: int, is_over: Callable[[], bool]) -> int:
+    """How often so many clients ask, each anew as soon as it is answered, until the time is over and all are answered.
+
+    ask : is given numbers from 0, no number twice
+    Raises what one of them raises.
+    """
+
+    def client(number: int) -> int:
+        asked = 0
+        while not is_over():
+            ask(number + asked * clients)
+            asked += 1
+        return asked
+
+    with ThreadPoolExecutor(clients) as pool:
+        return sum(pool.map(client, range(clients)))
 
 
 # --- clients ----------------------------------------------------------------------------------------------------------
@@ -179,26 +238,29 @@ def load(origin: str, process: int, paths: list[Path], clients: int, seconds: fl
     bodies = [form(path, model="whisper-1", language="en") for path in paths]
     found = Load(clients, seconds)
     start = time.perf_counter()
-    lock = threading.Lock()
+    ended = threading.Event()
 
-    def client(number: int) -> None:
-        while time.perf_counter() - start < seconds:
-            sent = time.perf_counter()
-            answer = post(origin, bodies[number % len(bodies)])
-            content = answer.read()
-            number += clients
-            with lock:
-                if answer.status == 200:
-                    found.waits.append(time.perf_counter() - sent)
-                else:
-                    found.failures.append(content.decode()[:200])
+    def send(number: int) -> None:
+        sent = time.perf_counter()
+        answer = post(origin, bodies[number % len(bodies)])
+        content = answer.read()
+        if answer.status == 200:
+            found.waits.append(time.perf_counter() - sent)
+        else:
+            found.failures.append(content.decode()[:200])
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        found.memory.append(memory_of(process))
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+    def look() -> None:
+        while not ended.is_set():
+            found.memory.append(memory_of(process))
+            ended.wait(SECONDS_BETWEEN_LOOKS)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        closed_loop(send, clients, over_in(seconds))
+    finally:
+        ended.set()
+        looking.join()
     found.seconds = time.perf_counter() - start
     return found
 
@@ -244,15 +306,18 @@ def report(model: str, data: Path, seconds: float, numbers: tuple[int, ...]) -> 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         paths = recordings(data, folder)
-        print("| clients | requests | failed | × real time | beside the batch | median wait | 95 % | memory, MB |")
-        print("|---|---|---|---|---|---|---|---|", flush=True)
+        print(f"| {' | '.join(COLUMNS)} |")
+        print("|---" * len(COLUMNS) + "|", flush=True)
         for clients in numbers:
-            before = batch_speed(model, paths, seconds / 6)
+            speeds: dict[int | None, list[float]] = {None: [], clients: []}
+            for at_once, both in speeds.items():
+                both.append(pipeline_speed(model, paths, seconds / 6, at_once))
             with server(model, folder) as (origin, process):
                 load(origin, process, paths, clients, min(10.0, seconds / 6))
                 found = load(origin, process, paths, clients, seconds)
-            after = batch_speed(model, paths, seconds / 6)
-            print(row(found, statistics.mean([before, after])), flush=True)
+            for at_once, both in speeds.items():
+                both.append(pipeline_speed(model, paths, seconds / 6, at_once))
+            print(row(found, statistics.mean(speeds[None]), statistics.mean(speeds[clients])), flush=True)
         if len(numbers) == 1:
             return
         with server(model, folder) as (origin, _):
@@ -264,7 +329,8 @@ def report(model: str, data: Path, seconds: float, numbers: tuple[int, ...]) -> 
         print(f"beside a recording of ten minutes: {statistics.median(beside):.2f} s ({shown})")
 
 
-def row(found: Load, batch: float) -> str:
+def row(found: Load, batch: float, loop: float) -> str:
+    """A line of the table. batch, loop : speeds of the pipeline without a server"""
     waits = sorted(found.waits)
     late = waits[int(0.95 * (len(waits) - 1))]
     quarter = max(1, len(found.memory) // 4)
@@ -272,7 +338,7 @@ def row(found: Load, batch: float) -> str:
     last = statistics.median(found.memory[-quarter:])
     return (
         f"| {found.clients} | {len(waits)} | {len(found.failures)} | {found.speed:.1f} | {found.speed / batch:.2f} | "
-        f"{statistics.median(waits):.2f} s | {late:.2f} s | {first:.0f} → {last:.0f} |"
+        f"{found.speed / loop:.2f} | {statistics.median(waits):.2f} s | {late:.2f} s | {first:.0f} → {last:.0f} |"
     )
 
 
@@ -282,11 +348,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--seconds", type=float, default=180.0, help="of each load")
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="numbers of them")
-    parser.add_argument("--batch", type=float, help="only the pipeline, for so many seconds, with these recordings")
-    parser.add_argument("recordings", nargs="*", type=Path)
+    pipeline_help = "only the pipeline, for so many seconds, with --recordings; --clients 0 is one batch"
+    parser.add_argument("--pipeline", type=float, metavar="SECONDS", help=pipeline_help)
+    parser.add_argument("--recordings", nargs="*", type=Path, default=[])
     options = parser.parse_args()
-    if options.batch is not None:
-        run_batch(options.model, options.recordings, options.batch)
+    if options.pipeline is not None:
+        run_pipeline(options.model, options.recordings, options.pipeline, options.clients[0])
     else:
         report(options.model, options.data, options.seconds, tuple(options.clients))
 
