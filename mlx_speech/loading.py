@@ -197,6 +197,11 @@ class Models:
             self._tokenizer = Tokenizer.find(model.folder, model.args.n_vocab)
         return Recogniser(model, self._tokenizer)
 
+    @property
+    def whisper_source(self) -> str:
+        """What Whisper was given as: a name or a place; of a loaded one the module of its class."""
+        return type(self._model).__module__ if isinstance(self._model, BaseModel) else str(self._model)
+
     def silero(self) -> silero_vad.Model:
         """Silero VAD, by default the one that comes with the package. Raises `SourceError`."""
         model = self._silero.get(self._vad_model or "silero_vad")

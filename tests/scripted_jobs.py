@@ -17,9 +17,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from mlx_speech.errors import AudioError, PipelineClosed
@@ -79,7 +80,7 @@ class ScriptedPipeline:
 
     pause : seconds before every event
     hold : no request comes to its end
-    sounds : of all recordings, in order
+    sounds : of all recordings, in order; known : the chunks that each brought
     """
 
     def __init__(self, pause: float = 0.0) -> None:
@@ -89,14 +90,19 @@ class ScriptedPipeline:
         self.closed = False
         self.sounds: list[bytes] = []
         self.options: list[dict[str, Any]] = []
+        self.known: list[list[Heard]] = []
+        self.models = SimpleNamespace(whisper_source="scripted")
         self.requests: list[Request[Transcript]] = []
 
-    def submit(self, sound: Any, **options: Any) -> Request[Transcript]:
+    def submit(self, sound: Any, *, known: Iterable[Heard] = (), **options: Any) -> Request[Transcript]:
         if self.closed:
             raise PipelineClosed("this pipeline is closed: make another one")
         content = sound.read()
+        chunks = list(known)
+        assert all(chunk in events_of(content) for chunk in chunks)
         self.sounds.append(content)
         self.options.append(options)
+        self.known.append(chunks)
         request: Request[Transcript] = Request()
         self.requests.append(request)
         threading.Thread(target=self._do, args=(request, content, sound.name), daemon=True).start()

@@ -74,6 +74,7 @@ class Scripted:
         self.models: Any = self
         self.tokenizer = Tokenizer()
         self.names: dict[str, str] = {}
+        self.whisper_source = "scripted"
         self.workload = Workload()
 
     def whisper(self) -> Scripted:

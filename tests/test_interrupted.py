@@ -1,8 +1,10 @@
-"""Clients that go and send again: what was heard for them is not heard once more."""
+"""Clients that go and send again, jobs that are begun again: what was heard for them is not heard once more."""
 
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import random
 import threading
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from asgi import Answer, ask, form, post
-from scripted_jobs import Clock
+from scripted_jobs import Clock, add, ended, runner_of
 from serving import Scripted, app_of, wav
 
 import mlx_speech
@@ -22,6 +24,7 @@ from mlx_speech.package_data import DEMO
 from mlx_speech.request import Heard
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.server.interrupted import KEEP, Interrupted, size_of
+from mlx_speech.server.jobs.journal import from_json, maker_of
 from mlx_speech.transcript import Chunk, Segment, Transcript
 
 SECONDS = 15  # of the demo's conversation
@@ -114,6 +117,23 @@ def run(work: Any) -> Any:
     return asyncio.run(asyncio.wait_for(work, LIMIT))
 
 
+class Gate:
+    """Whisper is held when it is about to give back the third chunk."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+        self._count = 0
+        self._deliver = Batches._deliver
+        monkeypatch.setattr(Batches, "_deliver", lambda *values: self._delivered(*values))
+
+    def _delivered(self, *values: Any) -> None:
+        self._count += 1
+        if self._count == 3:
+            self.reached.set()
+            assert self.opened.wait(LIMIT)
+        self._deliver(*values)
+
+
 @pytest.mark.parametrize("stream", ["false", "true"])
 def test_a_client_that_comes_again_goes_on(
     demo: mlx_speech.Pipeline,
@@ -123,31 +143,19 @@ def test_a_client_that_comes_again_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     stream: str,
 ) -> None:
-    """It leaves when Whisper is about to give back the third chunk."""
     app = app_of(demo, tmp_path)
     body = parts(wav(speech), chunk_size="3", stream=stream)
-    heard, may_go_on = threading.Event(), threading.Event()
-    deliver = Batches._deliver
-    count = 0
-
-    def delivered(self: Batches, *values: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == 3:
-            heard.set()
-            assert may_go_on.wait(LIMIT)
-        deliver(self, *values)
 
     async def visits() -> None:
         whole = await ask(app, post(PATH), body)
         total = len(recognised)
-        monkeypatch.setattr(Batches, "_deliver", delivered)
+        gate = Gate(monkeypatch)
         gone = asyncio.Event()
         leaving = asyncio.create_task(ask(app, post(PATH), body, gone=gone))
-        await until(heard.is_set)
+        await until(gate.reached.is_set)
         gone.set()
         await leaving
-        may_go_on.set()
+        gate.opened.set()
         (kept,) = app.state.service.interrupted._kept.values()
         recognised.clear()
         again = await ask(app, post(PATH, **RETRY), body)
@@ -156,6 +164,38 @@ def test_a_client_that_comes_again_goes_on(
         assert not {one.chunk for one in kept.heard} & set(recognised)
 
     run(visits())
+
+
+def test_a_job_goes_on_behind_a_stop(
+    demo: mlx_speech.Pipeline,
+    speech: np.ndarray,
+    recognised: list[Chunk],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sound = wav(speech)
+    expected = without_times(demo(io.BytesIO(sound), **SHORT))
+    total = len(recognised)
+
+    async def work() -> None:
+        gate = Gate(monkeypatch)
+        runner = runner_of(tmp_path, demo)
+        async with runner.running():
+            job = await add(runner, tmp_path, sound, options=SHORT)
+            await until(gate.reached.is_set)
+            await until(lambda: runner.store.chunks(job.id, maker_of(demo)))
+            kept = runner.store.chunks(job.id, maker_of(demo))
+        gate.opened.set()
+        recognised.clear()
+        runner = runner_of(tmp_path, demo)
+        async with runner.running():
+            assert (await ended(runner, job)).status == "succeeded"
+            _, content = runner.store.result(job.id, "")
+        assert without_times(mlx_speech.Transcript.from_dict(json.loads(content))) == expected
+        assert len(recognised) <= total - len(kept)
+        assert not {from_json(one).chunk for one in kept} & set(recognised)
+
+    run(work())
 
 
 class Visits:

@@ -38,7 +38,9 @@ from mlx_speech.server.errors import ApiError
 from mlx_speech.server.events import SIGN_OF_LIFE, alive
 from mlx_speech.server.fields import KnownSpeaker
 from mlx_speech.server.forms import shown
+from mlx_speech.server.jobs import journal
 from mlx_speech.server.jobs import runner as job_runner
+from mlx_speech.server.jobs.journal import maker_of
 from mlx_speech.server.jobs.progress import Tracker
 from mlx_speech.server.jobs.routes import lines_of
 from mlx_speech.server.jobs.store import Store
@@ -261,7 +263,7 @@ def test_stopping_leaves_jobs_in_the_line(tmp_path: Path) -> None:
                 await asyncio.sleep(0.001)
         events = await listening  # it lets go of them, without an end of the job
         assert events and {event.name for event in events} <= {"progress", "segment"}
-        assert pipeline.requests[0].cancelled()
+        assert pipeline.requests[0].cancelled() and pipeline.known[0] == []
         pipeline = ScriptedPipeline()
         runner = runner_of(tmp_path, pipeline)
         async with runner.running():
@@ -271,6 +273,32 @@ def test_stopping_leaves_jobs_in_the_line(tmp_path: Path) -> None:
             texts = [event.data for event in [*events, *more] if event.name == "segment"]
             assert len(texts) == len(set(texts)) == 2  # nothing is told twice
             assert more[-1].name == "done"
+            segments = [event for event in events if event.name == "segment"]
+            assert len(pipeline.known[0]) >= len(segments) >= 1 and pipeline.known[1] == []
+            assert runner.store.chunks(jobs[0].id, maker_of(pipeline)) == []  # it has ended
+
+    run(work())
+
+
+def test_chunks_of_another_whisper_or_version_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stop_in_the_middle(pipeline: ScriptedPipeline) -> int:
+        """How many chunks it was given that are known; then it recognises some more."""
+        pipeline.hold.set()
+        runner = runner_of(tmp_path, pipeline)
+        async with runner.running():
+            if not runner.store.jobs_of("", 1)[0]:
+                await add(runner, tmp_path, b"ab")
+            (job,), _ = runner.store.jobs_of("", 1)
+            while not pipeline.known or len(runner.store.chunks(job.id, maker_of(pipeline))) < 2:
+                await asyncio.sleep(0.001)
+        return len(pipeline.known[0])
+
+    async def work() -> None:
+        first, same, other, newer = (ScriptedPipeline() for _ in range(4))
+        other.models.whisper_source = "another"
+        assert [await stop_in_the_middle(pipeline) for pipeline in (first, same, other)] == [0, 2, 0]
+        monkeypatch.setattr(journal, "__version__", "next")
+        assert await stop_in_the_middle(newer) == 0
 
     run(work())
 
@@ -458,10 +486,10 @@ def test_progress_moves_on_evenly_and_never_back() -> None:
     assert shares == sorted(shares) and shares[-1] == pytest.approx(0.99)
     tracker = Tracker(Options.of(word_timestamps=False, vad=False), [])
     tracker.take_in(Progress("transcribe", 0.0, 0.0))  # of a recording in which nobody speaks
-    assert 0 < tracker.progress < 1 and math.isfinite(tracker.progress) and tracker.news() == []
+    assert 0 < tracker.progress < 1 and math.isfinite(tracker.progress) and tracker.news() == ([], [])
     tracker.take_in(heard(segments_of(b"ab"), 0))
     tracker.take_in(heard(segments_of(b"ab"), 0))
-    assert len(tracker.news()) == 2 and not tracker.has_news()
+    assert [len(news) for news in tracker.news()] == [2, 2] and not tracker.has_news()
 
 
 def test_names_are_fit_to_be_shown() -> None:

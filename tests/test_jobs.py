@@ -39,11 +39,14 @@ from scripted_jobs import (
 from mlx_speech import Transcript
 from mlx_speech.errors import CorruptFile, OutputError
 from mlx_speech.options import Options
+from mlx_speech.request import Heard
 from mlx_speech.server.errors import ApiError
 from mlx_speech.server.fields import KnownSpeaker
+from mlx_speech.server.jobs import journal
 from mlx_speech.server.jobs.database import Database
 from mlx_speech.server.jobs.records import ID, Job, new_id
 from mlx_speech.server.jobs.store import FILE_NAME, KEEP_KEYS, MAX_ATTEMPTS, Store
+from mlx_speech.transcript import Chunk, Region, Segment, Word
 
 JUNK = 2000  # bytes that are overwritten in a database
 
@@ -225,19 +228,60 @@ def test_another_voice_is_another_order(store: Store, tmp_path: Path) -> None:
         assert caught.value.code == "idempotency_conflict"
 
 
-def test_a_database_of_before_takes_voices(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "lacking"), [(1, ("voices", "chunks")), (2, ("chunks",))])
+def test_a_database_of_before_takes_what_it_lacks(tmp_path: Path, version: int, lacking: tuple[str, ...]) -> None:
     store = Store(tmp_path / "data", keep=KEEP)
     job = put(store, tmp_path)
     with store._database.transaction() as connection:
-        connection.execute("DROP TABLE voices")
-        connection.execute("PRAGMA user_version = 1")
+        for table in lacking:
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute(f"PRAGMA user_version = {version}")
     store.close()
     for _ in range(2):
         store = Store(tmp_path / "data", keep=KEEP)
         assert store.get(job.id, "").known_names == ()
         later = put(store, tmp_path, known_speakers=(ADA,))
         assert store.known_speakers(later.id) == (ADA,)
+        assert store.chunks(job.id, "") == []
         store.close()
+
+
+@pytest.mark.parametrize("end", ["finish", "fail", "delete"])
+def test_chunks_are_kept_until_the_end_of_their_job(tmp_path: Path, end: str) -> None:
+    store = Store(tmp_path / "data", keep=KEEP)
+    job, other = put(store, tmp_path), put(store, tmp_path, owner="b")
+    store.take()
+    store.take()
+    secret = "what somebody has said"
+    assert store.advance(job.id, "transcribe", 0.5, None, (), ["one", secret], "us")
+    assert store.advance(job.id, "transcribe", 0.5, None, (), ["two"], "others")
+    assert store.advance(other.id, "transcribe", 0.5, None, (), ["three"], "us")
+    assert store.give_back(job.id)
+    store.close()
+    store = Store(tmp_path / "data", keep=KEEP)
+    assert store.chunks(job.id, "us") == ["one", secret] and store.chunks(job.id, "others") == ["two"]
+    while store.take() is not None:
+        pass
+    if end == "finish":
+        assert store.finish(job.id, transcript_of(b"a"))
+    elif end == "fail":
+        assert store.fail(job.id, {"message": "no"})
+    else:
+        store.delete(job.id, "")
+    assert not store.advance(job.id, "transcribe", 0.5, None, (), ["late"], "us")
+    assert store.chunks(job.id, "us") == store.chunks(job.id, "others") == []
+    assert store.chunks(other.id, "us") == ["three"]
+    store.close()
+    for path in (tmp_path / "data").iterdir():
+        assert path.is_dir() or secret.encode() not in path.read_bytes()
+
+
+def test_a_chunk_comes_back_exactly() -> None:
+    word = Word(0.1, 1 / 3, "ünd", 0.2, aligned=False)
+    segment = Segment(0.1, 1.7, "ünd", (word,), None, "de", (3, 4), 0.2, -1e-300, 1.5, 0.9, True, (-0.5, -1 / 3))
+    chunk = Chunk(0.1, 28.3, (Region(0.1, 2.0), Region(3.0, 28.3)))
+    for heard in (Heard((segment,), 7, chunk, (Region(3.0, 4.0),)), Heard((), 0, Chunk(0.0, 0.1))):
+        assert journal.from_json(journal.to_json(heard)) == heard
 
 
 def test_a_job_that_ends_the_process_again_and_again_is_given_up(tmp_path: Path) -> None:
@@ -343,9 +387,9 @@ def test_other_databases_are_refused(tmp_path: Path) -> None:
     path.unlink()
     Store(tmp_path, keep=KEEP).close()
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute("PRAGMA user_version = 4")
     connection.close()
-    with pytest.raises(CorruptFile, match="is of version 3, not 2: update mlx_speech"):
+    with pytest.raises(CorruptFile, match="is of version 4, not 3: update mlx_speech"):
         Store(tmp_path, keep=KEEP)
 
 

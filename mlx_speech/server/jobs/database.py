@@ -1,8 +1,8 @@
 """The database of jobs: one SQLite file, which one server uses at a time.
 
-A row a job, its results, its journal of events, the voices that came with it, and the clients' keys of orders. A file
-beside it (-wal) is the write-ahead log. All changes are transactions that are on the disk when they end (synchronous =
-FULL), and what is deleted is overwritten (secure_delete).
+A row a job, its results, its journals of events and of chunks, the voices that came with it, and the clients' keys of
+orders. A file beside it (-wal) is the write-ahead log. All changes are transactions that are on the disk when they end
+(synchronous = FULL), and what is deleted is overwritten (secure_delete).
 Sources: sqlite.org, "Write-Ahead Logging", "PRAGMA locking_mode", "PRAGMA secure_delete", "PRAGMA integrity_check".
 """
 
@@ -23,7 +23,7 @@ from mlx_speech.server.errors import NEVER_AGAIN, ApiError
 log = logging.getLogger("mlx_speech.server")
 
 APPLICATION_ID = 0x6D6C786A  # "mlxj": tells the file from other programs' databases
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PATIENCE = 0.5  # seconds to wait for another server that is just ending
 FULL = (errno.ENOSPC, errno.EDQUOT)
 VOICES = """
@@ -35,11 +35,20 @@ CREATE TABLE voices (
     UNIQUE (job, place)
 );
 """
+CHUNKS = """
+CREATE TABLE chunks (  -- of jobs that have not ended, as they were recognised
+    job INTEGER NOT NULL REFERENCES jobs (number) ON DELETE CASCADE,
+    maker TEXT NOT NULL,  -- what has recognised it
+    content TEXT NOT NULL  -- JSON
+);
+CREATE INDEX chunks_of_job ON chunks (job);
+"""
 SCHEMA = f"""
 BEGIN IMMEDIATE;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 {VOICES}
+{CHUNKS}
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,  -- in the order in which they came
     id TEXT NOT NULL UNIQUE,
@@ -102,12 +111,7 @@ FROM (
 );
 COMMIT;
 """
-FROM_VERSION_1 = f"""
-BEGIN IMMEDIATE;
-PRAGMA user_version = {SCHEMA_VERSION};
-{VOICES}
-COMMIT;
-"""
+ADDED = (VOICES, CHUNKS)  # by version 2, by version 3
 
 
 class Database:
@@ -181,13 +185,16 @@ class Database:
             return
         if application != APPLICATION_ID:
             raise self._foreign()
-        if version not in (1, SCHEMA_VERSION):
+        if not 1 <= version <= SCHEMA_VERSION:
             raise CorruptFile(f"{self.path}: is of version {version}, not {SCHEMA_VERSION}: update mlx_speech")
         (outcome,) = execute("PRAGMA integrity_check(1)").fetchone()
         if outcome != "ok":
             raise self._damaged(outcome)
-        if version == 1:
-            self._connection.executescript(FROM_VERSION_1)
+        if version < SCHEMA_VERSION:
+            lacking = "".join(ADDED[version - 1 :])
+            self._connection.executescript(
+                f"BEGIN IMMEDIATE; PRAGMA user_version = {SCHEMA_VERSION}; {lacking} COMMIT;"
+            )
         execute("BEGIN IMMEDIATE")  # nobody else opens the file from here on
         execute("COMMIT")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from mlx_speech.options import Options
 from mlx_speech.request import Event, Heard, Progress
+from mlx_speech.server.jobs import journal
 from mlx_speech.transcript import Segment
 
 # Of the time that all stages take; on a CPU and a GPU they differ, and nobody knows before. Only that a bar moves on
@@ -19,16 +21,19 @@ class Tracker:
 
     options : of the request
     told : data of segments that were kept before, of an attempt that came to no end
+    known : chunks of that attempt, which are not recognised again
     stage, progress, audio_seconds : as of `records.Job`
     """
 
-    def __init__(self, options: Options, told: list[str]) -> None:
+    def __init__(self, options: Options, told: list[str], known: Iterable[Heard] = ()) -> None:
         self.stage = "audio"
         self.progress = 0.0
         self.audio_seconds: float | None = None
         self._shares = _shares(options)
         self._told = set(told)
+        self._known = {heard.chunk for heard in known}
         self._segments: list[str] = []
+        self._chunks: list[str] = []
         self._changed = True
 
     def take_in(self, event: Event) -> None:
@@ -38,17 +43,20 @@ class Tracker:
         if isinstance(event, Heard):
             for segment in event.segments:
                 self._hear(segment)
+            if event.chunk not in self._known:
+                self._chunks.append(journal.to_json(event))
+                self._changed = True
 
     def has_news(self) -> bool:
         """Whether anything has changed since `news` was asked for."""
         return self._changed
 
-    def news(self) -> list[str]:
-        """The segments that were heard since this was asked for, each as JSON."""
-        segments = self._segments
-        self._segments = []
+    def news(self) -> tuple[list[str], list[str]]:
+        """The segments that were heard since this was asked for, each as JSON, and the chunks, as of `journal`."""
+        segments, chunks = self._segments, self._chunks
+        self._segments, self._chunks = [], []
         self._changed = False
-        return segments
+        return segments, chunks
 
     def _advance(self, event: Progress) -> None:
         if event.stage not in self._shares:

@@ -23,6 +23,7 @@ from mlx_speech.pipeline import Pipeline
 from mlx_speech.request import Request
 from mlx_speech.server.errors import ApiError, api_error, shutting_down
 from mlx_speech.server.fields import KnownSpeaker
+from mlx_speech.server.jobs.journal import from_json, maker_of
 from mlx_speech.server.jobs.progress import Tracker
 from mlx_speech.server.jobs.records import Job, JobEvent, Order
 from mlx_speech.server.jobs.store import Store, sound_missing
@@ -252,8 +253,11 @@ class Runner:
         `ApiError` where a known speaker's voice cannot be heard."""
         pipeline = self._service.pipeline(job.model)
         options = cast("TranscribeOptions", job.options)
+        maker = maker_of(pipeline)
         told = await self._stored(self.store.segments, job.id)
-        tracker = Tracker(Options.of(**options), told)
+        kept = await self._stored(self.store.chunks, job.id, maker)
+        known = [from_json(chunk) for chunk in kept]
+        tracker = Tracker(Options.of(**options), told, known)
         try:
             opening = opened(self.store.sound(job.id), job.filename)
         except FileNotFoundError as error:
@@ -262,10 +266,10 @@ class Runner:
             voices = await self._known_voices(job, pipeline)
             if self._stopping.is_set():
                 raise PipelineClosed("the server is stopping")
-            request = pipeline.submit(sound, **options)
+            request = pipeline.submit(sound, known=known, **options)
             self._requests[job.id] = request
             try:
-                await self._follow(job.id, request, tracker)
+                await self._follow(job.id, request, tracker, maker)
                 transcript = await request
             finally:
                 del self._requests[job.id]
@@ -286,15 +290,15 @@ class Runner:
                 raise asyncio.CancelledError  # nobody wants it any more
         return voices_from(speakers, prints) if speakers else None
 
-    async def _follow(self, job_id: str, request: Request[Transcript], tracker: Tracker) -> None:
+    async def _follow(self, job_id: str, request: Request[Transcript], tracker: Tracker, maker: str) -> None:
         """Keep what the request tells, until its end; cancel it where the job is gone."""
         listening = asyncio.create_task(_listen(request, tracker))
         try:
             while tracker.has_news() or not listening.done():
                 if tracker.has_news():
-                    news = tracker.news()
+                    segments, chunks = tracker.news()
                     advance = partial(self.store.advance, job_id, tracker.stage, tracker.progress)
-                    if not await self._stored(advance, tracker.audio_seconds, news):
+                    if not await self._stored(advance, tracker.audio_seconds, segments, chunks, maker):
                         request.cancel()
                     self._notify(job_id)
                 await asyncio.wait({listening}, timeout=self._write_interval)

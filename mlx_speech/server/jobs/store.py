@@ -189,6 +189,12 @@ class Store:
         with self._database.reading() as connection:
             return [data for (data,) in connection.execute(query, (job_id,))]
 
+    def chunks(self, job_id: str, maker: str) -> list[str]:
+        """The chunks of a job that this maker has recognised, as of `journal`; none where it has ended, or is gone."""
+        query = "SELECT content FROM chunks JOIN jobs ON number = job WHERE id = ? AND maker = ?"
+        with self._database.reading() as connection:
+            return [content for (content,) in connection.execute(query, (job_id, maker))]
+
     def known_speakers(self, job_id: str) -> tuple[KnownSpeaker, ...]:
         """The voices that came with a job; none where it has ended, or is gone."""
         query = "SELECT name, sound FROM voices JOIN jobs ON number = job WHERE id = ? AND sound NOTNULL ORDER BY place"
@@ -226,11 +232,18 @@ class Store:
             return _job(connection, row[0])
 
     def advance(
-        self, job_id: str, stage: str, progress: float, audio_seconds: float | None, segments: Iterable[str] = ()
+        self,
+        job_id: str,
+        stage: str,
+        progress: float,
+        audio_seconds: float | None,
+        segments: Iterable[str] = (),
+        chunks: Iterable[str] = (),
+        maker: str = "",
     ) -> bool:
         """Note how far a running job is, and what was heard; whether it is still there.
 
-        progress : 0..1; segments : data of events, as JSON
+        progress : 0..1; segments : data of events, as JSON; chunks : as of `journal`, recognised by the maker
         """
         with self._database.transaction() as connection:
             number = _running(connection, job_id)
@@ -238,6 +251,8 @@ class Store:
                 return False
             for data in segments:
                 _tell(connection, number, "segment", data)
+            for content in chunks:
+                _insert(connection, "chunks", {"job": number, "maker": maker, "content": content})
             connection.execute(
                 "UPDATE jobs SET stage = ?, progress = ?, audio_seconds = coalesce(?, audio_seconds), "
                 "last_event = last_event + 1, progress_event = last_event + 1 WHERE number = ?",
@@ -398,11 +413,12 @@ class Store:
         return self._number(connection, job_id, owner)
 
     def _end(self, connection: sqlite3.Connection, number: int, event: str, data: Mapping[str, Any]) -> None:
-        """Note the time, tell the end, and forget the voices, which are not needed any more."""
+        """Note the time, tell the end, and forget voices and chunks, which are not needed any more."""
         now = self._clock()
         query = "UPDATE jobs SET stage = NULL, ended_at = ?, expires_at = ? WHERE number = ?"
         connection.execute(query, (now, now + self._keep, number))
         connection.execute("UPDATE voices SET sound = NULL WHERE job = ?", (number,))
+        connection.execute("DELETE FROM chunks WHERE job = ?", (number,))
         _tell(connection, number, event, json.dumps(data))
 
     def _fail(self, connection: sqlite3.Connection, number: int, error: Any) -> None:
