@@ -145,6 +145,20 @@ def test_a_stream_has_the_text_in_order(client: openai.OpenAI, alone: Transcript
     assert {event.type for event in events} == {"transcript.text.delta", "transcript.text.done"}
 
 
+def test_a_stream_has_the_log_probabilities_of_an_answer(client: openai.OpenAI) -> None:
+    sound = wav(mlx_speech.load_audio(SOUND)[: 16 * SAMPLE_RATE])
+
+    def ask_for(**more: Any) -> Any:
+        return client.audio.transcriptions.create(
+            model="whisper-1", file=("a.wav", sound), include=["logprobs"], extra_body={"chunk_size": 4}, **more
+        )
+
+    whole = [token.to_dict() for token in ask_for().logprobs]
+    *deltas, done = list(ask_for(stream=True))
+    assert [token.to_dict() for token in done.logprobs] == whole
+    assert [token.to_dict() for delta in deltas for token in delta.logprobs] == whole and len(deltas) > 1
+
+
 def test_the_async_client_gets_speakers_and_the_name_of_one(client: openai.OpenAI, demo: mlx_speech.Pipeline) -> None:
     """Of the first seconds; the voice is what somebody says later on."""
     samples = mlx_speech.load_audio(SOUND)

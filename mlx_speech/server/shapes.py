@@ -93,7 +93,7 @@ def body(transcript: Transcript, work: Work, coder: Coder | None = None) -> dict
         return content
     content.update(languages(transcript))
     if work.logprobs:
-        content["logprobs"] = _logprobs(transcript.segments, coder)
+        content["logprobs"] = logprobs(transcript.segments, coder)
     content["usage"] = usage(transcript)
     return content
 
@@ -126,8 +126,8 @@ def known_names(work: Work) -> tuple[str, ...]:
     return tuple(known.name for known in work.known_speakers)
 
 
-def _logprobs(segments: Iterable[Segment], coder: Coder | None) -> list[dict[str, Any]]:
-    """Of every token that was sampled."""
+def logprobs(segments: Iterable[Segment], coder: Coder | None) -> list[dict[str, Any]]:
+    """Of every token that was sampled; none without a coder."""
     content: list[dict[str, Any]] = []
     if coder is None:
         return content

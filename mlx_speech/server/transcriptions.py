@@ -31,7 +31,7 @@ from mlx_speech.server.known import named, voices_of
 from mlx_speech.server.outcomes import outcome_of
 from mlx_speech.server.service import Service, owner_of
 from mlx_speech.server.sounds import opened, stated_duration
-from mlx_speech.transcript import Transcript, space_between
+from mlx_speech.transcript import Segment, Transcript, space_between
 from mlx_speech.voices.matching import Voices
 
 T = TypeVar("T")
@@ -212,10 +212,7 @@ class Answering:
     async def whole(self) -> Response:
         """The answer, once all of it is there. Raises `ApiError`, and what the pipeline raises."""
         transcript = await self._transcript()
-        coder = None
-        if self.work.response_format == "verbose_json" or self.work.logprobs:
-            coder = self._service.pipelines[self.work.model].models.whisper().tokenizer
-        return await run_sync(shapes.answer, transcript, self.work, coder)
+        return await run_sync(shapes.answer, transcript, self.work, self._coder())
 
     async def stream(self, open_for_it: AsyncExitStack, told: Callable[[Exception], ApiError]) -> AsyncIterator[str]:
         """OpenAI's events: deltas of text in the order of the recording, segments with speakers, the end.
@@ -232,9 +229,12 @@ class Answering:
 
     async def _events(self, told: Callable[[Exception], ApiError]) -> AsyncIterator[str]:
         text = ""
-        async for delta in in_order(self._hearing.events()):
+        async for delta, segment in in_order(self._hearing.events()):
             text += delta
-            yield event({"type": "transcript.text.delta", "delta": delta})
+            content: dict[str, Any] = {"type": "transcript.text.delta", "delta": delta}
+            if self.work.logprobs:
+                content["logprobs"] = shapes.logprobs([segment], self._coder())
+            yield event(content)
         transcript = await outcome_of(self._transcript())
         if isinstance(transcript, Exception):
             yield event(told(transcript).body())
@@ -242,10 +242,18 @@ class Answering:
         if self.work.response_format == "diarized_json":
             for segment in shapes.speaker_segments(transcript, shapes.known_names(self.work)):
                 yield event(segment)
-        done = {"type": "transcript.text.done", "text": text}  # its usage can only be one in tokens
+        done: dict[str, Any] = {"type": "transcript.text.done", "text": text}  # its usage can only be one in tokens
         if self.work.response_format != "diarized_json":
             done.update(shapes.languages(transcript))
+        if self.work.logprobs:
+            done["logprobs"] = shapes.logprobs(transcript.segments, self._coder())
         yield event(done)
+
+    def _coder(self) -> shapes.Coder | None:
+        """What tokens are read by, where the answer has any; Whisper has been loaded by then."""
+        if self.work.response_format != "verbose_json" and not self.work.logprobs:
+            return None
+        return self._service.pipelines[self.work.model].models.whisper().tokenizer
 
     async def _transcript(self) -> Transcript:
         transcript = await self._hearing.result()
@@ -259,8 +267,9 @@ class Answering:
         return transcript
 
 
-async def in_order(events: AsyncIterator[Event]) -> AsyncIterator[str]:
-    """The text of chunks, which are heard in any order, in that of the recording; joined, it is the whole text."""
+async def in_order(events: AsyncIterator[Event]) -> AsyncIterator[tuple[str, Segment]]:
+    """The text of chunks, which are heard in any order, in that of the recording, and the segment that says it; joined,
+    it is the whole text."""
     held: dict[int, Heard] = {}
     following = 0
     text = ""
@@ -273,7 +282,7 @@ async def in_order(events: AsyncIterator[Event]) -> AsyncIterator[str]:
                 delta = space_between(text, segment) + shapes.one_line(segment.text)
                 text += delta
                 if delta:
-                    yield delta
+                    yield delta, segment
             following += 1
 
 
