@@ -18,6 +18,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def parts(*extra: tuple[str, Any, str | None], sound: bytes = b"sound", **fields
 
 @pytest.fixture
 def pipeline() -> Scripted:
-    return Scripted(said("Hello there.", "Who is it?", speakers=("SPEAKER_01", "SPEAKER_00")))
+    transcript = said("Hello there.", "Who is it?", speakers=("SPEAKER_01", "SPEAKER_00"))
+    return Scripted(replace(transcript, seconds={"transcribe": 0.25}))
 
 
 @pytest.fixture
@@ -990,8 +992,23 @@ def test_the_log_has_no_texts(app: Any, caplog: pytest.LogCaptureFixture) -> Non
     (record,) = [record for record in caplog.records if record.name == "mlx_speech.server.requests"]
     line = json.loads(record.getMessage())
     assert line["route"] == PATH and line["status"] == 200 and line["seconds"] >= 0
+    assert line["bytes"] == 5 and line["audio_seconds"] == 2 and "cancelled" not in line
+    assert line["stages"] == {"transcribe": 0.25}
     for hidden in ("secret", "a.wav", "Hello"):
         assert hidden not in caplog.text
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_the_log_says_whose_client_has_gone(
+    app: Any, pipeline: Scripted, stream: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline.holds = threading.Event()
+    with caplog.at_level(logging.INFO, "mlx_speech.server"):
+        answer_to(app, post(PATH), parts(stream=stream), goes=0.1)
+    (record,) = [record for record in caplog.records if record.name == "mlx_speech.server.requests"]
+    line = json.loads(record.getMessage())
+    assert line["cancelled"] is True and line["bytes"] == 5 and "audio_seconds" not in line
+    pipeline.holds.set()
 
 
 def test_texts_are_in_the_log_where_that_is_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -1009,6 +1026,8 @@ def test_metrics_count(app: Any) -> None:
     assert f'mlx_speech_http_requests_total{{code="200",route="{PATH}"}} 1.0' in text
     assert 'mlx_speech_audio_seconds_total{kind="request"} 2.0' in text and "mlx_speech_upload_bytes_total 5.0" in text
     assert 'mlx_speech_queue_wait_seconds_count{class="request"} 1.0' in text
+    for stage in ("upload", "transcribe", "write"):
+        assert f'mlx_speech_stage_seconds_count{{stage="{stage}"}} 1.0' in text
     build = f'mlx="{metadata.version("mlx")}",model="scripted",version="{mlx_speech.__version__}"'
     assert f'mlx_speech_build_info{{device="cpu",{build}}} 1.0' in text or f'{{device="gpu",{build}}} 1.0' in text
     assert 'mlx_speech_rejected_total{reason="model_not_found"} 3.0' in text

@@ -169,7 +169,8 @@ async def _answer_nobody(request: Request, error: Exception) -> Response:
 
 
 class RequestLog:
-    """Gives every request an id, and writes a line of JSON for it: never a text, a name of a file or a key."""
+    """Gives every request an id, and writes a line of JSON for it: never a text, a name of a file or a key. Whoever
+    answers adds what there is to say of the work to `state.log`."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -180,7 +181,9 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         identity = f"req_{token_hex(12)}"
-        scope.setdefault("state", {})["request_id"] = identity
+        state = scope.setdefault("state", {})
+        state["request_id"] = identity
+        noted = state["log"] = {}
         start = time.monotonic()
         status = BUG  # unless something is answered, or nobody is there to be answered
 
@@ -205,14 +208,16 @@ class RequestLog:
             self._metrics.see_request(route, status, seconds)
             if status == CLIENT_GONE:
                 self._metrics.see_cancelled("disconnect")
+                noted["cancelled"] = True
             line = {
                 "id": identity,
                 "method": scope["method"],
                 "route": route,
                 "status": status,
                 "seconds": round(seconds, 3),
-                "key": scope.get("state", {}).get("owner", "")[:4],
+                "key": state.get("owner", "")[:4],
                 "client": (scope.get("client") or ("",))[0],
+                **noted,
             }
             requests_log.info("%s", json.dumps(line))
 

@@ -1,4 +1,4 @@
-"""What clients are told of a failure, wherever it happens: also where their answer has begun already."""
+"""Requests that fail or are left, wherever that happens: also where the answer has begun already."""
 
 from __future__ import annotations
 
@@ -27,3 +27,10 @@ def told(request: Request, error: Exception) -> ApiError:
         answer.headers["x-request-id"] = identity  # such an answer may not come by way of the log of requests
         log.error("%s: %s %s failed", identity, request.method, request.url.path, exc_info=error)
     return answer
+
+
+def left(request: Request) -> None:
+    """Count a request whose answer had begun, and whose client has gone, unless it is the server that goes."""
+    service: Service = request.app.state.service
+    service.metrics.see_cancelled("shutdown" if service.state == "shutting down" else "disconnect")
+    request.state.log["cancelled"] = True

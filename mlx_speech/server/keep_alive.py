@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
-from mlx_speech.server.errors import ApiError
+from mlx_speech.server.failures import left, told
 from mlx_speech.server.outcomes import outcome_of
-from mlx_speech.server.service import Service
 
 SECONDS_OF_SILENCE = 15.0
 SPACE = " "
 
 
-async def kept_alive(
-    service: Service, work: Coroutine[Any, Any, Response], told: Callable[[Exception], ApiError]
-) -> Response:
+async def kept_alive(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
     """The answer that the work gives, if it is soon there; else one of status 200 that begins with spaces.
 
-    work : makes an answer in JSON
-    told : gives what a client is told of a failure, which is then all of the answer, in spite of its status
+    work : makes an answer in JSON; what it raises is then all of the answer, in spite of its status
     Raises what the work raises, if that is soon.
     """
     working = asyncio.ensure_future(work)
@@ -35,11 +31,11 @@ async def kept_alive(
         raise
     if working.done():
         return working.result()
-    return StreamingResponse(_spaces_and_answer(service, working, told), media_type="application/json")
+    return StreamingResponse(_spaces_and_answer(request, working), media_type="application/json")
 
 
 async def _spaces_and_answer(
-    service: Service, working: asyncio.Future[Response], told: Callable[[Exception], ApiError]
+    request: Request, working: asyncio.Future[Response]
 ) -> AsyncIterator[bytes | memoryview | str]:
     try:
         while not working.done():
@@ -47,13 +43,13 @@ async def _spaces_and_answer(
             await asyncio.wait([working], timeout=SECONDS_OF_SILENCE)
         outcome = await outcome_of(working)
         if isinstance(outcome, ClientDisconnect):
-            service.see_leaving()
+            left(request)
         elif isinstance(outcome, Exception):
-            yield json.dumps(told(outcome).body())
+            yield json.dumps(told(request, outcome).body())
         else:
             yield outcome.body
     except (GeneratorExit, asyncio.CancelledError):
-        service.see_leaving()
+        left(request)
         raise
     finally:
         working.cancel()

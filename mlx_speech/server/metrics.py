@@ -99,12 +99,16 @@ class Metrics:
         """So many seconds of sound were heard."""
         self._audio_seconds.labels(kind).inc(seconds)
 
+    def see_stage(self, stage: str, seconds: float) -> None:
+        """So many seconds went into a stage of the work."""
+        self._stage_seconds.labels(stage).observe(seconds)
+
     def see_transcript(self, kind: Kind, transcript: Transcript, seconds: float) -> None:
         """Count a recording that is done, in so many seconds."""
         self.see_sound(kind, transcript.duration)
         self._audio_ratio.observe(transcript.duration / max(seconds, 1e-3))
         for stage, spent in transcript.seconds.items():
-            self._stage_seconds.labels(stage).observe(spent)
+            self.see_stage(stage, spent)
 
     def see_first_partial(self, seconds: float) -> None:
         """A turn of a live session has its first words, so many seconds after it was found."""

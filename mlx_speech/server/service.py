@@ -78,10 +78,6 @@ class Service:
         """The folder of recordings that are being sent, or wait for their turn."""
         return self.settings.data_dir / "uploads"
 
-    def see_leaving(self) -> None:
-        """An answer that had begun has ended before its end: its client has gone, or the server goes."""
-        self.metrics.see_cancelled("shutdown" if self.state == "shutting down" else "disconnect")
-
     def backlog(self) -> tuple[int, float]:
         """Requests that wait or are under way, and seconds of their sound. From any thread."""
         return self.admission.waiting, self.admission.seconds

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from io import FileIO
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +21,7 @@ from mlx_speech.request import Event, Heard
 from mlx_speech.server import fields, shapes
 from mlx_speech.server.errors import ApiError
 from mlx_speech.server.events import event, event_stream
-from mlx_speech.server.failures import told
+from mlx_speech.server.failures import left, told
 from mlx_speech.server.fields import JSON_FORMATS, Work
 from mlx_speech.server.forms import Check, Fields, Form, Upload, received_form
 from mlx_speech.server.hearing import Hearing, heard_by
@@ -67,11 +67,11 @@ async def _answer(request: Request, service: Service, read: ReadWork) -> Respons
         stack.enter_context(service.admission.request())
         received = await _received(request, service, read, fields.early_check(service, read), stack)
         if received.work.stream:
-            answering = await unless_gone(request, _begun(service, received, stack))
-            return event_stream(answering.stream(stack.pop_all(), partial(told, request)))
+            answering = await unless_gone(request, _begun(request, service, received, stack))
+            return event_stream(answering.stream(stack.pop_all()))
 
         async def whole(stack: AsyncExitStack) -> Response:
-            answering = await _begun(service, received, stack)
+            answering = await _begun(request, service, received, stack)
             return await answering.whole()
 
         return await _when_made(request, service, received, whole, stack)
@@ -102,21 +102,16 @@ async def _received(
 ) -> _Received[W]:
     """Read a form. Raises `ApiError`; what is wrong with the head of the request is told before."""
     key = key_of(request)
-    owner = owner_of(request)
-    async with (
-        service.admission.upload(owner),
-        received_form(request, service.settings, service.uploads, check) as form,
-    ):
+    async with taken_in(request, service, check) as form:
         work = read(form.fields, service)
         upload = required(form)
-        service.metrics.see_upload(upload.path.stat().st_size)
         stack.enter_context(service.admission.sound(await run_sync(stated_duration, upload.path)))
         sound = stack.enter_context(opened(upload.path, upload.filename))
         fingerprint = fingerprint_of(request.url.path, form.fields, upload.sha256)
-        return _Received(work, sound, owner, key, fingerprint, is_retry(request))
+        return _Received(work, sound, owner_of(request), key, fingerprint, is_retry(request))
 
 
-async def _begun(service: Service, received: _Received[Work], stack: AsyncExitStack) -> Answering:
+async def _begun(request: Request, service: Service, received: _Received[Work], stack: AsyncExitStack) -> Answering:
     """A recording in a pipeline, whose work ends with the stack; what it has heard by then is kept for a retry."""
     work = received.work
     pipeline = service.pipelines[work.model]
@@ -134,7 +129,7 @@ async def _begun(service: Service, received: _Received[Work], stack: AsyncExitSt
             service.interrupted.keep(received.owner, received.fingerprint, heard_by(task))
 
     stack.callback(leave)
-    return Answering(service, work, Hearing(service, task), voices)
+    return Answering(request, service, work, Hearing(service, task), voices)
 
 
 async def _when_made(
@@ -151,7 +146,7 @@ async def _when_made(
 
     if not service.settings.keep_alive_json or received.work.response_format not in JSON_FORMATS:
         return await once(stack)
-    return await kept_alive(service, _made(once, stack.pop_all()), partial(told, request))
+    return await kept_alive(request, _made(once, stack.pop_all()))
 
 
 async def _once(
@@ -176,6 +171,20 @@ async def _once(
 async def _made(make: Callable[[AsyncExitStack], Awaitable[Response]], stack: AsyncExitStack) -> Response:
     async with stack:
         return await make(stack)
+
+
+@asynccontextmanager
+async def taken_in(request: Request, service: Service, check: Check) -> AsyncIterator[Form]:
+    """As `received_form`, when its turn has come; it is counted."""
+    async with service.admission.upload(owner_of(request)):
+        start = time.monotonic()
+        async with received_form(request, service.settings, service.uploads, check) as form:
+            service.metrics.see_stage("upload", time.monotonic() - start)
+            if form.upload is not None:
+                size = form.upload.path.stat().st_size
+                service.metrics.see_upload(size)
+                request.state.log["bytes"] = size
+            yield form
 
 
 def prefers_async(request: Request) -> bool:
@@ -203,8 +212,16 @@ class Answering:
     voices : of speakers whose names came with the request
     """
 
-    def __init__(self, service: Service, work: Work, hearing: Hearing[Transcript], voices: Voices | None) -> None:
+    def __init__(
+        self,
+        request: Request,
+        service: Service,
+        work: Work,
+        hearing: Hearing[Transcript],
+        voices: Voices | None,
+    ) -> None:
         self.work = work
+        self._request = request
         self._service = service
         self._hearing = hearing
         self._voices = voices
@@ -212,22 +229,22 @@ class Answering:
     async def whole(self) -> Response:
         """The answer, once all of it is there. Raises `ApiError`, and what the pipeline raises."""
         transcript = await self._transcript()
-        return await run_sync(shapes.answer, transcript, self.work, self._coder())
+        start = time.monotonic()
+        response = await run_sync(shapes.answer, transcript, self.work, self._coder())
+        self._service.metrics.see_stage("write", time.monotonic() - start)
+        return response
 
-    async def stream(self, open_for_it: AsyncExitStack, told: Callable[[Exception], ApiError]) -> AsyncIterator[str]:
-        """OpenAI's events: deltas of text in the order of the recording, segments with speakers, the end.
-
-        told : gives what a client is told of a failure
-        """
+    async def stream(self, open_for_it: AsyncExitStack) -> AsyncIterator[str]:
+        """OpenAI's events: deltas of text in the order of the recording, segments with speakers, the end."""
         async with open_for_it:
             try:
-                async for text in self._events(told):
+                async for text in self._events():
                     yield text
             except (GeneratorExit, asyncio.CancelledError):
-                self._service.see_leaving()
+                left(self._request)
                 raise
 
-    async def _events(self, told: Callable[[Exception], ApiError]) -> AsyncIterator[str]:
+    async def _events(self) -> AsyncIterator[str]:
         text = ""
         async for delta, segment in in_order(self._hearing.events()):
             text += delta
@@ -237,7 +254,7 @@ class Answering:
             yield event(content)
         transcript = await outcome_of(self._transcript())
         if isinstance(transcript, Exception):
-            yield event(told(transcript).body())
+            yield event(told(self._request, transcript).body())
             return
         if self.work.response_format == "diarized_json":
             for segment in shapes.speaker_segments(transcript, shapes.known_names(self.work)):
@@ -260,6 +277,8 @@ class Answering:
         seconds = self._hearing.seconds
         self._service.admission.measure(transcript.duration, seconds)
         self._service.metrics.see_transcript("request", transcript, seconds)
+        stages = {stage: round(spent, 3) for stage, spent in transcript.seconds.items()}
+        self._request.state.log.update(audio_seconds=round(transcript.duration, 3), stages=stages)
         if self._service.settings.log_text:
             log.info("%s", json.dumps({"text": shapes.running_text(transcript.segments)}))
         if self._voices is not None:
