@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import h11
 import httpx2
 import numpy as np
 import openai
@@ -334,6 +335,7 @@ def test_a_large_upload_is_not_held_in_memory(server: Serving, short: bytes) -> 
 class Impatient(Connection):
     seconds_for_head = 0.4
     seconds_to_read = 0.6
+    seconds_to_stop = 0.3
 
 
 @contextlib.contextmanager
@@ -391,6 +393,59 @@ def test_a_client_that_does_not_read_is_not_waited_for() -> None:
         received = len(connection.recv(1))
         until(lambda: not running.server_state.connections, "the server to give the client up")
         assert received + len(rest_of(connection)) < 64 * MEBIBYTE
+
+
+BODY = "Content-Length: 1000000000\r\n"
+
+
+def test_a_client_that_is_answered_early_may_take_the_answer() -> None:
+    """It sends on, and looks at the answer late; its connection ends, and not before."""
+    with (
+        listening(Impatient) as (port, running),
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection,
+    ):
+        connection.sendall(head("POST", "/", BODY))
+        sent = 0
+        with contextlib.suppress(OSError):
+            while sent < 1_000_000_000:
+                sent += connection.send(bytes(1 << 16))
+        assert sent < 100 * MEBIBYTE  # what the system takes in, and one that is read away
+        assert b"HTTP/1.1 200" in rest_of(connection)
+        until(lambda: not running.server_state.connections, "the server to give the client up")
+
+
+def test_a_client_that_is_answered_early_and_ends_its_body_goes_on() -> None:
+    with (
+        listening(Connection) as (port, _),
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection,
+    ):
+        for closing in ("", "Connection: close\r\n"):
+            connection.sendall(head("POST", "/", f"Content-Length: 3\r\n{closing}"))
+            answer = b""
+            while not answer.endswith(b"\r\n\r\na"):
+                answer += connection.recv(1 << 16)
+            assert answer.count(b"HTTP/1.1 200") == 1
+            if not closing:
+                connection.sendall(b"abc")
+
+
+def test_little_is_read_away_and_not_for_long() -> None:
+    loop, transport = Mock(), Mock()
+    transport.is_closing.return_value = False
+    connection = Connection(uvicorn.Config(Mock(), log_config=None), ServerState(), {}, loop)
+    connection.connection_made(transport)
+    connection.conn = Mock(their_state=h11.SEND_BODY, our_state=h11.DONE)
+    connection.conn.next_event.return_value = h11.NEED_DATA
+    loop.call_later = Mock()
+    connection.on_response_complete()
+    loop.call_later.assert_called_with(1.0, transport.close)
+    for size in (MEBIBYTE, 1):
+        transport.pause_reading.assert_not_called()
+        connection.data_received(bytes(size))
+    transport.pause_reading.assert_called_once_with()
+    connection.conn.their_state = h11.DONE
+    connection.data_received(b"a")
+    loop.call_later.return_value.cancel.assert_called()
 
 
 def test_a_client_that_begins_late_to_read_gets_all() -> None:

@@ -11,8 +11,6 @@ from starlette.requests import Request
 from mlx_speech.server.errors import NEVER_AGAIN, ApiError
 from mlx_speech.server.settings import Settings
 
-CLOSING = {"Connection": "close", **NEVER_AGAIN}  # headers of an answer that does not wait for the rest of a body
-
 
 async def blocks_of(
     request: Request, settings: Settings, most: int, code: str = "file_too_large"
@@ -36,7 +34,7 @@ async def blocks_of(
         window.see(len(block))
         count += len(block)
         if count > most:
-            raise ApiError(413, code, f"the request has more than {most} bytes", headers=dict(CLOSING))
+            raise ApiError(413, code, f"the request has more than {most} bytes", headers=dict(NEVER_AGAIN))
         yield block
 
 
@@ -71,5 +69,5 @@ class _Window:
 def _too_slow(settings: Settings) -> ApiError:
     rate = f"{settings.min_upload_rate:g} bytes a second over {settings.upload_window:g} s"
     return ApiError(
-        408, "upload_too_slow", f"the request comes too slowly: send at least {rate}", headers=dict(CLOSING)
+        408, "upload_too_slow", f"the request comes too slowly: send at least {rate}", headers=dict(NEVER_AGAIN)
     )

@@ -9,18 +9,25 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 SECONDS_FOR_HEAD = 10.0  # a request's first line and headers
 SECONDS_TO_READ = 60.0  # for a client to take the 48 KiB that bring an answer under way again
+SECONDS_TO_STOP = 1.0  # for a client that has been answered before the end of its body
+MOST_READ_AWAY = 1 << 20  # bytes that it may send meanwhile
 
 
 class Connection(H11Protocol):
-    """Closes itself where the head of a request does not come in time, or where the client does not read its answer.
+    """Closes itself where the head of a request does not come in time, where the client does not read its answer, and
+    where it goes on sending a body that has been answered: not at once, since a connection that is closed over unread
+    bytes is reset, and the answer may be lost with it.
 
     The limits of a body are those of whoever reads it.
     """
 
     seconds_for_head = SECONDS_FOR_HEAD
     seconds_to_read = SECONDS_TO_READ
+    seconds_to_stop = SECONDS_TO_STOP
     _for_head: asyncio.TimerHandle | None = None
     _to_read: asyncio.TimerHandle | None = None
+    _to_stop: asyncio.TimerHandle | None = None
+    _read_away = 0  # bytes
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Of asyncio, as those below."""
@@ -30,10 +37,19 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """A client that sends a byte now and then does not begin anew."""
         super().data_received(data)
+        if self._to_stop is not None:
+            self._read_on(len(data))
         if self.conn.their_state is not h11.IDLE:
             self._stop_waiting_for_head()
         elif self._for_head is None:
             self._wait_for_head()
+
+    def on_response_complete(self) -> None:
+        """All of the answer has been sent."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
+            self._read_away = 0
+            self._to_stop = self.loop.call_later(self.seconds_to_stop, self.transport.close)
 
     def pause_writing(self) -> None:
         """The client has not taken what was sent before."""
@@ -50,6 +66,7 @@ class Connection(H11Protocol):
         """The end, whoever made it."""
         self._stop_waiting_for_head()
         self._stop_waiting_to_be_read()
+        self._stop_reading_away()
         super().connection_lost(exc)
 
     def _wait_for_head(self) -> None:
@@ -64,3 +81,16 @@ class Connection(H11Protocol):
         if self._to_read is not None:
             self._to_read.cancel()
             self._to_read = None
+
+    def _read_on(self, count: int) -> None:
+        """A client that has been answered has sent so many bytes more."""
+        self._read_away += count
+        if self.conn.their_state is not h11.SEND_BODY:  # it has come to the end of them, and may go on
+            self._stop_reading_away()
+        elif self._read_away > MOST_READ_AWAY:
+            self.flow.pause_reading()
+
+    def _stop_reading_away(self) -> None:
+        if self._to_stop is not None:
+            self._to_stop.cancel()
+            self._to_stop = None

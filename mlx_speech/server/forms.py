@@ -22,8 +22,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 from starlette.requests import Request
 
-from mlx_speech.server.bodies import CLOSING, blocks_of
-from mlx_speech.server.errors import ApiError
+from mlx_speech.server.bodies import blocks_of
+from mlx_speech.server.errors import NEVER_AGAIN, ApiError
 from mlx_speech.server.settings import Settings
 
 FILE_FIELD = "file"
@@ -163,7 +163,9 @@ class _Reader:
         try:
             self._parser.write(data)
         except FormParserError as error:
-            raise ApiError(400, "invalid_form", f"the form cannot be read: {error}", headers=dict(CLOSING)) from None
+            raise ApiError(
+                400, "invalid_form", f"the form cannot be read: {error}", headers=dict(NEVER_AGAIN)
+            ) from None
 
     def finish(self) -> None:
         """All bytes have come. Raises `ApiError` where the form is not whole."""
@@ -208,7 +210,11 @@ class _Reader:
     def _too_large(self) -> ApiError:
         limit = self._settings.max_upload
         return ApiError(
-            413, "file_too_large", f"Maximum content size limit ({limit}) exceeded", FILE_FIELD, headers=dict(CLOSING)
+            413,
+            "file_too_large",
+            f"Maximum content size limit ({limit}) exceeded",
+            FILE_FIELD,
+            headers=dict(NEVER_AGAIN),
         )
 
     # --- of the parser -----------------------------------------------------------------------------------------------
@@ -217,7 +223,7 @@ class _Reader:
         self._parts += 1
         if self._parts > self._settings.max_parts:
             most = self._settings.max_parts
-            raise ApiError(400, "too_many_fields", f"the form has more than {most} parts", headers=dict(CLOSING))
+            raise ApiError(400, "too_many_fields", f"the form has more than {most} parts", headers=dict(NEVER_AGAIN))
         self._headers = {}
         self._header = b""
         self._value = b""
@@ -238,16 +244,18 @@ class _Reader:
         parameters = _disposition(self._headers.get("content-disposition", ""))
         name = parameters.get("name")
         if name is None:
-            raise ApiError(400, "invalid_form", "a part of the form has no name", headers=dict(CLOSING))
+            raise ApiError(400, "invalid_form", "a part of the form has no name", headers=dict(NEVER_AGAIN))
         self._name = name.removesuffix("[]")
         self._filename = parameters.get("filename")
         if self._name != FILE_FIELD:
             if self._filename is not None:
                 name = shown(self._name)
-                raise ApiError(400, "invalid_form", f"{name} is a file: only `file` may be one", headers=dict(CLOSING))
+                raise ApiError(
+                    400, "invalid_form", f"{name} is a file: only `file` may be one", headers=dict(NEVER_AGAIN)
+                )
             return
         if self._path is not None:
-            raise ApiError(400, "invalid_value", "there are two files: send one", FILE_FIELD, headers=dict(CLOSING))
+            raise ApiError(400, "invalid_value", "there are two files: send one", FILE_FIELD, headers=dict(NEVER_AGAIN))
         self.in_file = True
         self._file_name = clean_name(self._filename or UNNAMED)
         self._path = self._folder / secrets.token_hex(16)
@@ -269,7 +277,7 @@ class _Reader:
         too_long = len(self._text) > self._settings.max_field
         if too_long or self._bytes_of_fields > self._settings.max_fields:
             name = shown(self._name)
-            raise ApiError(413, "field_too_large", f"{name} is too long", name, headers=dict(CLOSING))
+            raise ApiError(413, "field_too_large", f"{name} is too long", name, headers=dict(NEVER_AGAIN))
 
     def _part_end(self) -> None:
         if self._name == FILE_FIELD:
@@ -278,7 +286,7 @@ class _Reader:
             value = self._text.decode("utf-8")
         except UnicodeDecodeError:
             name = shown(self._name)
-            raise ApiError(400, "invalid_value", f"{name} is not UTF-8", name, headers=dict(CLOSING)) from None
+            raise ApiError(400, "invalid_value", f"{name} is not UTF-8", name, headers=dict(NEVER_AGAIN)) from None
         self.form.fields.setdefault(self._name, []).append(value)
 
     def _end(self) -> None:
@@ -309,7 +317,7 @@ def shown(name: str) -> str:
 
 def disk_full() -> ApiError:
     """What is answered where nothing can be written any more."""
-    return ApiError(507, "disk_full", "there is no room for the recording here", headers=dict(CLOSING))
+    return ApiError(507, "disk_full", "there is no room for the recording here", headers=dict(NEVER_AGAIN))
 
 
 def single(fields: Mapping[str, list[str]], name: str) -> str | None:
