@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import h11
 import httpx2
@@ -38,7 +39,7 @@ from websockets.exceptions import ConnectionClosed
 import mlx_speech
 from mlx_speech.package_data import DEMO
 from mlx_speech.samples import SAMPLE_RATE
-from mlx_speech.server.connections import Connection
+from mlx_speech.server.connections import Connection, room_for_connections
 
 SOUND = DEMO / "conversation.flac"
 PATH = "/v1/audio/transcriptions"
@@ -446,6 +447,51 @@ def test_little_is_read_away_and_not_for_long() -> None:
     connection.conn.their_state = h11.DONE
     connection.data_received(b"a")
     loop.call_later.return_value.cancel.assert_called()
+
+
+def test_a_connection_too_many_is_told_so() -> None:
+    class Narrow(Connection):
+        most_connections = 2
+
+    with listening(Narrow) as (port, running), contextlib.ExitStack() as open_ones:
+
+        def connect() -> socket.socket:
+            connection = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+            return open_ones.enter_context(connection)
+
+        first, _ = connect(), connect()
+        until(lambda: len(running.server_state.connections) == 2, "both to be taken")
+        head_of_it, _, content = rest_of(connect()).partition(b"\r\n\r\n")
+        assert head_of_it.startswith(b"HTTP/1.1 503") and b"retry-after: 5" in head_of_it.lower()
+        assert json.loads(content)["error"]["code"] == "too_many_connections"
+        first.close()
+        until(lambda: len(running.server_state.connections) == 1, "one to go")
+        third = connect()
+        third.sendall(head("GET", "/", "Connection: close\r\n"))
+        assert rest_of(third).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "asked", "most"),
+    [
+        (256, resource.RLIM_INFINITY, 2000, 1000),  # a Mac
+        (1024, 524_288, 2000, 1000),
+        (1024, 1024, None, 512),
+        (160, 1500, 1500, 750),
+        (4096, 4096, None, 1000),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, 1000),
+    ],
+)
+def test_connections_leave_files_for_others(
+    soft: int, hard: int, asked: int | None, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = Mock()
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", limit)
+    assert room_for_connections() == most
+    assert limit.call_args_list == ([] if asked is None else [call(resource.RLIMIT_NOFILE, (asked, hard))])
+    limit.side_effect = OSError
+    assert room_for_connections() == min(1000, soft // 2 if soft != resource.RLIM_INFINITY else 1000)
 
 
 def test_a_client_that_begins_late_to_read_gets_all() -> None:

@@ -3,20 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+from contextlib import suppress
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mlx_speech.server.errors import ApiError
 
 SECONDS_FOR_HEAD = 10.0  # a request's first line and headers
 SECONDS_TO_READ = 60.0  # for a client to take the 48 KiB that bring an answer under way again
 SECONDS_TO_STOP = 1.0  # for a client that has been answered before the end of its body
 MOST_READ_AWAY = 1 << 20  # bytes that it may send meanwhile
+MOST_CONNECTIONS = 1000  # at once; where none can be taken any more, asyncio fills the log
+
+
+def room_for_connections() -> int:
+    """How many connections there may be at once: with as many files of other kinds, no more than the process may have
+    open. Where that is few, as on a Mac, it is asked for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * MOST_CONNECTIONS
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # what there is has to do
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, soft // 2)
+
+
+def _too_many(most: int) -> bytes:
+    """A whole answer of HTTP."""
+    message = f"{most} connections are open, and no more may be: try again later"
+    answer = ApiError(503, "too_many_connections", message, headers={"Retry-After": "5", "Connection": "close"})
+    response = answer.response()
+    lines = [b"HTTP/1.1 503 Service Unavailable", *(b": ".join(header) for header in response.raw_headers)]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + bytes(response.body)
 
 
 class Connection(H11Protocol):
     """Closes itself where the head of a request does not come in time, where the client does not read its answer, and
     where it goes on sending a body that has been answered: not at once, since a connection that is closed over unread
-    bytes is reset, and the answer may be lost with it.
+    bytes is reset, and the answer may be lost with it. One connection too many is answered, and closed.
 
     The limits of a body are those of whoever reads it.
     """
@@ -24,6 +52,7 @@ class Connection(H11Protocol):
     seconds_for_head = SECONDS_FOR_HEAD
     seconds_to_read = SECONDS_TO_READ
     seconds_to_stop = SECONDS_TO_STOP
+    most_connections = MOST_CONNECTIONS
     _for_head: asyncio.TimerHandle | None = None
     _to_read: asyncio.TimerHandle | None = None
     _to_stop: asyncio.TimerHandle | None = None
@@ -32,6 +61,10 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Of asyncio, as those below."""
         super().connection_made(transport)
+        if len(self.connections) > self.most_connections:
+            transport.write(_too_many(self.most_connections))
+            transport.close()
+            return
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import uvicorn
 from starlette.applications import Starlette
 
-from mlx_speech.server.connections import Connection
+from mlx_speech.server.connections import Connection, room_for_connections
 from mlx_speech.server.listening import BACKLOG
 from mlx_speech.server.realtime.limits import WS_MAX_QUEUE, WS_MAX_SIZE
 from mlx_speech.server.settings import Settings
@@ -46,11 +46,15 @@ def serve(
 
     Raises as the start of the application.
     """
+
+    class Bounded(Connection):
+        most_connections = room_for_connections()
+
     config = uvicorn.Config(
         app,
         ssl_certfile=certificate,
         ssl_keyfile=private_key,
-        http=Connection,
+        http=Bounded,
         ws="websockets-sansio",
         ws_max_size=WS_MAX_SIZE,
         ws_max_queue=WS_MAX_QUEUE,
