@@ -449,6 +449,21 @@ def test_little_is_read_away_and_not_for_long() -> None:
     loop.call_later.return_value.cancel.assert_called()
 
 
+def test_memory_is_not_written_to_a_disk() -> None:
+    program = "import resource; from mlx_speech.server.run import without_core_dumps; "
+    program += "resource.setrlimit(resource.RLIMIT_CORE, (4096, resource.getrlimit(resource.RLIMIT_CORE)[1])); "
+    program += "without_core_dumps(); print(resource.getrlimit(resource.RLIMIT_CORE)[0])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["0"]
+
+
+def test_a_server_has_no_core_dumps_and_room_for_connections(server: Serving) -> None:
+    limits = Path(f"/proc/{server.process.pid}/limits").read_text(encoding="ascii")
+    assert re.search(r"Max core file size +0 ", limits)
+    files = re.search(r"Max open files +(\d+) +(\d+)", limits)
+    assert files is not None and int(files[1]) >= min(2000, int(files[2]))
+
+
 def test_a_connection_too_many_is_told_so() -> None:
     class Narrow(Connection):
         most_connections = 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,6 +76,7 @@ def serve(
         async with app.router.lifespan_context(app):
             await server.serve([listener])
 
+    without_core_dumps()
     with _signals(server):
         asyncio.run(live())
 
@@ -142,6 +144,12 @@ def _address(listener: socket, name: str, encrypted: bool) -> str:
     scheme = "https" if encrypted else "http"
     host = f"[{name}]" if listener.family == AF_INET6 and ":" in name else name
     return f"{scheme}://{host}:{listener.getsockname()[1]}"
+
+
+def without_core_dumps() -> None:
+    """Where the process crashes, nothing of its memory, as keys and what people say, is written to a disk."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def log_to_stderr(verbose: bool) -> None:
