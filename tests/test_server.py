@@ -417,6 +417,16 @@ def test_a_stored_transcript_has_the_formats_of_a_new_one() -> None:
         assert (caught.value.status, caught.value.param) == (400, "response_format")
 
 
+@pytest.mark.parametrize(("response_format", "lacks"), [("rttm", "speakers"), ("ctm", "times of words")])
+def test_a_format_that_would_be_empty_says_what_it_lacks(response_format: str, lacks: str) -> None:
+    bare = replace(said("Hello."), segments=(replace(said("Hello.").segments[0], words=()),))
+    with pytest.raises(ApiError) as refused:
+        shapes.stored(bare, response_format)
+    assert refused.value.status == 400 and f"there are no {lacks}" in refused.value.message
+    assert shapes.stored(replace(bare, segments=()), response_format).body == b""  # nobody spoke
+    assert shapes.stored(said("Hello.", speakers=("SPEAKER_00",)), response_format).body
+
+
 def test_more_speakers_than_letters() -> None:
     names = tuple(f"SPEAKER_{number:02d}" for number in range(30))
     letters = shapes.letters_of(said(*names, speakers=names), ("SPEAKER_02", "D"))

@@ -21,6 +21,7 @@ FRAMES_PER_SECOND = 100  # of Whisper's spectrogram, in which `seek` counts
 DECIMALS = 3  # of seconds
 LETTERS = 26
 PLAIN = "text/plain; charset=utf-8"
+NEEDS = {"ctm": "times of words", "rttm": "speakers"}  # without which a format has nothing to say
 MEDIA_TYPES = {"vtt": "text/vtt; charset=utf-8", "whisperx_json": "application/json"}
 
 
@@ -58,9 +59,10 @@ def in_format(transcript: Transcript, response_format: str) -> Response:
 def stored(
     transcript: Transcript, response_format: str, names: tuple[str, ...] = (), coder: Coder | None = None
 ) -> Response:
-    """A transcript of earlier in any format: verbose_json with all that it has. Raises `ApiError` for no format.
+    """A transcript of earlier in any format: verbose_json with all that it has.
 
     names : of speakers who came with its request
+    Raises `ApiError` for no format, and for one of words or speakers where nobody had asked for these.
     """
     if response_format not in FORMATS:
         raise wrong("response_format", response_format, f"give one of {', '.join(FORMATS)}")
@@ -73,7 +75,11 @@ def stored(
         granularities=granularities,
         known_speakers=tuple(KnownSpeaker(name, b"") for name in names),
     )
-    return answer(transcript, work, coder)
+    response = answer(transcript, work, coder)
+    if response_format in NEEDS and transcript.segments and not response.body:
+        needed = NEEDS[response_format]
+        raise wrong("response_format", response_format, f"there are no {needed}: send the recording again with it")
+    return response
 
 
 def json_response(content: object) -> Response:
