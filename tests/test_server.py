@@ -910,6 +910,16 @@ def test_flags_are_refused_before_anything_is_loaded(flags: list[str], problem: 
     assert said.startswith(f"mlx_speech: {problem}") and said.count("\n") == 1
 
 
+def test_the_demo_takes_the_flags_of_a_pipeline() -> None:
+    machine: dict[str, Any] = {"device": None, "model_dir": None, "model_cache_only": False, "hf_token": None}
+    given = {**machine, "batch_size": "2", "compute_type": "float32"}
+    made = serve._pipelines([], True, given, Mock())
+    with made["demo"] as pipe:
+        assert pipe.batch_size == 2
+    with pytest.raises(OptionError, match="--batch-size few"):
+        serve._pipelines([], True, {**machine, "batch_size": "few"}, Mock())
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o007, 0o770), (0o077, 0o700)])
 def test_the_umask_says_who_may_connect_to_a_unix_socket(short_folder: Path, umask: int, mode: int) -> None:
     path = short_folder / "s"

@@ -14,7 +14,7 @@ from typing import Any
 from mlx_speech.cli.outputs import expanded
 from mlx_speech.cli.parser import SWITCH, add_command, add_models, add_speakers
 from mlx_speech.cli.screen import Say
-from mlx_speech.cli.setup import make_pipeline, prepare
+from mlx_speech.cli.setup import make_pipeline, pipeline_keywords, prepare
 from mlx_speech.errors import MissingDependency, OptionError
 from mlx_speech.names import DEFAULT_CPU, DEFAULT_GPU
 
@@ -224,7 +224,7 @@ def _pipelines(models: list[str], demo: bool, given: dict[str, Any], say: Say) -
             raise OptionError("--demo and --model conflict: leave one of them out")
         machine = {name: given.pop(name) for name in ("device", "model_dir", "model_cache_only", "hf_token")}
         prepare(say, **machine)
-        return {DEMO_NAME: Pipeline.demo(**given)}
+        return {DEMO_NAME: Pipeline.demo(**pipeline_keywords(given))}
     if not models:
         return {DEFAULT_NAME: make_pipeline(given, say)}
     return {name: make_pipeline({**given, "model": name}, say) for name in models}
