@@ -31,8 +31,8 @@ def rows(device: str, quick: bool) -> list[Row]:
     if quick:
         return [*found, _clustering("few", 400, True)]
     found.append(_clustering("4000", 4000, True))
-    for hours in (1, 3, 10):
-        found.append(_clustering(f"{hours}h", hours * 3600 * A_SECOND, hours < 10, f"{hours} h of audio"))
+    for hours in (1, 3, 6):
+        found.append(_clustering(f"{hours}h", hours * 3600 * A_SECOND, hours < 6, f"{hours} h of audio"))
     return found
 
 
@@ -162,7 +162,7 @@ def _clustering(name: str, count: int, beside: bool, worth: str = "") -> Row:
         # the distance of every two, once; and vectors and tree
         work=Work(float(count) ** 2 * DIMENSION, 8.0 * count * (DIMENSION + 4)),
         targets=targets,
-        most=1 if name in ("3h", "10h") else 5,
+        most=1 if name in ("3h", "6h") else 5,
     )
 
 
