@@ -1,8 +1,9 @@
 """A pipeline for tests of archives: its recordings are small texts that say what happens when they are heard.
 
 A file is JSON: `text` is what is heard, in `seconds` of sound; hearing it takes `sleep` seconds. `act` "kill" ends the
-process, "broken" fails as broken sound does, "memory" and "network" fail as often as `times` says. Every beginning and
-every end is noted in `marks`, a line each: "began" or "ended", the file's name, the id of the process, and when.
+process, "broken" fails as broken sound does, "memory" and "network" fail as often as `times` says, "warn" warns. Every
+beginning and every end is noted in `marks`, a line each: "began" or "ended", the file's name, the id of the process,
+and when.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,8 @@ class Scripted:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "broken":
                 return AudioError(f"{recording}: is no recording: is the file whole?")
+            case "warn":
+                warnings.warn(f"{recording}: breaks off at 1 s", stacklevel=2)
             case "memory" if begun(self._marks).count(name) <= script["times"]:
                 return OutOfMemory("out of memory: lower batch_size")
             case "network" if begun(self._marks).count(name) <= script["times"]:

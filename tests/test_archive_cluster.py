@@ -217,6 +217,14 @@ def test_failures_are_retried_by_rule(cluster: Any, tmp_path: Path) -> None:
     assert not run([files[1]], out, marks).failed and not (out / "failures.jsonl").exists()
 
 
+def test_warnings_of_recordings_are_told(cluster: Any, tmp_path: Path) -> None:
+    """Once for each, wherever it was heard."""
+    files = write_recordings(tmp_path / "in", 3) + write_recordings(tmp_path / "in" / "odd", 2, act="warn")
+    with pytest.warns(UserWarning) as told:
+        run(files, tmp_path / "out", tmp_path / "marks")
+    assert sorted(str(one.message) for one in told) == [f"{file}: breaks off at 1 s" for file in files[3:]]
+
+
 def test_a_file_that_ends_its_process_twice_is_set_aside(cluster: Any, tmp_path: Path) -> None:
     files, out, marks = write_recordings(tmp_path / "in", 9), tmp_path / "out", tmp_path / "marks"
     files[4].write_text(json.dumps({"text": "never heard", "act": "kill"}))

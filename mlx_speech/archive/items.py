@@ -50,11 +50,13 @@ class Heard:
 
     texts : kind of a file, "" for the transcript that all others are made of → its content
     seconds : of sound
+    warnings : what its process has warned of since its last result, of this recording or of one that it hears beside
     """
 
     name: str
     texts: Mapping[str, str]
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

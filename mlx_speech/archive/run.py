@@ -247,6 +247,8 @@ class _Run:
                 self._shards.add(item.name)
                 self._lengths.learn(item, heard.seconds)
                 self._tally.done(self._guesses[item.name], heard.seconds)
+                for text in heard.warnings:
+                    warnings.warn(text, stacklevel=5)
             case Failed() as failed:
                 attempts = self._attempts.get(item.name, 0) + 1
                 self._attempts[item.name] = attempts

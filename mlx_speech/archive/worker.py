@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from mlx_speech import blas
@@ -52,6 +53,7 @@ class Worker:
         self._setup = setup
         self._pipeline: Any = None
         self._storage = Storage(setup.storage)
+        self._warnings: list[str] = []  # that no result has taken along
 
     def prepare(self) -> Failed | None:
         """Load what is checked before anything is transcribed; says what is wrong, where something is."""
@@ -59,6 +61,8 @@ class Worker:
         if self._setup.cores is not None:
             _limit_threads(self._setup.cores)
         blas.keep_memory()  # the process is for this alone
+        warnings.showwarning = self._keep_warning
+        warnings.simplefilter("always", UserWarning)  # the second recording with a fault hears of it too
         from mlx_speech.engine import Failure, attempt
 
         outcome = attempt(self._load)
@@ -94,8 +98,19 @@ class Worker:
                     outcome: Outcome = _failed(item, result, path)
                 else:
                     outcome = heard(item, result, self._setup.formats, self._setup.layout)
+                    outcome = replace(outcome, warnings=self._warnings_of(item, path))
                 del left[item.name]
                 yield outcome
+
+    def _keep_warning(self, message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        """What `warnings` calls. From any thread."""
+        if category is UserWarning:
+            self._warnings.append(str(message))
+
+    def _warnings_of(self, item: Item, path: str) -> tuple[str, ...]:
+        """Those that nobody was told of. path : of the file, maybe a copy that nobody knows"""
+        kept, self._warnings = self._warnings, []
+        return tuple(text.replace(path, item.entry.source) for text in kept)
 
     def _load(self) -> None:
         """Make the pipeline; that it can do what is asked it says itself, with no recording at all."""
