@@ -16,7 +16,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
@@ -27,19 +27,17 @@ from av.error import FFmpegError
 
 from mlx_speech import channels, media
 from mlx_speech.errors import AudioError, OptionError
+from mlx_speech.sample_file import SAMPLES_PER_PIECE, Collected, collected, in_file, let_go, pieces_of
 from mlx_speech.samples import HIGHEST_PEAK, SAMPLE_RATE, as_float, check_scale, has_nan, peak_of
+from mlx_speech.sink import MAX_CHANNELS, RATES, SAMPLES_AT_ONCE, Sink
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
-    from av.audio.resampler import AudioResampler
     from av.container import InputContainer
     from av.packet import Packet
 
 MAX_DURATION = 24 * 3600.0  # seconds; 5.5 GB of samples
-RATES = range(2_000, 768_001)  # Hz; a lower rate would let a small file swell into hours
-MAX_CHANNELS = 64
-SAMPLES_AT_ONCE = 1 << 16  # of an array that are resampled, or of silence that are put in
-BYTES_PER_SAMPLE = 4
+LONGEST_IN_MEMORY = 1800.0  # seconds; of what is longer `open_audio` has the samples in a file: 115 MB and more
 
 MISSING_SECONDS = 0.5  # sound that ends this much before the stated end, or of which this much is damaged, is not whole
 QUIET_PEAK = 0.01  # peak: -40 dBFS; speech that is softer is overheard
@@ -52,11 +50,15 @@ Source: TypeAlias = str | os.PathLike[str] | BinaryIO
 
 @dataclass(frozen=True)
 class _Options:
-    """How a recording is read; `load_audio` says what each means."""
+    """How a recording is read; `load_audio` says what each means.
+
+    longest_in_memory : seconds; what is longer goes to a file
+    """
 
     sample_rate: int
     max_duration: float
     audio_track: int | str | None
+    longest_in_memory: float = math.inf
 
 
 def load_audio(
@@ -96,6 +98,33 @@ def load_tracks(
     return _load(source, _Options(sample_rate, max_duration, "all"))
 
 
+def open_audio(
+    source: Source,
+    *,
+    sample_rate: int = SAMPLE_RATE,
+    max_duration: float = MAX_DURATION,
+    audio_track: int | str | None = None,
+    longest_in_memory: float = LONGEST_IN_MEMORY,
+) -> np.ndarray:
+    """`load_audio` for recordings of any length: the samples of a long one lie in a temporary file, and are read as
+    they are looked at.
+
+    source, sample_rate, max_duration, audio_track : as of `load_audio`
+    longest_in_memory : seconds of sound; the samples of more are in a file
+
+    Returns what `load_audio` gives, which may not be written to where it is in a file; `sample_file.let_go` takes what
+    was looked at out of memory again. Raises `AudioError` where the temporary folder has no room, too.
+    """
+    return mix(_load(source, _Options(sample_rate, max_duration, audio_track, longest_in_memory)))
+
+
+def open_tracks(
+    source: Source, *, max_duration: float = MAX_DURATION, longest_in_memory: float = LONGEST_IN_MEMORY
+) -> list[np.ndarray]:
+    """`load_tracks` at 16 kHz for recordings of any length, as `open_audio`."""
+    return _load(source, _Options(SAMPLE_RATE, max_duration, "all", longest_in_memory))
+
+
 def blocks(
     source: Source,
     *,
@@ -130,32 +159,42 @@ def blocks(
         reader = recording.readers[0]
         for _ in recording.packets():
             while reader.sink.ready >= size:
-                block = reader.sink.take(size)
-                _clean(block, reader)
+                block = reader.take(size)
+                reader.check_samples()
                 yield start / sample_rate, block
                 start += block.size
         recording.close()
         reader.sink.finish()
         recording.check_decoded(reader)
         while reader.sink.ready:
-            block = reader.sink.take(size)
-            _clean(block, reader)
+            block = reader.take(size)
+            reader.check_samples()
             yield start / sample_rate, block
             start += block.size
         recording.warn_of_losses(reader)
 
 
 def mix(tracks: Sequence[np.ndarray]) -> np.ndarray:
-    """Tracks of one timeline added up, and made softer where they would leave [-1, 1]. tracks : (samples,) each"""
+    """Tracks of one timeline added up, and made softer where they would leave [-1, 1]. tracks : (samples,) each, in
+    memory or in files, where the result is then, too"""
     if len(tracks) == 1:
         return tracks[0]
-    total = np.zeros(max((track.size for track in tracks), default=0), np.float32)
-    for track in tracks:
-        total[: track.size] += track
-    peak = peak_of(total)
-    if peak > 1:
-        total /= peak
-    return total
+    most_in_memory = 0.0 if any(in_file(track) for track in tracks) else math.inf
+    peak = max((peak_of(total) for total in _sums(tracks)), default=0.0)
+    divisor = np.float32(max(1.0, peak))
+    return collected((total / divisor for total in _sums(tracks)), "the mix of its sound tracks", most_in_memory)
+
+
+def _sums(tracks: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Tracks added up, piece by piece, (samples,) each."""
+    longest = max((track.size for track in tracks), default=0)
+    for start in range(0, longest, SAMPLES_PER_PIECE):
+        total = np.zeros(min(SAMPLES_PER_PIECE, longest - start), np.float32)
+        for track in tracks:
+            part = track[start : start + SAMPLES_PER_PIECE]
+            total[: part.size] += part
+            let_go(track)
+        yield total
 
 
 def audio_from_array(samples: Any, rate: int, *, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -182,7 +221,7 @@ def audio_from_array(samples: Any, rate: int, *, sample_rate: int = SAMPLE_RATE)
     array = as_float(array)
     mono = array.copy() if array.ndim == 1 else _mono_array(array, rate)
     if rate != sample_rate:
-        sink = _Sink("samples", sample_rate, math.inf)
+        sink = Sink("samples", sample_rate, math.inf)
         for start in range(0, mono.size, SAMPLES_AT_ONCE):
             frame = av.AudioFrame.from_ndarray(
                 mono[None, start : start + SAMPLES_AT_ONCE], format="fltp", layout="mono"
@@ -206,7 +245,7 @@ def louder(samples: np.ndarray, name: str | None = None) -> np.ndarray:
     name : what the warning calls the recording; None for no warning
 
     Returns the same array, or a copy that peaks at -10 dBFS where it peaks below -40 dBFS, but not where it is only
-    rounding (below -70).
+    rounding (below -70). The copy of samples in a file is in a file; raises `AudioError` where there is no room for it.
     """
     peak = peak_of(samples)
     if not 0 < peak < QUIET_PEAK:
@@ -218,7 +257,10 @@ def louder(samples: np.ndarray, name: str | None = None) -> np.ndarray:
         _warn(f"{name}: is very quiet (its peak is {decibels:.0f} dBFS): {consequence}")
     if not raised:
         return samples
-    return samples * np.float32(RAISED_PEAK / peak)
+    gain = np.float32(RAISED_PEAK / peak)
+    if in_file(samples):
+        return collected((piece * gain for piece in pieces_of(samples)), name or "the recording", 0)
+    return samples * gain
 
 
 def check_track(audio_track: Any) -> None:
@@ -282,30 +324,23 @@ def _opened(source: Source, options: _Options) -> Iterator[tuple[BinaryIO, Input
 def _load(source: Source, options: _Options) -> list[np.ndarray]:
     """What `load_audio` adds up: one array for every track that is asked for."""
     with _opened(source, options) as (file, container):
-        recording = _Recording(file, container, media.name_of(source), options)
-        for _ in recording.packets():
-            pass
-        recording.close()
-        sounds = []
-        for reader in recording.readers:
-            samples = reader.sink.samples()
-            recording.check_decoded(reader)
-            _clean(samples, reader)
-            recording.warn_of_losses(reader)
-            sounds.append(samples)
-        return sounds
-
-
-def _clean(samples: np.ndarray, reader: _Reader) -> None:
-    """Clip samples of a track to [-1, 1], in place. Raises `AudioError` where they are on another scale, or NaN."""
-    name = reader.sink.name
-    peak = peak_of(samples) if reader.holds_floats() else 0.0
-    if peak > HIGHEST_PEAK:
-        advice = "divide 16-bit samples by 32768 before they are saved as floats"
-        raise AudioError(f"{name}: its samples reach {peak:g}, and full scale is 1: {advice}")
-    np.clip(samples, -1, 1, out=samples)
-    if has_nan(samples):
-        raise AudioError(f"{name}: some of its samples are no numbers (NaN): export it again")
+        name = media.name_of(source)
+        recording = _Recording(file, container, name, options)
+        most_in_memory = options.longest_in_memory * options.sample_rate
+        with ExitStack() as opened:
+            sounds = [opened.enter_context(Collected(name, most_in_memory)) for _ in recording.readers]
+            for _ in recording.packets():
+                for reader, sound in zip(recording.readers, sounds, strict=True):
+                    if reader.sink.ready >= SAMPLES_AT_ONCE:
+                        sound.append(reader.take(reader.sink.ready))
+            recording.close()
+            for reader, sound in zip(recording.readers, sounds, strict=True):
+                reader.sink.finish()
+                sound.append(reader.take(reader.sink.ready))
+                recording.check_decoded(reader)
+                reader.check_samples()
+                recording.warn_of_losses(reader)
+            return [sound.samples() for sound in sounds]
 
 
 class _Recording:
@@ -321,7 +356,7 @@ class _Recording:
         self._warn_of_tracks(tracks, chosen, options.audio_track)
         self.readers = []
         for track in chosen:
-            sink = _Sink(name, options.sample_rate, options.max_duration)
+            sink = Sink(name, options.sample_rate, options.max_duration)
             self.readers.append(_Reader(container, track, sink))
 
     def _warn_of_tracks(
@@ -385,7 +420,7 @@ class _Recording:
 class _Reader:
     """Decodes the packets of one track, puts the sound where it belongs, and notes what is lost."""
 
-    def __init__(self, container: InputContainer, track: media.Track, sink: _Sink) -> None:
+    def __init__(self, container: InputContainer, track: media.Track, sink: Sink) -> None:
         self.track = track
         self.sink = sink
         self.clock = media.Clock(container, sink.max_duration)
@@ -393,6 +428,8 @@ class _Reader:
         self.broken = False  # the file could not be read to its end
         self.decoded = 0.0  # seconds
         self.stated_end: float | None = None  # on the track's own clock
+        self._peak = 0.0  # of the samples that were taken, before they were clipped
+        self._has_nan = False
         self._container = container
         self._losses = media.Losses(container)
         self._waiting: tuple[AudioFrame, media.Hole] | None = None  # its time is believed when the next one is known
@@ -423,6 +460,23 @@ class _Reader:
         """Behind the last packet."""
         self._place(None)
 
+    def take(self, count: int) -> np.ndarray:
+        """The first `count` samples that are ready, or fewer, clipped to [-1, 1], (samples,); they are gone then."""
+        samples = self.sink.take(count)
+        if self._holds_floats():
+            self._peak = max(self._peak, peak_of(samples))
+        np.clip(samples, -1, 1, out=samples)
+        self._has_nan = self._has_nan or has_nan(samples)
+        return samples
+
+    def check_samples(self) -> None:
+        """Raises `AudioError` where some that were taken are on another scale, or NaN."""
+        if self._peak > HIGHEST_PEAK:
+            advice = "divide 16-bit samples by 32768 before they are saved as floats"
+            raise AudioError(f"{self.sink.name}: its samples reach {self._peak:g}, and full scale is 1: {advice}")
+        if self._has_nan:
+            raise AudioError(f"{self.sink.name}: some of its samples are no numbers (NaN): export it again")
+
     def lost_sound(self) -> bool:
         """Whether some of what the file had, or says that it has, could not be decoded. A gap is no loss."""
         if self.broken or self._losses.seconds >= MISSING_SECONDS:
@@ -432,7 +486,7 @@ class _Reader:
         # A packet or two that do not decode are no loss while the length is right.
         return self.clock.end_time <= self.stated_end - MISSING_SECONDS
 
-    def holds_floats(self) -> bool:
+    def _holds_floats(self) -> bool:
         """Whether the track is of floating-point samples, which may be on any scale."""
         return self.track.stream.codec_context.name.startswith("pcm_f")
 
@@ -452,107 +506,3 @@ class _Reader:
             self.sink.fill(self.clock.end - ready.samples / ready.sample_rate)
         self.sink.add(ready)
         self.decoded += ready.samples / ready.sample_rate
-
-
-class _Sink:
-    """Collects frames as mono samples of one rate, no more of them than `max_duration` allows."""
-
-    def __init__(self, name: str, sample_rate: int, max_duration: float) -> None:
-        self.name = name
-        self.sample_rate = sample_rate
-        self.max_duration = max_duration
-        self.pair = channels.Pair(sample_rate)
-        self._taken = 0  # samples
-        self._buffer = bytearray()  # grows by an eighth, in place: an hour needs little more than its samples
-        self._resampler: AudioResampler | None = None
-        self._input: tuple[str, str, int] | None = None  # what the resampler was made for
-        self._weights: np.ndarray | None = None  # of its channels
-
-    def add(self, frame: AudioFrame) -> None:
-        """Samples behind those that are there."""
-        frame_input = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if frame_input != self._input:  # the first frame, or a broadcast that changes on its way
-            count = frame.layout.nb_channels
-            if frame.sample_rate not in RATES or not 1 <= count <= MAX_CHANNELS:
-                raise AudioError(f"{self.name}: {count} channels at {frame.sample_rate} Hz: is the file damaged?")
-            self._flush()
-            # Channels are mixed after resampling, in floats. They are asked for interleaved, since PyAV reads wild
-            # memory where there are more than eight planes.
-            self._resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=self.sample_rate)
-            self._weights = channels.weights(frame.layout)
-            self._input = frame_input
-        if self._resampler is not None:
-            self._append(self._resampler.resample(frame))
-
-    def fill(self, seconds: float) -> None:
-        """Silence up to `seconds` from the start of the recording."""
-        self._flush()
-        missing = round(seconds * self.sample_rate) - self.count
-        while missing > 0:
-            count = min(missing, SAMPLES_AT_ONCE)
-            self._add_mono(np.zeros(count, np.float32))
-            self._check_length()
-            missing -= count
-
-    def samples(self) -> np.ndarray:
-        """(samples,) float32, a view of what has been collected and not taken; ends the collecting."""
-        self.finish()
-        return np.frombuffer(self._buffer, np.float32)
-
-    def finish(self) -> None:
-        """Behind the last frame: collect what the resampler and the current second hold back."""
-        self._flush()
-        self._buffer += self.pair.end().tobytes()
-
-    def take(self, count: int) -> np.ndarray:
-        """Remove the first `count` samples that are ready, or fewer; returns a copy of them, (samples,) float32."""
-        size = count * BYTES_PER_SAMPLE
-        samples = np.frombuffer(self._buffer[:size], np.float32)
-        del self._buffer[:size]
-        self._taken += samples.size
-        return samples
-
-    @property
-    def ready(self) -> int:
-        """Samples that can be taken."""
-        return len(self._buffer) // BYTES_PER_SAMPLE
-
-    @property
-    def count(self) -> int:
-        """Samples that have come in all, those of the current second too."""
-        return self._taken + self.ready + self.pair.waiting
-
-    def _flush(self) -> None:
-        if self._resampler is not None:
-            self._append(self._resampler.resample(None))
-        self._resampler = None
-        self._input = None
-
-    def _append(self, frames: list[AudioFrame]) -> None:
-        for frame in frames:
-            sound = frame.to_ndarray().reshape(frame.samples, -1)
-            if sound.shape[1] == 2:
-                self._add_pair(sound)
-            elif self._weights is not None:
-                self._add_mono(sound @ self._weights)
-            elif sound.shape[1] == 1:
-                self._add_mono(sound[:, 0])
-            else:
-                self._add_mono(sound.mean(axis=1, dtype=np.float32))
-        self._check_length()
-
-    def _add_pair(self, sound: np.ndarray) -> None:
-        """sound : (samples, 2)"""
-        for second in self.pair.add(sound):
-            self._buffer += second.tobytes()
-
-    def _add_mono(self, sound: np.ndarray) -> None:
-        """sound : (samples,). Within a second of two channels it is the same in both."""
-        if self.pair.waiting:
-            self._add_pair(np.stack([sound, sound], axis=1))
-        else:
-            self._buffer += sound.tobytes()
-
-    def _check_length(self) -> None:
-        if self.count > self.max_duration * self.sample_rate:
-            raise AudioError(f"{self.name}: is longer than {self.max_duration:g} s: raise max_duration to read it")

@@ -56,10 +56,10 @@ def chunks_of(recording: Recording, models: Models) -> Job[list[Chunk]]:
 
 def compare_tracks(recording: Recording, models: Models) -> Job[None]:
     """Note the speakers, where each has a sound track of its own, and say whether that is so."""
-    tracks = [louder(track) for track in recording.tracks]
+    recording.tracks = [louder(track) for track in recording.tracks]
     detect = partial(regions_steps, options=recording.options, models=models, longest=math.inf)
     bounds = speaker_bounds(**recording.options.speakers.numbers)
-    steps = speakers_of_tracks(tracks, detect, bounds.low, bounds.high)
+    steps = speakers_of_tracks(recording.tracks, detect, bounds.low, bounds.high)
     recording.turns_of_tracks = yield from silently(steps)
     if recording.turns_of_tracks is None:
         outcome = "its sound tracks hold no speaker each: their mix tells who speaks"

@@ -14,10 +14,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.audio import audio_from_array, load_audio, load_tracks, louder, mix
+from mlx_speech.audio import audio_from_array, louder, mix, open_audio, open_tracks
 from mlx_speech.errors import AudioError, OptionError
 from mlx_speech.options import Options
 from mlx_speech.request import Heard
+from mlx_speech.sample_file import let_go
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.transcript import Chunk, Diarization, Region, Segment, Transcript
 
@@ -30,7 +31,7 @@ class Recording:
 
     source : as the caller gave it; samples of MLX have become NumPy's
     stage : the one that is under way; its seconds are counted by `clock`
-    audio : (samples,) at 16 kHz, float32
+    audio : (samples,) at 16 kHz, float32; those of a long file are in a file themselves
     made_louder : it was so quiet that it was raised
     tracks : (samples,) of every sound track, where they may hold a speaker each
     opened : whether its chunks are known
@@ -93,8 +94,10 @@ class Recording:
         return name_of(self.source)
 
     def clock(self, seconds: float) -> None:
-        """Count seconds of work for the stage that is under way."""
+        """A turn is over: count its seconds for the stage that is under way, and let go of the sound it looked at."""
         self.add_seconds(self.stage, seconds)
+        for samples in (self.audio, *self.tracks):
+            let_go(samples)
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Count seconds of work for a stage."""
@@ -104,14 +107,14 @@ class Recording:
         """Read the sound. It needs no MLX, so any thread may do it.
 
         max_duration : seconds; a longer one is an error
-        Raises `AudioError` for what cannot be read, `OptionError` for a sound track that there is not.
+        Raises `AudioError` for what cannot be read or kept, `OptionError` for a sound track that there is not.
         """
         start = time.perf_counter()
         track = self.options.audio_track
         if track is not None and not is_file(self.source):
             raise OptionError("audio_track is for files: samples have no tracks, so leave it out")
         if track == "all" and self.options.wants_speakers:
-            self.tracks = load_tracks(self.source, max_duration=max_duration)
+            self.tracks = open_tracks(self.source, max_duration=max_duration)
             samples = mix(self.tracks)
         else:
             samples = _samples(self.source, track, max_duration)
@@ -198,7 +201,7 @@ def _samples(source: Any, audio_track: int | str | None, max_duration: float) ->
         return audio_from_array(source, SAMPLE_RATE)
     if isinstance(source, (list, set, dict)) or source is None:
         raise AudioError(f"a {type(source).__name__} is no recording: give a path, a file or samples")
-    return load_audio(source, max_duration=max_duration, audio_track=audio_track)
+    return open_audio(source, max_duration=max_duration, audio_track=audio_track)
 
 
 def _most_spoken(segments: tuple[Segment, ...]) -> str | None:

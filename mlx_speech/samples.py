@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from mlx_speech.errors import AudioError
+from mlx_speech.sample_file import pieces_of
 
 SAMPLE_RATE = 16_000  # Hz; what every model here was trained on
 HIGHEST_PEAK = 8.0  # 18 dB over full scale; floats beyond are no samples in [-1, 1]
@@ -16,9 +17,12 @@ def peak_of(samples: np.ndarray) -> float:
     """The largest absolute value of samples of any shape; NaN does not count, and of none it is 0."""
     if not samples.size:
         return 0.0
-    highest = np.fmax.reduce(samples, axis=None)
-    lowest = np.fmin.reduce(samples, axis=None)
-    return float(np.fmax(highest, -lowest))
+    peaks: list[float] = []
+    for piece in pieces_of(samples):
+        highest = np.fmax.reduce(piece, axis=None)
+        lowest = np.fmin.reduce(piece, axis=None)
+        peaks.append(float(np.fmax(highest, -lowest)))
+    return float(np.fmax.reduce(peaks))
 
 
 def has_nan(samples: np.ndarray) -> bool:

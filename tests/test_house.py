@@ -24,11 +24,12 @@ ROOT = Path(mlx_speech.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 # from the ground up; a module imports from lower layers only
 LAYERS = (
-    ("errors", "version", "blas", "package_data", "steps", "waker"),
+    ("errors", "version", "blas", "package_data", "steps", "waker", "sample_file"),
     ("backend",),
     ("languages", "fields", "json_objects", "samples", "sound_buffer", "whole_files"),
     ("transcript",),
     ("media", "channels"),
+    ("sink",),
     ("tensors", "audio", "resampling", "hub", "features", "names"),
     ("writers",),
     ("ops",),

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PEAKS = 2000  # about as many as a screen has columns
-PEAK_RATE = 8_000  # Hz; enough to see who is loud, in half of the memory that hearing it took
+PEAK_RATE = 8_000  # Hz; enough to see who is loud
 EMBEDDED_RATE = 24_000  # Hz; speech has little above half of it
 EMBEDDED_BITS = 48_000  # a second: 22 MB an hour, at which speech sounds as it was
 FRAME = 1 << 16  # samples that are encoded at once
@@ -42,10 +43,10 @@ def page_keywords(
     """
     if source is None or source == "-":
         return {}
-    from mlx_speech.audio import load_audio
+    from mlx_speech.audio import open_audio
 
     rate = EMBEDDED_RATE if embed else PEAK_RATE
-    samples = load_audio(source, sample_rate=rate, audio_track=audio_track)
+    samples = open_audio(source, sample_rate=rate, audio_track=audio_track)
     audio = data_url(samples) if embed else address(source, folder)
     return {"audio": audio, "peaks": peaks_of(samples)}
 
@@ -76,10 +77,13 @@ def peaks_of(samples: np.ndarray) -> list[float]:
     """The largest absolute values of equal parts, 0..1 with the loudest as 1. samples : (samples,), any rate"""
     import numpy as np
 
+    from mlx_speech.samples import peak_of
+
     if not samples.size:
         return []
-    edges = np.linspace(0, samples.size, min(PEAKS, samples.size), endpoint=False).astype(np.int64)
-    peaks = np.maximum.reduceat(np.abs(samples), edges)
+    starts = np.linspace(0, samples.size, min(PEAKS, samples.size), endpoint=False).astype(np.int64).tolist()
+    parts = pairwise([*starts, samples.size])
+    peaks = np.array([peak_of(samples[start:end]) for start, end in parts], np.float32)
     loudest = float(peaks.max())
     return (peaks / loudest).tolist() if loudest > 0 else [0.0] * len(peaks)
 
@@ -104,6 +108,8 @@ def _encoded(samples: np.ndarray, container: str, codec: str) -> bytes:
     import numpy as np
     from av.audio.stream import AudioStream
 
+    from mlx_speech.sample_file import let_go
+
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         stream = output.add_stream(codec, rate=EMBEDDED_RATE)
@@ -117,6 +123,7 @@ def _encoded(samples: np.ndarray, container: str, codec: str) -> bytes:
             frame.sample_rate = EMBEDDED_RATE
             frame.pts = start
             output.mux(stream.encode(frame))
+            let_go(samples)
         output.mux(stream.encode(None))
     return file.getvalue()
 

@@ -53,7 +53,7 @@ def run(
     **options: Any,
 ) -> int:
     """Print the regions of speech in recordings; 1 where one of them failed."""
-    from mlx_speech.audio import load_audio, louder
+    from mlx_speech.audio import louder, open_audio
     from mlx_speech.loading import load
     from mlx_speech.models import silero_vad
     from mlx_speech.stages.vad import detect_speech
@@ -69,7 +69,7 @@ def run(
     failed: list[str] = []
     for source in audio:
         try:
-            samples = load_audio(source, sample_rate=sampling_rate, max_duration=max_duration, audio_track=audio_track)
+            samples = open_audio(source, sample_rate=sampling_rate, max_duration=max_duration, audio_track=audio_track)
         except AudioError as error:
             failed.append(failure(source, error, verbose))
             continue

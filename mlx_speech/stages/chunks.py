@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from mlx_speech.errors import in_range
+from mlx_speech.sample_file import pieces_of
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.transcript import Chunk, Region
 
@@ -108,7 +109,8 @@ def warn_if_silent(audio: np.ndarray, regions: Sequence[Region], name: str = "th
     """
     if not audio.size:
         return False
-    rms = math.sqrt(float(np.dot(audio, audio)) / audio.size)
+    energy = sum(float(np.dot(piece, piece)) for piece in pieces_of(audio))
+    rms = math.sqrt(energy / audio.size)
     if rms <= LOUD_RMS:
         return False
     speech = sum(region.duration for region in regions)

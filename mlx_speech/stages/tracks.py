@@ -12,6 +12,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
+from mlx_speech.sample_file import let_go
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.steps import Steps
 from mlx_speech.transcript import Diarization, Region, Turn
@@ -122,6 +123,8 @@ def likeness(one: np.ndarray, other: np.ndarray) -> float:
         cross += spectrum_of_one * spectrum_of_other.conj()
         energy_of_one += float(np.dot(block_of_one, block_of_one))
         energy_of_other += float(np.dot(block_of_other, block_of_other))
+        let_go(one)
+        let_go(other)
     if not energy_of_one or not energy_of_other:
         return 0.0
     correlation = np.abs(np.fft.irfft(cross))
@@ -156,4 +159,5 @@ def _energy(track: np.ndarray, regions: Sequence[Region]) -> float:
         part = track[round(region.start * SAMPLE_RATE) : round(region.end * SAMPLE_RATE)]
         total += float(np.dot(part, part))
         count += part.size
+        let_go(track)
     return total / max(1, count)

@@ -18,6 +18,7 @@ from mlx_speech import steps
 from mlx_speech.errors import OptionError
 from mlx_speech.features import SAMPLE_RATE, log10_mel
 from mlx_speech.models.whisper import Model, ModelArgs
+from mlx_speech.sample_file import let_go
 from mlx_speech.stages.whisper import decode, fallback, word_times
 from mlx_speech.stages.whisper.batched import HOP_LENGTH, INPUT_STRIDE
 from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job
@@ -196,6 +197,7 @@ class _LogMel:
             piece = self._log10(start, min(start + FRAMES_PER_PIECE, reach))
             self._floor = mx.maximum(self._floor, piece.max() - 8.0)
             mx.eval(self._floor)
+            let_go(audio)
 
     def window(self, start: int, size: int) -> mx.array:
         """The `size` frames from `start` on, and zeros after them → (frames of a window,
