@@ -41,6 +41,7 @@ from mlx_speech.stages import cluster, vad_pyannet, windows
 from mlx_speech.stages import diarize as stage
 from mlx_speech.stages.diarize import diarize, from_stages
 from mlx_speech.stages.vad_pyannet import detect_speech_pyannet, speech_scores
+from mlx_speech.stages.window_cache import Heard
 from mlx_speech.steps import Steps
 from mlx_speech.transcript import Diarization, Turn
 
@@ -251,10 +252,15 @@ def test_names_are_in_the_originals_order_beyond_ten(pldas: Any) -> None:
         theirs = original(Given(clustering, pldas[0], PARAMS[clustering]), heard.segmentations, heard.embeddings, 10.0)
         assert len(ours.embeddings) >= 12 and len(ours.turns) > 50
         same(ours, theirs)
-        centroids = cluster.cluster(
-            heard.embeddings, heard.segmentations, cluster.SpeakerBounds(), **given_params(given)
-        )[1]
+        centroids = clustered(heard.segmentations, heard.embeddings, 0.2, **given_params(given))[1]
         assert np.array_equal(ours.embeddings["SPEAKER_02"], centroids[10])  # "10" sorts before "2"
+
+
+def clustered(segmentations: np.ndarray, embeddings: np.ndarray, share: float, **given: Any) -> Any:
+    """share : of the frames of a window, in which a voice has to be alone"""
+    heard = Heard.of(segmentations, embeddings)
+    voices = (heard.flat_vectors(), heard.speaking(), heard.alone())
+    return cluster.cluster(*voices, cluster.SpeakerBounds(), least_alone=share * 589, **given)
 
 
 def given_params(given: dict[str, Any]) -> dict[str, Any]:
@@ -319,9 +325,8 @@ def test_the_warning_counts_who_has_turns(clustering: str, pldas: Any, monkeypat
         warnings.simplefilter("error")
         assert {turn.speaker for turn in run(min_speakers=1, max_speakers=names).turns} == set(run().embeddings)
 
-    def one_cluster(embeddings: np.ndarray, segmentations: np.ndarray, *_: Any, **__: Any) -> tuple[Any, Any]:
-        active = segmentations.any(axis=1)
-        return np.where(active, 0, cluster.NONE), embeddings[active].mean(axis=0, keepdims=True)
+    def one_cluster(vectors: np.ndarray, speaking: np.ndarray, *_: Any, **__: Any) -> tuple[Any, Any]:
+        return np.where(speaking, 0, cluster.NONE), vectors.mean(axis=0, keepdims=True)
 
     monkeypatch.setattr(cluster, "cluster", one_cluster)
     with warnings.catch_warnings():
@@ -365,8 +370,8 @@ def test_the_rule_of_version_3_takes_every_voice() -> None:
     rng = np.random.default_rng(1)
     for place, voice in enumerate(rng.normal(size=(2, 256))):
         embeddings[20 * place :, place] = voice + 0.1 * rng.normal(size=(40 - 20 * place, 256))
-    run = partial(cluster.cluster, embeddings, segmentations, cluster.SpeakerBounds(), clustering=AHC)
-    assert len(run()[1]) == 1 and len(run(min_active_ratio=0.0)[1]) == 2
+    run = partial(clustered, segmentations, embeddings, clustering=AHC)
+    assert len(run(0.2)[1]) == 1 and len(run(0.0)[1]) == 2
 
 
 @pytest.mark.parametrize(

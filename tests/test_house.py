@@ -264,7 +264,7 @@ def test_nothing_takes_lazy_names_of_the_package() -> None:
 # what a stage may import of its own wing: the parts it is made of
 PARTS = {
     "align": {"spelling", "viterbi"},
-    "diarize": {"cluster", "windows"},
+    "diarize": {"cluster", "window_cache", "windows"},
     "growing": {"cluster", "diarize", "window_cache", "windows"},
     "cluster": {"linkage"},
     "chunks_online": {"chunks"},

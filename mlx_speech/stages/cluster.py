@@ -82,58 +82,56 @@ def speaker_bounds(
 
 
 def cluster(
-    embeddings: np.ndarray,
-    segmentations: np.ndarray,
+    vectors: np.ndarray,
+    speaking: np.ndarray,
+    alone: np.ndarray,
     bounds: SpeakerBounds,
     *,
     clustering: str = "VBxClustering",
     params: Mapping[str, Any] | None = None,
     plda: Callable[[mx.array], mx.array] | HostPLDA | None = None,
-    min_active_ratio: float = 0.2,
+    least_alone: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of the speakers of every window → the cluster of each, and the clusters' centroids.
+    """Embeddings of the voices of every window → the cluster of each, and the clusters' centroids.
 
-    embeddings : (chunks, speakers, dimension); NaN where there is none
-    segmentations : (chunks, frames, speakers), 0 or 1
+    vectors : (voices, dimension), of those that speak, window after window; NaN where there is none
+    speaking : (windows, speakers) bool, who speaks; as many as there are vectors
+    alone : (windows, speakers), in how many frames of the window each speaks while no other does
     params : "threshold", "Fa", "Fb" of VBxClustering, "threshold", "min_cluster_size" of AgglomerativeClustering
     plda : VBxClustering's, a `models.plda.Model`
-    min_active_ratio : only voices that are alone in this part of the frames form clusters (pyannote.audio 4); 0: all
-        that speak at all (pyannote.audio 3)
+    least_alone : frames; only voices that are alone in so many form clusters
 
-    Returns clusters (chunks, speakers), `NONE` for who is silent, has no embedding or joins no cluster, and
+    Returns clusters (windows, speakers), `NONE` for who is silent, has no embedding or joins no cluster, and
     (clusters, dimension).
     Raises `OptionError` or `ConfigError` for settings that are unknown or out of range.
     """
     check(clustering, params, plda)
     settings = {**CLUSTERINGS[clustering], **(params or {})}
-    active = np.asarray(segmentations.any(axis=1))  # (chunks, speakers)
-    heard = np.isfinite(embeddings).all(axis=2)
-    valid = heard & (embeddings != 0).any(axis=2)
-    chosen = valid & active
-    if min_active_ratio > 0:
-        alone = segmentations.sum(axis=2, keepdims=True) == 1
-        chosen &= (segmentations * alone).sum(axis=1) >= min_active_ratio * segmentations.shape[1]
-    vectors = embeddings[chosen]
-    bounds_here = bounds.within(len(vectors))
+    heard = np.isfinite(vectors).all(axis=1)
+    valid = heard & (vectors != 0).any(axis=1)
+    forming = vectors[valid & (alone[speaking] >= least_alone)]
+    bounds_here = bounds.within(len(forming))
     is_agglomerative = clustering == "AgglomerativeClustering"
-    if len(vectors) < 2 or (is_agglomerative and bounds_here.high < 2):
-        return np.where(active, 0, NONE), _one_centroid(vectors if len(vectors) else embeddings[valid & active])
+    if len(forming) < 2 or (is_agglomerative and bounds_here.high < 2):
+        return np.where(speaking, 0, NONE), _one_centroid(forming if len(forming) else vectors[valid])
     # Keeping the speakers of a window apart would bring speakers back that were not asked for.
     constrained = False
     if is_agglomerative:
-        labels = agglomerate(vectors, bounds_here, settings["threshold"], settings["min_cluster_size"])
-        centroids = _means(vectors, labels)
+        labels = agglomerate(forming, bounds_here, settings["threshold"], settings["min_cluster_size"])
+        centroids = _means(forming, labels)
     else:
-        centroids = _vbx_centroids(vectors, plda, settings)
+        centroids = _vbx_centroids(forming, plda, settings)
         target = bounds.target(len(centroids))
         if target is None:
             constrained = True
         else:
-            centroids = _means(vectors, kmeans(_unit(vectors), target))
-    voices = embeddings.reshape(-1, embeddings.shape[2])
-    similarity = 2 - _distances(voices, centroids).reshape(*active.shape, -1)  # from the cosine distance
-    clusters = constrained_argmax(similarity, active) if constrained else similarity.argmax(axis=2)
-    return np.where(active & heard, clusters, NONE), centroids
+            centroids = _means(forming, kmeans(_unit(forming), target))
+    similarity = np.full((*speaking.shape, len(centroids)), np.nan)
+    similarity[speaking] = 2 - _distances(vectors, centroids)  # from the cosine distance
+    clusters = constrained_argmax(similarity, speaking) if constrained else similarity.argmax(axis=2)
+    clusters[~speaking] = NONE
+    clusters[speaking] = np.where(heard, clusters[speaking], NONE)
+    return clusters, centroids
 
 
 def _one_centroid(vectors: np.ndarray) -> np.ndarray:

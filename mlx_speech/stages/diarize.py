@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
 from typing import Any, TypedDict
@@ -25,6 +25,7 @@ from mlx_speech.models.base import SpeakerEmbedding
 from mlx_speech.models.diarization_pipeline import Model
 from mlx_speech.stages import cluster, windows
 from mlx_speech.stages.cluster import SpeakerBounds, speaker_bounds
+from mlx_speech.stages.window_cache import Cache, Heard
 from mlx_speech.stages.windows import Batch, Windows
 from mlx_speech.steps import Steps
 from mlx_speech.transcript import Diarization, Turn
@@ -38,7 +39,6 @@ SHARE_BEHIND_EMBEDDINGS = 0.95
 # Of masks of a stretch of windows, in samples: 25 ms every 10 ms, as the filterbanks of speaker embeddings have them.
 MASK_FRAME = 400
 MASK_STEP = 160
-FRAMES_PER_SORT = 1 << 16  # that are sorted at once, for the memory
 
 
 def diarize(
@@ -101,31 +101,24 @@ def diarize_steps(
     size, step = window_sizes(model)
     starts = windows.starts(samples.size, size, step)
 
-    score_batches: list[np.ndarray] = []
-    windows_done = 0
-    for batch in segment(samples, model.segmentation, starts, size, batch_size):
-        score_batches.append(batch)
-        windows_done += len(batch)
-        yield duration * (SHARE_BEHIND_SEGMENTATION * windows_done / len(starts))
-    scores = np.concatenate(score_batches)
-    segmentations = speaking(scores, model)
-    if not segmentations.any():
+    cache = Cache(model)
+    for scores in segment(samples, model.segmentation, starts, size, batch_size):
+        cache.append(speaking(scores, model), scores)
+        yield duration * (SHARE_BEHIND_SEGMENTATION * len(cache.classes) / len(starts))
+    masks = VoiceMasks(cache, size, exclude_overlap=model.embedding_exclude_overlap)
+    if not len(masks.voiced):
         return without_turns(bounds)
 
-    masks = voice_masks(segmentations, size, exclude_overlap=model.embedding_exclude_overlap)
-    voiced = np.flatnonzero(masks.any(axis=(1, 2)))  # windows in which somebody speaks
-    voiced_starts = [starts[k] for k in voiced]
-    vectors = embed_voices(samples, model, voiced_starts, masks[voiced], batch_size)
-    shape = (len(starts), masks.shape[2], model.embedding.args.embedding_size)
-    embeddings = np.full(shape, np.nan, dtype=np.float32)
+    voiced_starts = [starts[k] for k in masks.voiced]
     windows_done = 0
-    for batch in vectors:
-        embeddings[voiced[windows_done : windows_done + len(batch)]] = batch
-        windows_done += len(batch)
-        share = (SHARE_BEHIND_EMBEDDINGS - SHARE_BEHIND_SEGMENTATION) * windows_done / len(voiced)
+    for vectors in embed_voices(samples, model, voiced_starts, masks, batch_size):
+        rows = slice(windows_done, windows_done + len(vectors))
+        cache.append_vectors(vectors[masks.speaking[rows]])
+        windows_done += len(vectors)
+        share = (SHARE_BEHIND_EMBEDDINGS - SHARE_BEHIND_SEGMENTATION) * windows_done / len(voiced_starts)
         yield duration * (SHARE_BEHIND_SEGMENTATION + share)
 
-    result = from_stages(segmentations, embeddings, scores=scores, **settings_of(model), **asked)
+    result = from_cache(cache.heard(0, len(starts), []), bounds, settings_of(model))
     yield duration
     return replace(result, embedding_model=model.embedding.identity)
 
@@ -139,7 +132,7 @@ class Numbers(TypedDict, total=False):
 
 
 class Settings(TypedDict):
-    """What `from_stages` has to know of a pipeline."""
+    """What `told_apart` has to know of a pipeline."""
 
     duration: float
     plda: Any
@@ -151,7 +144,7 @@ class Settings(TypedDict):
 
 
 def settings_of(model: Model) -> Settings:
-    """The pipeline's, as keywords of `from_stages`."""
+    """The pipeline's, as keywords of `told_apart`."""
     return Settings(
         duration=model.segmentation.args.duration,
         plda=model.plda,
@@ -187,24 +180,34 @@ def from_stages(
     scores : (chunks, frames, speakers), of a multilabel model, from which the speakers of a frame are chosen
     plda : of VBxClustering, a `models.plda.Model`
     clustering, params : as a pipeline's config.yaml has them, {"clustering": {...}, "segmentation": {...}}
-    min_active_ratio : see `cluster.cluster`
+    min_active_ratio : only voices that are alone in this part of a window's frames form clusters (pyannote.audio 4);
+        0: all that speak at all (pyannote.audio 3)
 
     Warns and raises as `diarize` does.
     """
-    bounds = speaker_bounds(num_speakers, min_speakers, max_speakers)
-    result = told_apart(
-        segmentations,
-        embeddings,
-        bounds,
+    segmentations = np.asarray(segmentations)
+    embeddings = np.asarray(embeddings)
+    scores = None if scores is None else np.asarray(scores)
+    _check_shapes(segmentations, embeddings, segmentations if scores is None else scores)
+    settings = Settings(
         duration=duration,
-        scores=scores,
         plda=plda,
         clustering=clustering,
-        params=params,
+        params=params or {},
         segmentation_step=segmentation_step,
         min_active_ratio=min_active_ratio,
         frames=frames,
     )
+    bounds = speaker_bounds(num_speakers, min_speakers, max_speakers)
+    return from_cache(Heard.of(segmentations, embeddings, scores), bounds, settings)
+
+
+def from_cache(heard: Heard, bounds: SpeakerBounds, settings: Settings) -> Diarization:
+    """Who speaks when, from what the models have said of every window, packed.
+
+    Warns and raises as `diarize` does.
+    """
+    result = told_apart(heard, bounds, **settings)
     if not result.turns:
         return without_turns(bounds)
     count = len(result.embeddings)
@@ -214,12 +217,10 @@ def from_stages(
 
 
 def told_apart(
-    segmentations: np.ndarray,
-    embeddings: np.ndarray,
+    heard: Heard,
     bounds: SpeakerBounds,
     *,
     duration: float,
-    scores: np.ndarray | None = None,
     plda: Any = None,
     clustering: str = "VBxClustering",
     params: Mapping[str, Any] | None = None,
@@ -227,40 +228,39 @@ def told_apart(
     min_active_ratio: float = 0.2,
     frames: Windows = FRAMES,
 ) -> Diarization:
-    """`from_stages` without a warning, for where nobody has asked yet. plda : may be a `cluster.HostPLDA`, too
+    """`from_cache` without a warning, for where nobody has asked yet.
+
+    plda : may be a `cluster.HostPLDA`, too; it and the others as of `from_stages`
 
     Raises as `diarize` does.
     """
     settings = checked(params)
     cluster.check(clustering, settings["clustering"], plda)
-    segmentations = np.asarray(segmentations)
-    embeddings = np.asarray(embeddings)
-    scores = segmentations if scores is None else np.asarray(scores)
-    _check_shapes(segmentations, embeddings, scores)
-    seconds_of_frames = segmentations.shape[1] * frames.step
+    seconds_of_frames = heard.shape[0] * frames.step
     if not 0.8 * duration <= seconds_of_frames <= 1.05 * duration:
         message = f"duration is {duration:g} s, but windows have frames for {seconds_of_frames:.2f} s"
         raise OptionError(f"{message}: it is a window's")
-    if not len(segmentations):
+    if not len(heard):
         return Diarization()
     chunks = Windows(duration, segmentation_step * duration)
-    count = speakers_at_once(segmentations, chunks, frames)
+    count = speakers_at_once(heard, chunks, frames)
     if not count.any():
         return Diarization()
     clusters, centroids = cluster.cluster(
-        embeddings,
-        segmentations,
+        heard.flat_vectors(),
+        heard.speaking(),
+        heard.alone(),
         bounds,
         clustering=clustering,
         params=settings["clustering"],
         plda=plda,
-        min_active_ratio=min_active_ratio,
+        least_alone=min_active_ratio * heard.shape[0],
     )
     count = np.minimum(count, bounds.high).astype(int)
-    activations = activity(scores, clusters, chunks, frames)
+    chosen, single = _chosen(activity(heard, clusters, chunks, frames), count)
     min_duration_off = settings["segmentation"]["min_duration_off"]
-    turns = _turns(strongest(activations, count), frames, min_duration_off)
-    exclusive = _turns(strongest(activations, np.minimum(count, 1)), frames, min_duration_off)
+    turns = _turns(chosen, frames, min_duration_off)
+    exclusive = _turns(single, frames, min_duration_off)
     names = _names(turns)
     # More may speak at once than there are clusters: those have no centroid.
     vectors = np.zeros((max(names, default=-1) + 1, centroids.shape[1]))
@@ -388,8 +388,31 @@ def voice_masks(segmentations: np.ndarray, size: int, exclude_overlap: bool) -> 
     return np.where(enough, clean, segmentations)
 
 
+class VoiceMasks:
+    """The `voice_masks` of the windows in which somebody speaks, made when they are asked for.
+
+    voiced : these windows; speaking : who speaks in each of them, (windows, speakers) bool
+    """
+
+    def __init__(self, cache: Cache, size: int, exclude_overlap: bool) -> None:
+        speaking = cache.heard(0, len(cache.classes), []).speaking()
+        self.voiced = np.flatnonzero(speaking.any(axis=1))
+        self.speaking = speaking[self.voiced]
+        self.shape = (len(self.voiced), *cache.shape)
+        self._cache = cache
+        self._size = size
+        self._exclude_overlap = exclude_overlap
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Of some of these windows, (windows, frames, speakers)."""
+        chosen = self.voiced[rows]
+        first = int(chosen[0])
+        classes = self._cache.classes_of(first, int(chosen[-1]) + 1)
+        return voice_masks(classes[chosen - first], self._size, self._exclude_overlap)
+
+
 def embed_voices(
-    audio: np.ndarray, model: Model, starts: list[int], masks: np.ndarray, batch_size: int
+    audio: np.ndarray, model: Model, starts: list[int], masks: np.ndarray | VoiceMasks, batch_size: int
 ) -> Iterator[np.ndarray]:
     """`embed` or `embed_stretches`, as the pipeline does it."""
     size, _ = window_sizes(model)
@@ -406,7 +429,7 @@ def embed(
     model: SpeakerEmbedding,
     starts: list[int],
     size: int,
-    masks: np.ndarray,
+    masks: np.ndarray | VoiceMasks,
     batch_size: int,
 ) -> Iterator[np.ndarray]:
     """The voices of the windows of `size` samples at `starts` → a batch at a time, (windows, speakers, dimension).
@@ -426,7 +449,7 @@ def embed_stretches(
     model: SpeakerEmbedding,
     starts: list[int],
     size: int,
-    masks: np.ndarray,
+    masks: np.ndarray | VoiceMasks,
     stretch: int,
 ) -> Iterator[np.ndarray]:
     """The same, but windows are heard together, as many as fit in `stretch` samples: what the model does before it
@@ -443,10 +466,10 @@ def embed_stretches(
         waveform = audio[begin : begin + samples]
         waveform = np.pad(waveform, (0, samples - len(waveform)))
         voices = np.zeros(((last - first) * speakers, _mask_frames(samples)), np.int8)
-        for window in range(first, last):
-            place = (starts[window] - begin) // MASK_STEP
-            row = (window - first) * speakers
-            voices[row : row + speakers, place : place + length] = masks[window].T[:, nearest]
+        for window, mask in enumerate(masks[first:last]):
+            place = (starts[first + window] - begin) // MASK_STEP
+            row = window * speakers
+            voices[row : row + speakers, place : place + length] = mask.T[:, nearest]
         vectors = model.embed(mx.array(waveform[None]), voices[None])
         yield np.array(vectors).reshape(last - first, speakers, -1)
 
@@ -459,40 +482,56 @@ def _mask_frames(samples: int) -> int:
 # --- the turns -------------------------------------------------------------------------------------------------------
 
 
-def speakers_at_once(segmentations: np.ndarray, chunks: Windows, frames: Windows) -> np.ndarray:
-    """How many speak in every frame of the recording, (frames,). segmentations : (chunks, frames, speakers)"""
-    counts = segmentations.sum(axis=2, keepdims=True)
-    return np.rint(windows.aggregate(counts, len(counts), chunks, frames)[:, 0]).astype(int)
+def speakers_at_once(heard: Heard, chunks: Windows, frames: Windows) -> np.ndarray:
+    """How many speak in every frame of the recording, (frames,)."""
+    counts = (classes for block in heard.blocks() for classes in block.sum(axis=2, keepdims=True))
+    return np.rint(windows.aggregate(counts, len(heard), chunks, frames)[:, 0]).astype(int)
 
 
-def activity(scores: np.ndarray, clusters: np.ndarray, chunks: Windows, frames: Windows) -> np.ndarray:
-    """How much every cluster speaks in every frame of the recording, (frames, clusters).
+def activity(heard: Heard, clusters: np.ndarray, chunks: Windows, frames: Windows) -> Iterator[np.ndarray]:
+    """How much every cluster speaks in every frame of the recording, (frames, clusters) of the next frames at a time.
 
-    scores : (chunks, frames, speakers); clusters : (chunks, speakers), the cluster of each, or `cluster.NONE`
+    clusters : (windows, speakers), the cluster of each, or `cluster.NONE`
     """
-    return windows.aggregate(_by_cluster(scores, clusters), len(scores), chunks, frames, skip_average=True)
+    scores = _by_cluster(heard, clusters)
+    return windows.aggregate_in_blocks(scores, len(heard), chunks, frames, skip_average=True)
 
 
-def _by_cluster(scores: np.ndarray, clusters: np.ndarray) -> Iterator[np.ndarray]:
+def _by_cluster(heard: Heard, clusters: np.ndarray) -> Iterator[np.ndarray]:
     """Of every window, (frames, clusters): the highest score of the voices that belong to the cluster."""
-    for score, voices in zip(scores, clusters, strict=True):
+    for score, voices in zip(heard.windows(), clusters, strict=True):
         result = np.zeros((len(score), clusters.max() + 1), dtype=np.float32)
         for k in np.unique(voices[voices != cluster.NONE]):
             result[:, k] = score[:, voices == k].max(axis=1)
         yield result
 
 
-def strongest(activations: np.ndarray, count: np.ndarray) -> np.ndarray:
+def _chosen(activations: Iterable[np.ndarray], count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Who speaks in every frame, and who does if only one may, (frames, speakers) bool each.
+
+    activations : of the next frames at a time, (frames, clusters); count : (frames,), how many speak in each
+    """
+    several: list[np.ndarray] = []
+    single: list[np.ndarray] = []
+    most = int(count.max())
+    done = 0
+    for block in activations:
+        count_here = count[done : done + len(block)]
+        several.append(strongest(block, count_here, most))
+        single.append(strongest(block, np.minimum(count_here, 1), min(most, 1)))
+        done += len(block)
+    return np.concatenate(several), np.concatenate(single)
+
+
+def strongest(activations: np.ndarray, count: np.ndarray, most: int) -> np.ndarray:
     """The `count` (frames,) speakers of every frame with the highest activations (frames, clusters); bool, with
-    columns for more speakers where there are fewer clusters than that. Equals go as NumPy sorts them here, as in the
+    columns for `most` speakers where there are fewer clusters than that. Equals go as NumPy sorts them here, as in the
     original."""
-    missing = max(0, count.max() - activations.shape[1])
+    missing = max(0, most - activations.shape[1])
     activations = np.pad(activations, ((0, 0), (0, missing)))
     chosen = np.zeros(activations.shape, dtype=bool)
-    for start in range(0, len(chosen), FRAMES_PER_SORT):
-        block = slice(start, start + FRAMES_PER_SORT)
-        order = np.argsort(-activations[block], axis=-1)
-        np.put_along_axis(chosen[block], order, np.arange(order.shape[1]) < count[block, None], axis=1)
+    order = np.argsort(-activations, axis=-1)
+    np.put_along_axis(chosen, order, np.arange(order.shape[1]) < count[:, None], axis=1)
     return chosen
 
 

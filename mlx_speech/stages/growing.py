@@ -21,7 +21,7 @@ from mlx_speech.models.diarization_pipeline import Model
 from mlx_speech.sound_buffer import SoundBuffer
 from mlx_speech.stages import cluster, diarize, windows
 from mlx_speech.stages.cluster import HostPLDA, speaker_bounds
-from mlx_speech.stages.window_cache import Cache, Found, Heard
+from mlx_speech.stages.window_cache import Cache, Heard
 from mlx_speech.stages.windows import Windows
 from mlx_speech.steps import Steps
 from mlx_speech.transcript import Diarization, Turn
@@ -179,8 +179,8 @@ class GrowingDiarization:
         self._shown = count
         # frames from the first fresh window on, in which earlier ones are heard, too
         first = max(self._clustered, fresh - math.ceil(self._size / self._step))
-        heard = self._heard(first, count).unpacked()
-        clusters = self._nearest(heard.vectors, np.asarray(heard.classes.any(axis=1)))
+        heard = self._heard(first, count)
+        clusters = self._nearest(heard.vectors_of_windows(), heard.speaking())
         labels = self._labels(heard, clusters)
         begin = self._first_frame(first)
         told_from = max(self._first_frame(fresh), self._frame_count(self._clustered))
@@ -200,9 +200,7 @@ class GrowingDiarization:
         bounds = self._bounds
 
         def run() -> Clustering:
-            found = heard.unpacked()
-            told = diarize.told_apart(found.classes, found.vectors, bounds, scores=found.scores, **settings)
-            return Clustering(count, told)
+            return Clustering(count, diarize.told_apart(heard, bounds, **settings))
 
         return run
 
@@ -243,10 +241,7 @@ class GrowingDiarization:
         if not self._cache.vectors.count:
             changes, _ = self._tell_all(Diarization(), len(self._told))
             return diarize.without_turns(self._bounds), changes
-        heard = self._heard(0, count).unpacked()
-        result = diarize.from_stages(
-            heard.classes, heard.vectors, scores=heard.scores, **self._settings, **self._numbers
-        )
+        result = diarize.from_cache(self._heard(0, count), self._bounds, self._settings)
         result = replace(result, embedding_model=self._model.embedding.identity)
         keeps_names = self._clustered > 0
         changes, numbers = self._tell_all(result, max(len(self._told), self._frame_count(count)), keeps_names)
@@ -263,18 +258,14 @@ class GrowingDiarization:
         classes = diarize.speaking(scores, self._model)
         self._cache.append(classes, scores)
         if self._model.embedding_stretch is None:
-            self._cache.append_vectors(classes, self._embedded(first, classes))
+            self._cache.append_vectors(self._embedded(first, classes))
             return
         longest = round(self._model.embedding_stretch * SAMPLE_RATE)
         for window in range(first, last):
             if self._open is not None and (window - self._open) * self._step + self._size > longest:
                 self._close_stretch(window)
-            own = classes[window - first, None]
-            if self._open is None:
-                if own.any():
-                    self._open = window
-                else:
-                    self._cache.append_vectors(own, np.zeros((0, self._centroids.shape[1])))
+            if self._open is None and classes[window - first].any():
+                self._open = window
 
     def _embedded(self, first: int, classes: np.ndarray) -> np.ndarray:
         """Vectors of the voices that speak in windows from `first` on, (voices, dimension): at first those of the first
@@ -290,16 +281,15 @@ class GrowingDiarization:
 
     def _close_stretch(self, last: int) -> None:
         """Hear the voices of the stretch together, which ends before window `last`."""
-        first = len(self._cache.offsets) - 1
-        classes = self._cache.classes_of(first, last)
-        self._cache.append_vectors(classes, self._embedded(first, classes))
+        first = self._cache.whole
+        self._cache.append_vectors(self._embedded(first, self._cache.classes_of(first, last)))
         self._open = None
         self._loose.clear()
 
     def _hear_loose(self) -> None:
         """The voices of a stretch that is not whole yet: of every window once, together with those that are as new.
         The whole stretch would be heard again and again otherwise."""
-        first = len(self._cache.offsets) - 1 + len(self._loose)
+        first = self._cache.whole + len(self._loose)
         last = len(self._cache.classes)
         if first == last:
             return
@@ -355,12 +345,12 @@ class GrowingDiarization:
         first = self._looked_at
         if self._clustered == 0 or first >= count:
             return
-        heard = self._heard(first, count).unpacked()
-        alone = heard.classes * (heard.classes.sum(axis=2, keepdims=True) == 1)
-        is_long = alone.sum(axis=1) * self._frames.step >= NEW_SECONDS  # (windows, speakers)
-        is_far = np.isfinite(heard.vectors).all(axis=2)
+        heard = self._heard(first, count)
+        vectors = heard.vectors_of_windows()
+        is_long = heard.alone() * self._frames.step >= NEW_SECONDS  # (windows, speakers)
+        is_far = np.isfinite(vectors).all(axis=2)
         if len(self._centroids):
-            is_far &= self._distances(heard.vectors).min(axis=2) > NEW_DISTANCE
+            is_far &= self._distances(vectors).min(axis=2) > NEW_DISTANCE
         for has_new in (is_long & is_far).any(axis=1):
             if has_new:
                 self._new_in_a_row += 1
@@ -380,13 +370,12 @@ class GrowingDiarization:
             return 0
         return self._frames.closest(self._end_of(count) + 0.5 * self._frames.duration) + 1
 
-    def _labels(self, heard: Found, clusters: np.ndarray) -> np.ndarray:
+    def _labels(self, heard: Heard, clusters: np.ndarray) -> np.ndarray:
         """Who speaks, one at most, in every frame from the first of these windows on, (frames,); or `NOBODY`."""
-        count = diarize.speakers_at_once(heard.classes, self._chunks, self._frames)
+        count = diarize.speakers_at_once(heard, self._chunks, self._frames)
         if clusters.max() < 0:
             return np.full(len(count), NOBODY)
-        scores = heard.classes if heard.scores is None else heard.scores
-        activations = diarize.activity(scores, clusters, self._chunks, self._frames)
+        activations = np.concatenate(list(diarize.activity(heard, clusters, self._chunks, self._frames)))
         someone = (count > 0) & (activations.max(axis=1) > 0)
         return np.where(someone, activations.argmax(axis=1), NOBODY)
 
@@ -399,7 +388,7 @@ class GrowingDiarization:
         classes = diarize.speaking(scores, self._model)
         voices = np.where(classes.any(axis=1), np.arange(classes.shape[2]), cluster.NONE)
         vectors = np.zeros((1, classes.shape[2], 0))
-        labels = self._labels(Found(classes, scores, vectors), voices)
+        labels = self._labels(Heard.of(classes, vectors, scores), voices)
         labels = labels[: max(0, self._frames.closest(self._sound.end / SAMPLE_RATE))]
         appearing = np.unique(labels[labels >= 0])
         if len(appearing):

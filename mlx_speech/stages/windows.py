@@ -17,6 +17,7 @@ import numpy as np
 from mlx_speech.blas import on_cpu
 
 MAX_BATCH_ON_CPU = 32  # windows; there, more of them at once only take memory
+FRAMES_PER_BLOCK = 1 << 16  # of a recording that are laid over each other at once, 18 minutes of PyanNet's
 EPSILON = 1e-12  # weight of a frame within the warm-up, which counts only where no other window has that frame
 
 
@@ -144,29 +145,91 @@ def aggregate(
     missing : for frames that no window has
     skip_average : the sum instead of the mean
     """
-    end = windows.duration + (count - 1) * windows.step
-    total = frames.closest(end + 0.5 * frames.duration) + 1
-    result = np.zeros((total, 0), dtype=np.float32)  # without windows there are no classes
-    weights = result
-    seen = result
-    profile = result
+    blocks = aggregate_in_blocks(
+        scores,
+        count,
+        windows,
+        frames,
+        warm_up=warm_up,
+        hamming=hamming,
+        missing=missing,
+        skip_average=skip_average,
+    )
+    return np.concatenate(list(blocks))
+
+
+def aggregate_in_blocks(
+    scores: Iterable[np.ndarray],
+    count: int,
+    windows: Windows,
+    frames: Windows,
+    *,
+    warm_up: tuple[float, float] = (0.0, 0.0),
+    hamming: bool = False,
+    missing: float = 0.0,
+    skip_average: bool = False,
+) -> Iterator[np.ndarray]:
+    """`aggregate` piece by piece, as windows come: (frames, classes) of the next frames, some ten thousand at a time.
+
+    scores and the others : as of `aggregate`
+    """
+    total = frame_count(count, windows, frames)
+    sums = _Sums(0, 0, 0)  # without windows there are no classes
+    profile = np.ones((0, 1))
     for k, score in enumerate(scores):
         size, classes = score.shape
         if k == 0:
-            result = np.zeros((total, classes), dtype=np.float32)
-            weights = np.zeros_like(result)
-            seen = np.zeros_like(result)
+            sums = _Sums(0, min(FRAMES_PER_BLOCK, total) + size, classes)
             profile = _profile(size, windows.duration, warm_up, hamming)
         begin = frames.closest(k * windows.step + 0.5 * frames.duration)
-        inside = slice(begin, min(begin + size, total))
-        length = inside.stop - begin
+        if begin - sums.first > FRAMES_PER_BLOCK:
+            yield sums.means(begin - sums.first, missing, skip_average)
+            sums = sums.behind(begin)
+        sums.add(begin, score[: total - begin], profile[: total - begin])
+    yield sums.means(total - sums.first, missing, skip_average)
+
+
+def frame_count(count: int, windows: Windows, frames: Windows) -> int:
+    """How many frames `count` windows reach over."""
+    end = windows.duration + (count - 1) * windows.step
+    return frames.closest(end + 0.5 * frames.duration) + 1
+
+
+class _Sums:
+    """Of frames from `first` on: the sums of their scores, of the weights of those, and whether they have any."""
+
+    def __init__(self, first: int, rows: int, classes: int) -> None:
+        self.first = first
+        self._scores = np.zeros((rows, classes), dtype=np.float32)
+        self._weights = np.zeros((rows, classes), dtype=np.float32)
+        self._seen = np.zeros((rows, classes), dtype=np.float32)
+
+    def add(self, begin: int, score: np.ndarray, profile: np.ndarray) -> None:
+        """A window's scores (frames, classes) from frame `begin` on. profile : (frames, 1)"""
+        place = slice(begin - self.first, begin - self.first + len(score))
         known = ~np.isnan(score)
-        result[inside] += (np.where(known, score, 0.0) * profile)[:length]
-        weights[inside] += (known * profile)[:length]
-        seen[inside] = np.maximum(seen[inside], known[:length])
-    if not skip_average:
-        result = result / np.maximum(weights, EPSILON)
-    return np.where(seen > 0, result, np.float32(missing))
+        self._scores[place] += np.where(known, score, 0.0) * profile
+        self._weights[place] += known * profile
+        self._seen[place] = np.maximum(self._seen[place], known)
+
+    def means(self, count: int, missing: float, skip_average: bool) -> np.ndarray:
+        """The scores of the first `count` frames, (count, classes), or their sums; there may be fewer rows than that."""
+        result = self._scores[:count]
+        if not skip_average:
+            result = result / np.maximum(self._weights[:count], EPSILON)
+        result = np.where(self._seen[:count] > 0, result, np.float32(missing))
+        return np.pad(result, ((0, count - len(result)), (0, 0)), constant_values=missing)
+
+    def behind(self, frame: int) -> _Sums:
+        """What there is of the frames from a frame on."""
+        rest = _Sums(frame, *self._scores.shape)
+        for mine, theirs in zip(self._arrays(), rest._arrays(), strict=True):
+            left = mine[frame - self.first :]
+            theirs[: len(left)] = left
+        return rest
+
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        return self._scores, self._weights, self._seen
 
 
 def _profile(size: int, duration: float, warm_up: tuple[float, float], hamming: bool) -> np.ndarray:
