@@ -351,7 +351,7 @@ class GrowingDiarization:
         is_far = np.isfinite(vectors).all(axis=2)
         if len(self._centroids):
             is_far &= self._distances(vectors).min(axis=2) > NEW_DISTANCE
-        for has_new in (is_long & is_far).any(axis=1):
+        for has_new in np.asarray((is_long & is_far).any(axis=1)):
             if has_new:
                 self._new_in_a_row += 1
             else:

@@ -68,8 +68,8 @@ class Heard:
 
     @classmethod
     def of(cls, classes: np.ndarray, vectors: np.ndarray, scores: np.ndarray | None = None) -> Heard:
-        """classes, scores : (windows, frames, speakers), the classes 0 or 1; vectors : (windows, speakers, dimension)"""
-        speaking = classes.any(axis=1)
+        """classes, scores : (windows, frames, speakers), classes 0 or 1; vectors : (windows, speakers, dimension)"""
+        speaking = _speaking(classes)
         of_voices = None if scores is None else [_rows_of_voices(scores, speaking)]
         return cls([_packed(classes)], of_voices, [vectors[speaking]], classes.shape[1:])
 
@@ -96,7 +96,7 @@ class Heard:
     def speaking(self) -> np.ndarray:
         """Who speaks at all, (windows, speakers) bool."""
         found = [np.zeros((0, self.shape[1]), dtype=bool)]
-        found += [block.any(axis=1) for block in self.blocks()]
+        found += [_speaking(block) for block in self.blocks()]
         return np.concatenate(found)
 
     def alone(self) -> np.ndarray:
@@ -146,7 +146,7 @@ class Cache:
             self.classes = Rows(packed.shape[1], np.uint8)
             self.scores = Rows(self.shape[0], np.float32)
         self.classes.append(packed)
-        speaking = classes.any(axis=1)
+        speaking = _speaking(classes)
         if self.has_scores:
             self.scores.append(_rows_of_voices(scores, speaking))
         for voices in speaking.sum(axis=1).tolist():
@@ -168,6 +168,11 @@ class Cache:
         if self.has_scores:
             scores = self.scores.rows(self.offsets[first], self.offsets[last])
         return Heard(self.classes.rows(first, last), scores, vectors + loose, self.shape)
+
+
+def _speaking(classes: np.ndarray) -> np.ndarray:
+    """(windows, frames, speakers) → (windows, speakers) bool"""
+    return np.asarray(classes.any(axis=1))
 
 
 def _packed(classes: np.ndarray) -> np.ndarray:

@@ -213,7 +213,7 @@ class _Sums:
         self._seen[place] = np.maximum(self._seen[place], known)
 
     def means(self, count: int, missing: float, skip_average: bool) -> np.ndarray:
-        """The scores of the first `count` frames, (count, classes), or their sums; there may be fewer rows than that."""
+        """The scores of the first `count` frames, (count, classes), or their sums; `missing` where there is no row."""
         result = self._scores[:count]
         if not skip_average:
             result = result / np.maximum(self._weights[:count], EPSILON)
