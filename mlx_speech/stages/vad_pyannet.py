@@ -119,12 +119,24 @@ def speech_scores_steps(audio: np.ndarray, model: Any, batch_size: int = 32) -> 
         somebody = scores.argmax(axis=-1, keepdims=True) > 0  # class 0 is nobody
         return somebody.astype(mx.float32)
 
-    window_scores: list[np.ndarray] = []
-    for batch in windows.slide(audio, starts, size, compute, batch_size):
-        window_scores += list(batch)
-        yield duration * len(window_scores) / len(starts)
     frames = windows.frames_of(args)
-    scores = windows.aggregate(window_scores, len(starts), chunks, frames, warm_up=(left, right), hamming=True)[:, 0]
+    batches = windows.slide(audio, starts, size, compute, batch_size)
+    blocks = windows.aggregate_in_blocks(
+        (score for batch in batches for score in batch),
+        len(starts),
+        chunks,
+        frames,
+        warm_up=(left, right),
+        hamming=True,
+        frames_at_once=round(batch_size * chunks.step / frames.step),
+    )
+    known: list[np.ndarray] = []
+    frames_known = 0
+    for block in blocks:
+        known.append(block[:, 0])
+        frames_known += len(block)
+        yield min(duration, frames_known * frames.step)
+    scores = np.concatenate(known)
     if starts[-1] + size > audio.size:  # the last window was padded: its frames behind the end are none
         return scores[: math.floor(duration / frames.step) + 1]
     return scores

@@ -168,21 +168,23 @@ def aggregate_in_blocks(
     hamming: bool = False,
     missing: float = 0.0,
     skip_average: bool = False,
+    frames_at_once: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """`aggregate` piece by piece, as windows come: (frames, classes) of the next frames, some ten thousand at a time.
+    """`aggregate` piece by piece, as windows come: (frames, classes) of the next frames at a time.
 
-    scores and the others : as of `aggregate`
+    frames_at_once : that a piece has at least, but the last; by default `FRAMES_PER_BLOCK`. The others as of `aggregate`
     """
+    at_once = frames_at_once or FRAMES_PER_BLOCK
     total = frame_count(count, windows, frames)
     sums = _Sums(0, 0, 0)  # without windows there are no classes
     profile = np.ones((0, 1))
     for k, score in enumerate(scores):
         size, classes = score.shape
         if k == 0:
-            sums = _Sums(0, min(FRAMES_PER_BLOCK, total) + size, classes)
+            sums = _Sums(0, min(at_once, total) + size, classes)
             profile = _profile(size, windows.duration, warm_up, hamming)
         begin = frames.closest(k * windows.step + 0.5 * frames.duration)
-        if begin - sums.first > FRAMES_PER_BLOCK:
+        if begin - sums.first >= at_once:
             yield sums.means(begin - sums.first, missing, skip_average)
             sums = sums.behind(begin)
         sums.add(begin, score[: total - begin], profile[: total - begin])
