@@ -172,7 +172,8 @@ def aggregate_in_blocks(
 ) -> Iterator[np.ndarray]:
     """`aggregate` piece by piece, as windows come: (frames, classes) of the next frames at a time.
 
-    frames_at_once : that a piece has at least, but the last; by default `FRAMES_PER_BLOCK`. The others as of `aggregate`
+    frames_at_once : that a piece has at least, but the last; by default `FRAMES_PER_BLOCK`
+    The others as of `aggregate`.
     """
     at_once = frames_at_once or FRAMES_PER_BLOCK
     total = frame_count(count, windows, frames)
