@@ -325,14 +325,8 @@ def test_every_active_voice_has_a_cluster(seed: int, speakers: int, chunks: int)
     embeddings = voices(speakers, chunks * 3, seed).reshape(chunks, 3, 16)
     active = segmentations.any(axis=1)
     embeddings[~active] = np.nan
-    alone = (segmentations * (segmentations.sum(axis=2, keepdims=True) == 1)).sum(axis=1)
     hard, centroids = cluster.cluster(
-        embeddings[active],
-        active,
-        alone,
-        cluster.speaker_bounds(),
-        clustering="AgglomerativeClustering",
-        least_alone=0.2 * 20,
+        embeddings, segmentations, cluster.speaker_bounds(), clustering="AgglomerativeClustering"
     )
     assert hard.shape == (chunks, 3) and np.array_equal(hard == cluster.NONE, ~active)
     assert np.isfinite(centroids).all() and hard.max(initial=0) < len(centroids)

@@ -41,7 +41,6 @@ from mlx_speech.stages import cluster, vad_pyannet, windows
 from mlx_speech.stages import diarize as stage
 from mlx_speech.stages.diarize import diarize, from_stages
 from mlx_speech.stages.vad_pyannet import detect_speech_pyannet, speech_scores
-from mlx_speech.stages.window_cache import Heard
 from mlx_speech.steps import Steps
 from mlx_speech.transcript import Diarization, Turn
 
@@ -252,15 +251,10 @@ def test_names_are_in_the_originals_order_beyond_ten(pldas: Any) -> None:
         theirs = original(Given(clustering, pldas[0], PARAMS[clustering]), heard.segmentations, heard.embeddings, 10.0)
         assert len(ours.embeddings) >= 12 and len(ours.turns) > 50
         same(ours, theirs)
-        centroids = clustered(heard.segmentations, heard.embeddings, 0.2, **given_params(given))[1]
+        centroids = cluster.cluster(
+            heard.embeddings, heard.segmentations, cluster.SpeakerBounds(), **given_params(given)
+        )[1]
         assert np.array_equal(ours.embeddings["SPEAKER_02"], centroids[10])  # "10" sorts before "2"
-
-
-def clustered(segmentations: np.ndarray, embeddings: np.ndarray, share: float, **given: Any) -> Any:
-    """share : of the frames of a window, in which a voice has to be alone"""
-    heard = Heard.of(segmentations, embeddings)
-    voices = (heard.flat_vectors(), heard.speaking(), heard.alone())
-    return cluster.cluster(*voices, cluster.SpeakerBounds(), least_alone=share * 589, **given)
 
 
 def given_params(given: dict[str, Any]) -> dict[str, Any]:
@@ -328,7 +322,7 @@ def test_the_warning_counts_who_has_turns(clustering: str, pldas: Any, monkeypat
     def one_cluster(vectors: np.ndarray, speaking: np.ndarray, *_: Any, **__: Any) -> tuple[Any, Any]:
         return np.where(speaking, 0, cluster.NONE), vectors.mean(axis=0, keepdims=True)
 
-    monkeypatch.setattr(cluster, "cluster", one_cluster)
+    monkeypatch.setattr(cluster, "cluster_voices", one_cluster)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         overlapping = run(num_speakers=2)  # two voices at once
@@ -339,7 +333,7 @@ def test_the_warning_counts_who_has_turns(clustering: str, pldas: Any, monkeypat
         clusters[10, 0] = 1  # in one window; the others that hear the same time say 0
         return clusters, np.concatenate([centroids, centroids])
 
-    monkeypatch.setattr(cluster, "cluster", overruled)
+    monkeypatch.setattr(cluster, "cluster_voices", overruled)
     segmentations, embeddings = one_voice(21)
     with pytest.warns(UserWarning, match=r"^1 speaker is found where 2 were asked for: [^\n]*$"):
         found = from_stages(segmentations, embeddings, **given, num_speakers=2)
@@ -370,8 +364,8 @@ def test_the_rule_of_version_3_takes_every_voice() -> None:
     rng = np.random.default_rng(1)
     for place, voice in enumerate(rng.normal(size=(2, 256))):
         embeddings[20 * place :, place] = voice + 0.1 * rng.normal(size=(40 - 20 * place, 256))
-    run = partial(clustered, segmentations, embeddings, clustering=AHC)
-    assert len(run(0.2)[1]) == 1 and len(run(0.0)[1]) == 2
+    run = partial(cluster.cluster, embeddings, segmentations, cluster.SpeakerBounds(), clustering=AHC)
+    assert len(run()[1]) == 1 and len(run(min_active_ratio=0.0)[1]) == 2
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -23,6 +24,10 @@ MAX_ITERATIONS = 20  # of VBx, which stops where an iteration gains less than MI
 MIN_GAIN = 1e-4
 INIT_SMOOTHING = 7.0  # logit of the initial cluster of a vector against those of the others
 MIN_PRIOR = 1e-7  # a speaker of VBx below it is gone
+# Vectors that VBx begins with at once, those of a meeting of two hours; of more, it begins with blocks of half an hour.
+# Of many vectors together it makes rare ones speakers of their own: benchmarks/speakers.md has what blocks change.
+MOST_TOGETHER = 10_000
+VECTORS_PER_BLOCK = 2_000
 ELEMENTS_PER_BLOCK = 1 << 22  # of VBx's responsibilities that are in memory at once, 8 bytes each
 NONE = -2  # in place of a cluster
 
@@ -82,6 +87,38 @@ def speaker_bounds(
 
 
 def cluster(
+    embeddings: np.ndarray,
+    segmentations: np.ndarray,
+    bounds: SpeakerBounds,
+    *,
+    clustering: str = "VBxClustering",
+    params: Mapping[str, Any] | None = None,
+    plda: Callable[[mx.array], mx.array] | HostPLDA | None = None,
+    min_active_ratio: float = 0.2,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`cluster_voices` of what the models said of every window.
+
+    embeddings : (windows, speakers, dimension); NaN where there is none
+    segmentations : (windows, frames, speakers), 0 or 1
+    min_active_ratio : only voices that are alone in this part of the frames form clusters (pyannote.audio 4); 0: all
+        that speak at all (pyannote.audio 3)
+    The others, what is returned and raised as of `cluster_voices`.
+    """
+    speaking = np.asarray(segmentations.any(axis=1))
+    single = segmentations.sum(axis=2, keepdims=True) == 1
+    return cluster_voices(
+        embeddings[speaking],
+        speaking,
+        (segmentations * single).sum(axis=1),
+        bounds,
+        clustering=clustering,
+        params=params,
+        plda=plda,
+        least_alone=min_active_ratio * segmentations.shape[1],
+    )
+
+
+def cluster_voices(
     vectors: np.ndarray,
     speaking: np.ndarray,
     alone: np.ndarray,
@@ -246,17 +283,57 @@ class HostPLDA:
 
 
 def _vbx_centroids(vectors: np.ndarray, plda: Any, settings: Mapping[str, float]) -> np.ndarray:
-    """The speakers that VBx finds among vectors (n, dimension), n >= 2 → (speakers, dimension)."""
-    from scipy.cluster.hierarchy import fcluster
+    """The speakers that VBx finds among vectors (n, dimension), n >= 2 → (speakers, dimension).
 
-    labels = fcluster(centroid_linkage(_unit(vectors)), settings["threshold"], criterion="distance") - 1
+    It begins with the clusters of a centroid linkage. Of more than `MOST_TOGETHER` vectors these are found in blocks:
+    what VBx makes of each block is clustered in turn, and VBx hears all vectors once more, beginning with that.
+    """
     if isinstance(plda, HostPLDA):
         features = plda.features(vectors)
     else:
         with mx.stream(mx.cpu):  # float64
             features = np.array(plda(mx.array(vectors, dtype=mx.float64)))
-    weights, _ = vbx(labels, features, np.array(plda.psi), Fa=settings["Fa"], Fb=settings["Fb"])
+    phi = np.array(plda.psi)
+    threshold = settings["threshold"]
+
+    def refined(labels: np.ndarray, part: slice) -> np.ndarray:
+        """Clusters of some of the vectors → their responsibilities, (n, speakers)."""
+        return vbx(labels, features[part], phi, Fa=settings["Fa"], Fb=settings["Fb"])[0]
+
+    everything = slice(0, len(vectors))
+    if len(vectors) <= MOST_TOGETHER:
+        weights = refined(_linked(vectors, threshold), everything)
+        return _weighted_means(vectors, weights)
+    centroids: list[np.ndarray] = []
+    speakers: list[np.ndarray] = []  # of the vectors, block after block, among the centroids
+    for part in _parts(len(vectors), VECTORS_PER_BLOCK):
+        weights = refined(_linked(vectors[part], threshold), part)
+        speakers.append(len(centroids) + weights.argmax(axis=1))
+        centroids += list(_weighted_means(vectors[part], weights))
+    joined = _linked(np.stack(centroids), threshold)[np.concatenate(speakers)]
+    weights = refined(np.unique(joined, return_inverse=True)[1], everything)
+    return _weighted_means(vectors, weights)
+
+
+def _linked(vectors: np.ndarray, threshold: float) -> np.ndarray:
+    """The clusters of a centroid linkage that is cut at a distance: vectors (n, dimension) → (n,) from 0."""
+    from scipy.cluster.hierarchy import fcluster
+
+    if len(vectors) < 2:
+        return np.zeros(len(vectors), dtype=int)
+    return fcluster(centroid_linkage(_unit(vectors)), threshold, criterion="distance") - 1
+
+
+def _weighted_means(vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Of vectors (n, dimension), by weights (n, speakers): (speakers, dimension)."""
     return weights.T @ vectors / weights.sum(axis=0, keepdims=True).T
+
+
+def _parts(count: int, most: int) -> list[slice]:
+    """So many things in the fewest parts of at most `most`, about equal ones."""
+    number = math.ceil(count / most)
+    edges = [count * k // number for k in range(number + 1)]
+    return [slice(first, last) for first, last in pairwise(edges)]
 
 
 def vbx(

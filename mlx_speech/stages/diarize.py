@@ -246,7 +246,7 @@ def told_apart(
     count = speakers_at_once(heard, chunks, frames)
     if not count.any():
         return Diarization()
-    clusters, centroids = cluster.cluster(
+    clusters, centroids = cluster.cluster_voices(
         heard.flat_vectors(),
         heard.speaking(),
         heard.alone(),
