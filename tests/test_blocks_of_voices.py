@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
@@ -80,6 +80,7 @@ def test_few_vectors_are_never_split(small_blocks: list[int]) -> None:
     assert len(told_apart(vectors)[1]) == 3 and small_blocks == [150]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000), st.integers(1, 500))
 def test_parts_are_the_fewest_about_equal_ones(count: int, most: int) -> None:
     parts = cluster._parts(count, most)

@@ -11,8 +11,10 @@ import tracemalloc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +27,9 @@ from mlx_speech import sample_file
 from mlx_speech.audio import load_audio, load_tracks, louder, mix, open_audio, open_tracks
 from mlx_speech.cli import sound as page
 from mlx_speech.errors import AudioError
-from mlx_speech.options import Options
+from mlx_speech.options import Options, TranscribeOptions
 from mlx_speech.package_data import DEMO
+from mlx_speech.pipeline import Pipeline
 from mlx_speech.recording import Recording
 from mlx_speech.sample_file import Collected, collected, in_file, let_go, pieces_of
 from mlx_speech.samples import peak_of
@@ -263,6 +266,29 @@ def test_memory_of_a_long_recording_is_not_that_of_its_samples(tmp_path: Path) -
     finally:
         tracemalloc.stop()
     assert samples.size == RATE * 600 and peak < 8e6
+
+
+@pytest.mark.parametrize("options", [{"diarize": True}, {"sequential": True, "word_timestamps": None}])
+def test_a_transcript_from_a_file_is_that_from_memory(
+    options: TranscribeOptions, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "short.wav"
+    path.write_bytes(pcm((32767 * load_audio(DEMO / "conversation.flac")[: 11 * RATE]).astype(np.int16)))
+    with Pipeline.demo() as pipeline:
+        expected = pipeline(path, **options)
+        opened: list[bool] = []
+
+        def open_it(*arguments: Any, **keywords: Any) -> np.ndarray:
+            samples = open_audio(*arguments, **keywords, longest_in_memory=2)
+            opened.append(in_file(samples))
+            return samples
+
+        monkeypatch.setattr("mlx_speech.recording.open_audio", open_it)
+        found = pipeline(path, **options)
+    assert opened == [True] and found.segments and replace(found, seconds=expected.seconds) == expected
+    gc.collect()
+    maps = Path("/proc/self/maps")
+    assert not any(folder.iterdir()) and not (maps.exists() and str(folder) in maps.read_text())
 
 
 def test_a_recording_opens_by_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
