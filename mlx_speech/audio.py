@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
@@ -157,13 +158,12 @@ def blocks(
     with _opened(source, options) as (file, container):
         recording = _Recording(file, container, media.name_of(source), options)
         reader = recording.readers[0]
-        for _ in recording.packets():
+        for _ in chain(recording.packets(), recording.rest()):
             while reader.sink.ready >= size:
                 block = reader.take(size)
                 reader.check_samples()
                 yield start / sample_rate, block
                 start += block.size
-        recording.close()
         reader.sink.finish()
         recording.check_decoded(reader)
         while reader.sink.ready:
@@ -329,11 +329,10 @@ def _load(source: Source, options: _Options) -> list[np.ndarray]:
         most_in_memory = options.longest_in_memory * options.sample_rate
         with ExitStack() as opened:
             sounds = [opened.enter_context(Collected(name, most_in_memory)) for _ in recording.readers]
-            for _ in recording.packets():
+            for _ in chain(recording.packets(), recording.rest()):
                 for reader, sound in zip(recording.readers, sounds, strict=True):
                     if reader.sink.ready >= SAMPLES_AT_ONCE:
                         sound.append(reader.take(reader.sink.ready))
-            recording.close()
             for reader, sound in zip(recording.readers, sounds, strict=True):
                 reader.sink.finish()
                 sound.append(reader.take(reader.sink.ready))
@@ -371,13 +370,13 @@ class _Recording:
             _warn(f"{self.name}: leaves out what is in an encrypted or unknown coding: sound track {labels}")
 
     def packets(self) -> Iterator[None]:
-        """Decode the file packet by packet, with a pause behind each."""
+        """Decode the file packet by packet, with a pause behind each, and in silence that is put in."""
         try:
             for (
                 packet
             ) in self._container.demux():  # other streams tell whether time runs on, and which bytes are theirs
                 for reader in self.readers:
-                    reader.read(packet)
+                    yield from reader.read(packet)
                 yield
         except FFmpegError:
             for reader in self.readers:
@@ -388,10 +387,11 @@ class _Recording:
             # codings.
             return
 
-    def close(self) -> None:
-        """Behind the last packet: put in what the readers hold back, and see how long the file should have been."""
+    def rest(self) -> Iterator[None]:
+        """Behind the last packet: put in what the readers hold back, with pauses, and see how long the file should have
+        been."""
         for reader in self.readers:
-            reader.close()
+            yield from reader.rest()
             reader.stated_end = media.stated_end(self._container, reader.track.stream, self._file)
         self._shortened = media.cut_short(self._file)
 
@@ -434,9 +434,9 @@ class _Reader:
         self._losses = media.Losses(container)
         self._waiting: tuple[AudioFrame, media.Hole] | None = None  # its time is believed when the next one is known
 
-    def read(self, packet: Packet) -> None:
+    def read(self, packet: Packet) -> Iterator[None]:
         """Note a packet of the file and decode it, if it is the track's; the last one, which is empty, brings what the
-        decoder holds back."""
+        decoder holds back. With pauses in silence."""
         of_track = packet.stream.index == self.track.stream.index
         self.clock.see(packet, of_track)
         self._losses.see(packet, of_track)
@@ -454,11 +454,11 @@ class _Reader:
                 self._losses.fail(packet)
             return
         for frame in frames:
-            self._place(cast("AudioFrame", frame))
+            yield from self._place(cast("AudioFrame", frame))
 
-    def close(self) -> None:
+    def rest(self) -> Iterator[None]:
         """Behind the last packet."""
-        self._place(None)
+        yield from self._place(None)
 
     def take(self, count: int) -> np.ndarray:
         """The first `count` samples that are ready, or fewer, clipped to [-1, 1], (samples,); they are gone then."""
@@ -490,7 +490,7 @@ class _Reader:
         """Whether the track is of floating-point samples, which may be on any scale."""
         return self.track.stream.codec_context.name.startswith("pcm_f")
 
-    def _place(self, frame: AudioFrame | None) -> None:
+    def _place(self, frame: AudioFrame | None) -> Iterator[None]:
         waiting = self._waiting
         self._waiting = None
         if frame is not None:
@@ -503,6 +503,6 @@ class _Reader:
             silence = self.clock.silence_before(ready, following=frame)
         if silence:
             self._losses.silence(silence, hole, self.decoded)
-            self.sink.fill(self.clock.end - ready.samples / ready.sample_rate)
+            yield from self.sink.fill(self.clock.end - ready.samples / ready.sample_rate)
         self.sink.add(ready)
         self.decoded += ready.samples / ready.sample_rate

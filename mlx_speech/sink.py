@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import av
@@ -54,8 +55,9 @@ class Sink:
         if self._resampler is not None:
             self._append(self._resampler.resample(frame))
 
-    def fill(self, seconds: float) -> None:
-        """Silence up to `seconds` from the start of the recording."""
+    def fill(self, seconds: float) -> Iterator[None]:
+        """Silence up to `seconds` from the start of the recording, which may be hours: with a pause behind each piece,
+        in which it can be taken."""
         self._flush()
         missing = round(seconds * self.sample_rate) - self.count
         while missing > 0:
@@ -63,6 +65,7 @@ class Sink:
             self._add_mono(np.zeros(count, np.float32))
             self._check_length()
             missing -= count
+            yield
 
     def samples(self) -> np.ndarray:
         """(samples,) float32, a view of what has been collected and not taken; ends the collecting."""

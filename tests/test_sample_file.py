@@ -268,6 +268,19 @@ def test_memory_of_a_long_recording_is_not_that_of_its_samples(tmp_path: Path) -
     assert samples.size == RATE * 600 and peak < 8e6
 
 
+def test_hours_of_silence_between_two_sounds_are_not_in_memory() -> None:
+    sound = NOISE[: 190 * 1024]  # whole frames
+    data = film("matroska", "pcm_f32le", [(0.0, sound), (3600.0, sound)])
+    tracemalloc.start()
+    try:
+        samples = open_audio(io.BytesIO(data), longest_in_memory=30)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert samples.size == 3600 * RATE + sound.size and peak < 10e6
+    assert np.array_equal(samples[-sound.size :], sound) and not samples[sound.size : -sound.size : 100].any()
+
+
 @pytest.mark.parametrize("options", [{"diarize": True}, {"sequential": True, "word_timestamps": None}])
 def test_a_transcript_from_a_file_is_that_from_memory(
     options: TranscribeOptions, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -91,8 +91,7 @@ def diarize_steps(
     Warns and raises as `diarize` does, at the first step.
     """
     in_range(1, math.inf, batch_size=batch_size)
-    asked = Numbers(num_speakers=num_speakers, min_speakers=min_speakers, max_speakers=max_speakers)
-    bounds = speaker_bounds(**asked)
+    bounds = speaker_bounds(num_speakers, min_speakers, max_speakers)
     check(model)
     samples = one_channel(audio, "speakers are told apart")
     if not samples.size:
@@ -121,14 +120,6 @@ def diarize_steps(
     result = from_cache(cache.heard(0, len(starts), []), bounds, settings_of(model))
     yield duration
     return replace(result, embedding_model=model.embedding.identity)
-
-
-class Numbers(TypedDict, total=False):
-    """How many speakers there may be."""
-
-    num_speakers: int | None
-    min_speakers: int | None
-    max_speakers: int | None
 
 
 class Settings(TypedDict):

@@ -75,8 +75,7 @@ class GrowingDiarization:
         max_speakers: int | None = None,
         batch_size: int = 8,
     ) -> None:
-        self._numbers = diarize.Numbers(num_speakers=num_speakers, min_speakers=min_speakers, max_speakers=max_speakers)
-        self._bounds = speaker_bounds(**self._numbers)
+        self._bounds = speaker_bounds(num_speakers, min_speakers, max_speakers)
         diarize.check(model)
         self._model = model
         self._batch_size = batch_size
