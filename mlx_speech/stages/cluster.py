@@ -105,17 +105,27 @@ def cluster(
     The others, what is returned and raised as of `cluster_voices`.
     """
     speaking = np.asarray(segmentations.any(axis=1))
-    single = segmentations.sum(axis=2, keepdims=True) == 1
     return cluster_voices(
         embeddings[speaking],
         speaking,
-        (segmentations * single).sum(axis=1),
+        frames_alone(segmentations),
         bounds,
         clustering=clustering,
         params=params,
         plda=plda,
         least_alone=min_active_ratio * segmentations.shape[1],
     )
+
+
+def frames_alone(segmentations: np.ndarray) -> np.ndarray:
+    """In how many frames each speaks while no other does: (windows, frames, speakers) of 0 and 1 → (windows, speakers)."""
+    # voice by voice: along an axis of three numbers NumPy takes eight times as long
+    voices = [segmentations[..., speaker] != 0 for speaker in range(segmentations.shape[2])]
+    count = np.zeros(segmentations.shape[:2], np.int8)
+    for voice in voices:
+        count += voice
+    single = count == 1
+    return np.stack([np.count_nonzero(voice & single, axis=1) for voice in voices], axis=1)
 
 
 def cluster_voices(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlx_speech.models.diarization_pipeline import Model
+from mlx_speech.stages.cluster import frames_alone
 
 ROWS_PER_BLOCK = 1024  # of a cache, which never copies what it has; and windows that are unpacked at once
 
@@ -103,8 +104,7 @@ class Heard:
         """In how many frames each speaks while no other does, (windows, speakers)."""
         counts = [np.zeros((0, self.shape[1]), dtype=int)]
         for block in self.blocks():
-            single = block.sum(axis=2, keepdims=True) == 1
-            counts.append((block * single).sum(axis=1))
+            counts.append(frames_alone(block))
         return np.concatenate(counts)
 
     def vectors_of_windows(self) -> np.ndarray:
