@@ -266,12 +266,13 @@ PARTS = {
     "align": {"spelling", "viterbi"},
     "diarize": {"cluster", "window_cache", "windows"},
     "growing": {"cluster", "diarize", "window_cache", "windows"},
-    "cluster": {"linkage"},
+    "cluster": {"linkage", "windows"},
     "chunks_online": {"chunks"},
     "vad": {"vad_options"},
     "vad_online": {"vad"},
     "vad_pyannet": {"windows"},
     "voiceprints": {"diarize"},
+    "window_cache": {"windows"},
 }
 
 

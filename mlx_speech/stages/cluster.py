@@ -19,6 +19,7 @@ import numpy as np
 
 from mlx_speech.errors import ConfigError, OptionError, brief
 from mlx_speech.stages.linkage import centroid_linkage
+from mlx_speech.stages.windows import frames_alone
 
 MAX_ITERATIONS = 20  # of VBx, which stops where an iteration gains less than MIN_GAIN
 MIN_GAIN = 1e-4
@@ -115,17 +116,6 @@ def cluster(
         plda=plda,
         least_alone=min_active_ratio * segmentations.shape[1],
     )
-
-
-def frames_alone(segmentations: np.ndarray) -> np.ndarray:
-    """In how many frames each speaks while no other does: (windows, frames, speakers) of 0 and 1 → (windows, speakers)."""
-    # voice by voice: along an axis of three numbers NumPy takes eight times as long
-    voices = [segmentations[..., speaker] != 0 for speaker in range(segmentations.shape[2])]
-    count = np.zeros(segmentations.shape[:2], np.int8)
-    for voice in voices:
-        count += voice
-    single = count == 1
-    return np.stack([np.count_nonzero(voice & single, axis=1) for voice in voices], axis=1)
 
 
 def cluster_voices(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlx_speech.models.diarization_pipeline import Model
-from mlx_speech.stages.cluster import frames_alone
+from mlx_speech.stages.windows import frames_alone
 
 ROWS_PER_BLOCK = 1024  # of a cache, which never copies what it has; and windows that are unpacked at once
 

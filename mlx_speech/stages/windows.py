@@ -303,3 +303,17 @@ def fill(
                 continue
         merged.append((start, end))
     return merged
+
+
+def frames_alone(segmentations: np.ndarray) -> np.ndarray:
+    """In how many frames each speaks while no other does.
+
+    (windows, frames, speakers) of 0 and 1 → (windows, speakers)
+    """
+    # voice by voice: along an axis of three numbers NumPy takes eight times as long
+    voices = [segmentations[..., speaker] != 0 for speaker in range(segmentations.shape[2])]
+    count = np.zeros(segmentations.shape[:2], np.int8)
+    for voice in voices:
+        count += voice
+    single = count == 1
+    return np.stack([np.count_nonzero(voice & single, axis=1) for voice in voices], axis=1)
