@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+from functools import partial
 from pathlib import Path
+
+PRIVATE = 0o600
+AS_FILES_ARE_MADE = 0o666  # less what the user's mask takes
 
 
 def write_whole(path: Path, data: bytes, *, private: bool = False, workshop: Path | None = None) -> None:
@@ -14,14 +18,11 @@ def write_whole(path: Path, data: bytes, *, private: bool = False, workshop: Pat
     workshop : a folder on the same disk, where the unfinished file lies; by default beside `path`
     """
     folder = path.parent if workshop is None else workshop
-    with tempfile.NamedTemporaryFile("wb", dir=folder, delete=False) as file:
-        try:
+    unfinished = folder / f".{secrets.token_hex(8)}.part"
+    opener = partial(os.open, mode=PRIVATE if private else AS_FILES_ARE_MADE)
+    try:  # its name is known before it is there: an interruption leaves none behind at any moment
+        with open(unfinished, "xb", opener=opener) as file:
             file.write(data)
-            file.flush()
-            if not private:
-                mask = os.umask(0)
-                os.umask(mask)
-                Path(file.name).chmod(0o666 & ~mask)  # as files are made; temporary ones are private
-            Path(file.name).replace(path)
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -207,8 +207,8 @@ CASES = [
     bundle("torchaudio German", kind="group", published=36, surplus=(1, 2, 3, 35)),
     bundle("torchaudio MMS_FA", kind="layer", published=31, surplus=(1, 2, 3)),
     # full sizes are slow, and stand with real weights in test_real_parity.py; the narrow ones have 200 sequences
-    openai("Whisper tiny", dims=make.TINY, sequences=40, smaller=("8 bits", "4 bits")),
-    hf_whisper("Whisper base", dims=make.BASE, sequences=40),
+    openai("Whisper tiny", dims=make.TINY, sequences=80, smaller=("8 bits", "4 bits")),
+    hf_whisper("Whisper base", dims=make.BASE, sequences=80),
     openai("Whisper narrow", dims=make.NARROW, smaller=("float16", "8 bits", "4 bits")),
     hf_whisper("Whisper narrow, 128 mels, short decoder", dims=make.NARROW_V3),
     hf_whisper("Whisper narrow, sharded", dims=make.NARROW, format="sharded"),

@@ -93,7 +93,7 @@ def test_the_same_mistakes_are_found_before_a_file_is_opened(
     def opened(*_: Any, **__: Any) -> None:
         raise AssertionError("a file was opened")
 
-    monkeypatch.setattr("mlx_speech.recording.load_audio", opened)
+    monkeypatch.setattr("mlx_speech.recording.open_audio", opened)
     monkeypatch.setattr("mlx_speech.loading.load", opened)
     with pytest.raises(OptionError) as caught:
         Pipeline()("x", **given)
