@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,10 +68,12 @@ async def ask(
     size: int = 1 << 16,
     goes: float | None = None,
     gone: asyncio.Event | None = None,
+    see: Callable[[bytes], object] | None = None,
 ) -> Answer:
     """What the application answers.
 
     size : bytes of a piece of the body; goes : seconds after which the client closes the connection; gone : when it has
+    see : is called with the answer's body as far as it has come, whenever there is more
     """
     pieces = [body[start : start + size] for start in range(0, len(body), size)] or [b""]
     answer = Answer()
@@ -90,8 +92,10 @@ async def ask(
         if message["type"] == "http.response.start":
             answer.status = message["status"]
             answer.headers = {name.decode(): value.decode("latin-1") for name, value in message["headers"]}
-        else:
-            answer.body += message.get("body", b"")
+            return
+        answer.body += message.get("body", b"")
+        if see is not None:
+            see(answer.body)
 
     await app(scope, receive, send)
     return answer

@@ -51,26 +51,13 @@ def visit(
 ) -> Answer:
     """Send a form; `when_alive` is called at the second space, with what makes the client go."""
     gone = asyncio.Event()
-    answer = Answer()
-    pieces = [body]
 
-    async def receive() -> dict[str, Any]:
-        if pieces:
-            return {"type": "http.request", "body": pieces.pop(), "more_body": False}
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            answer.status = message["status"]
-            answer.headers = {name.decode(): value.decode("latin-1") for name, value in message["headers"]}
-            return
-        answer.body += message.get("body", b"")
-        if answer.body == b"  ":
+    def see(answered: bytes) -> None:
+        if answered == b"  ":
             when_alive(gone)
 
-    asyncio.run(asyncio.wait_for(app(post(path, **headers), receive, send), LIMIT))
-    return answer
+    asking = ask(app, post(path, **headers), body, gone=gone, see=see)
+    return asyncio.run(asyncio.wait_for(asking, LIMIT))
 
 
 @pytest.mark.parametrize("fields", [{}, {"response_format": "verbose_json"}, {"response_format": "diarized_json"}])
