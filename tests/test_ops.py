@@ -18,7 +18,7 @@ import torch
 
 from mlx_speech import blas
 from mlx_speech.models.layers import LSTM, Conv2d, FilterBank, TimeNorm
-from mlx_speech.ops import cpu, decoder_layer, filter_bank
+from mlx_speech.ops import cpu, decoder_step, filter_bank
 from mlx_speech.ops.attention import SMALLEST_KEYS_FOR_NUMPY, attention
 from mlx_speech.ops.conv3x3 import conv3x3
 from mlx_speech.ops.few_rows import MOST_ROWS, product
@@ -248,8 +248,8 @@ def test_a_product_of_few_rows(rows: int, outputs: int, inputs: int) -> None:
 
 
 @pytest.mark.parametrize("rows, group, keys", [(1, 1, 3), (2, 3, 24), (5, 1, 700)])
-def test_a_layer_of_a_decoder_is_that_of_the_graph(rows: int, group: int, keys: int, numpy_runs: list[bool]) -> None:
-    heads, width = 3, 24
+def test_a_step_of_a_decoder_is_that_of_the_graph(rows: int, group: int, keys: int, numpy_runs: list[bool]) -> None:
+    heads, width, layers = 3, 24, 2
     seeds = iter(range(100))
 
     def weight(*shape: int) -> mx.array:
@@ -261,23 +261,52 @@ def test_a_layer_of_a_decoder_is_that_of_the_graph(rows: int, group: int, keys: 
     def vector(mean: float = 0.0) -> mx.array:
         return mean + draw(width, scale=0.1, seed=next(seeds))
 
-    projections = decoder_layer.Projections(vector(1), vector(), square(), vector(), square(), square(), vector())
-    feed_forward = (weight(4 * width, width), weight(4 * width), weight(width, 4 * width), vector())
-    attention_weights = (square(), vector(), vector(1), vector(), square(), vector(), square(), vector())
-    rest = decoder_layer.Rest(*attention_weights, vector(1), vector(), *feed_forward)
-    x = draw(rows * group, width, seed=next(seeds))
-    found = decoder_layer.projected(x, projections)
-    assert np.abs(np.array(found - decoder_layer.projected_graph(x, *projections))).max() < 1e-5
+    def own_attention() -> tuple[mx.array, ...]:
+        return vector(1), vector(), square(), vector(), square(), square(), vector(), square(), vector()
 
-    queries = draw(rows, heads, group, width // heads, seed=next(seeds))
-    past = [draw(rows, heads, keys, width // heads, seed=next(seeds)) for _ in range(2)]
-    audio = [draw(rows, heads, 50, width // heads, seed=next(seeds)) for _ in range(2)]
+    def rest() -> tuple[mx.array, ...]:
+        feed_forward = (weight(4 * width, width), weight(4 * width), weight(width, 4 * width), vector())
+        return vector(1), vector(), square(), vector(), square(), vector(), vector(1), vector(), *feed_forward
+
+    def keys_or_values(length: int) -> mx.array:
+        return draw(rows, heads, length, width // heads, seed=next(seeds))
+
+    weights = [decoder_step.Weights(*own_attention(), *rest()) for _ in range(layers)]
+    past = [decoder_step.Past(*map(keys_or_values, (keys, keys, 50, 50))) for _ in range(layers)]
+    x = draw(rows * group, width, seed=next(seeds))
     visible = draw(rows, 1, group, keys, seed=next(seeds)) > 0
-    visible[..., 0] = True
-    found = decoder_layer.finished(x, queries, (past[0], past[1]), (audio[0], audio[1]), visible, rest)
-    expected = decoder_layer.finished_graph(x, queries, *past, *audio, *rest, visible=visible)
-    assert found.shape == expected.shape == x.shape and numpy_runs == [True] * 2
-    assert np.abs(np.array(found - expected)).max() < 2e-5
+    visible[0] = False  # a hypothesis that sees nothing but itself
+    found, own_keys, own_values = decoder_step.step(x, visible, weights, past)
+    arrays = [array for layer in zip(weights, past, strict=True) for part in layer for array in part]
+    expected = decoder_step.step_graph(x, *arrays, visible=visible)
+    assert found.shape == x.shape and numpy_runs == [True]
+    assert np.abs(np.array(found - expected[0])).max() < 2e-5
+    made = [own for layer in zip(own_keys, own_values, strict=True) for own in layer]
+    assert len(made) == len(expected) - 1 == 2 * layers
+    for own, wanted in zip(made, expected[1:], strict=True):
+        assert own.shape == (rows, heads, group, width // heads)
+        assert np.abs(np.array(own.swapaxes(1, 2).reshape(rows * group, width) - wanted)).max() < 2e-5
+
+
+@pytest.mark.parametrize("failing", [None, 0, 3, 17])
+def test_parts_are_computed_once_each_or_their_error_is_raised(failing: int | None) -> None:
+    computed: list[int] = []
+
+    def compute(part: int) -> None:
+        if part == failing:
+            raise ValueError(part)
+        computed.append(part)
+
+    if failing is None:
+        cpu.in_parallel(compute, range(40))
+        assert sorted(computed) == list(range(40))
+    else:
+        with pytest.raises(ValueError, match=str(failing)):
+            cpu.in_parallel(compute, range(40))
+        assert len(set(computed)) == len(computed) < 40
+    done = len(computed)
+    cpu.in_parallel(compute, [])
+    assert len(computed) == done  # nobody goes on behind the caller's back
 
 
 @pytest.mark.parametrize("steps, channels", [(1, 3), (1000, 1), (50_000, 4), (333, 600)])
@@ -375,7 +404,7 @@ def test_they_take_turns_and_give_the_threads_back() -> None:
     x, q = draw(LARGE), draw(4, 2, 300, 64)
     mx.eval(x, q)
     expected = np.array(gelu(x)), np.array(attention(q, q, q, scale=0.1))
-    limits, _ = cpu.threads()
+    limits = cpu.threads().blas
     before = [one["num_threads"] for one in limits.info()]
 
     start = threading.Barrier(4)

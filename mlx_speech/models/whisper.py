@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_speech.errors import OptionError
 from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
-from mlx_speech.ops import decoder_layer, few_rows
+from mlx_speech.ops import decoder_step, few_rows
 from mlx_speech.ops.attention import attention
 from mlx_speech.ops.gelu import gelu
 
@@ -126,8 +126,6 @@ class Block(nn.Module):
 
         x (rows·group, width), mask (rows, 1, group, slots·group) → (rows·group, width)
         """
-        if few_rows.suits(x) and self._has_plain_weights():
-            return self._decode_few(layer, x, cache, mask)
         y = self.attn_ln(x)
         keys, values = cache.append(layer, *self.attn.keys_values(y, mask.shape[0]))
         x = x + self.attn(y, keys, values, mask)
@@ -135,32 +133,23 @@ class Block(nn.Module):
         x = x + self.cross_attn(self.cross_attn_ln(x), audio_keys, audio_values)
         return self.mlp(x)
 
-    def _decode_few(self, layer: int, x: mx.array, cache: DecoderCache, mask: mx.array) -> mx.array:
-        """`decode` for few hypotheses on a CPU."""
+    def weights(self) -> decoder_step.Weights | None:
+        """Of a layer of the decoder; None where some are quantized."""
         attn = self.attn
         cross = self.cross_attn
-        projections = decoder_layer.Projections(
+        linear = [attn.query, attn.key, attn.value, attn.out, cross.query, cross.out, self.mlp1, self.mlp2]
+        if not all(isinstance(layer, nn.Linear) for layer in linear):
+            return None
+        return decoder_step.Weights(
             *(self.attn_ln.weight, self.attn_ln.bias),
             *(attn.query.weight, attn.query.bias),
             *(attn.key.weight, attn.value.weight, attn.value.bias),
-        )
-        rest = decoder_layer.Rest(
             *(attn.out.weight, attn.out.bias),
             *(self.cross_attn_ln.weight, self.cross_attn_ln.bias),
             *(cross.query.weight, cross.query.bias, cross.out.weight, cross.out.bias),
             *(self.mlp_ln.weight, self.mlp_ln.bias),
             *(self.mlp1.weight, self.mlp1.bias, self.mlp2.weight, self.mlp2.bias),
         )
-        rows = mask.shape[0]
-        query, key, value = decoder_layer.projected(x, projections)
-        keys_values = cache.append(layer, attn.split(key, rows), attn.split(value, rows))
-        return decoder_layer.finished(x, attn.split(query, rows), keys_values, cache.audio[layer], mask, rest)
-
-    def _has_plain_weights(self) -> bool:
-        """Whether no layer is quantized."""
-        attention_layers = [(attn.query, attn.key, attn.value, attn.out) for attn in (self.attn, self.cross_attn)]
-        layers = [*attention_layers[0], *attention_layers[1], self.mlp1, self.mlp2]
-        return all(isinstance(layer, nn.Linear) for layer in layers)
 
 
 class AudioEncoder(nn.Module):
@@ -438,12 +427,30 @@ class TextDecoder(nn.Module):
         positions = np.repeat(np.minimum(cache.lengths, self._context - 1), group)
         x = self.token_embedding(tokens.flatten()) + self.positional_embedding[mx.array(positions)]
         cache.make_room(0, 1)
-        mask = cache.see()
-        for layer, block in enumerate(self.blocks):
-            x = block.decode(layer, x, cache, mask)
+        weights = [block.weights() for block in self.blocks]
+        if few_rows.suits(x) and None not in weights:
+            x = self._step_of_few(x, cache, list(filter(None, weights)))
+        else:
+            mask = cache.see()
+            for layer, block in enumerate(self.blocks):
+                x = block.decode(layer, x, cache, mask)
         cache.lengths = [length + 1 if length else 0 for length in cache.lengths]
         cache.position += 1
         return self._logits(self.ln(x)).reshape(rows, group, -1)
+
+    def _step_of_few(self, x: mx.array, cache: DecoderCache, weights: list[decoder_step.Weights]) -> mx.array:
+        """All layers of a step for few hypotheses on a CPU: x (rows·group, width) → the same shape."""
+        rows, group, _, _ = cache.visible.shape
+        entries = cache.position * group
+        visible = cache.visible[:, :, : cache.position].reshape(rows, 1, group, entries)
+        past = []
+        for keys, values, audio in zip(cache.keys, cache.values, cache.audio, strict=True):
+            past.append(decoder_step.Past(keys[:, :, :entries], values[:, :, :entries], *audio))
+        x, keys, values = decoder_step.step(x, visible, weights, past)
+        for layer in range(len(self.blocks)):
+            cache.append(layer, keys[layer], values[layer])
+        cache.see()
+        return x
 
 
 class Model(BaseModel):

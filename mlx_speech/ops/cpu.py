@@ -6,9 +6,11 @@ stay in a core's cache, and, by the parts of `in_parallel`, on all cores.
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias, TypeVar, cast
 
@@ -29,11 +31,13 @@ _BLAS_SETTING = threading.Lock()
 
 class Threads(NamedTuple):
     """blas : limits the threads of NumPy's matrix products
-    pool : as many threads as those had
+    count : how many those have
+    helpers : beside the thread that asks, so many in all
     """
 
     blas: ThreadpoolController
-    pool: ThreadPoolExecutor
+    count: int
+    helpers: ThreadPoolExecutor
 
 
 def suits_numpy(*arrays: mx.array) -> bool:
@@ -78,13 +82,32 @@ def numpy_views(arrays: Iterable[mx.array]) -> list[np.ndarray]:
 
 
 def in_parallel(compute: Callable[[Part], None], parts: Iterable[Part]) -> None:
-    """Call `compute` with every part, on all cores: NumPy lets go of Python's lock while it computes."""
-    parts = list(parts)
-    if len(parts) == 1:
-        compute(parts[0])
-        return
-    for _ in threads().pool.map(compute, parts):  # an exception of a part is raised here
-        pass
+    """Call `compute` with every part, on all cores: NumPy lets go of Python's lock while it computes.
+
+    The calling thread takes parts as well, so that nobody waits for a helper that has not woken up yet. Raises what a
+    part raised.
+    """
+    waiting = deque(parts)
+
+    def work() -> None:
+        while True:
+            try:
+                part = waiting.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            compute(part)
+
+    helpers = []
+    for _ in range(min(threads().count, len(waiting)) - 1):
+        helpers.append(threads().helpers.submit(work))
+    try:
+        work()
+    finally:
+        waiting.clear()
+        begun = [helper for helper in helpers if not helper.cancel()]
+        wait(begun)
+    for helper in begun:
+        helper.result()
 
 
 def slices(length: int, size: int) -> list[slice]:
@@ -104,8 +127,8 @@ def parts_of(count: int, length: int, size: int) -> list[tuple[int, slice]]:
 def threads() -> Threads:
     """The threads that the operations compute on, made once."""
     blas = ThreadpoolController().select(user_api="blas")
-    count = max((library["num_threads"] for library in blas.info()), default=None)
-    return Threads(blas, ThreadPoolExecutor(count))
+    count = max((library["num_threads"] for library in blas.info()), default=os.cpu_count() or 1)
+    return Threads(blas, count, ThreadPoolExecutor(max(1, count - 1)))
 
 
 def _as_list(arrays: OneOrMore) -> list[mx.array]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.ops.cpu import LARGEST_UNPACKED, in_numpy, in_parallel, slices, suits_numpy
+from mlx_speech.ops.cpu import LARGEST_UNPACKED, in_numpy, in_parallel, slices, suits_numpy, threads
 
 MOST_ROWS = 16  # of more, packing pays
 OUTPUTS_PER_KERNEL = 16  # blocks have a multiple of it
@@ -48,6 +48,10 @@ def product(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -
     outputs = len(weight)
     if rows > MOST_ROWS:
         y = x @ weight.T
+    elif rows == 1 and weight.size >= SMALLEST_FOR_THREADS:
+        # nothing is packed for a single row, and the library's own threads begin sooner than ours
+        with threads().blas.limit(limits=threads().count):
+            y = (weight @ x[0])[None]
     else:
         y = np.empty((rows, outputs), np.float32)
         columns = np.ascontiguousarray(x.T)
