@@ -22,6 +22,7 @@ from mlx_speech.errors import OptionError
 from mlx_speech.models.whisper import Model, ModelArgs
 from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.stages.whisper import decode, search
+from mlx_speech.stages.whisper import rules as rules_module
 from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job, detect_language
 from mlx_speech.stages.whisper.fallback import decode_with_fallback
 from mlx_speech.stages.whisper.rules import Rules, State, suppressed_tokens, top
@@ -313,12 +314,14 @@ def test_languages_are_those_of_openai(multilingual: bool, monkeypatch: pytest.M
 # --- the rules -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("in_numpy", [True, False])
 @pytest.mark.parametrize("multilingual", [True, False])
 @pytest.mark.parametrize("without_timestamps", [True, False])
 def test_rules_are_those_of_openai(
-    multilingual: bool, without_timestamps: bool, monkeypatch: pytest.MonkeyPatch
+    in_numpy: bool, multilingual: bool, without_timestamps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All filters of openai/whisper on random sequences and logits, row by row."""
+    monkeypatch.setattr(rules_module, "suits_numpy", lambda *_: in_numpy)
     rng, words, script = np.random.default_rng(1), tokenizer(multilingual), Script(0, multilingual)
     options = DecodingOptions(without_timestamps=without_timestamps, suppress_tokens="-1,7,8")
     task = DecodingTask(scripted.openai_model(script, monkeypatch), openai_options(options, language="en"))

@@ -238,12 +238,15 @@ class DecoderCache:
         group = len(self.itself)
         first = (self.position - keys.shape[2]) * group
         prompt = slice(first, self.position * group, group)
-        audio_keys, audio_values = audio
         for index, row in enumerate(rows):
             self.keys[layer][row, :, prompt] = keys[index]
             self.values[layer][row, :, prompt] = values[index]
-            self.audio[layer][0][row] = audio_keys[index]
-            self.audio[layer][1][row] = audio_values[index]
+        if rows == list(range(len(self.lengths))):  # nothing of the audio stays
+            self.audio[layer] = audio
+            return
+        for kept, new in zip(self.audio[layer], audio, strict=True):
+            for index, row in enumerate(rows):
+                kept[row] = new[index]
 
     def show(self, rows: list[int], lengths: list[int]) -> None:
         """Of the rows that entered, every hypothesis sees the prompt and nothing else.
@@ -410,7 +413,8 @@ class TextDecoder(nn.Module):
         for layer, block in enumerate(self.blocks):
             y = block.attn_ln(x)
             keys, values = block.attn.keys_values(y, entering)
-            audio = block.cross_attn.keys_values(encoded, entering)
+            audio_keys, audio_values = block.cross_attn.keys_values(encoded, entering)
+            audio = (mx.contiguous(audio_keys), mx.contiguous(audio_values))  # every step reads them
             x = x + block.attn(y, keys, values, mask[:, None])
             x = block.mlp(x + block.cross_attn(block.cross_attn_ln(x), *audio))
             cache.enter(layer, rows, keys, values, audio)

@@ -15,7 +15,14 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.models.whisper import ModelArgs
-from mlx_speech.ops.log_sum_exp import PART_SIZE, in_parts, log_sum_exp
+from mlx_speech.ops.cpu import in_numpy, in_parallel, numpy_views, suits_numpy
+from mlx_speech.ops.log_sum_exp import (
+    PART_SIZE,
+    SMALLEST_FOR_NUMPY,
+    in_parts,
+    log_sum_exp_graph,
+    log_sum_exp_numpy,
+)
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -191,20 +198,76 @@ class Limits(NamedTuple):
     def apply(self, logits: mx.array, state: State) -> tuple[mx.array, mx.array]:
         """logits (jobs, group, vocabulary) → with -inf for what is forbidden; the logarithm of the
         sum of what is left, (jobs, group, 1), which makes them log-probabilities."""
-        forbidden = mx.where((state.count == 0)[..., None], self.never_first, self.never)
+        first = state.count == 0
+        bounds = self._bounds(state, logits.shape[-1])
+        if logits.size < SMALLEST_FOR_NUMPY or not suits_numpy(logits):
+            return self._apply(logits, first, *bounds)
+        made = in_numpy(self.apply_numpy, self.apply_graph, logits, first, *bounds)
+        return made[..., :-1], made[..., -1:]
+
+    def apply_graph(
+        self, logits: mx.array, first: mx.array, lowest_text: mx.array, lowest_time: mx.array, highest: mx.array
+    ) -> mx.array:
+        """As `apply_numpy`, as a graph of MLX."""
+        return mx.concatenate(self._apply(logits, first, lowest_text, lowest_time, highest), axis=-1)
+
+    def apply_numpy(
+        self,
+        logits: np.ndarray,
+        first: np.ndarray,
+        lowest_text: np.ndarray,
+        lowest_time: np.ndarray,
+        highest: np.ndarray,
+    ) -> np.ndarray:
+        """Both results of `apply` as one array, (jobs, group, vocabulary + 1), in NumPy.
+
+        logits : (jobs, group, vocabulary)
+        first : whether the token is the first, (jobs, group)
+        lowest_text, lowest_time, highest : as of `_bounds`
+        """
+        jobs, group, vocab = logits.shape
+        made = np.empty((jobs, group, vocab + 1), np.float32)
+        never, never_first = numpy_views([self.never, self.never_first])
+
+        def compute(place: tuple[int, ...]) -> None:
+            own = made[place][:vocab]
+            own[:] = logits[place]
+            np.copyto(own, -np.inf, where=never_first if first[place] else never)
+            if not self.timestamps:
+                made[place][vocab:] = log_sum_exp_numpy(own)
+                return
+            text = own[: self.begin]
+            times = own[self.begin :]
+            own[: lowest_text[place]] = -np.inf
+            own[self.begin : lowest_time[place]] = -np.inf
+            own[highest[place] + 1 :] = -np.inf
+            total_times = log_sum_exp_numpy(times)
+            total = np.logaddexp(log_sum_exp_numpy(text), total_times)
+            if total_times - total > text.max() - total:
+                text[:] = -np.inf
+                total = total_times
+            made[place][vocab:] = total
+
+        in_parallel(compute, np.ndindex(jobs, group))
+        return made
+
+    def _apply(
+        self, logits: mx.array, first: mx.array, lowest_text: mx.array, lowest_time: mx.array, highest: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """`apply` as a graph of MLX; the other arguments are those of `apply_numpy`."""
+        forbidden = mx.where(first[..., None], self.never_first, self.never)
         if not self.timestamps:
             logits = mx.where(forbidden, -mx.inf, logits)
-            return logits, log_sum_exp(logits)
+            return logits, log_sum_exp_graph(logits)
         ids = mx.arange(logits.shape[-1])
-        lowest_text, lowest_time, highest = self._bounds(state, logits.shape[-1])
         forbidden = forbidden | (ids < lowest_text[..., None])
         forbidden = forbidden | ((ids >= self.begin) & (ids < lowest_time[..., None]))
         forbidden = forbidden | (ids > highest[..., None])
         logits = mx.where(forbidden, -mx.inf, logits)
         text = logits[..., : self.begin]
         times = logits[..., self.begin :]
-        total_times = log_sum_exp(times)
-        total = mx.logaddexp(log_sum_exp(text), total_times)
+        total_times = log_sum_exp_graph(times)
+        total = mx.logaddexp(log_sum_exp_graph(text), total_times)
         # a timestamp, if all of them together are more probable than any text
         only_times = total_times - total > text.max(axis=-1, keepdims=True) - total
         logits = mx.where(only_times & (ids < self.begin), -mx.inf, logits)
