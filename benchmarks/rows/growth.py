@@ -48,7 +48,7 @@ def _longer(device: str, minutes: float, less: float, target: float | None) -> R
         {"device": device, "minutes": minutes, "less": less},
         agree_growth,
         targets={shorter: target} if target else {},
-        most=1 if minutes == 100 else 5,
+        most=1 if minutes == 100 else 3,
     )
 
 

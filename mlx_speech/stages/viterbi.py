@@ -100,13 +100,15 @@ def viterbi(
     scores = np.full((lattice.block_size + 1, rows, states + 2), -np.inf, np.float32)
     scores[0, :, 2] = 0
     back = np.zeros((int(lattice.frames[0]), rows, states), np.uint8)
+    comparison = _Comparison(lattice.block_size, rows, states)
     paths: list[np.ndarray | None] = [None] * rows
     totals = np.zeros(rows)
     for block in lattice.blocks():
         active = lattice.rows(block)
         block_scores = scores[: len(block) + 1, :active]
         emissions = lattice.emissions(block)
-        back[block.start : block.stop, :active] = _advance(block_scores, lattice.skips[:active], emissions)
+        came_from = back[block.start : block.stop, :active]
+        _advance(block_scores, lattice.skips[:active], emissions, came_from, comparison)
         for row in lattice.ending(block):
             frames = int(lattice.frames[row])
             state, total = lattice.final(row, scores[frames - block.start, row, 2:])
@@ -118,23 +120,39 @@ def viterbi(
     return paths, totals
 
 
-def _advance(scores: np.ndarray, skips: np.ndarray, emissions: np.ndarray) -> np.ndarray:
+class _Comparison:
+    """Arrays of a block's size, made once: to get new ones takes longer than to compute in them.
+
+    skip, best : (frames, rows, states) scores; skipped : the same of bits
+    """
+
+    def __init__(self, frames: int, rows: int, states: int) -> None:
+        self.skip = np.empty((frames, rows, states), np.float32)
+        self.best = np.empty_like(self.skip)
+        self.skipped = np.empty(self.skip.shape, bool)
+
+
+def _advance(
+    scores: np.ndarray, skips: np.ndarray, emissions: np.ndarray, back: np.ndarray, comparison: _Comparison
+) -> None:
     """Fill all but the first frame of scores (frames + 1, rows, states + 2), whose first two states none reaches.
 
     skips : (rows, states), as `Lattice.skips`; emissions : (frames, rows, states)
-    Returns (frames, rows, states) how many states each came from below, 0 to 2. Equals stay where they are.
+    back : (frames, rows, states) becomes how many states each came from below, 0 to 2. Equals stay where they are
     """
     for before, after, emitted in zip(scores[:-1], scores[1:, :, 2:], emissions, strict=True):
         np.add(before[:, :-2], skips, out=after)
         np.maximum(after, before[:, 1:-1], out=after)
         np.maximum(after, before[:, 2:], out=after)
         np.add(after, emitted, out=after)
+    frames, rows, _ = back.shape
     stay = scores[:-1, :, 2:]
     step = scores[:-1, :, 1:-1]
-    skip = scores[:-1, :, :-2] + skips
-    stepped = step > stay
-    skipped = skip > np.maximum(step, stay)
-    return np.maximum(stepped.view(np.uint8), skipped.view(np.uint8) << 1)
+    skip = np.add(scores[:-1, :, :-2], skips, out=comparison.skip[:frames, :rows])
+    best = np.maximum(step, stay, out=comparison.best[:frames, :rows])
+    skipped = np.greater(skip, best, out=comparison.skipped[:frames, :rows]).view(np.uint8)
+    np.greater(step, stay, out=back.view(bool))
+    np.maximum(back, np.left_shift(skipped, 1, out=skipped), out=back)
 
 
 def _trace(back: np.ndarray, state: int) -> np.ndarray:

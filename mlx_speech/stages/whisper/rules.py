@@ -209,7 +209,7 @@ class Limits(NamedTuple):
         self, logits: mx.array, first: mx.array, lowest_text: mx.array, lowest_time: mx.array, highest: mx.array
     ) -> mx.array:
         """As `apply_numpy`, as a graph of MLX."""
-        return mx.concatenate(self._apply(logits, first, lowest_text, lowest_time, highest), axis=-1)
+        return mx.concatenate(list(self._apply(logits, first, lowest_text, lowest_time, highest)), axis=-1)
 
     def apply_numpy(
         self,
