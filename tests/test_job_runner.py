@@ -42,6 +42,7 @@ from mlx_speech.server.jobs import journal
 from mlx_speech.server.jobs import runner as job_runner
 from mlx_speech.server.jobs.journal import maker_of
 from mlx_speech.server.jobs.progress import Tracker
+from mlx_speech.server.jobs.records import Job, JobEvent
 from mlx_speech.server.jobs.routes import lines_of
 from mlx_speech.server.jobs.store import Store
 from mlx_speech.stages.voiceprints import Voiceprint
@@ -247,6 +248,33 @@ def test_what_ends_between_its_turn_and_the_engine(tmp_path: Path, ends: str, mo
         store = Store(tmp_path, keep=KEEP)
         assert (store.get(job.id, "").status, store.get(job.id, "").attempts) == ("queued", 0)
         store.close()
+
+    run(work())
+
+
+def test_a_listener_that_reads_while_the_store_closes_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        pipeline = ScriptedPipeline()
+        pipeline.hold.set()
+        runner = runner_of(tmp_path, pipeline)
+        async with runner.running():
+            job = await add(runner, tmp_path, b"ab")
+            store = runner.store
+            events = store.events
+
+            def read_too_late(job_id: str, after: int) -> tuple[Job | None, list[JobEvent]]:
+                runner._stopping.set()
+                store.close()
+                return events(job_id, after)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(store, "events", read_too_late)
+                assert await told(runner.events(job.id)) == []
+            with pytest.raises(ApiError) as caught:
+                store.events(job.id, 0)
+            assert caught.value.status == 503
 
     run(work())
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlx_speech.errors import CorruptFile, OutputError
-from mlx_speech.server.errors import NEVER_AGAIN, ApiError
+from mlx_speech.server.errors import NEVER_AGAIN, ApiError, shutting_down
 
 log = logging.getLogger("mlx_speech.server")
 
@@ -126,6 +126,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
+        self._is_open = True
         with self._opening():
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._connection = sqlite3.connect(path, PATIENCE, isolation_level=None, check_same_thread=False)
@@ -138,15 +139,17 @@ class Database:
     def close(self) -> None:
         """Let go of the file; its log is written into it."""
         with self._lock:
+            self._is_open = False
             self._connection.close()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All that happens inside, on the disk at the end; or nothing, where something is raised.
 
-        Raises `ApiError` 507 where the disk is full, and 500 where the file fails otherwise.
+        Raises `ApiError` 503 once it is closed, 507 where the disk is full, and 500 where the file fails otherwise.
         """
         with self._lock, serving(self.path):
+            self._check_open()
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -159,12 +162,17 @@ class Database:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """The file as it is at one moment. Raises as `transaction`."""
         with self._lock, serving(self.path):
+            self._check_open()
             yield self._connection
 
     def clear_traces(self) -> None:
         """Empty the log, in which what was deleted still stands. Raises as `transaction`."""
         with self.reading() as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise shutting_down()
 
     def _commit(self) -> None:
         self._connection.execute("COMMIT")

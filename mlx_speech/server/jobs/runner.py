@@ -178,13 +178,19 @@ class Runner:
         """What happens to a job behind the event of this number, until it ends.
 
         Where it is deleted, the last is "cancelled", also if it had just come to its end and nobody has heard of that.
+        Where the runner stops, they end without an end of the job.
         """
         changed = asyncio.Event()
         self._listeners.setdefault(job_id, set()).add(changed)
         try:
             while True:
                 changed.clear()
-                job, events = await run_sync(self.store.events, job_id, after)
+                try:
+                    job, events = await run_sync(self.store.events, job_id, after)
+                except ApiError:
+                    if self._stopping.is_set():  # the store was closed meanwhile
+                        return
+                    raise
                 for event in events:
                     yield event
                     after = event.sequence
