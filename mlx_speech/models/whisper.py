@@ -133,13 +133,17 @@ class Block(nn.Module):
         x = x + self.cross_attn(self.cross_attn_ln(x), audio_keys, audio_values)
         return self.mlp(x)
 
-    def weights(self) -> decoder_step.Weights | None:
-        """Of a layer of the decoder; None where some are quantized."""
+    def has_plain_weights(self) -> bool:
+        """Whether no layer that takes part in a step of the decoder is quantized."""
         attn = self.attn
         cross = self.cross_attn
         linear = [attn.query, attn.key, attn.value, attn.out, cross.query, cross.out, self.mlp1, self.mlp2]
-        if not all(isinstance(layer, nn.Linear) for layer in linear):
-            return None
+        return all(isinstance(layer, nn.Linear) for layer in linear)
+
+    def weights(self) -> decoder_step.Weights:
+        """Of a layer of the decoder, with `has_plain_weights`."""
+        attn = self.attn
+        cross = self.cross_attn
         return decoder_step.Weights(
             *(self.attn_ln.weight, self.attn_ln.bias),
             *(attn.query.weight, attn.query.bias),
@@ -431,9 +435,9 @@ class TextDecoder(nn.Module):
         positions = np.repeat(np.minimum(cache.lengths, self._context - 1), group)
         x = self.token_embedding(tokens.flatten()) + self.positional_embedding[mx.array(positions)]
         cache.make_room(0, 1)
-        weights = [block.weights() for block in self.blocks]
-        if few_rows.suits(x) and None not in weights:
-            x = self._step_of_few(x, cache, list(filter(None, weights)))
+        weights = self._plain_weights() if few_rows.suits(x) else []
+        if weights:
+            x = self._step_of_few(x, cache, weights)
         else:
             mask = cache.see()
             for layer, block in enumerate(self.blocks):
@@ -441,6 +445,12 @@ class TextDecoder(nn.Module):
         cache.lengths = [length + 1 if length else 0 for length in cache.lengths]
         cache.position += 1
         return self._logits(self.ln(x)).reshape(rows, group, -1)
+
+    def _plain_weights(self) -> list[decoder_step.Weights]:
+        """Of all layers; none where one is quantized."""
+        if not all(block.has_plain_weights() for block in self.blocks):
+            return []
+        return [block.weights() for block in self.blocks]
 
     def _step_of_few(self, x: mx.array, cache: DecoderCache, weights: list[decoder_step.Weights]) -> mx.array:
         """All layers of a step for few hypotheses on a CPU: x (rows·group, width) → the same shape."""

@@ -32,7 +32,7 @@ _BLAS_SETTING = threading.Lock()
 class Threads(NamedTuple):
     """blas : limits the threads of NumPy's matrix products
     count : how many those have
-    helpers : beside the thread that asks, so many in all
+    helpers : one thread less, as the one that asks computes too
     """
 
     blas: ThreadpoolController
