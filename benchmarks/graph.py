@@ -1,6 +1,6 @@
 """What a GPU is given to do for a token, a chunk and a window, beside mlx-whisper and mlx-audio: counted, not timed.
 
-    python -m benchmarks.graph                        # writes benchmarks/graph.md
+    python -m benchmarks.graph                        # writes benchmarks/graph.md; what it has of an hour stays
     python -m benchmarks.graph --recordings FOLDER    # and an hour of these recordings, cut as the pipeline does it
 
 Nothing here needs a GPU or a checkpoint: weights are random, in float16, and how it is counted says `counting`. Beside
@@ -24,6 +24,7 @@ from benchmarks.counting import Counted
 
 OURS = "mlx_speech"
 RESULTS = Path(__file__).parent / "graph.md"
+HOUR = "## Shapes of an hour"
 TINY = {"n_mels": 80, "n_audio_ctx": 1500, "n_audio_state": 384, "n_audio_head": 6, "n_audio_layer": 4}
 TINY |= {"n_vocab": 51865, "n_text_ctx": 448, "n_text_state": 384, "n_text_head": 6, "n_text_layer": 4}
 NARROW = {**TINY, "n_audio_state": 64, "n_audio_head": 1, "n_audio_layer": 1}
@@ -397,6 +398,13 @@ def document(found: Sequence[Line], waits: dict[str, float], hour: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def hour_before() -> str:
+    """What `graph.md` has of an hour, which only a run with recordings counts; empty where it has nothing."""
+    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
+    _, heading, rest = text.partition(HOUR)
+    return (heading + rest).rstrip()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.graph", description="Count what a GPU is given to do.")
     parser.add_argument("--recordings", type=Path, help="of which an hour is made, to count shapes")
@@ -407,7 +415,7 @@ def main() -> int:
         waits["mlx-whisper"] = their_waits(their_whisper("mlx-whisper", NARROW))
     except ImportError as error:
         print(f"mlx-whisper is not installed: {error}", file=sys.stderr)
-    hour = ""
+    hour = hour_before()
     if options.recordings is not None:
         from benchmarks import graph_shapes
 

@@ -165,4 +165,4 @@ def report(folder: Path) -> str:
         f"pipeline's voice\nactivity detection; batches of {graph.BATCH} chunks and {BATCH_OF_WINDOWS} windows. "
         "GELU and other activations are compiled once\nfor all shapes."
     )
-    return "\n\n".join(["## Shapes of an hour", introduction, "\n".join(rows)])
+    return "\n\n".join([graph.HOUR, introduction, "\n".join(rows)])

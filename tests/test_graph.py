@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -207,3 +209,15 @@ def test_the_table_says_what_is_met_and_what_is_missing() -> None:
     )
     assert "not installed: no such package" in text and "- mlx_speech: 8.0 tokens for each wait" in text
     assert "| decoder step, batch 1 | mlx_speech | 60 | 50 | 40 |  | 1.00 MB | 2.00 MB |  |" in text
+
+
+def test_a_count_without_recordings_keeps_what_is_there_of_an_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "RESULTS", tmp_path / "graph.md")
+    assert graph.hour_before() == ""
+    graph.RESULTS.write_text("# Counted\n\n## Waits\n", encoding="utf-8")
+    assert graph.hour_before() == ""
+    hour = f"{graph.HOUR}\n\n| function | calls |\n|---|---|\n| choice | 8 |"
+    graph.RESULTS.write_text(f"# Counted\n\n## Waits\n\n{hour}\n", encoding="utf-8")
+    assert graph.hour_before() == hour
