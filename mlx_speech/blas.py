@@ -150,6 +150,20 @@ def core(library: Any = None) -> str | None:
     return library.openblas_get_corename().decode()
 
 
+@functools.cache
+def openblas() -> ctypes.CDLL | None:
+    """The OpenBLAS that serves MLX, for calls of `cblas_sgemv` and of its number of threads; None without it."""
+    library = _open(_NOLOAD)
+    if library is None or not hasattr(library, "cblas_sgemv"):
+        return None
+    number, array, scalar = ctypes.c_int, ctypes.c_void_p, ctypes.c_float
+    library.cblas_sgemv.argtypes = [*4 * [number], scalar, array, number, array, number, scalar, array, number]
+    library.cblas_sgemv.restype = None
+    library.openblas_set_num_threads.argtypes = [number]
+    library.openblas_set_num_threads.restype = None
+    return library
+
+
 def _load() -> ctypes.CDLL | None:
     """OpenBLAS, anew where it does not know the CPU: it asks once, when it is loaded."""
     library, flags = _open(0), Path("/proc/cpuinfo")

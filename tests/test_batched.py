@@ -20,7 +20,7 @@ from scripted import Script, ScriptedModel, answer_at_once, openai_model
 
 from mlx_speech.errors import OptionError
 from mlx_speech.models.whisper import Model, ModelArgs
-from mlx_speech.stages.whisper import batched, decode, search
+from mlx_speech.stages.whisper import batched, decode
 from mlx_speech.stages.whisper.batched import Task
 from mlx_speech.stages.whisper.decode import DecodingOptions
 from mlx_speech.stages.whisper.segments import believed, split_at_timestamps
@@ -34,12 +34,6 @@ RECORDING = make.babble(120).numpy()
 BOUNDS = ((0.5, 8.13), (8.5, 38.5), (40.0, 41.004), (45.25, 52.0), (52.0, 60.7), (60.7, 89.9), (90.0, 90.4), (95, 120))
 SMALL = {"n_mels": 80, "n_audio_ctx": 1500, "n_audio_state": 64, "n_audio_head": 1, "n_audio_layer": 1}
 SMALL |= {"n_vocab": 51865, "n_text_ctx": 448, "n_text_state": 64, "n_text_head": 1, "n_text_layer": 2}
-
-
-@pytest.fixture(autouse=True)
-def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer steps after the end of a text: with scripts, they cost more than looking."""
-    monkeypatch.setattr(search, "CHECK_EVERY", 0)
 
 
 @pytest.fixture(scope="module")

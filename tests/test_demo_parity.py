@@ -34,7 +34,7 @@ from mlx_speech.stages.align import align, log_probabilities
 from mlx_speech.stages.chunks import cut_chunks
 from mlx_speech.stages.diarize import diarize
 from mlx_speech.stages.vad import detect_speech
-from mlx_speech.stages.whisper import batched, decode, search, word_times
+from mlx_speech.stages.whisper import batched, decode, word_times
 from mlx_speech.stages.whisper.decode import DecodingOptions, Job
 from mlx_speech.stages.whisper.longform import transcribe_sequential
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
@@ -132,7 +132,6 @@ def _vocabulary(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(openai, "N_FRAMES", round(100 * WINDOW))
     monkeypatch.setattr(openai, "N_SAMPLES", round(16000 * WINDOW))
     monkeypatch.setattr(whisper.decoding, "CHUNK_LENGTH", WINDOW)
-    monkeypatch.setattr(search, "CHECK_EVERY", 0)
     whisper.tokenizer.get_tokenizer.cache_clear()
     yield
     whisper.tokenizer.get_tokenizer.cache_clear()

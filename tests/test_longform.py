@@ -23,7 +23,7 @@ from scripted import Script, ScriptedModel, openai_model
 from mlx_speech.errors import OptionError
 from mlx_speech.models.whisper import Model, ModelArgs
 from mlx_speech.options import Options
-from mlx_speech.stages.whisper import longform, search, word_times
+from mlx_speech.stages.whisper import longform, word_times
 from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job
 from mlx_speech.stages.whisper.longform import transcribe_sequential
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
@@ -35,12 +35,6 @@ OFF = {"compression_ratio_threshold": None, "logprob_threshold": None, "no_speec
 GREEDY = {"temperature": (0.0,), "sample_len": 16, **OFF}
 FALLBACK = {"temperature": (0.0, 0.4, 0.8), "best_of": 2, "sample_len": 16}
 LENGTHS = (61.21, 35.0, 41.777, 33.005)
-
-
-@pytest.fixture(autouse=True)
-def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer steps after the end of a text: with scripts, they cost more than looking."""
-    monkeypatch.setattr(search, "CHECK_EVERY", 0)
 
 
 @lru_cache(maxsize=len(LENGTHS))

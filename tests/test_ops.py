@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,7 +20,7 @@ import torch
 from mlx_speech import blas
 from mlx_speech.models.layers import LSTM, Conv2d, FilterBank, TimeNorm
 from mlx_speech.ops import cpu, decoder_step, filter_bank
-from mlx_speech.ops.attention import SMALLEST_KEYS_FOR_NUMPY, attention
+from mlx_speech.ops.attention import SMALLEST_KEYS_FOR_NUMPY, attention, attention_numpy
 from mlx_speech.ops.conv3x3 import conv3x3
 from mlx_speech.ops.few_rows import MOST_ROWS, product
 from mlx_speech.ops.filter_bank import Layout, loudness, loudness_graph
@@ -276,7 +277,7 @@ def test_a_step_of_a_decoder_is_that_of_the_graph(rows: int, group: int, keys: i
     x = draw(rows * group, width, seed=next(seeds))
     visible = draw(rows, 1, group, keys, seed=next(seeds)) > 0
     visible[0] = False  # a hypothesis that sees nothing but itself
-    found, own_keys, own_values = decoder_step.step(x, visible, weights, past)
+    found, own_keys, own_values = decoder_step.step(x, visible, weights, past, range(rows))
     arrays = [array for layer in zip(weights, past, strict=True) for part in layer for array in part]
     expected = decoder_step.step_graph(x, *arrays, visible=visible)
     assert found.shape == x.shape and numpy_runs == [True]
@@ -286,6 +287,36 @@ def test_a_step_of_a_decoder_is_that_of_the_graph(rows: int, group: int, keys: i
     for own, wanted in zip(made, expected[1:], strict=True):
         assert own.shape == (rows, heads, group, width // heads)
         assert np.abs(np.array(own.swapaxes(1, 2).reshape(rows * group, width) - wanted)).max() < 2e-5
+    for used in ([], [rows - 1], sorted({0, rows // 2})):
+        partly, _, _ = decoder_step.step(x, visible, weights, past, used)
+        of_rows = np.array(partly).reshape(rows, group, width)
+        assert np.array_equal(of_rows[used], np.array(found).reshape(rows, group, width)[used])
+        assert np.isfinite(of_rows).all()
+
+
+@pytest.mark.parametrize("queries", [1, 5, 30])
+def test_attention_of_some_rows_is_that_of_all(queries: int) -> None:
+    batch, heads, width = 7, 2, 8
+    keys = np.array(draw(batch, heads, 40, width))
+    values = np.array(draw(batch, heads, 40, width, seed=1))
+    of_each = np.array(draw(batch, heads, queries, width, seed=2))
+    every = attention_numpy(of_each, keys, values, scale=0.3, mask=None)
+    for wanted in ([], [0], [6], [1, 2, 3, 5], list(range(batch))):
+        found = attention_numpy(of_each, keys, values, scale=0.3, mask=None, wanted=wanted)
+        assert np.array_equal(found[wanted], every[wanted])
+        assert not np.delete(found, wanted, axis=0).any()
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 50])
+def test_runs_hold_every_number_once(most: int) -> None:
+    for chosen in range(1 << 8):
+        numbers = [number for number in range(8) if chosen >> number & 1]
+        found = cpu.runs(numbers, most)
+        held = [number for run in found for number in range(run.start, run.stop)]
+        assert held == numbers
+        assert all(run.stop - run.start <= most for run in found)
+        if most == 50:  # no more than there are gaps
+            assert all(before.stop < after.start for before, after in pairwise(found))
 
 
 @pytest.mark.parametrize("failing", [None, 0, 3, 17])

@@ -18,7 +18,7 @@ from mlx_speech import whisperx
 from mlx_speech.convert import convert
 from mlx_speech.errors import OptionError
 from mlx_speech.pipeline import Pipeline
-from mlx_speech.stages.whisper import search, word_times
+from mlx_speech.stages.whisper import word_times
 from mlx_speech.stages.whisper.batched import samples_per_window
 from mlx_speech.stages.whisper.decode import DecodingOptions
 from mlx_speech.stages.whisper.longform import transcribe_sequential
@@ -96,7 +96,6 @@ def test_windows_are_those_of_openai(words: bool, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(whisper.decoding, "CHUNK_LENGTH", 10)
     monkeypatch.setattr(word_times, "tidy", lambda words, start, end: tuple(words))
     monkeypatch.setattr(whisper.timing, "dtw", lambda x: np.stack(word_times.dtw([x.numpy()])[0]))
-    monkeypatch.setattr(search, "CHECK_EVERY", 0)
     unfinished = {**GREEDY, "sample_len": 8}  # after its first timestamps, so that windows begin every 4 s
     cases = [
         (make.whisper_openai({**SMALL, "n_audio_ctx": 500}, seed), {**GREEDY, "sample_len": 24}) for seed in (1, 2)

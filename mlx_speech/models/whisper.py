@@ -198,6 +198,7 @@ class DecoderCache:
     audio : per layer, keys and values of the encoded audio, each (rows, heads, 1500, width of a head)
     visible : (rows, group, slots, group), True where a hypothesis sees the entry that another one wrote to a slot
     itself : (group, group), True where a hypothesis sees what it writes
+    weights : of the layers, for steps in NumPy; empty where a layer is quantized
     lengths : tokens of each row so far, (rows,); 0 where it is free
     position : the slot that is written next
     """
@@ -207,6 +208,7 @@ class DecoderCache:
     audio: list[tuple[mx.array, mx.array]]
     visible: mx.array
     itself: mx.array
+    weights: list[decoder_step.Weights]
     lengths: list[int]
     position: int = 0
 
@@ -386,7 +388,7 @@ class TextDecoder(nn.Module):
         visible = mx.zeros((rows, group, 0, group), mx.bool_)
         itself = mx.eye(group).astype(mx.bool_)
         mx.async_eval(itself)
-        return DecoderCache(keys, values, audio, visible, itself, lengths=[0] * rows)
+        return DecoderCache(keys, values, audio, visible, itself, self._plain_weights(), lengths=[0] * rows)
 
     def prefill(
         self, cache: DecoderCache, rows: list[int], encoded: mx.array, prompts: list[list[int]], positions: list[int]
@@ -435,9 +437,8 @@ class TextDecoder(nn.Module):
         positions = np.repeat(np.minimum(cache.lengths, self._context - 1), group)
         x = self.token_embedding(tokens.flatten()) + self.positional_embedding[mx.array(positions)]
         cache.make_room(0, 1)
-        weights = self._plain_weights() if few_rows.suits(x) else []
-        if weights:
-            x = self._step_of_few(x, cache, weights)
+        if cache.weights and few_rows.suits(x):
+            x = self._step_of_few(x, cache)
         else:
             mask = cache.see()
             for layer, block in enumerate(self.blocks):
@@ -452,7 +453,7 @@ class TextDecoder(nn.Module):
             return []
         return [block.weights() for block in self.blocks]
 
-    def _step_of_few(self, x: mx.array, cache: DecoderCache, weights: list[decoder_step.Weights]) -> mx.array:
+    def _step_of_few(self, x: mx.array, cache: DecoderCache) -> mx.array:
         """All layers of a step for few hypotheses on a CPU: x (rows·group, width) → the same shape."""
         rows, group, _, _ = cache.visible.shape
         entries = cache.position * group
@@ -460,7 +461,8 @@ class TextDecoder(nn.Module):
         past = []
         for keys, values, audio in zip(cache.keys, cache.values, cache.audio, strict=True):
             past.append(decoder_step.Past(keys[:, :, :entries], values[:, :, :entries], *audio))
-        x, keys, values = decoder_step.step(x, visible, weights, past)
+        used = [row for row, length in enumerate(cache.lengths) if length]
+        x, keys, values = decoder_step.step(x, visible, cache.weights, past, used)
         for layer in range(len(self.blocks)):
             cache.append(layer, keys[layer], values[layer])
         cache.see()

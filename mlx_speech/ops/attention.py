@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from itertools import product
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.ops.cpu import in_numpy, in_parallel, slices, suits_numpy
+from mlx_speech.ops.cpu import in_numpy, in_parallel, runs, slices, suits_numpy
 
 SMALLEST_KEYS_FOR_NUMPY = 1 << 15  # numbers; of fewer, ending MLX's lazy evaluation costs more than NumPy saves
 QUERIES_PER_BLOCK = 256  # whose scores stay in cache
@@ -39,16 +41,27 @@ def attention_graph(
 
 
 def attention_numpy(
-    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, *, scale: float, mask: mx.array | None
+    queries: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    *,
+    scale: float,
+    mask: mx.array | None,
+    wanted: Sequence[int] | None = None,
 ) -> np.ndarray:
     """queries (batch, heads, n, width), keys and values (batch, heads, m, width) → (batch, heads, n, width), a head or
-    some rows of the batch at a time."""
+    some rows of the batch at a time.
+
+    wanted : rows of the batch, ascending; the others are zeros. None: all
+    """
     batch, heads, n, _ = queries.shape
     queries = queries * np.float32(scale)
     visible = None
     if mask is not None:
         visible = np.broadcast_to(np.array(mask), (batch, heads, n, keys.shape[2]))
-    result = np.empty_like(queries, order="C")
+    if wanted is None:
+        wanted = range(batch)
+    result = np.zeros_like(queries, order="C")
 
     def compute_head(head: tuple[int, ...]) -> None:
         transposed = np.ascontiguousarray(keys[head].T)
@@ -62,9 +75,9 @@ def attention_numpy(
         result[rows] = _attend(queries[rows], transposed, values[rows], rows_visible)
 
     if n >= QUERIES_PER_THREAD:
-        in_parallel(compute_head, np.ndindex(batch, heads))
+        in_parallel(compute_head, product(wanted, range(heads)))
     else:
-        in_parallel(compute_rows, slices(batch, max(1, QUERIES_PER_THREAD // (heads * n))))
+        in_parallel(compute_rows, runs(wanted, max(1, QUERIES_PER_THREAD // (heads * n))))
     return result
 
 

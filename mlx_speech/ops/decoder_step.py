@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_speech.ops.attention import attention_graph, attention_numpy
 from mlx_speech.ops.cpu import in_numpy
-from mlx_speech.ops.few_rows import layer_norm, product
+from mlx_speech.ops.few_rows import layer_norm, product, products
 from mlx_speech.ops.gelu import gelu_graph, gelu_numpy
 
 EPS = 1e-5  # of the layer norms
@@ -66,13 +66,14 @@ class Past(NamedTuple):
 
 
 def step(
-    x: mx.array, visible: mx.array, layers: Sequence[Weights], past: Sequence[Past]
+    x: mx.array, visible: mx.array, layers: Sequence[Weights], past: Sequence[Past], used: Sequence[int]
 ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
     """A step of one token for every hypothesis, which sees what `visible` says, and itself.
 
     x : the input of the first layer, (rows · group, width)
     visible : (rows, 1, group, m), True where a hypothesis sees a key of the past
     layers, past : of each layer
+    used : rows that are wanted, ascending; the others get numbers that mean nothing, without the audio being read
 
     Returns the output of the last layer, (rows · group, width), and the keys and the values that each layer made, each
     (rows, heads, group, width of a head).
@@ -80,7 +81,8 @@ def step(
     arrays: list[mx.array] = []
     for weights, seen in zip(layers, past, strict=True):
         arrays += [*weights, *seen]
-    made = in_numpy(partial(step_numpy, visible=visible), partial(step_graph, visible=visible), x, *arrays)
+    in_graph = partial(step_graph, visible=visible)
+    made = in_numpy(partial(step_numpy, visible=visible, used=used), in_graph, x, *arrays)
     rows, heads, _, width = past[0].keys.shape
     split = made[1:].reshape(-1, rows, made.shape[1] // rows, heads, width).swapaxes(2, 3)
     return made[0], list(split[0::2]), list(split[1::2])
@@ -119,8 +121,8 @@ def step_graph(x: mx.array, *arrays: mx.array, visible: mx.array) -> mx.array:
     return mx.stack([x, *made])
 
 
-def step_numpy(x: np.ndarray, *arrays: np.ndarray, visible: mx.array) -> np.ndarray:
-    """The same in NumPy."""
+def step_numpy(x: np.ndarray, *arrays: np.ndarray, visible: mx.array, used: Sequence[int]) -> np.ndarray:
+    """The same in NumPy, of the rows that are used."""
     made: list[np.ndarray] = []
     seen = np.array(visible)
     rows, _, group, _ = seen.shape
@@ -128,16 +130,17 @@ def step_numpy(x: np.ndarray, *arrays: np.ndarray, visible: mx.array) -> np.ndar
         heads, width = past.keys.shape[1], past.keys.shape[3]
         split = partial(_split, shape=(rows, group, heads, width))
         y = layer_norm(x, weights.norm, weights.norm_bias, EPS)
-        query = product(y, weights.query, weights.query_bias)
-        key = product(y, weights.key)
-        value = product(y, weights.value, weights.value_bias)
+        query, key, value = products(y, [weights.query, weights.key, weights.value])
+        query += weights.query_bias
+        value += weights.value_bias
         made += [key, value]
         y = _attend(split(query), split(key), split(value), past, seen)
         x = x + product(y.swapaxes(1, 2).reshape(x.shape), weights.out, weights.out_bias)
         y = layer_norm(x, weights.cross_norm, weights.cross_norm_bias, EPS)
         query = product(y, weights.cross_query, weights.cross_query_bias)
         queries = np.ascontiguousarray(split(query))
-        y = attention_numpy(queries, past.audio_keys, past.audio_values, scale=width**-0.5, mask=None)
+        audio = past.audio_keys, past.audio_values
+        y = attention_numpy(queries, *audio, scale=width**-0.5, mask=None, wanted=used)
         x += product(y.swapaxes(1, 2).reshape(x.shape), weights.cross_out, weights.cross_out_bias)
         y = product(layer_norm(x, weights.mlp_norm, weights.mlp_norm_bias, EPS), weights.up, weights.up_bias)
         x += product(gelu_numpy(y), weights.down, weights.down_bias)

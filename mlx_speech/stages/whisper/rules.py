@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -86,6 +86,11 @@ class State:
             latest=_of_each(sequences, lambda tokens: _last_timestamp(tokens, begin)),
             paired=_of_each(sequences, lambda tokens: len(tokens) < 2 or tokens[-2] >= begin),
         )
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """Count, last, latest and paired, as functions take them that know arrays only."""
+        return [self.count, self.last, self.latest, self.paired]
 
     def after(self, tokens: mx.array, begin: int) -> State:
         """With one more token each, (jobs, group)."""
@@ -180,6 +185,21 @@ class Rules:
         return self.limits.apply(logits, state)
 
 
+class Bounds(NamedTuple):
+    """What the rules look at of the next token of every hypothesis, each (jobs, group), MLX's or
+    NumPy's.
+
+    first : whether it is the first of its text
+    lowest_text, lowest_time, highest : the lowest token, the lowest timestamp and the highest one
+        that are allowed
+    """
+
+    first: Any
+    lowest_text: Any
+    lowest_time: Any
+    highest: Any
+
+
 class Limits(NamedTuple):
     """`Rules` as arrays and numbers, which functions that MLX compiles take.
 
@@ -198,71 +218,108 @@ class Limits(NamedTuple):
     def apply(self, logits: mx.array, state: State) -> tuple[mx.array, mx.array]:
         """logits (jobs, group, vocabulary) → with -inf for what is forbidden; the logarithm of the
         sum of what is left, (jobs, group, 1), which makes them log-probabilities."""
-        first = state.count == 0
-        bounds = self._bounds(state, logits.shape[-1])
         if logits.size < SMALLEST_FOR_NUMPY or not suits_numpy(logits):
-            return self._apply(logits, first, *bounds)
-        made = in_numpy(self.apply_numpy, self.apply_graph, logits, first, *bounds)
+            return self._apply(logits, state)
+        made = in_numpy(self.apply_numpy, self.apply_graph, logits, *state.arrays)
         return made[..., :-1], made[..., -1:]
 
-    def apply_graph(
-        self, logits: mx.array, first: mx.array, lowest_text: mx.array, lowest_time: mx.array, highest: mx.array
-    ) -> mx.array:
-        """As `apply_numpy`, as a graph of MLX."""
-        return mx.concatenate(list(self._apply(logits, first, lowest_text, lowest_time, highest)), axis=-1)
+    def best(self, logits: mx.array, state: State) -> tuple[mx.array, mx.array]:
+        """logits (jobs, group, vocabulary) → the most probable token that is allowed, and its
+        log-probability, each (jobs, group)."""
+        if logits.size < SMALLEST_FOR_NUMPY or not suits_numpy(logits):
+            made = self.best_graph(logits, *state.arrays)
+        else:
+            made = in_numpy(self.best_numpy, self.best_graph, logits, *state.arrays)
+        return made[..., 0].astype(mx.int32), made[..., 1]
 
-    def apply_numpy(
-        self,
-        logits: np.ndarray,
-        first: np.ndarray,
-        lowest_text: np.ndarray,
-        lowest_time: np.ndarray,
-        highest: np.ndarray,
-    ) -> np.ndarray:
+    def apply_graph(self, logits: mx.array, *state: mx.array) -> mx.array:
+        """As `apply_numpy`, as a graph of MLX."""
+        return mx.concatenate(list(self._apply(logits, State(*state))), axis=-1)
+
+    def apply_numpy(self, logits: np.ndarray, *state: np.ndarray) -> np.ndarray:
         """Both results of `apply` as one array, (jobs, group, vocabulary + 1), in NumPy.
 
         logits : (jobs, group, vocabulary)
-        first : whether the token is the first, (jobs, group)
-        lowest_text, lowest_time, highest : as of `_bounds`
+        state : `State.arrays`
         """
         jobs, group, vocab = logits.shape
         made = np.empty((jobs, group, vocab + 1), np.float32)
-        never, never_first = numpy_views([self.never, self.never_first])
+        limit = self._limiter(vocab, state)
 
         def compute(place: tuple[int, ...]) -> None:
             own = made[place][:vocab]
             own[:] = logits[place]
-            np.copyto(own, -np.inf, where=never_first if first[place] else never)
-            if not self.timestamps:
-                made[place][vocab:] = log_sum_exp_numpy(own)
-                return
-            text = own[: self.begin]
-            times = own[self.begin :]
-            own[: lowest_text[place]] = -np.inf
-            own[self.begin : lowest_time[place]] = -np.inf
-            own[highest[place] + 1 :] = -np.inf
-            total_times = log_sum_exp_numpy(times)
-            total = np.logaddexp(log_sum_exp_numpy(text), total_times)
-            if total_times - total > text.max() - total:
-                text[:] = -np.inf
-                total = total_times
-            made[place][vocab:] = total
+            made[place][vocab] = limit(own, place)
 
         in_parallel(compute, np.ndindex(jobs, group))
         return made
 
-    def _apply(
-        self, logits: mx.array, first: mx.array, lowest_text: mx.array, lowest_time: mx.array, highest: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        """`apply` as a graph of MLX; the other arguments are those of `apply_numpy`."""
-        forbidden = mx.where(first[..., None], self.never_first, self.never)
+    def best_graph(self, logits: mx.array, *state: mx.array) -> mx.array:
+        """As `best_numpy`, as a graph of MLX."""
+        limited, normaliser = self._apply(logits, State(*state))
+        tokens = mx.argmax(limited, axis=-1, keepdims=True)
+        logprobs = mx.take_along_axis(limited, tokens, axis=-1) - normaliser
+        return mx.concatenate([tokens.astype(mx.float32), logprobs], axis=-1)
+
+    def best_numpy(self, logits: np.ndarray, *state: np.ndarray) -> np.ndarray:
+        """Both results of `best` as one array, (jobs, group, 2), in NumPy: float32 holds every token.
+
+        logits : (jobs, group, vocabulary)
+        state : `State.arrays`
+        """
+        jobs, group, vocab = logits.shape
+        made = np.empty((jobs, group, 2), np.float32)
+        limit = self._limiter(vocab, state)
+
+        def compute(place: tuple[int, ...]) -> None:
+            own = logits[place].copy()
+            normaliser = limit(own, place)
+            token = own.argmax()
+            made[place] = token, own[token] - normaliser
+
+        in_parallel(compute, np.ndindex(jobs, group))
+        return made
+
+    def _limiter(
+        self, vocab: int, state: Sequence[np.ndarray]
+    ) -> Callable[[np.ndarray, tuple[int, ...]], np.floating[Any]]:
+        """`apply` for one hypothesis, in place: a function of its logits, (vocabulary,), and its
+        place, (job, number in the group), that returns the logarithm of the sum of what is left.
+
+        state : `State.arrays`
+        """
+        never, never_first = numpy_views([self.never, self.never_first])
+        bounds = self._bounds(np.where, vocab, *state)
+
+        def limit(logits: np.ndarray, place: tuple[int, ...]) -> np.floating[Any]:
+            np.copyto(logits, -np.inf, where=never_first if bounds.first[place] else never)
+            if not self.timestamps:
+                return log_sum_exp_numpy(logits)[0]
+            text = logits[: self.begin]
+            times = logits[self.begin :]
+            logits[: bounds.lowest_text[place]] = -np.inf
+            logits[self.begin : bounds.lowest_time[place]] = -np.inf
+            logits[bounds.highest[place] + 1 :] = -np.inf
+            total_times = log_sum_exp_numpy(times)[0]
+            total = np.logaddexp(log_sum_exp_numpy(text)[0], total_times)
+            if total_times - total > text.max() - total:
+                text[:] = -np.inf
+                total = total_times
+            return total
+
+        return limit
+
+    def _apply(self, logits: mx.array, state: State) -> tuple[mx.array, mx.array]:
+        """`apply` as a graph of MLX."""
+        bounds = self._bounds(mx.where, logits.shape[-1], *state.arrays)
+        forbidden = mx.where(bounds.first[..., None], self.never_first, self.never)
         if not self.timestamps:
             logits = mx.where(forbidden, -mx.inf, logits)
             return logits, log_sum_exp_graph(logits)
         ids = mx.arange(logits.shape[-1])
-        forbidden = forbidden | (ids < lowest_text[..., None])
-        forbidden = forbidden | ((ids >= self.begin) & (ids < lowest_time[..., None]))
-        forbidden = forbidden | (ids > highest[..., None])
+        forbidden = forbidden | (ids < bounds.lowest_text[..., None])
+        forbidden = forbidden | ((ids >= self.begin) & (ids < bounds.lowest_time[..., None]))
+        forbidden = forbidden | (ids > bounds.highest[..., None])
         logits = mx.where(forbidden, -mx.inf, logits)
         text = logits[..., : self.begin]
         times = logits[..., self.begin :]
@@ -273,22 +330,21 @@ class Limits(NamedTuple):
         logits = mx.where(only_times & (ids < self.begin), -mx.inf, logits)
         return logits, mx.where(only_times, total_times, total)
 
-    def _bounds(self, state: State, vocab: int) -> tuple[mx.array, mx.array, mx.array]:
-        """The lowest token, the lowest timestamp and the highest one that are allowed, each (jobs,
-        group).
+    def _bounds(self, where: Callable[..., Any], vocab: int, count: Any, last: Any, latest: Any, paired: Any) -> Bounds:
+        """From `State.arrays`, which are MLX's or NumPy's, as `where` is.
 
         Timestamps come in pairs, except before the end of the text; they do not decrease, and
         increase in a pair.
         """
-        first = state.count == 0
-        after_time = state.last >= self.begin
-        open_pair = after_time & ~state.paired
-        lowest_text = mx.where(first, self.begin, mx.where(open_pair, self.eot, 0))
-        following = state.latest + mx.where(open_pair, 0, 1)
-        lowest_time = mx.where(state.latest >= 0, following, self.begin)
-        lowest_time = mx.where(after_time & state.paired, vocab, lowest_time)
-        highest = mx.where(first, self.last_first, vocab)
-        return lowest_text, lowest_time, highest
+        first = count == 0
+        after_time = last >= self.begin
+        open_pair = after_time & ~paired
+        lowest_text = where(first, self.begin, where(open_pair, self.eot, 0))
+        following = latest + where(open_pair, 0, 1)
+        lowest_time = where(latest >= 0, following, self.begin)
+        lowest_time = where(after_time & paired, vocab, lowest_time)
+        highest = where(first, self.last_first, vocab)
+        return Bounds(first, lowest_text, lowest_time, highest)
 
 
 def suppressed_tokens(tokenizer: Tokenizer, options: DecodingOptions) -> list[int]:

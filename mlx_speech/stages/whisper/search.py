@@ -20,8 +20,8 @@ from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.stages.whisper.rules import Limits, Rules, State, top, with_rows
 
 # Steps between looks at what was chosen: each look waits for the device, and a row that is done
-# goes on until the next one.
-CHECK_EVERY = 4
+# goes on until the next one. On a CPU the next step waits for what was chosen anyway.
+CHECK_EVERY_ON_CPU = 1
 CHECK_EVERY_ON_GPU = 8
 
 
@@ -187,8 +187,7 @@ class Hypotheses:
     @property
     def arrays(self) -> list[mx.array]:
         """What MLX's compiled functions take."""
-        state = self.state
-        return [state.count, state.last, state.latest, state.paired, self.totals, self.limits, self.keys]
+        return [*self.state.arrays, self.totals, self.limits, self.keys]
 
     def take(self, rows: list[int]) -> Hypotheses:
         """Those of these rows, in this order."""
@@ -226,7 +225,7 @@ class Samples(Batch):
         self._temperature = temperature
         self._divisor = mx.array(temperature) if temperature else None
         self._choose = choose if on_cpu() else choose_on_gpu
-        self._check_every = CHECK_EVERY if on_cpu() else CHECK_EVERY_ON_GPU
+        self._check_every = CHECK_EVERY_ON_CPU if on_cpu() else CHECK_EVERY_ON_GPU
         self._steps: list[_Step] = []  # from the oldest
         ended = State.of([[[rules.eot]] * group] * size, rules.begin)
         zeros = mx.zeros((size, group))
@@ -326,12 +325,13 @@ def choose(
     has as many tokens as it may have, gets the end of text.
     """
     state = before.state
-    logits, normaliser = rules.apply(logits, state)
-    scores = logits
-    if temperature is not None:
+    if temperature is None:
+        tokens, logprobs = rules.best(logits, state)
+    else:
+        logits, normaliser = rules.apply(logits, state)
         scores = logits / temperature + gumbel(before.keys, state.count, logits.shape[-1])
-    tokens = mx.argmax(scores, axis=-1).astype(mx.int32)
-    logprobs = (mx.take_along_axis(logits, tokens[..., None], axis=-1) - normaliser)[..., 0]
+        tokens = mx.argmax(scores, axis=-1).astype(mx.int32)
+        logprobs = (mx.take_along_axis(logits, tokens[..., None], axis=-1) - normaliser)[..., 0]
     going = (state.last != rules.eot) & (state.count < before.limits)
     tokens = mx.where(going, tokens, rules.eot)
     logprobs = mx.where(going, logprobs, 0)
@@ -387,11 +387,9 @@ class Beams(Batch):
         self._done: list[SearchResult] = []
 
     def advance(self) -> list[SearchResult]:
-        """Take a few steps, or fewer, up to the next entry that is done."""
-        steps = 0
-        while not self._done and self.entries and steps < max(1, CHECK_EVERY):
+        """Take a step, unless an entry was done when it entered."""
+        if not self._done and self.entries:
             self._step()
-            steps += 1
         done = self._done
         self._done = []
         return done

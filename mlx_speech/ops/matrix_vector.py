@@ -1,0 +1,42 @@
+"""A matrix times a vector, on the threads of the BLAS that serves MLX.
+
+NumPy brings a BLAS of its own, whose threads wait for work busily for a tenth of a second: MLX's products, which come
+next, would share the cores with them. And a call of OpenBLAS itself says at once how many threads it may have, which
+pays for small matrices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlx_speech.blas import openblas
+from mlx_speech.ops.cpu import threads
+
+SMALLEST_FOR_THREADS = 1 << 16  # numbers of the matrix
+
+# of CBLAS
+_ROW_MAJOR = 101
+_NOT_TRANSPOSED = 111
+
+
+def matrix_vector(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """matrix (outputs, inputs), vector (inputs,) → (outputs,), all float32"""
+    library = openblas()
+    if matrix.size < SMALLEST_FOR_THREADS:
+        return matrix @ vector
+    if library is None or not (matrix.flags.c_contiguous and vector.flags.c_contiguous):
+        with threads().blas.limit(limits=threads().count):
+            return matrix @ vector
+    outputs, inputs = matrix.shape
+    result = np.empty(outputs, np.float32)
+    before = library.openblas_get_num_threads()
+    library.openblas_set_num_threads(threads().count)
+    try:
+        library.cblas_sgemv(
+            *(_ROW_MAJOR, _NOT_TRANSPOSED, outputs, inputs),
+            *(1.0, matrix.ctypes.data, inputs, vector.ctypes.data, 1),
+            *(0.0, result.ctypes.data, 1),
+        )
+    finally:
+        library.openblas_set_num_threads(before)
+    return result
