@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_speech.ops.attention import attention_graph, attention_numpy
 from mlx_speech.ops.cpu import in_numpy
-from mlx_speech.ops.few_rows import layer_norm, product, products
+from mlx_speech.ops.few_rows import layer_norm, product
 from mlx_speech.ops.gelu import gelu_graph, gelu_numpy
 
 EPS = 1e-5  # of the layer norms
@@ -130,9 +130,9 @@ def step_numpy(x: np.ndarray, *arrays: np.ndarray, visible: mx.array, used: Sequ
         heads, width = past.keys.shape[1], past.keys.shape[3]
         split = partial(_split, shape=(rows, group, heads, width))
         y = layer_norm(x, weights.norm, weights.norm_bias, EPS)
-        query, key, value = products(y, [weights.query, weights.key, weights.value])
-        query += weights.query_bias
-        value += weights.value_bias
+        query = product(y, weights.query, weights.query_bias)
+        key = product(y, weights.key)
+        value = product(y, weights.value, weights.value_bias)
         made += [key, value]
         y = _attend(split(query), split(key), split(value), past, seen)
         x = x + product(y.swapaxes(1, 2).reshape(x.shape), weights.out, weights.out_bias)

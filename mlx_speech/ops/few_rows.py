@@ -6,8 +6,6 @@ twice and writes them once; it has kernels that do not, for small ones, so the w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import mlx.core as mx
 import numpy as np
 
@@ -47,43 +45,31 @@ def linear_numpy(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def product(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """x (rows, inputs), weight (outputs, inputs), bias (outputs,) → x · weightᵀ + bias, (rows, outputs)"""
-    y = products(x, [weight])[0]
+    rows, inputs = x.shape
+    outputs = len(weight)
+    if rows > MOST_ROWS:
+        y = x @ weight.T
+    elif rows == 1:
+        # nothing is packed for a single row, and the library's own threads begin sooner than ours
+        y = matrix_vector(weight, x[0])[None]
+    else:
+        y = np.empty((rows, outputs), np.float32)
+        columns = np.ascontiguousarray(x.T)
+        size = LARGEST_UNPACKED // (rows * inputs) // OUTPUTS_PER_KERNEL * OUTPUTS_PER_KERNEL
+        block = size if size else outputs  # so many inputs that the whole of it is no slower
+
+        def compute(part: slice) -> None:
+            for start in range(part.start, min(part.stop, outputs), block):
+                piece = slice(start, min(start + block, part.stop))
+                np.matmul(weight[piece], columns, out=y[:, piece].T)
+
+        if weight.size < SMALLEST_FOR_THREADS:
+            compute(slice(0, outputs))
+        else:
+            in_parallel(compute, slices(outputs, -(-outputs // PARTS_FOR_THREADS)))
     if bias is not None:
         y += bias
     return y
-
-
-def products(x: np.ndarray, weights: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """x (rows, inputs), each weight (its outputs, inputs) → x · weightᵀ of each, (rows, its outputs), together: several
-    small ones are worth a second thread."""
-    rows, inputs = x.shape
-    if rows > MOST_ROWS:
-        return [x @ weight.T for weight in weights]
-    if rows == 1:
-        # nothing is packed for a single row, and the library's own threads begin sooner than ours
-        return [matrix_vector(weight, x[0])[None] for weight in weights]
-    columns = np.ascontiguousarray(x.T)
-    results = [np.empty((rows, len(weight)), np.float32) for weight in weights]
-    size = LARGEST_UNPACKED // (rows * inputs) // OUTPUTS_PER_KERNEL * OUTPUTS_PER_KERNEL
-
-    def compute(part: tuple[int, slice]) -> None:
-        number, outputs = part
-        weight = weights[number][outputs]
-        result = results[number][:, outputs]
-        block = size if size else len(weight)  # so many inputs that the whole of it is no slower
-        for piece in slices(len(weight), block):
-            np.matmul(weight[piece], columns, out=result[:, piece].T)
-
-    total = sum(len(weight) for weight in weights)
-    parts: list[tuple[int, slice]] = []
-    for number, weight in enumerate(weights):
-        parts += [(number, part) for part in slices(len(weight), -(-total // PARTS_FOR_THREADS))]
-    if total * inputs < SMALLEST_FOR_THREADS:
-        for part in parts:
-            compute(part)
-    else:
-        in_parallel(compute, parts)
-    return results
 
 
 def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
