@@ -16,7 +16,9 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
+import mlx_speech.ops.matrix_vector as matrix_vector_module
 from mlx_speech import blas
 from mlx_speech.models.layers import LSTM, Conv2d, FilterBank, TimeNorm
 from mlx_speech.ops import cpu, decoder_step, filter_bank
@@ -27,6 +29,7 @@ from mlx_speech.ops.filter_bank import Layout, loudness, loudness_graph
 from mlx_speech.ops.gelu import NUMBERS_PER_PART, gelu
 from mlx_speech.ops.grouped_conv import grouped_conv, grouped_conv_graph
 from mlx_speech.ops.log_sum_exp import log_sum_exp
+from mlx_speech.ops.matrix_vector import matrix_vector
 from mlx_speech.ops.pooled_conv import pooled_conv, pooled_conv_graph
 from mlx_speech.ops.rectified import rectified_linear, rectified_linear_graph
 from mlx_speech.ops.time_norm import time_norm, time_norm_graph
@@ -319,6 +322,24 @@ def test_runs_hold_every_number_once(most: int) -> None:
             assert all(before.stop < after.start for before, after in pairwise(found))
 
 
+@pytest.mark.parametrize("served", [True, False])
+@pytest.mark.parametrize("outputs, inputs", [(1, 1), (5, 7), (300, 512), (512, 300), (9_000, 130)])
+def test_a_matrix_times_a_vector(outputs: int, inputs: int, served: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the BLAS that serves MLX, and without it; also where rows do not follow each other."""
+    if not served:
+        monkeypatch.setattr(matrix_vector_module, "openblas", lambda: None)
+    wide = np.array(draw(outputs, 2 * inputs))
+    vectors = np.array(draw(inputs, 2, seed=1))
+    before = [library["num_threads"] for library in threadpool_info()]
+    for matrix in (wide[:, :inputs].copy(), wide[:, :inputs], wide[:, ::2], wide.reshape(-1, outputs).T[:, :inputs]):
+        for vector in (vectors[:, 0].copy(), vectors[:, 0]):
+            found = matrix_vector(matrix, vector)
+            assert found.shape == (outputs,) and found.dtype == np.float32
+            expected = matrix.astype(np.float64) @ vector.astype(np.float64)
+            assert np.abs(found - expected).max() < 1e-6 * inputs
+    assert [library["num_threads"] for library in threadpool_info()] == before
+
+
 @pytest.mark.parametrize("failing", [None, 0, 3, 17])
 def test_parts_are_computed_once_each_or_their_error_is_raised(failing: int | None) -> None:
     computed: list[int] = []
@@ -372,6 +393,9 @@ def test_a_filter_bank_does_not_depend_on_the_blas(core: str, tmp_path: Path) ->
     np.savez(tmp_path / "bank.npz", **{name: np.array(array) for name, array in arrays.items()})
     script = """
 import sys
+from threadpoolctl import threadpool_info
+
+import mlx_speech.ops.matrix_vector as matrix_vector_module
 from mlx_speech import blas
 blas.configure()
 from mlx_speech.ops.few_rows import MOST_ROWS, product
@@ -470,6 +494,9 @@ def test_other_dtypes_stay(numpy_runs: list[bool]) -> None:
 def test_memory_is_kept_until_it_is_given_back() -> None:
     script = """
 import os, mlx_speech
+from threadpoolctl import threadpool_info
+
+import mlx_speech.ops.matrix_vector as matrix_vector_module
 from mlx_speech import blas
 blas.keep_memory()
 import mlx.core as mx
@@ -494,6 +521,9 @@ if sys.argv[1] == "unknown":  # to OpenBLAS alone, as if it had found nothing be
     ctypes.CDLL(None).setenv(b"OPENBLAS_CORETYPE", b"Prescott", 1)
 else:
     os.environ["OPENBLAS_CORETYPE"] = "Prescott"
+from threadpoolctl import threadpool_info
+
+import mlx_speech.ops.matrix_vector as matrix_vector_module
 from mlx_speech import blas
 blas.configure()
 print(blas.core(), os.environ.get("OPENBLAS_CORETYPE"))

@@ -13,7 +13,7 @@ from mlx_speech.ops.cpu import in_numpy, in_parallel, runs, slices, suits_numpy
 
 SMALLEST_KEYS_FOR_NUMPY = 1 << 15  # numbers; of fewer, ending MLX's lazy evaluation costs more than NumPy saves
 QUERIES_PER_BLOCK = 256  # whose scores stay in cache
-QUERIES_PER_THREAD = 24  # of all heads; fewer do not pay for a second thread
+QUERIES_PER_THREAD = 24  # of several heads; fewer do not pay for a second thread
 
 
 def attention(
@@ -49,8 +49,8 @@ def attention_numpy(
     mask: mx.array | None,
     wanted: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """queries (batch, heads, n, width), keys and values (batch, heads, m, width) → (batch, heads, n, width), a head or
-    some rows of the batch at a time.
+    """queries (batch, heads, n, width), keys and values (batch, heads, m, width) → (batch, heads, n, width), a head, or
+    some heads of some rows of the batch, at a time.
 
     wanted : rows of the batch, ascending; the others are zeros. None: all
     """
@@ -69,15 +69,16 @@ def attention_numpy(
             block_visible = None if visible is None else visible[head][block]
             result[head][block] = _attend(queries[head][block], transposed, values[head], block_visible)
 
-    def compute_rows(rows: slice) -> None:
-        transposed = keys[rows].swapaxes(-1, -2)
-        rows_visible = None if visible is None else visible[rows]
-        result[rows] = _attend(queries[rows], transposed, values[rows], rows_visible)
+    def compute_heads(part: tuple[slice, slice]) -> None:
+        transposed = keys[part].swapaxes(-1, -2)
+        part_visible = None if visible is None else visible[part]
+        result[part] = _attend(queries[part], transposed, values[part], part_visible)
 
     if n >= QUERIES_PER_THREAD:
         in_parallel(compute_head, product(wanted, range(heads)))
     else:
-        in_parallel(compute_rows, runs(wanted, max(1, QUERIES_PER_THREAD // (heads * n))))
+        some_rows = runs(wanted, max(1, QUERIES_PER_THREAD // (heads * n)))
+        in_parallel(compute_heads, product(some_rows, slices(heads, max(1, QUERIES_PER_THREAD // n))))
     return result
 
 
