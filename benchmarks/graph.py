@@ -13,7 +13,7 @@ import argparse
 import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,6 @@ def our_step(model: Any, batch: int, with_choice: bool = False) -> Counted:
     """A step of the decoder for `batch` chunks, and with it the choice of the token."""
     import mlx.core as mx
 
-    from mlx_speech.models.whisper import DecoderCache
     from mlx_speech.stages.whisper import search
     from mlx_speech.stages.whisper.rules import Limits
 
@@ -113,14 +112,12 @@ def our_step(model: Any, batch: int, with_choice: bool = False) -> Counted:
 
     def build() -> list[mx.array]:
         # arrays of its own, which it may write to
-        fresh = DecoderCache(
+        fresh = replace(
+            cache,
             keys=[array[:] for array in cache.keys],
             values=[array[:] for array in cache.values],
-            audio=cache.audio,
             visible=cache.visible[:],
-            itself=cache.itself,
             lengths=list(cache.lengths),
-            position=cache.position,
         )
         logits = decoder.step(fresh, before.state.last)
         outputs = [logits]

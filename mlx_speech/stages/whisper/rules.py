@@ -227,9 +227,8 @@ class Limits(NamedTuple):
         """logits (jobs, group, vocabulary) → the most probable token that is allowed, and its
         log-probability, each (jobs, group)."""
         if logits.size < SMALLEST_FOR_NUMPY or not suits_numpy(logits):
-            made = self.best_graph(logits, *state.arrays)
-        else:
-            made = in_numpy(self.best_numpy, self.best_graph, logits, *state.arrays)
+            return self._best(logits, state)
+        made = in_numpy(self.best_numpy, self.best_graph, logits, *state.arrays)
         return made[..., 0].astype(mx.int32), made[..., 1]
 
     def apply_graph(self, logits: mx.array, *state: mx.array) -> mx.array:
@@ -256,10 +255,8 @@ class Limits(NamedTuple):
 
     def best_graph(self, logits: mx.array, *state: mx.array) -> mx.array:
         """As `best_numpy`, as a graph of MLX."""
-        limited, normaliser = self._apply(logits, State(*state))
-        tokens = mx.argmax(limited, axis=-1, keepdims=True)
-        logprobs = mx.take_along_axis(limited, tokens, axis=-1) - normaliser
-        return mx.concatenate([tokens.astype(mx.float32), logprobs], axis=-1)
+        tokens, logprobs = self._best(logits, State(*state))
+        return mx.stack([tokens.astype(mx.float32), logprobs], axis=-1)
 
     def best_numpy(self, logits: np.ndarray, *state: np.ndarray) -> np.ndarray:
         """Both results of `best` as one array, (jobs, group, 2), in NumPy: float32 holds every token.
@@ -329,6 +326,13 @@ class Limits(NamedTuple):
         only_times = total_times - total > text.max(axis=-1, keepdims=True) - total
         logits = mx.where(only_times & (ids < self.begin), -mx.inf, logits)
         return logits, mx.where(only_times, total_times, total)
+
+    def _best(self, logits: mx.array, state: State) -> tuple[mx.array, mx.array]:
+        """`best` as a graph of MLX."""
+        limited, normaliser = self._apply(logits, state)
+        tokens = mx.argmax(limited, axis=-1, keepdims=True)
+        logprobs = mx.take_along_axis(limited, tokens, axis=-1) - normaliser
+        return tokens[..., 0].astype(mx.int32), logprobs[..., 0]
 
     def _bounds(self, where: Callable[..., Any], vocab: int, count: Any, last: Any, latest: Any, paired: Any) -> Bounds:
         """From `State.arrays`, which are MLX's or NumPy's, as `where` is.
