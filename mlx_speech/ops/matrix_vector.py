@@ -1,8 +1,7 @@
 """A matrix times a vector, on the threads of the BLAS that serves MLX.
 
-NumPy brings a BLAS of its own, whose threads wait for work busily for a tenth of a second: MLX's products, which come
-next, would share the cores with them. And a call of OpenBLAS itself says at once how many threads it may have, which
-pays for small matrices.
+NumPy brings a BLAS of its own, whose threads wait for more work busily, for a tenth of a second: MLX's products that
+come next would share the cores with them. Also, to allow it two threads takes as long as a small product.
 """
 
 from __future__ import annotations
@@ -12,18 +11,21 @@ import numpy as np
 from mlx_speech.blas import openblas
 from mlx_speech.ops.cpu import threads
 
-SMALLEST_FOR_THREADS = 1 << 16  # numbers of the matrix
+SMALLEST_FOR_THREADS = 1 << 16  # numbers of the matrix; of fewer, a second thread begins too late
 
-# of CBLAS
+# CBLAS's names of how a matrix lies
 _ROW_MAJOR = 101
 _NOT_TRANSPOSED = 111
 
 
 def matrix_vector(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """matrix (outputs, inputs), vector (inputs,) → (outputs,), all float32"""
-    library = openblas()
+    """matrix (outputs, inputs), vector (inputs,) → (outputs,), all float32
+
+    NumPy computes it where MLX has no OpenBLAS, and where the numbers do not lie one behind the other.
+    """
     if matrix.size < SMALLEST_FOR_THREADS:
         return matrix @ vector
+    library = openblas()
     if library is None or not (matrix.flags.c_contiguous and vector.flags.c_contiguous):
         with threads().blas.limit(limits=threads().count):
             return matrix @ vector
