@@ -152,9 +152,11 @@ def core(library: Any = None) -> str | None:
 
 @functools.cache
 def openblas() -> ctypes.CDLL | None:
-    """The OpenBLAS that serves MLX, for calls of `cblas_sgemv` and of its number of threads; None without it."""
+    """The system's OpenBLAS, which serves MLX where it came first, for calls of `cblas_sgemv` and of its number of
+    threads; None where it is not in the process when this is first asked for, or lacks one of them."""
     library = _open(_NOLOAD)
-    if library is None or not hasattr(library, "cblas_sgemv"):
+    needed = ("cblas_sgemv", "openblas_get_num_threads", "openblas_set_num_threads")
+    if library is None or not all(hasattr(library, name) for name in needed):
         return None
     number, array, scalar = ctypes.c_int, ctypes.c_void_p, ctypes.c_float
     library.cblas_sgemv.argtypes = [*4 * [number], scalar, array, number, array, number, scalar, array, number]

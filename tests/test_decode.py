@@ -335,6 +335,7 @@ def test_rules_are_those_of_openai(
     logits[::3, begin:] += 6
     state = State.of([sequences], begin)
     ours, total = rules(mx.array(logits)[None], state)
+    best, best_logprobs = rules.limits.best(mx.array(logits)[None], state)
     for row, sequence in enumerate(sequences):
         expected = torch.from_numpy(logits[row : row + 1].copy())
         tokens = torch.tensor([[*task.initial_tokens, *sequence]])
@@ -342,6 +343,29 @@ def test_rules_are_those_of_openai(
             rule.apply(expected, tokens)
         np.testing.assert_array_equal(np.array(ours[0, row]), expected[0].numpy(), err_msg=str(sequence))
         assert total[0, row, 0].item() == pytest.approx(expected[0].logsumexp(dim=0).item(), abs=1e-5)
+        logprobs = expected[0].log_softmax(dim=0)
+        assert best[0, row].item() == logprobs.argmax()
+        assert best_logprobs[0, row].item() == pytest.approx(logprobs.max().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("without_timestamps", [True, False])
+def test_the_best_of_odd_logits(without_timestamps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equals the first; where nothing may be said, something is all the same, without a warning."""
+    options = DecodingOptions(without_timestamps=without_timestamps, suppress_tokens="")
+    rules = Rules(tokenizer(), options, Script(0).args)
+    logits = np.full((4, 2, rules.vocab), -np.inf, np.float32)
+    logits[0] = 0
+    logits[1, :, [9, 11]] = 3
+    logits[2, :, rules.begin + 5 :] = 1
+    state = State.of([[[], [9]]] * 4, rules.begin)
+    found = []
+    for in_numpy in (True, False):
+        monkeypatch.setattr(rules_module, "suits_numpy", lambda *_, answer=in_numpy: answer)
+        tokens, logprobs = rules.limits.best(mx.array(logits), state)
+        found.append((np.array(tokens), np.array(logprobs)))
+    assert np.array_equal(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-5)
+    assert found[0][0][1, 1] == 9
 
 
 def test_the_state_is_the_same_step_by_step() -> None:

@@ -10,13 +10,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_info
 
 import mlx_speech.ops.matrix_vector as matrix_vector_module
 from mlx_speech import blas
@@ -126,6 +126,7 @@ def test_convolutions_are_the_originals(height: int, inputs: int, outputs: int, 
 def test_every_convolution_is_that_of_mlx(how: dict, bias: bool) -> None:
     """In each of torch's and MLX's options: the fast way is taken where it computes the same."""
     x, layer = draw(1, 50, 100, 16), Conv2d(16, 8, 3, bias=bias, **how)
+    layer.weight = draw(*layer.weight.shape, scale=0.05, seed=5)
     if bias:
         layer.bias = draw(8, seed=6)
     expected = mx.conv2d(x, layer.weight, **how) + (layer.bias if bias else 0)
@@ -323,21 +324,38 @@ def test_runs_hold_every_number_once(most: int) -> None:
 
 
 @pytest.mark.parametrize("served", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
 @pytest.mark.parametrize("outputs, inputs", [(1, 1), (5, 7), (300, 512), (512, 300), (9_000, 130)])
-def test_a_matrix_times_a_vector(outputs: int, inputs: int, served: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the BLAS that serves MLX, and without it; also where rows do not follow each other."""
-    if not served:
-        monkeypatch.setattr(matrix_vector_module, "openblas", lambda: None)
-    wide = np.array(draw(outputs, 2 * inputs))
+def test_a_matrix_times_a_vector(
+    outputs: int, inputs: int, dtype: type, served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the BLAS that serves MLX, and by NumPy where there is none, numbers are apart, or no float32."""
+    library = blas.openblas()
+    if library is None:
+        pytest.skip("no OpenBLAS here")
+    asked: list[int] = []
+
+    class Library:
+        openblas_get_num_threads = library.openblas_get_num_threads
+        openblas_set_num_threads = library.openblas_set_num_threads
+
+        def cblas_sgemv(self, *arguments: Any) -> None:
+            asked.append(library.openblas_get_num_threads())
+            library.cblas_sgemv(*arguments)
+
+    monkeypatch.setattr(matrix_vector_module, "openblas", lambda: Library() if served else None)
+    wide = np.array(draw(outputs, 2 * inputs)).astype(dtype)
     vectors = np.array(draw(inputs, 2, seed=1))
-    before = [library["num_threads"] for library in threadpool_info()]
-    for matrix in (wide[:, :inputs].copy(), wide[:, :inputs], wide[:, ::2], wide.reshape(-1, outputs).T[:, :inputs]):
-        for vector in (vectors[:, 0].copy(), vectors[:, 0]):
-            found = matrix_vector(matrix, vector)
-            assert found.shape == (outputs,) and found.dtype == np.float32
-            expected = matrix.astype(np.float64) @ vector.astype(np.float64)
-            assert np.abs(found - expected).max() < 1e-6 * inputs
-    assert [library["num_threads"] for library in threadpool_info()] == before
+    plain = wide[:, :inputs].copy()
+    with cpu.threads().blas.limit(limits=1):
+        for matrix in (plain, wide[:, :inputs], wide[:, ::2], np.asfortranarray(plain)):
+            for vector in (vectors[:, 0].copy(), vectors[:, 0]):
+                found = matrix_vector(matrix, vector)
+                expected = matrix.astype(np.float64) @ vector.astype(np.float64)
+                assert found.shape == (outputs,) and np.abs(found - expected).max() < 1e-6 * inputs
+        assert {library["num_threads"] for library in cpu.threads().blas.info()} == {1}
+    is_large = outputs * inputs >= matrix_vector_module.SMALLEST_FOR_THREADS
+    assert asked == [cpu.threads().count] * (served and is_large and dtype == np.float32)
 
 
 @pytest.mark.parametrize("failing", [None, 0, 3, 17])
@@ -393,9 +411,6 @@ def test_a_filter_bank_does_not_depend_on_the_blas(core: str, tmp_path: Path) ->
     np.savez(tmp_path / "bank.npz", **{name: np.array(array) for name, array in arrays.items()})
     script = """
 import sys
-from threadpoolctl import threadpool_info
-
-import mlx_speech.ops.matrix_vector as matrix_vector_module
 from mlx_speech import blas
 blas.configure()
 from mlx_speech.ops.few_rows import MOST_ROWS, product
@@ -494,9 +509,6 @@ def test_other_dtypes_stay(numpy_runs: list[bool]) -> None:
 def test_memory_is_kept_until_it_is_given_back() -> None:
     script = """
 import os, mlx_speech
-from threadpoolctl import threadpool_info
-
-import mlx_speech.ops.matrix_vector as matrix_vector_module
 from mlx_speech import blas
 blas.keep_memory()
 import mlx.core as mx
@@ -521,9 +533,6 @@ if sys.argv[1] == "unknown":  # to OpenBLAS alone, as if it had found nothing be
     ctypes.CDLL(None).setenv(b"OPENBLAS_CORETYPE", b"Prescott", 1)
 else:
     os.environ["OPENBLAS_CORETYPE"] = "Prescott"
-from threadpoolctl import threadpool_info
-
-import mlx_speech.ops.matrix_vector as matrix_vector_module
 from mlx_speech import blas
 blas.configure()
 print(blas.core(), os.environ.get("OPENBLAS_CORETYPE"))

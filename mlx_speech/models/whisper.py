@@ -17,6 +17,7 @@ from mlx_speech.errors import OptionError
 from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
 from mlx_speech.ops import decoder_step, few_rows
 from mlx_speech.ops.attention import attention
+from mlx_speech.ops.cpu import suits_numpy
 from mlx_speech.ops.gelu import gelu
 
 SLOT_MULTIPLE = 64  # a cache has so many slots, or twice as many, and so on: shapes change rarely
@@ -198,7 +199,7 @@ class DecoderCache:
     audio : per layer, keys and values of the encoded audio, each (rows, heads, 1500, width of a head)
     visible : (rows, group, slots, group), True where a hypothesis sees the entry that another one wrote to a slot
     itself : (group, group), True where a hypothesis sees what it writes
-    weights : of the layers, for steps in NumPy; empty where a layer is quantized
+    weights : of the layers when the batch began, for steps in NumPy; empty where these are not for it
     lengths : tokens of each row so far, (rows,); 0 where it is free
     position : the slot that is written next
     """
@@ -448,10 +449,11 @@ class TextDecoder(nn.Module):
         return self._logits(self.ln(x)).reshape(rows, group, -1)
 
     def _plain_weights(self) -> list[decoder_step.Weights]:
-        """Of all layers; none where one is quantized."""
+        """Of all layers; none where one is quantized, or not for NumPy."""
         if not all(block.has_plain_weights() for block in self.blocks):
             return []
-        return [block.weights() for block in self.blocks]
+        weights = [block.weights() for block in self.blocks]
+        return weights if all(suits_numpy(*layer) for layer in weights) else []
 
     def _step_of_few(self, x: mx.array, cache: DecoderCache) -> mx.array:
         """All layers of a step for few hypotheses on a CPU: x (rows·group, width) → the same shape."""

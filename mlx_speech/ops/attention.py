@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
-from itertools import product
 
 import mlx.core as mx
 import numpy as np
@@ -75,10 +75,10 @@ def attention_numpy(
         result[part] = _attend(queries[part], transposed, values[part], part_visible)
 
     if n >= QUERIES_PER_THREAD:
-        in_parallel(compute_head, product(wanted, range(heads)))
+        in_parallel(compute_head, itertools.product(wanted, range(heads)))
     else:
         some_rows = runs(wanted, max(1, QUERIES_PER_THREAD // (heads * n)))
-        in_parallel(compute_heads, product(some_rows, slices(heads, max(1, QUERIES_PER_THREAD // n))))
+        in_parallel(compute_heads, itertools.product(some_rows, slices(heads, max(1, QUERIES_PER_THREAD // n))))
     return result
 
 

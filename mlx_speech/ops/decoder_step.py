@@ -122,7 +122,7 @@ def step_graph(x: mx.array, *arrays: mx.array, visible: mx.array) -> mx.array:
 
 
 def step_numpy(x: np.ndarray, *arrays: np.ndarray, visible: mx.array, used: Sequence[int]) -> np.ndarray:
-    """The same in NumPy, of the rows that are used."""
+    """The same in NumPy, where the audio is read for the rows that are used only."""
     made: list[np.ndarray] = []
     seen = np.array(visible)
     rows, _, group, _ = seen.shape

@@ -1,7 +1,8 @@
 """A matrix times a vector, on the threads of the BLAS that serves MLX.
 
 NumPy brings a BLAS of its own, whose threads wait for more work busily, for a tenth of a second: MLX's products that
-come next would share the cores with them. Also, to allow it two threads takes as long as a small product.
+come next would share the cores with them. Also, telling it how many threads it may have takes as long as a small
+product.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import numpy as np
 from mlx_speech.blas import openblas
 from mlx_speech.ops.cpu import threads
 
-SMALLEST_FOR_THREADS = 1 << 16  # numbers of the matrix; of fewer, a second thread begins too late
+# numbers of the matrix; of fewer, a second thread begins too late
+SMALLEST_FOR_THREADS = 1 << 16
+SMALLEST_FOR_NUMPYS_THREADS = 1 << 19
 
 # CBLAS's names of how a matrix lies
 _ROW_MAJOR = 101
@@ -19,14 +22,17 @@ _NOT_TRANSPOSED = 111
 
 
 def matrix_vector(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """matrix (outputs, inputs), vector (inputs,) → (outputs,), all float32
+    """matrix (outputs, inputs), vector (inputs,) → (outputs,)
 
-    NumPy computes it where MLX has no OpenBLAS, and where the numbers do not lie one behind the other.
+    For float32 whose numbers lie one behind the other, where OpenBLAS is loaded, else NumPy's product, as for small
+    matrices. Only one thread at a time may call it, as inside `cpu.in_numpy`.
     """
     if matrix.size < SMALLEST_FOR_THREADS:
         return matrix @ vector
     library = openblas()
-    if library is None or not (matrix.flags.c_contiguous and vector.flags.c_contiguous):
+    if library is None or not (_is_plain(matrix) and _is_plain(vector)):
+        if matrix.size < SMALLEST_FOR_NUMPYS_THREADS:
+            return matrix @ vector
         with threads().blas.limit(limits=threads().count):
             return matrix @ vector
     outputs, inputs = matrix.shape
@@ -42,3 +48,8 @@ def matrix_vector(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
     finally:
         library.openblas_set_num_threads(before)
     return result
+
+
+def _is_plain(array: np.ndarray) -> bool:
+    """Whether BLAS can read it by its address."""
+    return array.dtype == np.float32 and array.flags.c_contiguous and array.flags.aligned

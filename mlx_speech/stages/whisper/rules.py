@@ -272,7 +272,8 @@ class Limits(NamedTuple):
             own = logits[place].copy()
             normaliser = limit(own, place)
             token = own.argmax()
-            made[place] = token, own[token] - normaliser
+            with np.errstate(invalid="ignore"):  # where nothing is allowed, -inf less -inf
+                made[place] = token, own[token] - normaliser
 
         in_parallel(compute, np.ndindex(jobs, group))
         return made
@@ -299,10 +300,12 @@ class Limits(NamedTuple):
             logits[bounds.highest[place] + 1 :] = -np.inf
             total_times = log_sum_exp_numpy(times)[0]
             total = np.logaddexp(log_sum_exp_numpy(text)[0], total_times)
-            if total_times - total > text.max() - total:
-                text[:] = -np.inf
-                total = total_times
-            return total
+            with np.errstate(invalid="ignore"):  # where nothing is allowed, -inf less -inf
+                only_times = total_times - total > text.max() - total
+            if not only_times:
+                return total
+            text[:] = -np.inf
+            return total_times
 
         return limit
 

@@ -19,8 +19,8 @@ from mlx_speech.models.whisper import Model
 from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.stages.whisper.rules import Limits, Rules, State, top, with_rows
 
-# Steps between looks at what was chosen: each look waits for the device, and a row that is done
-# goes on until the next one. On a CPU the next step waits for what was chosen anyway.
+# Steps between looks at what was chosen: the device has one step more to compute meanwhile, and a row
+# that is done goes on until the look. On a CPU the next step waits for what was chosen anyway.
 CHECK_EVERY_ON_CPU = 1
 CHECK_EVERY_ON_GPU = 8
 
