@@ -33,10 +33,13 @@ from test_convert import (
 
 import mlx_speech
 from mlx_speech import checkpoint, folders, models
+from mlx_speech.blas import on_cpu
 from mlx_speech.errors import OptionError, SourceNotFound
 from mlx_speech.models import layers, pyannet, wespeaker
 from mlx_speech.models.base import BaseModel
+from mlx_speech.models.whisper import LARGEST_PACKED
 from mlx_speech.ops import lstm
+from mlx_speech.ops.decoder_step import Packed
 
 # loads every argument and prints what it gives for a fixed input, as hexadecimal bytes
 LOADER = """
@@ -437,8 +440,10 @@ def test_whisper_takes_448_tokens(shelf: Shelf) -> None:
         model.decoder(tokens, encoded)
 
 
-def test_whisper_continues_from_its_cache(shelf: Shelf) -> None:
+@pytest.mark.parametrize("largest", [0, LARGEST_PACKED])
+def test_whisper_continues_from_its_cache(shelf: Shelf, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """After prompts of any lengths, token by token: the same logits as all tokens at once."""
+    monkeypatch.setattr("mlx_speech.models.whisper.LARGEST_PACKED", largest)
     model: Any = mlx_speech.load(shelf.converted("whisper safetensors"))
     mel, tokens = whisper_input()
     encoded = model.encoder(mel)
@@ -452,6 +457,33 @@ def test_whisper_continues_from_its_cache(shelf: Shelf) -> None:
             expected = np.stack([whole[row, place - 1] for row, place in enumerate(at)])
             assert close(np.array(found).reshape(2, -1), expected, 1e-4)
             found = model.decoder.step(cache, mx.array([[tokens[row, place].item()] for row, place in enumerate(at)]))
+        assert (cache.packed is None) == (largest == 0 or not on_cpu())
+
+
+@pytest.mark.skipif(not on_cpu(), reason="nothing is packed on a GPU")
+def test_whisper_notices_that_its_weights_are_others(shelf: Shelf) -> None:
+    model: Any = mlx_speech.load(shelf.converted("whisper safetensors"))
+    mel, tokens = whisper_input()
+    encoded = model.encoder(mel[:1])
+    first = tokens[:1, :1]
+    prompt = first.tolist()
+
+    def logits_after_a_step() -> tuple[Packed, np.ndarray]:
+        cache = model.decoder.new_cache(1, 1)
+        model.decoder.prefill(cache, [0], encoded, prompt, [0])
+        return cache.packed, np.array(model.decoder.step(cache, first))[0]
+
+    packed, before = logits_after_a_step()
+    again, same = logits_after_a_step()
+    assert again is packed and np.array_equal(same, before)
+    for layer in (model.decoder.token_embedding, model.decoder.blocks[-1].mlp2):
+        layer.weight = 2 * layer.weight
+        other, found = logits_after_a_step()
+        expected = np.array(model.decoder(mx.repeat(first, 2, axis=1), encoded))[0, -1:]
+        assert other is not packed and close(found, expected, 1e-4) and not close(found, before, 1e-2)
+        packed = other
+    model.decoder.apply(lambda array: array.astype(mx.float16))
+    assert model.decoder.new_cache(1, 1).packed is None
 
 
 def an_lstm(directions: int, batch: int, steps: int, hidden: int = 5, dtype: mx.Dtype = mx.float32) -> list[mx.array]:

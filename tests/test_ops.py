@@ -24,7 +24,7 @@ from mlx_speech.models.layers import LSTM, Conv2d, FilterBank, TimeNorm
 from mlx_speech.ops import cpu, decoder_step, filter_bank
 from mlx_speech.ops.attention import SMALLEST_KEYS_FOR_NUMPY, attention, attention_numpy
 from mlx_speech.ops.conv3x3 import conv3x3
-from mlx_speech.ops.few_rows import MOST_ROWS, product
+from mlx_speech.ops.few_rows import MOST_ROWS, MOST_ROWS_OF_PANELS, OUTPUTS_PER_PANEL, linear, panels, product
 from mlx_speech.ops.filter_bank import Layout, loudness, loudness_graph
 from mlx_speech.ops.gelu import NUMBERS_PER_PART, gelu
 from mlx_speech.ops.grouped_conv import grouped_conv, grouped_conv_graph
@@ -252,6 +252,36 @@ def test_a_product_of_few_rows(rows: int, outputs: int, inputs: int) -> None:
     assert np.array_equal(product(x, weight, bias), found + bias)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5, MOST_ROWS_OF_PANELS, MOST_ROWS_OF_PANELS + 1])
+@pytest.mark.parametrize("outputs, inputs", [(1, 3), (OUTPUTS_PER_PANEL, 64), (2_001, 33), (100, 70_000), (9_000, 512)])
+def test_a_product_with_panels(rows: int, outputs: int, inputs: int) -> None:
+    """Of one panel and of several, the last of which is not full, and by two threads."""
+    x = np.array(draw(rows, inputs))
+    weight = np.array(draw(outputs, inputs, seed=1))
+    bias = np.array(draw(outputs, seed=2))
+    packed = panels(weight)
+    expected = x.astype(np.float64) @ weight.T.astype(np.float64)
+    found = product(x, packed)
+    assert found.shape == (rows, outputs) and found.dtype == np.float32
+    assert np.abs(found - expected).max() < 1e-6 * inputs
+    assert np.array_equal(product(x, packed, bias), found + bias)
+    assert np.array_equal(panels(np.asfortranarray(weight)).numbers, packed.numbers)
+
+
+@pytest.mark.parametrize("rows", [1, MOST_ROWS, MOST_ROWS + 1, MOST_ROWS_OF_PANELS, MOST_ROWS_OF_PANELS + 1])
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_linear_layer_of_few_rows(rows: int, is_packed: bool, numpy_runs: list[bool]) -> None:
+    """NumPy takes as many rows as it is faster with, and the result is the graph's."""
+    weight = draw(77, 30)
+    packed = panels(np.array(weight)) if is_packed else None
+    x = draw(rows, 1, 30, seed=1)
+    found = linear(x, weight, packed)
+    assert found.shape == (rows, 1, 77)
+    assert numpy_runs == [True] * (rows <= (MOST_ROWS_OF_PANELS if is_packed else MOST_ROWS))
+    assert np.abs(np.array(found - x @ weight.T)).max() < 1e-5
+    assert linear(x.astype(mx.float16), weight.astype(mx.float16), packed).dtype == mx.float16
+
+
 @pytest.mark.parametrize("rows, group, keys", [(1, 1, 3), (2, 3, 24), (5, 1, 700)])
 def test_a_step_of_a_decoder_is_that_of_the_graph(rows: int, group: int, keys: int, numpy_runs: list[bool]) -> None:
     heads, width, layers = 3, 24, 2
@@ -296,6 +326,10 @@ def test_a_step_of_a_decoder_is_that_of_the_graph(rows: int, group: int, keys: i
         of_rows = np.array(partly).reshape(rows, group, width)
         assert np.array_equal(of_rows[used], np.array(found).reshape(rows, group, width)[used])
         assert np.isfinite(of_rows).all()
+    packed = decoder_step.Packed.of(weights, weight(5, width))
+    by_panels = decoder_step.step(x, visible, weights, past, range(rows), packed)
+    for own, wanted in zip([by_panels[0], *by_panels[1], *by_panels[2]], [found, *own_keys, *own_values], strict=True):
+        assert own.shape == wanted.shape and np.abs(np.array(own - wanted)).max() < 2e-5
 
 
 @pytest.mark.parametrize("queries", [1, 5, 30])
@@ -413,7 +447,6 @@ def test_a_filter_bank_does_not_depend_on_the_blas(core: str, tmp_path: Path) ->
 import sys
 from mlx_speech import blas
 blas.configure()
-from mlx_speech.ops.few_rows import MOST_ROWS, product
 from mlx_speech.ops.filter_bank import Layout, loudness
 import mlx.core as mx, numpy as np
 bank = {name: mx.array(array) for name, array in np.load(sys.argv[1]).items()}

@@ -21,6 +21,7 @@ from mlx_speech.ops.cpu import suits_numpy
 from mlx_speech.ops.gelu import gelu
 
 SLOT_MULTIPLE = 64  # a cache has so many slots, or twice as many, and so on: shapes change rarely
+LARGEST_PACKED = 1 << 30  # bytes of a decoder that are kept twice, for its steps on a CPU
 MAX_POSITIONS = 1 << 24  # of the encoder, times its width: they are computed as soon as a model is built
 
 
@@ -200,6 +201,7 @@ class DecoderCache:
     visible : (rows, group, slots, group), True where a hypothesis sees the entry that another one wrote to a slot
     itself : (group, group), True where a hypothesis sees what it writes
     weights : of the layers when the batch began, for steps in NumPy; empty where these are not for it
+    packed : the same, where they are not too large
     lengths : tokens of each row so far, (rows,); 0 where it is free
     position : the slot that is written next
     """
@@ -210,6 +212,7 @@ class DecoderCache:
     visible: mx.array
     itself: mx.array
     weights: list[decoder_step.Weights]
+    packed: decoder_step.Packed | None
     lengths: list[int]
     position: int = 0
 
@@ -327,6 +330,7 @@ class TextDecoder(nn.Module):
         self.positional_embedding = mx.zeros((args.n_text_ctx, width))
         self.blocks = [Block(width, args.n_text_head, cross=True) for _ in range(args.n_text_layer)]
         self.ln = nn.LayerNorm(width)
+        self._packed: decoder_step.Packed | None = None
 
     def __call__(self, tokens: mx.array, encoded: mx.array) -> mx.array:
         """tokens (batch, n), encoded (batch, 1500, width) → logits (batch, n, vocabulary) in float32.
@@ -336,10 +340,11 @@ class TextDecoder(nn.Module):
         states, _ = self.cross_attention(tokens, encoded, [])
         return self._logits(states)
 
-    def _logits(self, states: mx.array) -> mx.array:
+    def _logits(self, states: mx.array, packed: decoder_step.Packed | None = None) -> mx.array:
         """(…, width) → (…, vocabulary) in float32: the embedding is the output layer too"""
         if isinstance(self.token_embedding, nn.Embedding):
-            return few_rows.linear(states, self.token_embedding.weight).astype(mx.float32)
+            panels = None if packed is None else packed.embedding
+            return few_rows.linear(states, self.token_embedding.weight, panels).astype(mx.float32)
         return self.token_embedding.as_linear(states).astype(mx.float32)
 
     def cross_attention(
@@ -389,7 +394,8 @@ class TextDecoder(nn.Module):
         visible = mx.zeros((rows, group, 0, group), mx.bool_)
         itself = mx.eye(group).astype(mx.bool_)
         mx.async_eval(itself)
-        return DecoderCache(keys, values, audio, visible, itself, self._plain_weights(), lengths=[0] * rows)
+        weights = self._plain_weights()
+        return DecoderCache(keys, values, audio, visible, itself, weights, self._pack(weights), lengths=[0] * rows)
 
     def prefill(
         self, cache: DecoderCache, rows: list[int], encoded: mx.array, prompts: list[list[int]], positions: list[int]
@@ -428,7 +434,7 @@ class TextDecoder(nn.Module):
         cache.show(rows, [len(prompt) for prompt in prompts])
         x = x.reshape(entering, longest, -1)
         asked = x[mx.arange(entering), mx.array(padding) + mx.array(positions)]
-        logits = self._logits(self.ln(mx.stack([x[:, -1], asked])))
+        logits = self._logits(self.ln(mx.stack([x[:, -1], asked])), cache.packed)
         return logits[0], logits[1]
 
     def step(self, cache: DecoderCache, tokens: mx.array) -> mx.array:
@@ -438,7 +444,7 @@ class TextDecoder(nn.Module):
         positions = np.repeat(np.minimum(cache.lengths, self._context - 1), group)
         x = self.token_embedding(tokens.flatten()) + self.positional_embedding[mx.array(positions)]
         cache.make_room(0, 1)
-        if cache.weights and few_rows.suits(x):
+        if cache.weights and few_rows.suits(x, cache.packed is not None):
             x = self._step_of_few(x, cache)
         else:
             mask = cache.see()
@@ -446,7 +452,7 @@ class TextDecoder(nn.Module):
                 x = block.decode(layer, x, cache, mask)
         cache.lengths = [length + 1 if length else 0 for length in cache.lengths]
         cache.position += 1
-        return self._logits(self.ln(x)).reshape(rows, group, -1)
+        return self._logits(self.ln(x), cache.packed).reshape(rows, group, -1)
 
     def _plain_weights(self) -> list[decoder_step.Weights]:
         """Of all layers; none where one is quantized, or not for NumPy."""
@@ -454,6 +460,17 @@ class TextDecoder(nn.Module):
             return []
         weights = [block.weights() for block in self.blocks]
         return weights if all(suits_numpy(*layer) for layer in weights) else []
+
+    def _pack(self, weights: list[decoder_step.Weights]) -> decoder_step.Packed | None:
+        """The weights of all layers as their steps read them, made once; None where they are none, or too large."""
+        embedding = self.token_embedding.weight
+        if not weights or not isinstance(self.token_embedding, nn.Embedding) or not suits_numpy(embedding):
+            return None
+        if decoder_step.size(weights, embedding) > LARGEST_PACKED:
+            return None
+        if self._packed is None or not self._packed.is_of(weights, embedding):
+            self._packed = decoder_step.Packed.of(weights, embedding)
+        return self._packed
 
     def _step_of_few(self, x: mx.array, cache: DecoderCache) -> mx.array:
         """All layers of a step for few hypotheses on a CPU: x (rows·group, width) → the same shape."""
@@ -464,7 +481,7 @@ class TextDecoder(nn.Module):
         for keys, values, audio in zip(cache.keys, cache.values, cache.audio, strict=True):
             past.append(decoder_step.Past(keys[:, :, :entries], values[:, :, :entries], *audio))
         used = [row for row, length in enumerate(cache.lengths) if length]
-        x, keys, values = decoder_step.step(x, visible, cache.weights, past, used)
+        x, keys, values = decoder_step.step(x, visible, cache.weights, past, used, cache.packed)
         for layer in range(len(self.blocks)):
             cache.append(layer, keys[layer], values[layer])
         cache.see()

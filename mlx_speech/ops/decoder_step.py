@@ -7,6 +7,7 @@ look at what MLX computed waits for another thread.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.ops.attention import attention_graph, attention_numpy
-from mlx_speech.ops.cpu import in_numpy
-from mlx_speech.ops.few_rows import layer_norm, product
+from mlx_speech.ops.cpu import in_numpy, numpy_views
+from mlx_speech.ops.few_rows import Panels, layer_norm, panels, product
 from mlx_speech.ops.gelu import gelu_graph, gelu_numpy
 
 EPS = 1e-5  # of the layer norms
@@ -52,6 +53,45 @@ class Weights(NamedTuple):
     down_bias: mx.array
 
 
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """The weights of a decoder as its steps read them in NumPy.
+
+    sources : the arrays that they were made of
+    layers : `Weights` of each layer, with `Panels` for the matrices
+    embedding : which is the output layer
+    """
+
+    sources: list[mx.array]
+    layers: list[Any]
+    embedding: Panels
+
+    @classmethod
+    def of(cls, layers: Sequence[Weights], embedding: mx.array) -> Packed:
+        """A copy of these, which are float32 on a CPU; embedding (vocabulary, width)"""
+        sources = _sources(layers, embedding)
+        mx.eval(sources)
+        packed: list[Any] = []
+        for weights in layers:
+            views = numpy_views(weights)
+            packed.append(Weights._make(panels(view) if view.ndim == 2 else view for view in views))
+        return cls(sources, packed, panels(numpy_views([embedding])[0]))
+
+    def is_of(self, layers: Sequence[Weights], embedding: mx.array) -> bool:
+        """Whether it was made of these very arrays."""
+        sources = _sources(layers, embedding)
+        return all(own is other for own, other in zip(self.sources, sources, strict=True))
+
+
+def size(layers: Sequence[Weights], embedding: mx.array) -> int:
+    """Of these, in bytes."""
+    return sum(array.nbytes for array in _sources(layers, embedding))
+
+
+def _sources(layers: Sequence[Weights], embedding: mx.array) -> list[mx.array]:
+    return [*(array for weights in layers for array in weights), embedding]
+
+
 class Past(NamedTuple):
     """What a layer attends to.
 
@@ -66,7 +106,12 @@ class Past(NamedTuple):
 
 
 def step(
-    x: mx.array, visible: mx.array, layers: Sequence[Weights], past: Sequence[Past], used: Sequence[int]
+    x: mx.array,
+    visible: mx.array,
+    layers: Sequence[Weights],
+    past: Sequence[Past],
+    used: Sequence[int],
+    packed: Packed | None = None,
 ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
     """A step of one token for every hypothesis, which sees what `visible` says, and itself.
 
@@ -74,6 +119,7 @@ def step(
     visible : (rows, 1, group, m), True where a hypothesis sees a key of the past
     layers, past : of each layer
     used : rows that are wanted, ascending; the others get numbers that mean nothing, without the audio being read
+    packed : the weights of `layers`, if there are
 
     Returns the output of the last layer, (rows · group, width), and the keys and the values that each layer made, each
     (rows, heads, group, width of a head).
@@ -82,7 +128,8 @@ def step(
     for weights, seen in zip(layers, past, strict=True):
         arrays += [*weights, *seen]
     in_graph = partial(step_graph, visible=visible)
-    made = in_numpy(partial(step_numpy, visible=visible, used=used), in_graph, x, *arrays)
+    compute = partial(step_numpy, visible=visible, used=used, packed=packed)
+    made = in_numpy(compute, in_graph, x, *arrays)
     rows, heads, _, width = past[0].keys.shape
     split = made[1:].reshape(-1, rows, made.shape[1] // rows, heads, width).swapaxes(2, 3)
     return made[0], list(split[0::2]), list(split[1::2])
@@ -121,12 +168,16 @@ def step_graph(x: mx.array, *arrays: mx.array, visible: mx.array) -> mx.array:
     return mx.stack([x, *made])
 
 
-def step_numpy(x: np.ndarray, *arrays: np.ndarray, visible: mx.array, used: Sequence[int]) -> np.ndarray:
+def step_numpy(
+    x: np.ndarray, *arrays: np.ndarray, visible: mx.array, used: Sequence[int], packed: Packed | None = None
+) -> np.ndarray:
     """The same in NumPy, where the audio is read for the rows that are used only."""
     made: list[np.ndarray] = []
     seen = np.array(visible)
     rows, _, group, _ = seen.shape
-    for weights, past in _layers(arrays):
+    for number, (weights, past) in enumerate(_layers(arrays)):
+        if packed is not None:
+            weights = packed.layers[number]
         heads, width = past.keys.shape[1], past.keys.shape[3]
         split = partial(_split, shape=(rows, group, heads, width))
         y = layer_norm(x, weights.norm, weights.norm_bias, EPS)

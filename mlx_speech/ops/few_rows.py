@@ -1,10 +1,14 @@
 """Products of a few rows with a large matrix, as in every step of a decoder, in NumPy.
 
 What takes the time is reading the weights. A library's product for large matrices packs them first, which reads them
-twice and writes them once; it has kernels that do not, for small ones, so the weights are taken in small blocks.
+twice and writes them once; it has kernels that do not, for small ones, so the weights are taken in small blocks. Where
+they are used again and again they are packed for good, in panels.
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -13,23 +17,63 @@ from mlx_speech.ops.cpu import LARGEST_UNPACKED, in_numpy, in_parallel, slices, 
 from mlx_speech.ops.matrix_vector import matrix_vector
 
 MOST_ROWS = 16  # of more, packing pays
+MOST_ROWS_OF_PANELS = 48  # of more, large blocks pay
 OUTPUTS_PER_KERNEL = 16  # blocks have a multiple of it
+OUTPUTS_PER_PANEL = 32
 PARTS_FOR_THREADS = 4  # as many parts, so that no thread waits for long
 SMALLEST_FOR_THREADS = 1 << 19  # weights; of fewer, a second thread begins too late
+MULTIPLICATIONS_FOR_THREADS = 1 << 23  # of panels, which are read at twice the pace
 
 
-def suits(x: mx.array) -> bool:
-    """Whether x, (…, inputs), has few rows, and NumPy can compute with it."""
-    return x.size // x.shape[-1] <= MOST_ROWS and suits_numpy(x)
+class Panels(NamedTuple):
+    """A matrix, (outputs, inputs), in the order in which a product with few rows reads it.
+
+    numbers : (panels, inputs, OUTPUTS_PER_PANEL); behind the last output there are zeros
+    """
+
+    numbers: np.ndarray
+    outputs: int
 
 
-def linear(x: mx.array, weight: mx.array) -> mx.array:
+Matrix: TypeAlias = np.ndarray | Panels
+
+
+def panels(weight: np.ndarray) -> Panels:
+    """weight (outputs, inputs), of which this is a copy"""
+    outputs, inputs = weight.shape
+    width = OUTPUTS_PER_PANEL
+    numbers = np.zeros((-(-outputs // width), inputs, width), np.float32)
+
+    def copy(index: int) -> None:
+        panel = weight[index * width : (index + 1) * width]
+        numbers[index, :, : len(panel)] = panel.T
+
+    def copy_some(part: slice) -> None:
+        for index in range(*part.indices(len(numbers))):
+            copy(index)
+
+    in_parallel(copy_some, slices(len(numbers), -(-len(numbers) // PARTS_FOR_THREADS)))
+    return Panels(numbers, outputs)
+
+
+def suits(x: mx.array, packed: bool) -> bool:
+    """Whether x, (…, inputs), has few rows, and NumPy can compute with it.
+
+    packed : whether the matrices are `Panels`
+    """
+    most = MOST_ROWS_OF_PANELS if packed else MOST_ROWS
+    return x.size // x.shape[-1] <= most and suits_numpy(x)
+
+
+def linear(x: mx.array, weight: mx.array, packed: Panels | None = None) -> mx.array:
     """x (…, inputs), weight (outputs, inputs) → x · weightᵀ, (…, outputs)
+
+    packed : the same weights, if there are
 
     In NumPy for few rows of float32 on a CPU, else MLX's product.
     """
-    if suits(x) and suits_numpy(weight):
-        return in_numpy(linear_numpy, linear_graph, x, weight)
+    if suits(x, packed is not None) and suits_numpy(weight):
+        return in_numpy(partial(linear_numpy, packed=packed), linear_graph, x, weight)
     return linear_graph(x, weight)
 
 
@@ -38,37 +82,62 @@ def linear_graph(x: mx.array, weight: mx.array) -> mx.array:
     return x @ weight.T
 
 
-def linear_numpy(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def linear_numpy(x: np.ndarray, weight: np.ndarray, packed: Panels | None = None) -> np.ndarray:
     """The same in NumPy."""
-    return product(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], -1)
+    rows = x.reshape(-1, x.shape[-1])
+    return product(rows, weight if packed is None else packed).reshape(*x.shape[:-1], -1)
 
 
-def product(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+def product(x: np.ndarray, weight: Matrix, bias: np.ndarray | None = None) -> np.ndarray:
     """x (rows, inputs), weight (outputs, inputs), bias (outputs,) → x · weightᵀ + bias, (rows, outputs)"""
-    rows, inputs = x.shape
-    outputs = len(weight)
-    if rows > MOST_ROWS:
+    if isinstance(weight, Panels):
+        y = _times_panels(x, weight)
+    elif len(x) > MOST_ROWS:
         y = x @ weight.T
-    elif rows == 1:
+    elif len(x) == 1:
         # nothing is packed for a single row, and the library's own threads begin sooner than ours
         y = matrix_vector(weight, x[0])[None]
     else:
-        y = np.empty((rows, outputs), np.float32)
-        columns = np.ascontiguousarray(x.T)
-        size = LARGEST_UNPACKED // (rows * inputs) // OUTPUTS_PER_KERNEL * OUTPUTS_PER_KERNEL
-        block = size if size else outputs  # so many inputs that the whole of it is no slower
-
-        def compute(part: slice) -> None:
-            for start in range(part.start, min(part.stop, outputs), block):
-                piece = slice(start, min(start + block, part.stop))
-                np.matmul(weight[piece], columns, out=y[:, piece].T)
-
-        if weight.size < SMALLEST_FOR_THREADS:
-            compute(slice(0, outputs))
-        else:
-            in_parallel(compute, slices(outputs, -(-outputs // PARTS_FOR_THREADS)))
+        y = _times_blocks(x, weight)
     if bias is not None:
         y += bias
+    return y
+
+
+def _times_panels(x: np.ndarray, weight: Panels) -> np.ndarray:
+    """x (rows, inputs) → (rows, outputs)"""
+    numbers = weight.numbers
+    y = np.empty((len(x), len(numbers), OUTPUTS_PER_PANEL), np.float32)
+    by_panel = y.swapaxes(0, 1)
+
+    def compute(part: slice) -> None:
+        np.matmul(x, numbers[part], out=by_panel[part])
+
+    if len(x) * numbers.size < MULTIPLICATIONS_FOR_THREADS:
+        compute(slice(None))
+    else:
+        in_parallel(compute, slices(len(numbers), -(-len(numbers) // PARTS_FOR_THREADS)))
+    return y.reshape(len(x), -1)[:, : weight.outputs]
+
+
+def _times_blocks(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """x (rows, inputs), weight (outputs, inputs) → (rows, outputs)"""
+    rows, inputs = x.shape
+    outputs = len(weight)
+    y = np.empty((rows, outputs), np.float32)
+    columns = np.ascontiguousarray(x.T)
+    size = LARGEST_UNPACKED // (rows * inputs) // OUTPUTS_PER_KERNEL * OUTPUTS_PER_KERNEL
+    block = size if size else outputs  # so many inputs that the whole of it is no slower
+
+    def compute(part: slice) -> None:
+        for start in range(part.start, min(part.stop, outputs), block):
+            piece = slice(start, min(start + block, part.stop))
+            np.matmul(weight[piece], columns, out=y[:, piece].T)
+
+    if weight.size < SMALLEST_FOR_THREADS:
+        compute(slice(0, outputs))
+    else:
+        in_parallel(compute, slices(outputs, -(-outputs // PARTS_FOR_THREADS)))
     return y
 
 
