@@ -28,6 +28,8 @@ from mlx_speech.ops.few_rows import MOST_ROWS, MOST_ROWS_OF_PANELS, OUTPUTS_PER_
 from mlx_speech.ops.filter_bank import Layout, loudness, loudness_graph
 from mlx_speech.ops.gelu import NUMBERS_PER_PART, gelu
 from mlx_speech.ops.grouped_conv import grouped_conv, grouped_conv_graph
+from mlx_speech.ops.layer_norm import SMALLEST_FOR_NUMPY as SMALLEST_NORM_FOR_NUMPY
+from mlx_speech.ops.layer_norm import layer_norm, layer_norm_numpy
 from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.ops.matrix_vector import matrix_vector
 from mlx_speech.ops.pooled_conv import pooled_conv, pooled_conv_graph
@@ -280,6 +282,46 @@ def test_a_linear_layer_of_few_rows(rows: int, is_packed: bool, numpy_runs: list
     assert numpy_runs == [True] * (rows <= (MOST_ROWS_OF_PANELS if is_packed else MOST_ROWS))
     assert np.abs(np.array(found - x @ weight.T)).max() < 1e-5
     assert linear(x.astype(mx.float16), weight.astype(mx.float16), packed).dtype == mx.float16
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (3, 7, 24), (2_000, 300), (300, 4_096)])
+def test_a_layer_norm_is_torchs(shape: tuple[int, ...], numpy_runs: list[bool]) -> None:
+    """Also where the mean is a hundred times the deviation, and where nothing deviates."""
+    x = draw(*shape)
+    x[0] = 100 + x[0]
+    x[-1] = 7
+    weight = draw(shape[-1], seed=1)
+    bias = draw(shape[-1], seed=2)
+    theirs = (torch.from_numpy(np.array(array)).double() for array in (x, weight, bias))
+    expected = torch.nn.functional.layer_norm(next(theirs), shape[-1:], *theirs, eps=1e-5).numpy()
+    found = layer_norm(x, weight, bias, 1e-5)
+    assert found.shape == shape and numpy_runs == [True] * (x.size >= SMALLEST_NORM_FOR_NUMPY)
+    by_numpy = layer_norm_numpy(np.array(x), np.array(weight), np.array(bias), 1e-5)
+    for result in (np.array(found), by_numpy):
+        assert np.abs(result - expected)[1:].max(initial=0) < 1e-5
+        assert np.abs(result - expected).max() < 1e-3  # float32 knows 100 to 8e-6
+
+
+@pytest.mark.parametrize("largest", [1e-3, 1.0, 8.0, 30.0, 1e3, 1e18])
+def test_attention_whatever_the_scores(largest: float, numpy_runs: list[bool]) -> None:
+    """Up to scores of `largest`², of both signs, with and without a mask, where a query sees one key or all."""
+    queries = draw(1, 2, 300, 8)
+    queries = queries * largest / mx.linalg.norm(queries, axis=-1, keepdims=True)
+    keys = draw(1, 2, 2_100, 8, seed=1)
+    keys = keys * largest / mx.linalg.norm(keys, axis=-1, keepdims=True)
+    values = 100 * draw(1, 2, 2_100, 8, seed=2)
+    mask = draw(1, 1, 300, 2_100, seed=3) > 0
+    mask[..., :10, 1:] = False
+    mask[..., :10, 0] = True
+    theirs = [torch.from_numpy(np.array(array)).double() for array in (queries, keys, values)]
+    for seen in (None, mask):
+        their_mask = None if seen is None else torch.from_numpy(np.array(seen))
+        expected = torch.nn.functional.scaled_dot_product_attention(*theirs, attn_mask=their_mask, scale=1.0).numpy()
+        found = np.array(attention(queries, keys, values, scale=1.0, mask=seen))
+        assert np.isfinite(found).all()
+        # a score of 64 is known to 4e-6, and so is what it makes of the values
+        assert largest > 30 or np.abs(found - expected).max() < 1e-5 * max(1.0, largest**2) * 100
+    assert numpy_runs == [True, True]
 
 
 @pytest.mark.parametrize("rows, group, keys", [(1, 1, 3), (2, 3, 24), (5, 1, 700)])

@@ -1,5 +1,5 @@
-"""Layers that several models share: an LSTM in one or two directions, a norm that keeps its digits, and three
-convolutions."""
+"""Layers that several models share: an LSTM in one or two directions, a norm that keeps its digits and one that uses
+all cores, and three convolutions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from mlx_speech.ops.conv3x3 import conv3x3
 from mlx_speech.ops.filter_bank import Layout, loudness
+from mlx_speech.ops.layer_norm import layer_norm
 from mlx_speech.ops.lstm import Pair, lstm
 from mlx_speech.ops.pooled_conv import pooled_conv
 from mlx_speech.ops.time_norm import time_norm, time_norm_graph
@@ -42,6 +43,14 @@ class TimeNorm(nn.Module):
         if lengths is None:
             return time_norm(x, self.weight, self.bias, self._eps)
         return time_norm_graph(x, self.weight, self.bias, self._eps, lengths)
+
+
+class LayerNorm(nn.LayerNorm):
+    """MLX's, scaled and shifted, but for a CPU, where this uses all cores."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (…, width) → the same shape"""
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class Conv2d(nn.Conv2d):

@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from mlx_speech.errors import OptionError, brief
 from mlx_speech.models.base import BaseModel, BaseModelArgs, above_zero, layers, positive
-from mlx_speech.models.layers import TimeNorm
+from mlx_speech.models.layers import LayerNorm, TimeNorm
 from mlx_speech.ops import waveform_conv
 from mlx_speech.ops.attention import attention
 from mlx_speech.ops.gelu import gelu
@@ -76,7 +76,7 @@ class ConvLayer(nn.Module):
         outputs = args.conv_dim[index]
         self.conv = nn.Conv1d(inputs, outputs, args.conv_kernel[index], args.conv_stride[index], bias=args.conv_bias)
         if args.feat_extract_norm != "group":
-            self.layer_norm = nn.LayerNorm(outputs)
+            self.layer_norm = LayerNorm(outputs)
         elif index == 0:
             self.layer_norm = TimeNorm(outputs)
 
@@ -113,7 +113,7 @@ class FeatureProjection(nn.Module):
 
     def __init__(self, args: ModelArgs):
         super().__init__()
-        self.layer_norm = nn.LayerNorm(args.conv_dim[-1], eps=args.layer_norm_eps)
+        self.layer_norm = LayerNorm(args.conv_dim[-1], eps=args.layer_norm_eps)
         self.projection = nn.Linear(args.conv_dim[-1], args.hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -189,7 +189,7 @@ class Adapter(nn.Module):
         super().__init__()
         width = args.hidden_size
         inner = args.adapter_attn_dim or 0
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.linear_1 = nn.Linear(width, inner)
         self.linear_2 = nn.Linear(inner, width)
 
@@ -206,9 +206,9 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self._pre_norm = args.do_stable_layer_norm
         self.attention = Attention(args)
-        self.layer_norm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
+        self.layer_norm = LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
         self.feed_forward = FeedForward(args)
-        self.final_layer_norm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
+        self.final_layer_norm = LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
         if args.adapter_attn_dim is not None and args.do_stable_layer_norm:
             self.adapter_layer = Adapter(args)
 
@@ -231,7 +231,7 @@ class Encoder(nn.Module):
         super().__init__()
         self._pre_norm = args.do_stable_layer_norm
         self.pos_conv_embed = PositionalConv(args)
-        self.layer_norm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
+        self.layer_norm = LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
         self.layers = [EncoderLayer(args) for _ in range(args.num_hidden_layers)]
 
     def __call__(self, x: mx.array, lengths: mx.array | None) -> mx.array:

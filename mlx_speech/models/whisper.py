@@ -15,6 +15,7 @@ import numpy as np
 
 from mlx_speech.errors import OptionError
 from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
+from mlx_speech.models.layers import LayerNorm
 from mlx_speech.ops import decoder_step, few_rows
 from mlx_speech.ops.attention import attention
 from mlx_speech.ops.cpu import suits_numpy
@@ -111,13 +112,13 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, cross: bool):
         super().__init__()
         self.attn = Attention(width, heads)
-        self.attn_ln = nn.LayerNorm(width)
+        self.attn_ln = LayerNorm(width)
         if cross:
             self.cross_attn = Attention(width, heads)
-            self.cross_attn_ln = nn.LayerNorm(width)
+            self.cross_attn_ln = LayerNorm(width)
         self.mlp1 = nn.Linear(width, 4 * width)
         self.mlp2 = nn.Linear(4 * width, width)
-        self.mlp_ln = nn.LayerNorm(width)
+        self.mlp_ln = LayerNorm(width)
 
     def mlp(self, x: mx.array) -> mx.array:
         """The feed-forward layers and their residual, (n, width) → (n, width)."""
@@ -168,7 +169,7 @@ class AudioEncoder(nn.Module):
         self.conv2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
         self.positional_embedding = mx.zeros((args.n_audio_ctx, width))
         self.blocks = [Block(width, args.n_audio_head, cross=False) for _ in range(args.n_audio_layer)]
-        self.ln_post = nn.LayerNorm(width)
+        self.ln_post = LayerNorm(width)
 
     def __call__(self, mel: mx.array) -> mx.array:
         """mel (batch, 3000, n_mels) → (batch, 1500, width). Raises `OptionError` for another number of frames."""
@@ -329,7 +330,7 @@ class TextDecoder(nn.Module):
         self.token_embedding = nn.Embedding(args.n_vocab, width)
         self.positional_embedding = mx.zeros((args.n_text_ctx, width))
         self.blocks = [Block(width, args.n_text_head, cross=True) for _ in range(args.n_text_layer)]
-        self.ln = nn.LayerNorm(width)
+        self.ln = LayerNorm(width)
         self._packed: decoder_step.Packed | None = None
 
     def __call__(self, tokens: mx.array, encoded: mx.array) -> mx.array:

@@ -14,6 +14,7 @@ from mlx_speech.ops.cpu import in_numpy, in_parallel, runs, slices, suits_numpy
 SMALLEST_KEYS_FOR_NUMPY = 1 << 15  # numbers; of fewer, ending MLX's lazy evaluation costs more than NumPy saves
 QUERIES_PER_BLOCK = 256  # whose scores stay in cache
 QUERIES_PER_THREAD = 24  # of several heads; fewer do not pay for a second thread
+LARGEST_UNSHIFTED = 70.0  # a score up to which its exponential, and a sum of many of them, is far from float32's ends
 
 
 def attention(
@@ -65,9 +66,10 @@ def attention_numpy(
 
     def compute_head(head: tuple[int, ...]) -> None:
         transposed = np.ascontiguousarray(keys[head].T)
+        is_shifted = _longest(queries[head]) * _longest(keys[head]) > LARGEST_UNSHIFTED
         for block in slices(n, QUERIES_PER_BLOCK):
             block_visible = None if visible is None else visible[head][block]
-            result[head][block] = _attend(queries[head][block], transposed, values[head], block_visible)
+            result[head][block] = _attend(queries[head][block], transposed, values[head], block_visible, is_shifted)
 
     def compute_heads(part: tuple[slice, slice]) -> None:
         transposed = keys[part].swapaxes(-1, -2)
@@ -82,13 +84,26 @@ def attention_numpy(
     return result
 
 
+def _longest(vectors: np.ndarray) -> float:
+    """The length of the longest of (n, width): no score is larger than the product of two such."""
+    return float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors).max()))
+
+
 def _attend(
-    queries: np.ndarray, transposed_keys: np.ndarray, values: np.ndarray, visible: np.ndarray | None
+    queries: np.ndarray,
+    transposed_keys: np.ndarray,
+    values: np.ndarray,
+    visible: np.ndarray | None,
+    is_shifted: bool = True,
 ) -> np.ndarray:
-    """queries (…, n, width), transposed_keys (…, width, m), values (…, m, width), visible (…, n, m) → (…, n, width)"""
+    """queries (…, n, width), transposed_keys (…, width, m), values (…, m, width), visible (…, n, m) → (…, n, width)
+
+    is_shifted : the largest score of a row is taken from all, so that no exponential overflows
+    """
     scores = queries @ transposed_keys
     if visible is not None:
         np.copyto(scores, -np.inf, where=~visible)
-    scores -= scores.max(axis=-1, keepdims=True)
+    if is_shifted:
+        scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    return (scores @ values) / scores.sum(axis=-1, keepdims=True)
+    return (scores @ values) / np.einsum("...m->...", scores)[..., None]  # quicker than `sum`

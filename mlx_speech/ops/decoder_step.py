@@ -16,8 +16,9 @@ import numpy as np
 
 from mlx_speech.ops.attention import attention_graph, attention_numpy
 from mlx_speech.ops.cpu import in_numpy, numpy_views
-from mlx_speech.ops.few_rows import Panels, layer_norm, panels, product
+from mlx_speech.ops.few_rows import Panels, panels, product
 from mlx_speech.ops.gelu import gelu_graph, gelu_numpy
+from mlx_speech.ops.layer_norm import layer_norm_of_rows
 
 EPS = 1e-5  # of the layer norms
 
@@ -180,20 +181,20 @@ def step_numpy(
             weights = packed.layers[number]
         heads, width = past.keys.shape[1], past.keys.shape[3]
         split = partial(_split, shape=(rows, group, heads, width))
-        y = layer_norm(x, weights.norm, weights.norm_bias, EPS)
+        y = layer_norm_of_rows(x, weights.norm, weights.norm_bias, EPS)
         query = product(y, weights.query, weights.query_bias)
         key = product(y, weights.key)
         value = product(y, weights.value, weights.value_bias)
         made += [key, value]
         y = _attend(split(query), split(key), split(value), past, seen)
         x = x + product(y.swapaxes(1, 2).reshape(x.shape), weights.out, weights.out_bias)
-        y = layer_norm(x, weights.cross_norm, weights.cross_norm_bias, EPS)
+        y = layer_norm_of_rows(x, weights.cross_norm, weights.cross_norm_bias, EPS)
         query = product(y, weights.cross_query, weights.cross_query_bias)
         queries = np.ascontiguousarray(split(query))
         audio = past.audio_keys, past.audio_values
         y = attention_numpy(queries, *audio, scale=width**-0.5, mask=None, wanted=used)
         x += product(y.swapaxes(1, 2).reshape(x.shape), weights.cross_out, weights.cross_out_bias)
-        y = product(layer_norm(x, weights.mlp_norm, weights.mlp_norm_bias, EPS), weights.up, weights.up_bias)
+        y = product(layer_norm_of_rows(x, weights.mlp_norm, weights.mlp_norm_bias, EPS), weights.up, weights.up_bias)
         x += product(gelu_numpy(y), weights.down, weights.down_bias)
     return np.stack([x, *made])
 

@@ -139,16 +139,3 @@ def _times_blocks(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     else:
         in_parallel(compute, slices(outputs, -(-outputs // PARTS_FOR_THREADS)))
     return y
-
-
-def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
-    """Every row to zero mean and unit variance, scaled and shifted (Ba et al. 2016).
-
-    x (rows, width), weight and bias (width,) → (rows, width)
-    """
-    centred = x - x.mean(axis=1, keepdims=True)
-    variance = np.einsum("nd,nd->n", centred, centred)[:, None] / np.float32(x.shape[1])
-    centred /= np.sqrt(variance + np.float32(eps))
-    centred *= weight
-    centred += bias
-    return centred

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 from mlx_speech.ops.cpu import in_numpy, in_parallel, parts_of, slices, suits_numpy
-from mlx_speech.ops.few_rows import layer_norm
 from mlx_speech.ops.gelu import NUMBERS_PER_PART, gelu_block, gelu_graph
+from mlx_speech.ops.layer_norm import layer_norm_of_rows
 from mlx_speech.ops.time_norm import time_norm_graph
 
 STEPS_PER_BLOCK = 512
@@ -209,7 +209,7 @@ def _block(layer: HostLayer, before: Steps, result: np.ndarray, part: tuple[int,
 def _normed_gelu(y: np.ndarray, layer: HostLayer, result: np.ndarray) -> np.ndarray:
     """y (steps, outputs) with the norm of its channels, if there is one, and the GELU, into the result of its shape"""
     if layer.kind.norm == "channels" and layer.norm is not None and layer.norm_bias is not None:
-        y = layer_norm(y, layer.norm, layer.norm_bias, layer.kind.eps)
+        y = layer_norm_of_rows(y, layer.norm, layer.norm_bias, layer.kind.eps)
     values = y.reshape(-1)
     out = result.reshape(-1)
     for piece in slices(values.size, NUMBERS_PER_PART):
