@@ -49,15 +49,14 @@ def layer_norm_of_rows(
     width = np.float32(x.shape[1])
     mean = np.einsum("nd->n", x)  # quicker than `sum`
     mean /= width
-    if out is None:
-        out = np.empty_like(x)
-    np.subtract(x, mean[:, None], out=out)
-    scale = np.einsum("nd,nd->n", out, out)
+    y = np.empty_like(x) if out is None else out
+    np.subtract(x, mean[:, None], out=y)
+    scale = np.einsum("nd,nd->n", y, y)
     scale /= width
     scale += np.float32(eps)
     np.sqrt(scale, out=scale)
     np.divide(1, scale, out=scale)
-    out *= scale[:, None]
-    out *= weight
-    out += bias
-    return out
+    y *= scale[:, None]
+    y *= weight
+    y += bias
+    return y
