@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
@@ -221,6 +222,30 @@ def test_the_decoder_gives_the_logits_it_always_gives() -> None:
     expected = model.decoder.token_embedding.as_linear(states)
     np.testing.assert_allclose(np.array(last), np.array(expected[:, -1]), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(np.array(third), np.array(expected[:, 2]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("heads", [[(0, 1)], [(0, 0), (2, 3)], [(1, 2), (3, 0), (3, 3)]])
+def test_the_scores_alone_are_those_beside_the_states(heads: list[tuple[int, int]]) -> None:
+    _, model, _ = pair("english")
+    tokens, encoded = mx.array([[50257, 50362, 11, 400, 13]] * 2), mx.array(encodings(2))
+    _, expected = model.decoder.cross_attention(tokens, encoded, heads)
+    found = model.decoder.cross_attention_scores(tokens, encoded, heads)
+    assert len(found) == len(expected) == len({layer for layer, _ in heads})
+    for own, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.array(own), np.array(wanted), rtol=1e-5, atol=1e-5)
+
+
+def test_words_without_probabilities_stand_where_they_stand_with_them() -> None:
+    original, model, tokenizer = pair("english")
+    texts = [tokenizer.encode(TEXTS["plain"]), [], tokenizer.encode(TEXTS["short"])]
+    encoded = encodings(3, original=original)
+    with_them = ours(model, tokenizer, encoded, texts, [3000, 3000, 120], [None] * 3)
+    without = ours(model, tokenizer, encoded, texts, [3000, 3000, 120], [None] * 3, probabilities=False)
+    assert all(math.isnan(word.probability) for words in without for word in words)
+    for words, expected in zip(without, with_them, strict=True):
+        assert [(w.word, w.tokens, w.start, w.end) for w in words] == [
+            (w.word, w.tokens, w.start, w.end) for w in expected
+        ]
 
 
 ALL = [(layer, head) for layer in (2, 3) for head in range(4)]

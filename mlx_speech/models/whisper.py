@@ -359,6 +359,23 @@ class TextDecoder(nn.Module):
         `heads` before the softmax, for each layer that has some, (batch, heads, n, 1500) in float32. Raises
         `OptionError` beyond n_text_ctx tokens.
         """
+        x, scores = self._read(tokens, encoded, heads)
+        return self.ln(x).reshape(*tokens.shape, -1), scores
+
+    def cross_attention_scores(
+        self, tokens: mx.array, encoded: mx.array, heads: Sequence[tuple[int, int]]
+    ) -> list[mx.array]:
+        """What `cross_attention` returns beside the states, without what only these need; `heads` has at least one."""
+        _, scores = self._read(tokens, encoded, heads, until=heads[-1][0])
+        return scores
+
+    def _read(
+        self, tokens: mx.array, encoded: mx.array, heads: Sequence[tuple[int, int]], until: int | None = None
+    ) -> tuple[mx.array, list[mx.array]]:
+        """As `cross_attention`, but the states (batch·n, width) are not normed.
+
+        until : a layer of whose work nothing but the scores is wanted, and that is the last; None: all of all layers
+        """
         if tokens.shape[1] > self._context:
             raise OptionError(f"{tokens.shape[1]} tokens: this decoder takes {self._context}")
         rows = tokens.shape[0]
@@ -376,8 +393,10 @@ class TextDecoder(nn.Module):
                 query = block.cross_attn.split(block.cross_attn.query(y), rows)[:, chosen].astype(mx.float32)
                 key = keys[:, chosen].astype(mx.float32)
                 scores.append(query * key.shape[-1] ** -0.5 @ key.swapaxes(-1, -2))
+            if layer == until:
+                break
             x = block.mlp(x + block.cross_attn(y, keys, values))
-        return self.ln(x).reshape(rows, -1, x.shape[1]), scores
+        return x, scores
 
     def new_cache(self, rows: int, group: int) -> DecoderCache:
         """An empty cache for a running batch of `rows` chunks of audio, with `group` hypotheses each."""

@@ -574,6 +574,7 @@ def _with_words(
         languages=[decoded.segments[0].language for decoded in batch],
         task=options.task,
         num_frames=[decoded.stretch.audio.size // HOP_LENGTH for decoded in batch],
+        probabilities=any(decoded.stretch.task.words for decoded in batch),  # else it is only asked where they stand
     )
     for decoded, words in zip(batch, timings, strict=True):
         task = decoded.stretch.task

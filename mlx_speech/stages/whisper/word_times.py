@@ -45,7 +45,7 @@ SENTENCE_END_MARKS = ".。!！?？"
 
 @dataclass(frozen=True)
 class WordTiming:
-    """A word and its tokens; start, end in seconds of the window; probability 0..1."""
+    """A word and its tokens; start, end in seconds of the window; probability 0..1, NaN where nobody asked."""
 
     word: str
     tokens: tuple[int, ...]
@@ -66,6 +66,7 @@ def find_alignment(
     languages: Sequence[str | None],
     task: str = "transcribe",
     num_frames: Sequence[int],
+    probabilities: bool = True,
 ) -> list[list[WordTiming]]:
     """The words of each text and their times, in one pass of the decoder (openai/whisper
     `find_alignment`).
@@ -74,6 +75,7 @@ def find_alignment(
     texts : text tokens of each (no timestamps, no special ones); an empty one gives no words
     languages, num_frames : of each; frames of 10 ms that hold its audio, without the padding to a
         whole window
+    probabilities : whether the words get theirs, for which all logits are computed
 
     Raises `OptionError` for a text that does not fit the decoder's context.
     """
@@ -89,11 +91,16 @@ def find_alignment(
     tokens = mx.array([row + [tokenizer.eot] * (longest - len(row)) for row in inputs])
     if len(rows) < encoded.shape[0]:
         encoded = encoded[mx.array(rows)]
-    states, layers = model.decoder.cross_attention(tokens, encoded, alignment_heads(model.args))
+    heads = alignment_heads(model.args)
+    if probabilities:
+        states, layers = model.decoder.cross_attention(tokens, encoded, heads)
+    else:
+        states = None
+        layers = model.decoder.cross_attention_scores(tokens, encoded, heads)
     scores = mx.concatenate(layers, axis=1)
 
     matrices = []
-    probabilities = []
+    of_tokens = []  # the probability of each
     for place, row in enumerate(rows):
         # from <|notimestamps|>, which says when the first word begins, to the last token of the
         # text
@@ -101,16 +108,19 @@ def find_alignment(
         last = len(inputs[place]) - 1
         frames = num_frames[row] // FRAMES_PER_POSITION
         matrices.append(_matrix(scores[place, :, : last + 1, :frames])[first:last])
-        logits = model.decoder.token_embedding.as_linear(states[place, first : last - 1])
-        text_logits = logits.astype(mx.float32)[:, : tokenizer.eot]
-        probabilities.append(_probabilities(text_logits, mx.array(list(texts[row]))))
-    mx.eval(matrices, probabilities)
+        if states is None:
+            of_tokens.append(mx.full(len(texts[row]), mx.nan))
+        else:
+            logits = model.decoder.token_embedding.as_linear(states[place, first : last - 1])
+            text_logits = logits.astype(mx.float32)[:, : tokenizer.eot]
+            of_tokens.append(_probabilities(text_logits, mx.array(list(texts[row]))))
+    mx.eval(matrices, of_tokens)
 
     paths = dtw([-np.array(matrix) for matrix in matrices])
-    for row, path, probability in zip(rows, paths, probabilities, strict=True):
+    for row, path, of_its_tokens in zip(rows, paths, of_tokens, strict=True):
         text = [*texts[row], tokenizer.eot]
         words, tokens_of_words = tokenizer.split_to_word_tokens(text, languages[row])
-        result[row] = _timings(words, tokens_of_words, path, np.array(probability, np.float64))
+        result[row] = _timings(words, tokens_of_words, path, np.array(of_its_tokens, np.float64))
     return result
 
 
