@@ -17,6 +17,7 @@ from mlx_speech.ops.cpu import in_numpy, in_parallel, parts_of, slices
 
 Pair = tuple[mx.array, mx.array]
 
+GATES = 4
 STEPS_PER_GRAPH = 256  # built before they are handed to the device, which can start while the rest is built
 ROWS_PER_PART = 32  # of more rows, products are no faster
 STEPS_PER_BLOCK = 32  # whose gates stay in cache, and of which one product is large enough
@@ -27,7 +28,7 @@ class Weights(NamedTuple):
     """Of one direction, as a step in NumPy wants them: gates in the order i, f, o, g, the first three halved.
 
     inputs : (inputs, 4·hidden)
-    states : (hidden, 4·hidden), halved once more
+    states : of each gate, (4, hidden, hidden), halved once more
     bias : (4·hidden,)
     """
 
@@ -108,7 +109,8 @@ def lstm_numpy(
     for direction in range(directions):
         inputs = _halved(input_weight[direction].T)
         states = 0.5 * _halved(weight[direction].T)
-        weights.append(Weights(inputs, states, _halved(bias[direction])))
+        of_gates = np.ascontiguousarray(states.reshape(hidden, GATES, hidden).swapaxes(0, 1))
+        weights.append(Weights(inputs, of_gates, _halved(bias[direction])))
 
     def compute(part: tuple[int, slice]) -> None:
         direction, rows = part
@@ -133,13 +135,15 @@ def _run(x: np.ndarray, weights: Weights, h: np.ndarray, c: np.ndarray, outputs:
 
     x : (steps, rows, inputs), in the order of the steps; h, c : (rows, hidden); outputs : (steps, rows, hidden)
 
-    A step is few calls, each into memory that is there. sigmoid(x) = (tanh(x/2) + 1)/2, so that one tanh goes over all
+    A step is few calls, each into memory that is there. A product for each gate is small enough for BLAS to read its
+    factors where they are, all of it at once would be packed first. sigmoid(x) = (tanh(x/2) + 1)/2, so that one tanh goes over all
     four gates; the halves are left out and made up for: h is kept doubled, and c doubled for a moment.
     """
     rows, hidden = h.shape
     h = 2 * h
     c = c.copy()
-    z = np.empty((rows, 4 * hidden), np.float32)
+    z = np.empty((rows, GATES * hidden), np.float32)
+    by_gate = z.reshape(rows, GATES, hidden).swapaxes(0, 1)
     sigmoids = z[:, : 3 * hidden]
     i = z[:, :hidden]
     f = z[:, hidden : 2 * hidden]
@@ -152,7 +156,7 @@ def _run(x: np.ndarray, weights: Weights, h: np.ndarray, c: np.ndarray, outputs:
         gates += weights.bias
         doubled = np.empty((len(piece), rows, hidden), np.float32)
         for step, output in zip(gates.reshape(len(piece), rows, -1), doubled, strict=True):
-            np.matmul(h, weights.states, out=z)
+            np.matmul(h, weights.states, out=by_gate)
             z += step
             np.tanh(z, out=z)
             sigmoids += 1
