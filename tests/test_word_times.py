@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 
 from mlx_speech.errors import OptionError
 from mlx_speech.models.whisper import Model, ModelArgs
+from mlx_speech.ops.alignment_matrix import alignment_matrix_graph, alignment_matrix_numpy, median_filter
 from mlx_speech.stages.whisper import word_times
+from mlx_speech.stages.whisper.time_warping import dtw
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.stages.whisper.word_times import WordTiming
 from mlx_speech.transcript import Segment, Word
@@ -313,7 +315,17 @@ def test_median_filter(length: int) -> None:
     x = rng.integers(0, 9, size=(3, 4, length)).astype(np.float32)  # with ties
     for values in (x, rng.normal(size=x.shape).astype(np.float32), np.where(rng.random(x.shape) < 0.2, np.nan, x)):
         expected = whisper.timing.median_filter(torch.from_numpy(values), 7)
-        np.testing.assert_array_equal(np.array(word_times.median_filter(mx.array(values))), expected.numpy())
+        np.testing.assert_array_equal(np.array(median_filter(mx.array(values), mx)), expected.numpy())
+        np.testing.assert_array_equal(median_filter(values, np), expected.numpy())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(1, 1, 20), (3, 2, 2), (8, 40, 700)])
+def test_both_alignment_matrices_agree(shape: tuple[int, ...]) -> None:
+    scores = np.random.default_rng(1).normal(size=shape, scale=3).astype(np.float32)
+    graph = np.array(alignment_matrix_graph(mx.array(scores)))
+    np.testing.assert_allclose(alignment_matrix_numpy(scores), graph, rtol=1e-4, atol=1e-5)
+    assert graph.shape == shape[1:] and np.isnan(graph).all() == (shape[1] == 1)
 
 
 def _matrices() -> Any:
@@ -329,13 +341,13 @@ def _matrices() -> Any:
 @settings(max_examples=150, deadline=None)
 @given(st.lists(_matrices(), min_size=1, max_size=4))
 def test_dtw_takes_the_path_of_openai(costs: list[np.ndarray]) -> None:
-    for cost, path in zip(costs, word_times.dtw(costs), strict=True):
+    for cost, path in zip(costs, dtw(costs), strict=True):
         np.testing.assert_array_equal(path, whisper.timing.dtw_cpu(cost))
 
 
 def test_dtw_of_a_large_matrix() -> None:
     cost = np.random.default_rng(0).normal(size=(180, 1500)).astype(np.float32).astype(np.float64)
-    np.testing.assert_array_equal(word_times.dtw([cost])[0], whisper.timing.dtw_cpu(cost))
+    np.testing.assert_array_equal(dtw([cost])[0], whisper.timing.dtw_cpu(cost))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1), (2, 3), (3, 3), (4, 3), (3, 5)])
@@ -348,7 +360,7 @@ def test_dtw_finds_the_cheapest_path(shape: tuple[int, int]) -> None:
 
     for seed in range(20):
         cost = np.random.default_rng(seed).normal(size=shape).astype(np.float32)  # no ties
-        rows, columns = word_times.dtw([cost])[0]
+        rows, columns = dtw([cost])[0]
         assert (rows[0], columns[0]) == (0, 0) and (rows[-1] + 1, columns[-1] + 1) == shape
         steps = set(zip(np.diff(rows), np.diff(columns), strict=True))
         assert steps <= {(0, 1), (1, 0), (1, 1)}

@@ -136,8 +136,8 @@ def _run(x: np.ndarray, weights: Weights, h: np.ndarray, c: np.ndarray, outputs:
     x : (steps, rows, inputs), in the order of the steps; h, c : (rows, hidden); outputs : (steps, rows, hidden)
 
     A step is few calls, each into memory that is there. A product for each gate is small enough for BLAS to read its
-    factors where they are, all of it at once would be packed first. sigmoid(x) = (tanh(x/2) + 1)/2, so that one tanh goes over all
-    four gates; the halves are left out and made up for: h is kept doubled, and c doubled for a moment.
+    factors where they are; all of it at once would be packed first. sigmoid(x) = (tanh(x/2) + 1)/2, so that one tanh
+    goes over all four gates; the halves are left out and made up for: h is kept doubled, and c doubled for a moment.
     """
     rows, hidden = h.shape
     h = 2 * h

@@ -23,7 +23,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.models.whisper import Model, ModelArgs
+from mlx_speech.ops.alignment_matrix import alignment_matrix
 from mlx_speech.ops.log_sum_exp import log_sum_exp
+from mlx_speech.stages.whisper.time_warping import dtw
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment, Word
 
@@ -31,7 +33,6 @@ TOKENS_PER_SECOND = 50  # positions of the encoder
 FRAMES_PER_POSITION = 2  # of 10 ms
 SHORTEST = 1 / TOKENS_PER_SECOND  # seconds that a segment lasts, as from one timestamp to the next
 
-MEDIAN_WIDTH = 7  # neighbours, openai/whisper's `medfilt_width`
 MAX_MEDIAN = 0.7  # seconds; a longer median of the words' durations tells nothing
 FIRST_WORDS = 8  # of a segment, by which it is judged
 IMPROBABLE = 0.15  # the probability below which a word is suspicious
@@ -107,7 +108,7 @@ def find_alignment(
         first = len(starts[place])
         last = len(inputs[place]) - 1
         frames = num_frames[row] // FRAMES_PER_POSITION
-        matrices.append(_matrix(scores[place, :, : last + 1, :frames])[first:last])
+        matrices.append(alignment_matrix(scores[place, :, : last + 1, :frames])[first:last])
         if states is None:
             of_tokens.append(mx.full(len(texts[row]), mx.nan))
         else:
@@ -138,129 +139,10 @@ def alignment_heads(args: ModelArgs) -> list[tuple[int, int]]:
     return list(product(range(layers // 2, layers), range(args.n_text_head)))
 
 
-def _matrix(scores: mx.array) -> mx.array:
-    """Scores (heads, tokens, frames) → how much each token looks at each frame, (tokens,
-    frames)."""
-    weights = mx.softmax(scores, axis=-1)
-    weights = weights - weights.mean(axis=-2, keepdims=True)
-    weights = weights / mx.sqrt(mx.square(weights).mean(axis=-2, keepdims=True))
-    return median_filter(weights).mean(axis=0)
-
-
 def _probabilities(logits: mx.array, tokens: mx.array) -> mx.array:
     """The probability of each token, from its logits: (n, vocabulary), (n,) → (n,)."""
     chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1)
     return mx.exp(chosen - log_sum_exp(logits))[:, 0]
-
-
-def median_filter(x: mx.array) -> mx.array:
-    """The median of every 7 neighbours along the last axis, reflected at the ends; three or fewer
-    stay as they are.
-
-    Equal to openai/whisper's `median_filter`, which sorts: the middle of seven is their centre,
-    clamped between the third and the fourth of the other six, and those follow from two sorted
-    triples. NaN counts as the greatest.
-    """
-    length = x.shape[-1]
-    reach = MEDIAN_WIDTH // 2
-    if length <= reach:
-        return x
-    x = mx.where(mx.isnan(x), mx.inf, x)
-    x = mx.concatenate([x[..., reach:0:-1], x, x[..., -2 : -2 - reach : -1]], axis=-1)
-    lowest, middle, highest = _sorted_triples(x)
-    # the three before the centre and the three behind it
-    low_a = lowest[..., :length]
-    middle_a = middle[..., :length]
-    high_a = highest[..., :length]
-    low_b = lowest[..., reach + 1 :]
-    middle_b = middle[..., reach + 1 :]
-    high_b = highest[..., reach + 1 :]
-    third = mx.minimum(high_a, high_b)
-    third = mx.minimum(third, mx.maximum(low_a, middle_b))
-    third = mx.minimum(third, mx.maximum(middle_a, low_b))
-    fourth = mx.maximum(low_a, low_b)
-    fourth = mx.maximum(fourth, mx.minimum(middle_a, high_b))
-    fourth = mx.maximum(fourth, mx.minimum(high_a, middle_b))
-    centre = x[..., reach : reach + length]
-    median = mx.minimum(mx.maximum(centre, third), fourth)
-    return mx.where(mx.isinf(median), mx.nan, median)
-
-
-def _sorted_triples(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """The lowest, the middle and the highest of every three neighbours along the last axis."""
-    first = x[..., :-2]
-    second = x[..., 1:-1]
-    last = x[..., 2:]
-    low = mx.minimum(first, second)
-    high = mx.maximum(first, second)
-    return mx.minimum(low, last), mx.maximum(low, mx.minimum(high, last)), mx.maximum(high, last)
-
-
-# --- dynamic time warping -------------------------------------------------------------------------
-
-FROM_DIAGONAL = 0
-FROM_ABOVE = 1
-FROM_LEFT = 2
-
-
-def dtw(costs: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The cheapest monotone path through each matrix (n, m): its rows and its columns, (steps,)
-    each; an anti-diagonal of all of them a step.
-
-    Added in float32, and as in openai/whisper `dtw_cpu`, a tie means a step from the left, even
-    where the cell above and the one before it tie and both are cheaper.
-    """
-    rows = max(cost.shape[0] for cost in costs)
-    columns = max(cost.shape[1] for cost in costs)
-    shape = (rows + columns + 1, len(costs), rows + 1)
-    skewed = np.full(shape, np.inf, dtype=np.float32)  # [i + j, matrix, i]
-    for k, cost in enumerate(costs):
-        i, j = np.indices(cost.shape) + 1
-        skewed[i + j, k, i] = cost
-    trace = np.zeros(skewed.shape, dtype=np.int8)
-    # the sums along the last two anti-diagonals
-    last = np.full((len(costs), rows + 1), np.inf, dtype=np.float32)
-    last_but_one = last.copy()
-    last_but_one[:, 0] = 0
-    for step in range(2, rows + columns + 1):
-        diagonal = last_but_one[:, :-1]
-        up = last[:, :-1]
-        left = last[:, 1:]
-        # comparisons with NaN are false, so then it is left
-        take_diagonal = (diagonal < up) & (diagonal < left)
-        take_up = (up < diagonal) & (up < left)
-        best = np.where(take_diagonal, diagonal, np.where(take_up, up, left))
-        trace[step, :, 1:] = FROM_LEFT
-        trace[step, :, 1:][take_up] = FROM_ABOVE
-        trace[step, :, 1:][take_diagonal] = FROM_DIAGONAL
-        last_but_one = last
-        last = skewed[step].copy()
-        last[:, 1:] += best
-    return [_backtrace(trace[:, k], *cost.shape) for k, cost in enumerate(costs)]
-
-
-def _backtrace(trace: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows and columns of a path from the last cell of a matrix.
-
-    trace [i + j, i] : where a step came from, FROM_DIAGONAL, FROM_ABOVE or FROM_LEFT
-    """
-    i = rows
-    j = columns
-    path = []
-    while i > 0 or j > 0:
-        path.append((i - 1, j - 1))
-        if i == 0:
-            source = FROM_LEFT
-        elif j == 0:
-            source = FROM_ABOVE
-        else:
-            source = int(trace[i + j, i])
-        if source != FROM_LEFT:
-            i -= 1
-        if source != FROM_ABOVE:
-            j -= 1
-    path_rows, path_columns = np.array(path[::-1], dtype=np.int64).reshape(-1, 2).T
-    return path_rows, path_columns
 
 
 def _timings(
