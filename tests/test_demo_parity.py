@@ -37,6 +37,7 @@ from mlx_speech.stages.vad import detect_speech
 from mlx_speech.stages.whisper import batched, decode, word_times
 from mlx_speech.stages.whisper.decode import DecodingOptions, Job
 from mlx_speech.stages.whisper.longform import transcribe_sequential
+from mlx_speech.stages.whisper.time_warping import dtw
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.transcript import Segment
 
@@ -185,9 +186,7 @@ def _alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Upstream writes special tokens into the text whose compression it measures; its words are not tidied."""
     monkeypatch.setattr(whisper.tokenizer.Tokenizer, "decode", _text)
     monkeypatch.setattr(word_times, "tidy", lambda words, start, end: tuple(words))
-    monkeypatch.setattr(
-        whisper.timing, "dtw", lambda x: np.stack(word_times.dtw([x.numpy()])[0])
-    )  # takes long to compile
+    monkeypatch.setattr(whisper.timing, "dtw", lambda x: np.stack(dtw([x.numpy()])[0]))  # takes long to compile
     same_noise(monkeypatch)
 
 

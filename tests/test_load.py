@@ -476,14 +476,31 @@ def test_whisper_notices_that_its_weights_are_others(shelf: Shelf) -> None:
     packed, before = logits_after_a_step()
     again, same = logits_after_a_step()
     assert again is packed and np.array_equal(same, before)
-    for layer in (model.decoder.token_embedding, model.decoder.blocks[-1].mlp2):
-        layer.weight = 2 * layer.weight
+    last = model.decoder.blocks[-1]
+    embedding = model.decoder.token_embedding
+
+    def replace_a_matrix() -> None:
+        last.mlp2.weight = 2 * last.mlp2.weight
+
+    def change_a_matrix() -> None:
+        last.mlp1.weight *= 3
+
+    def change_a_row() -> None:
+        embedding.weight[7] = 5 * embedding.weight[8]
+
+    def change_a_bias() -> None:
+        last.mlp2.bias += mx.arange(last.mlp2.bias.size)
+
+    for change in (replace_a_matrix, change_a_matrix, change_a_row, change_a_bias):
+        change()
         other, found = logits_after_a_step()
         expected = np.array(model.decoder(mx.repeat(first, 2, axis=1), encoded))[0, -1:]
-        assert other is not packed and close(found, expected, 1e-4) and not close(found, before, 1e-2)
-        packed = other
+        assert other is not packed and close(found, expected, 1e-4) and not close(found, before, 1e-3)
+        packed, before = other, found
+    model.decoder.blocks = model.decoder.blocks[:1]
+    assert model.decoder.new_cache(1, 1).packed is not packed
     model.decoder.apply(lambda array: array.astype(mx.float16))
-    assert model.decoder.new_cache(1, 1).packed is None
+    assert model.decoder.new_cache(1, 1).packed is None and model.decoder._packed is None  # nor is its memory held
 
 
 def an_lstm(directions: int, batch: int, steps: int, hidden: int = 5, dtype: mx.Dtype = mx.float32) -> list[mx.array]:

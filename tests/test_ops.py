@@ -319,12 +319,26 @@ def test_attention_whatever_the_scores(largest: float, numpy_runs: list[bool]) -
         expected = torch.nn.functional.scaled_dot_product_attention(*theirs, attn_mask=their_mask, scale=1.0).numpy()
         found = np.array(attention(queries, keys, values, scale=1.0, mask=seen))
         assert np.isfinite(found).all()
-        # a score of 64 is known to 4e-6, and so is what it makes of the values
+        if seen is not None:  # one key is one value, whatever its score
+            assert np.allclose(found[:, :, :10], np.array(values)[:, :, :1], rtol=1e-6)
+        # a score of 900 is known to 1e-4, and so is what it makes of values of some 100
         assert largest > 30 or np.abs(found - expected).max() < 1e-5 * max(1.0, largest**2) * 100
     assert numpy_runs == [True, True]
 
 
-@pytest.mark.parametrize("rows, group, keys", [(1, 1, 3), (2, 3, 24), (5, 1, 700)])
+def test_a_query_that_is_no_number_spoils_no_other() -> None:
+    queries = 20 * draw(1, 2, 300, 8)
+    keys = 20 * draw(1, 2, 2_100, 8, seed=1)
+    values = draw(1, 2, 2_100, 8, seed=2)
+    expected = np.array(attention(queries, keys, values, scale=1.0))
+    queries[0, 0, 3] = math.nan
+    found = np.array(attention(queries, keys, values, scale=1.0))
+    assert np.isfinite(expected).all() and np.isnan(found[0, 0, 3]).all()
+    found[0, 0, 3] = expected[0, 0, 3]
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("rows, group, keys", [(1, 1, 3), (2, 3, 24), (5, 1, 700), (1, 30, 60)])
 def test_a_step_of_a_decoder_is_that_of_the_graph(rows: int, group: int, keys: int, numpy_runs: list[bool]) -> None:
     heads, width, layers = 3, 24, 2
     seeds = iter(range(100))
@@ -370,6 +384,8 @@ def test_a_step_of_a_decoder_is_that_of_the_graph(rows: int, group: int, keys: i
         assert np.isfinite(of_rows).all()
     packed = decoder_step.Packed.of(weights, weight(5, width))
     by_panels = decoder_step.step(x, visible, weights, past, range(rows), packed)
+    partly, _, _ = decoder_step.step(x, visible, weights, past, [rows - 1], packed)
+    assert np.array_equal(np.array(partly)[-group:], np.array(by_panels[0])[-group:])
     for own, wanted in zip([by_panels[0], *by_panels[1], *by_panels[2]], [found, *own_keys, *own_values], strict=True):
         assert own.shape == wanted.shape and np.abs(np.array(own - wanted)).max() < 2e-5
 

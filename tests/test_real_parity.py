@@ -275,7 +275,8 @@ def test_the_real_whisper_in_smaller_precisions(tmp_path: Path) -> None:
 
 
 def test_a_real_whisper_is_verified_by_the_command(tmp_path: Path) -> None:
-    """It meets its bars on the recording of the command, where the original itself rounds by up to 1e-3."""
+    """It meets its bars, or `convert` would raise, on the recording of the command, where the original itself rounds
+    by up to 1e-3."""
     report = convert(str(real_weights("whisper-tiny.en")), tmp_path / "mlx", verify=True)
     assert "| encoder, max difference" in report.tables[""] and "| decoder, 8 sequences" in report.tables[""]
 

@@ -46,7 +46,10 @@ class TimeNorm(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """MLX's, scaled and shifted, but for a CPU, where this uses all cores."""
+    """As `nn.LayerNorm` with weight and bias; on a CPU all cores compute it."""
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        super().__init__(width, eps=eps)
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (…, width) → the same shape"""

@@ -202,7 +202,8 @@ class DecoderCache:
     visible : (rows, group, slots, group), True where a hypothesis sees the entry that another one wrote to a slot
     itself : (group, group), True where a hypothesis sees what it writes
     weights : of the layers when the batch began, for steps in NumPy; empty where these are not for it
-    packed : the same, where they are not too large
+    packed : the same and the output layer's, in the order in which a step reads them; None where they are too large,
+        or not all are for NumPy
     lengths : tokens of each row so far, (rows,); 0 where it is free
     position : the slot that is written next
     """
@@ -344,8 +345,8 @@ class TextDecoder(nn.Module):
     def _logits(self, states: mx.array, packed: decoder_step.Packed | None = None) -> mx.array:
         """(…, width) → (…, vocabulary) in float32: the embedding is the output layer too"""
         if isinstance(self.token_embedding, nn.Embedding):
-            panels = None if packed is None else packed.embedding
-            return few_rows.linear(states, self.token_embedding.weight, panels).astype(mx.float32)
+            output_layer = None if packed is None else packed.embedding
+            return few_rows.linear(states, self.token_embedding.weight, output_layer).astype(mx.float32)
         return self.token_embedding.as_linear(states).astype(mx.float32)
 
     def cross_attention(
@@ -365,8 +366,13 @@ class TextDecoder(nn.Module):
     def cross_attention_scores(
         self, tokens: mx.array, encoded: mx.array, heads: Sequence[tuple[int, int]]
     ) -> list[mx.array]:
-        """What `cross_attention` returns beside the states, without what only these need; `heads` has at least one."""
-        _, scores = self._read(tokens, encoded, heads, until=heads[-1][0])
+        """What `cross_attention` returns beside the states, without the work that only these need.
+
+        tokens (batch, n), encoded (batch, 1500, width), heads : (layer, head) pairs, at least one
+
+        Returns for each layer that has heads (batch, heads, n, 1500). Raises as `cross_attention`.
+        """
+        _, scores = self._read(tokens, encoded, heads, until=max(layer for layer, _ in heads))
         return scores
 
     def _read(
@@ -482,15 +488,27 @@ class TextDecoder(nn.Module):
         return weights if all(suits_numpy(*layer) for layer in weights) else []
 
     def _pack(self, weights: list[decoder_step.Weights]) -> decoder_step.Packed | None:
-        """The weights of all layers as their steps read them, made once; None where they are none, or too large."""
+        """The weights of all layers and of the output layer as their steps read them, made once.
+
+        weights : of the layers, which are for NumPy; empty: they are not
+
+        None where they are not, or too large.
+        """
+        if not weights or not self._has_plain_output() or self._size(weights) > LARGEST_PACKED:
+            self._packed = None
+            return None
         embedding = self.token_embedding.weight
-        if not weights or not isinstance(self.token_embedding, nn.Embedding) or not suits_numpy(embedding):
-            return None
-        if decoder_step.size(weights, embedding) > LARGEST_PACKED:
-            return None
         if self._packed is None or not self._packed.is_of(weights, embedding):
+            self._packed = None  # its memory is free for the next
             self._packed = decoder_step.Packed.of(weights, embedding)
         return self._packed
+
+    def _has_plain_output(self) -> bool:
+        return isinstance(self.token_embedding, nn.Embedding) and suits_numpy(self.token_embedding.weight)
+
+    def _size(self, weights: list[decoder_step.Weights]) -> int:
+        """Of the layers and the output layer, in bytes."""
+        return decoder_step.size(weights, self.token_embedding.weight)
 
     def _step_of_few(self, x: mx.array, cache: DecoderCache) -> mx.array:
         """All layers of a step for few hypotheses on a CPU: x (rows·group, width) → the same shape."""

@@ -35,7 +35,8 @@ def alignment_matrix_numpy(scores: np.ndarray) -> np.ndarray:
     filtered = np.empty_like(scores)
 
     def compute(head: int) -> None:
-        with np.errstate(invalid="ignore"):  # a single token is its own mean
+        # a single token is its own mean; and no token may look at a frame
+        with np.errstate(invalid="ignore", divide="ignore"):
             weights = np.exp(scores[head] - scores[head].max(axis=-1, keepdims=True))
             weights /= weights.sum(axis=-1, keepdims=True)
             filtered[head] = _filtered(weights, np)

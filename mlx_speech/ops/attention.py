@@ -14,7 +14,7 @@ from mlx_speech.ops.cpu import in_numpy, in_parallel, runs, slices, suits_numpy
 SMALLEST_KEYS_FOR_NUMPY = 1 << 15  # numbers; of fewer, ending MLX's lazy evaluation costs more than NumPy saves
 QUERIES_PER_BLOCK = 256  # whose scores stay in cache
 QUERIES_PER_THREAD = 24  # of several heads; fewer do not pay for a second thread
-LARGEST_UNSHIFTED = 70.0  # a score up to which its exponential, and a sum of many of them, is far from float32's ends
+LARGEST_UNSHIFTED = 70.0  # a score whose exponential, times what values there are, is far from float32's ends
 
 
 def attention(
@@ -66,7 +66,8 @@ def attention_numpy(
 
     def compute_head(head: tuple[int, ...]) -> None:
         transposed = np.ascontiguousarray(keys[head].T)
-        is_shifted = _longest(queries[head]) * _longest(keys[head]) > LARGEST_UNSHIFTED
+        largest = _longest(queries[head]) * _longest(keys[head])
+        is_shifted = not largest <= LARGEST_UNSHIFTED  # also where it is NaN: that is one query's or one key's
         for block in slices(n, QUERIES_PER_BLOCK):
             block_visible = None if visible is None else visible[head][block]
             result[head][block] = _attend(queries[head][block], transposed, values[head], block_visible, is_shifted)

@@ -7,6 +7,7 @@ look at what MLX computed waits for another thread.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -58,38 +59,42 @@ class Weights(NamedTuple):
 class Packed:
     """The weights of a decoder as its steps read them in NumPy.
 
-    sources : the arrays that they were made of
-    layers : `Weights` of each layer, with `Panels` for the matrices
+    layers : `Weights` of each layer, with `Panels` for the matrices and NumPy's arrays for the rest
     embedding : which is the output layer
+    sources : what they were made of, as NumPy sees it. MLX changes no array that somebody else holds, so weights that
+        have been changed lie elsewhere
     """
 
-    sources: list[mx.array]
     layers: list[Any]
     embedding: Panels
+    sources: list[np.ndarray]
 
     @classmethod
     def of(cls, layers: Sequence[Weights], embedding: mx.array) -> Packed:
         """A copy of these, which are float32 on a CPU; embedding (vocabulary, width)"""
-        sources = _sources(layers, embedding)
-        mx.eval(sources)
+        arrays = _arrays(layers, embedding)
+        mx.eval(arrays)
+        sources = numpy_views([copy(array) for array in arrays])
         packed: list[Any] = []
-        for weights in layers:
-            views = numpy_views(weights)
-            packed.append(Weights._make(panels(view) if view.ndim == 2 else view for view in views))
-        return cls(sources, packed, panels(numpy_views([embedding])[0]))
+        for start in range(0, len(sources) - 1, len(Weights._fields)):
+            own = sources[start : start + len(Weights._fields)]
+            packed.append(Weights._make(panels(array) if array.ndim == 2 else array for array in own))
+        return cls(packed, panels(sources[-1]), sources)
 
     def is_of(self, layers: Sequence[Weights], embedding: mx.array) -> bool:
-        """Whether it was made of these very arrays."""
-        sources = _sources(layers, embedding)
-        return all(own is other for own, other in zip(self.sources, sources, strict=True))
+        """Whether it was made of these arrays, and they have the values that they had."""
+        arrays = _arrays(layers, embedding)
+        mx.eval(arrays)
+        return [view.ctypes.data for view in numpy_views(arrays)] == [view.ctypes.data for view in self.sources]
 
 
 def size(layers: Sequence[Weights], embedding: mx.array) -> int:
     """Of these, in bytes."""
-    return sum(array.nbytes for array in _sources(layers, embedding))
+    return sum(array.nbytes for array in _arrays(layers, embedding))
 
 
-def _sources(layers: Sequence[Weights], embedding: mx.array) -> list[mx.array]:
+def _arrays(layers: Sequence[Weights], embedding: mx.array) -> list[mx.array]:
+    """Those of each layer, and the embedding behind them."""
     return [*(array for weights in layers for array in weights), embedding]
 
 
@@ -120,7 +125,7 @@ def step(
     visible : (rows, 1, group, m), True where a hypothesis sees a key of the past
     layers, past : of each layer
     used : rows that are wanted, ascending; the others get numbers that mean nothing, without the audio being read
-    packed : the weights of `layers`, if there are
+    packed : the weights of `layers` in the order of a step; None: they are read as they lie
 
     Returns the output of the last layer, (rows · group, width), and the keys and the values that each layer made, each
     (rows, heads, group, width of a head).

@@ -29,6 +29,7 @@ class Panels(NamedTuple):
     """A matrix, (outputs, inputs), in the order in which a product with few rows reads it.
 
     numbers : (panels, inputs, OUTPUTS_PER_PANEL); behind the last output there are zeros
+    outputs : how many of them are the matrix's
     """
 
     numbers: np.ndarray
@@ -56,19 +57,19 @@ def panels(weight: np.ndarray) -> Panels:
     return Panels(numbers, outputs)
 
 
-def suits(x: mx.array, packed: bool) -> bool:
+def suits(x: mx.array, has_panels: bool) -> bool:
     """Whether x, (…, inputs), has few rows, and NumPy can compute with it.
 
-    packed : whether the matrices are `Panels`
+    has_panels : whether the matrices are `Panels`
     """
-    most = MOST_ROWS_OF_PANELS if packed else MOST_ROWS
+    most = MOST_ROWS_OF_PANELS if has_panels else MOST_ROWS
     return x.size // x.shape[-1] <= most and suits_numpy(x)
 
 
 def linear(x: mx.array, weight: mx.array, packed: Panels | None = None) -> mx.array:
     """x (…, inputs), weight (outputs, inputs) → x · weightᵀ, (…, outputs)
 
-    packed : the same weights, if there are
+    packed : the same weights as a product with few rows reads them; None: they are read as they lie
 
     In NumPy for few rows of float32 on a CPU, else MLX's product.
     """
@@ -89,7 +90,8 @@ def linear_numpy(x: np.ndarray, weight: np.ndarray, packed: Panels | None = None
 
 
 def product(x: np.ndarray, weight: Matrix, bias: np.ndarray | None = None) -> np.ndarray:
-    """x (rows, inputs), weight (outputs, inputs), bias (outputs,) → x · weightᵀ + bias, (rows, outputs)"""
+    """x (rows, inputs), weight (outputs, inputs) or its panels, bias (outputs,) → x · weightᵀ + bias,
+    (rows, outputs)"""
     if isinstance(weight, Panels):
         y = _times_panels(x, weight)
     elif len(x) > MOST_ROWS:

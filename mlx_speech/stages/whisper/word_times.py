@@ -101,7 +101,7 @@ def find_alignment(
     scores = mx.concatenate(layers, axis=1)
 
     matrices = []
-    of_tokens = []  # the probability of each
+    token_probabilities = []
     for place, row in enumerate(rows):
         # from <|notimestamps|>, which says when the first word begins, to the last token of the
         # text
@@ -110,18 +110,18 @@ def find_alignment(
         frames = num_frames[row] // FRAMES_PER_POSITION
         matrices.append(alignment_matrix(scores[place, :, : last + 1, :frames])[first:last])
         if states is None:
-            of_tokens.append(mx.full(len(texts[row]), mx.nan))
+            token_probabilities.append(mx.full(len(texts[row]), mx.nan))
         else:
             logits = model.decoder.token_embedding.as_linear(states[place, first : last - 1])
             text_logits = logits.astype(mx.float32)[:, : tokenizer.eot]
-            of_tokens.append(_probabilities(text_logits, mx.array(list(texts[row]))))
-    mx.eval(matrices, of_tokens)
+            token_probabilities.append(_probabilities(text_logits, mx.array(list(texts[row]))))
+    mx.eval(matrices, token_probabilities)
 
     paths = dtw([-np.array(matrix) for matrix in matrices])
-    for row, path, of_its_tokens in zip(rows, paths, of_tokens, strict=True):
+    for row, path, probability in zip(rows, paths, token_probabilities, strict=True):
         text = [*texts[row], tokenizer.eot]
         words, tokens_of_words = tokenizer.split_to_word_tokens(text, languages[row])
-        result[row] = _timings(words, tokens_of_words, path, np.array(of_its_tokens, np.float64))
+        result[row] = _timings(words, tokens_of_words, path, np.array(probability, np.float64))
     return result
 
 
