@@ -42,7 +42,8 @@ def alignment_matrix_numpy(scores: np.ndarray) -> np.ndarray:
             filtered[head] = _filtered(weights, np)
 
     in_parallel(compute, range(len(scores)))
-    return filtered.mean(axis=0)
+    with np.errstate(invalid="ignore"):
+        return filtered.mean(axis=0)
 
 
 def _filtered(weights: Any, xp: Any) -> Any:
