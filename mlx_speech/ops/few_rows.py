@@ -49,11 +49,7 @@ def panels(weight: np.ndarray) -> Panels:
         panel = weight[index * width : (index + 1) * width]
         numbers[index, :, : len(panel)] = panel.T
 
-    def copy_some(part: slice) -> None:
-        for index in range(*part.indices(len(numbers))):
-            copy(index)
-
-    in_parallel(copy_some, slices(len(numbers), -(-len(numbers) // PARTS_FOR_THREADS)))
+    in_parallel(copy, range(len(numbers)))
     return Panels(numbers, outputs)
 
 
