@@ -1,16 +1,19 @@
 """A pipeline for tests of archives: its recordings are small texts that say what happens when they are heard.
 
 A file is JSON: `text` is what is heard, in `seconds` of sound; hearing it takes `sleep` seconds. `act` "kill" ends the
-process, "broken" fails as broken sound does, "memory" and "network" fail as often as `times` says, "warn" warns. Every
-beginning and every end is noted in `marks`, a line each: "began" or "ended", the file's name, the id of the process,
-and when.
+process, "broken" fails as broken sound does, "memory" and "network" fail, each as often as `times` says or always;
+"warn" warns; "gone", when `after` files have begun before, ends the machine whose Ray process is `machine`, or waits for
+its end where it is heard on another. What happens is noted in `marks`, a line each: "began", "ended" or "gone", the
+file's name, the id of the process, and when.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
+import subprocess
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -19,6 +22,8 @@ from typing import Any
 
 from mlx_speech.errors import AudioError, OptionError, OutOfMemory
 from mlx_speech.transcript import Segment, Transcript, Word
+
+PATIENCE = 60.0  # seconds that a file waits for the end of a machine
 
 
 class Scripted:
@@ -40,18 +45,33 @@ class Scripted:
             self._note("ended", name)
 
     def _outcome(self, recording: str, name: str, script: dict[str, Any], language: str | None) -> Any:
+        hearings = begun(self._marks)
+        again = hearings.count(name) <= script.get("times", math.inf)
         match script.get("act"):
-            case "kill":
+            case "kill" if again:
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "gone" if len(hearings) > script["after"]:
+                self._end_machine(script["machine"], name)
             case "broken":
                 return AudioError(f"{recording}: is no recording: is the file whole?")
             case "warn":
                 warnings.warn(f"{recording}: breaks off at 1 s", stacklevel=2)
-            case "memory" if begun(self._marks).count(name) <= script["times"]:
+            case "memory" if again:
                 return OutOfMemory("out of memory: lower batch_size")
-            case "network" if begun(self._marks).count(name) <= script["times"]:
+            case "network" if again:
                 return ConnectionResetError("the server has hung up")
         return self.transcript(script, language)
+
+    def _end_machine(self, raylet: int, name: str) -> None:
+        """Kill all processes of a machine, this one last, or wait until that is done on that machine."""
+        this = os.getpid()
+        if os.getppid() == raylet:
+            self._note("gone", name)
+            for process in [raylet, *sorted(children(raylet), key=lambda child: child == this)]:
+                os.kill(process, signal.SIGKILL)
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end and not any(what == "gone" for what, *_ in notes(self._marks)):
+            time.sleep(0.02)
 
     def transcript(self, script: dict[str, Any], language: str | None) -> Transcript:
         """What is heard in a file."""
@@ -69,8 +89,14 @@ class Scripted:
             os.close(file)
 
 
+def children(process: int) -> list[int]:
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [line.split() for line in listed.splitlines()]
+    return [int(child) for child, parent in pairs if int(parent) == process]
+
+
 def notes(marks: Path) -> list[tuple[str, str, int]]:
-    """What happened: "began" or "ended", the file's name, and the id of the process."""
+    """What happened: "began", "ended" or "gone", the file's name, and the id of the process."""
     if not marks.exists():
         return []
     lines = marks.read_text(encoding="utf-8").splitlines()

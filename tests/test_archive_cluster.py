@@ -80,12 +80,6 @@ def meanwhile(condition: Callable[[], bool], action: Callable[[], object]) -> th
     return thread
 
 
-def children(process: int) -> list[int]:
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    pairs = [line.split() for line in listed.splitlines()]
-    return [int(child) for child, parent in pairs if int(parent) == process]
-
-
 def begun_twice(marks: Path) -> set[str]:
     counts = Counter(begun(marks))
     return {name for name, count in counts.items() if count > 1}
@@ -238,38 +232,26 @@ def test_a_file_that_ends_its_process_twice_is_set_aside(cluster: Any, tmp_path:
 
 def test_a_process_that_is_killed(cluster: Any, tmp_path: Path) -> None:
     files, out, marks = write_recordings(tmp_path / "in", 16, sleep=0.05), tmp_path / "out", tmp_path / "marks"
-    killed: list[int] = []
-
-    def kill() -> None:
-        killed.append(notes(marks)[-1][2])
-        os.kill(killed[0], signal.SIGKILL)
-
-    thread = meanwhile(lambda: len(notes(marks)) >= 6, kill)
+    files[9].write_text(json.dumps({"text": "heard at the second time", "act": "kill", "times": 1}))
     report = run(tmp_path / "in", out, marks)
-    thread.join()
     assert not report.failed and deaths(out) > 0
     check_whole(files, out, marks)
-    of_the_killed = {name for what, name, process in notes(marks) if what == "began" and process == killed[0]}
-    assert begun_twice(marks) <= of_the_killed
+    killed = next(process for what, name, process in notes(marks) if name == files[9].name)
+    of_the_killed = {name for what, name, process in notes(marks) if what == "began" and process == killed}
+    assert files[9].name in begun_twice(marks) and begun_twice(marks) <= of_the_killed
 
 
 def test_a_machine_that_is_gone(cluster: Any, tmp_path: Path) -> None:
+    """In the midst of a file, when others are done."""
     import ray
 
-    files, out, marks = write_recordings(tmp_path / "in", 24, sleep=0.1), tmp_path / "out", tmp_path / "marks"
     node = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     before = sum(entry["Alive"] for entry in ray.nodes())
-
     (raylet,) = [process.process.pid for process in node.all_processes["raylet"]]
-
-    def kill() -> None:
-        for process in [raylet, *children(raylet)]:
-            os.kill(process, signal.SIGKILL)
-
-    thread = meanwhile(lambda: any(process in children(raylet) for *_, process in notes(marks)[8:]), kill)
+    script = {"sleep": 0.1, "act": "gone", "machine": raylet, "after": 4}
+    files, out, marks = write_recordings(tmp_path / "in", 24, **script), tmp_path / "out", tmp_path / "marks"
     report = run(tmp_path / "in", out, marks)
-    thread.join()
     assert not report.failed and begun_twice(marks) and deaths(out) == 0
     check_whole(files, out, marks)
     cluster.remove_node(node, allow_graceful=False)
