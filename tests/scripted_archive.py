@@ -2,8 +2,8 @@
 
 A file is JSON: `text` is what is heard, in `seconds` of sound; hearing it takes `sleep` seconds. `act` "kill" ends the
 process, "broken" fails as broken sound does, "memory" and "network" fail, each as often as `times` says or always;
-"warn" warns; "gone", when `after` files have begun before, ends the machine whose Ray process is `machine`, or waits for
-its end where it is heard on another. What happens is noted in `marks`, a line each: "began", "ended" or "gone", the
+"warn" warns; "gone", when `after` files have begun before, ends the machine whose Ray process is `machine`, or waits
+for its end where it is heard on another. What happens is noted in `marks`, a line each: "began", "ended" or "gone", the
 file's name, the id of the process, and when.
 """
 
