@@ -232,13 +232,15 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 class _Cache:
     """The tokens of every hypothesis."""
 
+    is_in_numpy = False
+
     def __init__(self, jobs: int, group: int):
         self.windows = [0] * jobs
         self.tokens: list[list[list[int]]] = [[[] for _ in range(group)] for _ in range(jobs)]
         self.group = group
 
-    def reorder(self, sources: mx.array) -> None:
-        rows = zip(self.tokens, np.array(sources).tolist(), strict=True)
+    def reorder(self, sources: list[list[int]]) -> None:
+        rows = zip(self.tokens, sources, strict=True)
         self.tokens = [[list(group[source]) for source in chosen] for group, chosen in rows]
 
     def keep(self, jobs: list[int]) -> None:

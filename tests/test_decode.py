@@ -541,7 +541,7 @@ def test_a_window_is_the_whole_sequence(pair: SimpleNamespace, group: int) -> No
             sequences, audio = [sequences[1], sequences[0]], [audio[1], audio[0]]
         if step % 3 == 1:
             sources = rng.integers(0, group, (len(sequences), group))
-            window.reorder(mx.array(sources))
+            window.reorder(sources.tolist())
             sequences = [[hyp[s] for s in chosen] for hyp, chosen in zip(sequences, sources, strict=True)]
         new = rng.integers(0, 50000, (len(sequences), group))
         sequences = [

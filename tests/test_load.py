@@ -39,7 +39,8 @@ from mlx_speech.models import layers, pyannet, wespeaker
 from mlx_speech.models.base import BaseModel
 from mlx_speech.models.whisper import LARGEST_PACKED
 from mlx_speech.ops import lstm
-from mlx_speech.ops.decoder_step import Packed
+from mlx_speech.ops.decoder_step import HostWeights
+from mlx_speech.ops.few_rows import Panels
 
 # loads every argument and prints what it gives for a fixed input, as hexadecimal bytes
 LOADER = """
@@ -457,7 +458,14 @@ def test_whisper_continues_from_its_cache(shelf: Shelf, largest: int, monkeypatc
             expected = np.stack([whole[row, place - 1] for row, place in enumerate(at)])
             assert close(np.array(found).reshape(2, -1), expected, 1e-4)
             found = model.decoder.step(cache, mx.array([[tokens[row, place].item()] for row, place in enumerate(at)]))
-        assert (cache.packed is None) == (largest == 0 or not on_cpu())
+        # a row begins anew, with the other's audio, and the other goes on
+        found, _ = model.decoder.prefill(cache, [0], encoded[1:], [tokens[1, :5].tolist()], [0])
+        assert close(np.array(found), whole[1:, 4], 1e-4)
+        rest = mx.array([[tokens[1, 5].item()], [tokens[1, at[1] + 1].item()]])
+        found = model.decoder.step(cache, rest)
+        assert close(np.array(found)[:, 0], whole[[1, 1], [5, at[1] + 1]], 1e-4)
+        assert cache.is_in_numpy == on_cpu()
+        assert cache.host is None or isinstance(cache.host.output, Panels) == (largest > 0)
 
 
 @pytest.mark.skipif(not on_cpu(), reason="nothing is packed on a GPU")
@@ -468,10 +476,10 @@ def test_whisper_notices_that_its_weights_are_others(shelf: Shelf) -> None:
     first = tokens[:1, :1]
     prompt = first.tolist()
 
-    def logits_after_a_step() -> tuple[Packed, np.ndarray]:
+    def logits_after_a_step() -> tuple[HostWeights, np.ndarray]:
         cache = model.decoder.new_cache(1, 1)
         model.decoder.prefill(cache, [0], encoded, prompt, [0])
-        return cache.packed, np.array(model.decoder.step(cache, first))[0]
+        return cache.host, np.array(model.decoder.step(cache, first))[0]
 
     packed, before = logits_after_a_step()
     again, same = logits_after_a_step()
@@ -498,9 +506,9 @@ def test_whisper_notices_that_its_weights_are_others(shelf: Shelf) -> None:
         assert other is not packed and close(found, expected, 1e-4) and not close(found, before, 1e-3)
         packed, before = other, found
     model.decoder.blocks = model.decoder.blocks[:1]
-    assert model.decoder.new_cache(1, 1).packed is not packed
+    assert model.decoder.new_cache(1, 1).host is not packed
     model.decoder.apply(lambda array: array.astype(mx.float16))
-    assert model.decoder.new_cache(1, 1).packed is None and model.decoder._packed is None  # nor is its memory held
+    assert model.decoder.new_cache(1, 1).host is None and model.decoder._host_weights is None  # nor is its memory held
 
 
 def an_lstm(directions: int, batch: int, steps: int, hidden: int = 5, dtype: mx.Dtype = mx.float32) -> list[mx.array]:

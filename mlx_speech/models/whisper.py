@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,7 +19,7 @@ from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
 from mlx_speech.models.layers import LayerNorm
 from mlx_speech.ops import decoder_step, few_rows
 from mlx_speech.ops.attention import attention
-from mlx_speech.ops.cpu import suits_numpy
+from mlx_speech.ops.cpu import Array, module_of, numpy_views, suits_numpy
 from mlx_speech.ops.gelu import gelu
 
 SLOT_MULTIPLE = 64  # a cache has so many slots, or twice as many, and so on: shapes change rarely
@@ -197,28 +198,31 @@ class DecoderCache:
     anywhere, and `visible` tells which entries are a hypothesis's past: reordering beams moves no keys, and a prompt is
     kept once for the whole group.
 
+    Its arrays are MLX's, or NumPy's where steps are computed in NumPy.
+
     keys, values : per layer, (rows, heads, slots·group, width of a head)
     audio : per layer, keys and values of the encoded audio, each (rows, heads, 1500, width of a head)
     visible : (rows, group, slots, group), True where a hypothesis sees the entry that another one wrote to a slot
     itself : (group, group), True where a hypothesis sees what it writes
-    weights : of the layers when the batch began, for steps in NumPy; empty where these are not for it
-    packed : the same and the output layer's, in the order in which a step reads them; None where they are too large,
-        or not all are for NumPy
     lengths : tokens of each row so far, (rows,); 0 where it is free
+    host : the weights when the batch began, for steps in NumPy; None: they are computed by MLX
     position : the slot that is written next
     """
 
-    keys: list[mx.array]
-    values: list[mx.array]
-    audio: list[tuple[mx.array, mx.array]]
-    visible: mx.array
-    itself: mx.array
-    weights: list[decoder_step.Weights]
-    packed: decoder_step.Packed | None
+    keys: list[Any]
+    values: list[Any]
+    audio: list[tuple[Any, Any]]
+    visible: Any
+    itself: Any
     lengths: list[int]
+    host: decoder_step.HostWeights | None = None
     position: int = 0
 
-    def append(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    @property
+    def is_in_numpy(self) -> bool:
+        return self.host is not None
+
+    def append(self, layer: int, keys: Array, values: Array) -> tuple[Any, Any]:
         """Write a step of a layer to the slot at `position`.
 
         keys and values (rows, heads, group, width of a head) → those of all slots, each (rows, heads, slots·group,
@@ -230,12 +234,21 @@ class DecoderCache:
         self.values[layer][:, :, entries] = values
         return self.keys[layer], self.values[layer]
 
-    def see(self) -> mx.array:
+    def see(self) -> Any:
         """Every hypothesis sees what it writes to the slot at `position`. Returns the mask of the step, (rows, 1,
         group, slots·group)."""
         self.visible[:, :, self.position] = self.itself
         rows, group, _, _ = self.visible.shape
         return self.visible.reshape(rows, 1, group, -1)
+
+    def past(self) -> tuple[list[decoder_step.Past], np.ndarray]:
+        """What a step in NumPy attends to, of each layer, and the mask of that, (rows, 1, group, m)."""
+        rows, group, _, _ = self.visible.shape
+        entries = self.position * group
+        past = []
+        for keys, values, audio in zip(self.keys, self.values, self.audio, strict=True):
+            past.append(decoder_step.Past(keys[:, :, :entries], values[:, :, :entries], *audio))
+        return past, self.visible[:, :, : self.position].reshape(rows, 1, group, entries)
 
     def enter(
         self, layer: int, rows: list[int], keys: mx.array, values: mx.array, audio: tuple[mx.array, mx.array]
@@ -250,15 +263,23 @@ class DecoderCache:
         group = len(self.itself)
         first = (self.position - keys.shape[2]) * group
         prompt = slice(first, self.position * group, group)
+        new_keys, new_values, *new_audio = self._own(keys, values, *audio)
         for index, row in enumerate(rows):
-            self.keys[layer][row, :, prompt] = keys[index]
-            self.values[layer][row, :, prompt] = values[index]
+            self.keys[layer][row, :, prompt] = new_keys[index]
+            self.values[layer][row, :, prompt] = new_values[index]
         if rows == list(range(len(self.lengths))):  # nothing of the audio stays
-            self.audio[layer] = audio
+            self.audio[layer] = (new_audio[0], new_audio[1])
             return
-        for kept, new in zip(self.audio[layer], audio, strict=True):
+        for kept, new in zip(self.audio[layer], new_audio, strict=True):
             for index, row in enumerate(rows):
                 kept[row] = new[index]
+
+    def _own(self, *arrays: mx.array) -> list[Any]:
+        """The same as the cache's arrays are, without a copy."""
+        if not self.is_in_numpy:
+            return list(arrays)
+        mx.eval(arrays)
+        return numpy_views(arrays)
 
     def show(self, rows: list[int], lengths: list[int]) -> None:
         """Of the rows that entered, every hypothesis sees the prompt and nothing else.
@@ -271,19 +292,21 @@ class DecoderCache:
         for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             visible[index, :, self.position - length : self.position, 0] = True
             self.lengths[row] = length
-        self.visible[mx.array(rows)] = mx.array(visible)
+        arrays = module_of(self.visible)
+        self.visible[arrays.array(rows)] = arrays.array(visible)
 
     def leave(self, row: int) -> None:
         """The row is done and free: nothing of it is needed any more."""
         self.lengths[row] = 0
 
-    def reorder(self, sources: mx.array) -> None:
+    def reorder(self, sources: Sequence[Sequence[int]]) -> None:
         """Every hypothesis continues that of its row whose number is in `sources`, (rows, group)."""
-        self.visible = mx.take_along_axis(self.visible, sources[:, :, None, None], axis=1)
+        arrays = module_of(self.visible)
+        self.visible = arrays.take_along_axis(self.visible, arrays.array(sources)[:, :, None, None], axis=1)
 
     def keep(self, rows: list[int]) -> None:
         """Only these rows stay, in this order; `rows` (kept,) are their numbers."""
-        index = mx.array(rows)
+        index = module_of(self.visible).array(rows)
         self.keys = [keys[index] for keys in self.keys]
         self.values = [values[index] for values in self.values]
         self.audio = [(keys[index], values[index]) for keys, values in self.audio]
@@ -301,13 +324,14 @@ class DecoderCache:
         # half a multiple more than is asked for, so that the next steps find room
         wanted = front + needed + max(after, SLOT_MULTIPLE // 2)
         back = -(-wanted // SLOT_MULTIPLE) * SLOT_MULTIPLE - front - needed
+        arrays = module_of(self.visible)
 
-        def moved(buffer: mx.array, entries: int) -> mx.array:
+        def moved(buffer: Any, entries: int) -> Any:
             """(rows, …, slots·entries, …) → the same with other slots, which are the third axis"""
             padding = [(0, 0)] * buffer.ndim
             padding[2] = (front * entries, back * entries)
             kept = slice((self.position - needed) * entries, self.position * entries)
-            return mx.pad(buffer[:, :, kept], padding)
+            return arrays.pad(buffer[:, :, kept], padding)
 
         group = len(self.itself)
         self.keys = [moved(keys, group) for keys in self.keys]
@@ -332,7 +356,7 @@ class TextDecoder(nn.Module):
         self.positional_embedding = mx.zeros((args.n_text_ctx, width))
         self.blocks = [Block(width, args.n_text_head, cross=True) for _ in range(args.n_text_layer)]
         self.ln = LayerNorm(width)
-        self._packed: decoder_step.Packed | None = None
+        self._host_weights: decoder_step.HostWeights | None = None
 
     def __call__(self, tokens: mx.array, encoded: mx.array) -> mx.array:
         """tokens (batch, n), encoded (batch, 1500, width) → logits (batch, n, vocabulary) in float32.
@@ -342,11 +366,10 @@ class TextDecoder(nn.Module):
         states, _ = self.cross_attention(tokens, encoded, [])
         return self._logits(states)
 
-    def _logits(self, states: mx.array, packed: decoder_step.Packed | None = None) -> mx.array:
+    def _logits(self, states: mx.array) -> mx.array:
         """(…, width) → (…, vocabulary) in float32: the embedding is the output layer too"""
         if isinstance(self.token_embedding, nn.Embedding):
-            output_layer = None if packed is None else packed.embedding
-            return few_rows.linear(states, self.token_embedding.weight, output_layer).astype(mx.float32)
+            return few_rows.linear(states, self.token_embedding.weight).astype(mx.float32)
         return self.token_embedding.as_linear(states).astype(mx.float32)
 
     def cross_attention(
@@ -406,22 +429,24 @@ class TextDecoder(nn.Module):
 
     def new_cache(self, rows: int, group: int) -> DecoderCache:
         """An empty cache for a running batch of `rows` chunks of audio, with `group` hypotheses each."""
+        host = self._weights_for_numpy()
         width = self.ln.weight.size // self._heads
-        dtype = self.ln.weight.dtype
+        arrays: Any = mx if host is None else np
+        dtype = self.ln.weight.dtype if host is None else np.float32
         keys = []
         values = []
         audio = []
         for _ in self.blocks:
-            keys.append(mx.zeros((rows, self._heads, 0, width), dtype))
-            values.append(mx.zeros((rows, self._heads, 0, width), dtype))
-            audio_keys = mx.zeros((rows, self._heads, self._audio_context, width), dtype)
-            audio_values = mx.zeros((rows, self._heads, self._audio_context, width), dtype)
+            keys.append(arrays.zeros((rows, self._heads, 0, width), dtype))
+            values.append(arrays.zeros((rows, self._heads, 0, width), dtype))
+            audio_keys = arrays.zeros((rows, self._heads, self._audio_context, width), dtype)
+            audio_values = arrays.zeros((rows, self._heads, self._audio_context, width), dtype)
             audio.append((audio_keys, audio_values))
-        visible = mx.zeros((rows, group, 0, group), mx.bool_)
-        itself = mx.eye(group).astype(mx.bool_)
-        mx.async_eval(itself)
-        weights = self._plain_weights()
-        return DecoderCache(keys, values, audio, visible, itself, weights, self._pack(weights), lengths=[0] * rows)
+        visible = arrays.zeros((rows, group, 0, group), arrays.bool_)
+        itself = arrays.eye(group).astype(arrays.bool_)
+        if host is None:
+            mx.async_eval(itself)
+        return DecoderCache(keys, values, audio, visible, itself, lengths=[0] * rows, host=host)
 
     def prefill(
         self, cache: DecoderCache, rows: list[int], encoded: mx.array, prompts: list[list[int]], positions: list[int]
@@ -460,70 +485,81 @@ class TextDecoder(nn.Module):
         cache.show(rows, [len(prompt) for prompt in prompts])
         x = x.reshape(entering, longest, -1)
         asked = x[mx.arange(entering), mx.array(padding) + mx.array(positions)]
-        logits = self._logits(self.ln(mx.stack([x[:, -1], asked])), cache.packed)
+        states = mx.stack([x[:, -1], asked])
+        if cache.host is None:
+            logits = self._logits(self.ln(states))
+        else:
+            # at once, while the audio in the cache, which the states are made of, is still this one
+            mx.eval(states)
+            rows_of_states = np.array(states.flatten(0, 1))
+            logits = mx.array(decoder_step.logits(rows_of_states, cache.host)).reshape(2, entering, -1)
         return logits[0], logits[1]
 
     def step(self, cache: DecoderCache, tokens: mx.array) -> mx.array:
         """One more token for every hypothesis: tokens (rows, group) → logits (rows, group, vocabulary) in float32."""
+        if cache.is_in_numpy:
+            return mx.array(self.step_in_numpy(cache, np.array(tokens)))
         rows, group = tokens.shape
-        # a row that is done may go on beyond the context until it leaves; nobody looks at it
-        positions = np.repeat(np.minimum(cache.lengths, self._context - 1), group)
-        x = self.token_embedding(tokens.flatten()) + self.positional_embedding[mx.array(positions)]
+        x = self.token_embedding(tokens.flatten()) + self.positional_embedding[mx.array(self._positions(cache))]
         cache.make_room(0, 1)
-        if cache.weights and few_rows.suits(x, cache.packed is not None):
-            x = self._step_of_few(x, cache)
-        else:
-            mask = cache.see()
-            for layer, block in enumerate(self.blocks):
-                x = block.decode(layer, x, cache, mask)
+        mask = cache.see()
+        for layer, block in enumerate(self.blocks):
+            x = block.decode(layer, x, cache, mask)
+        self._advance(cache)
+        return self._logits(self.ln(x)).reshape(rows, group, -1)
+
+    def step_in_numpy(self, cache: DecoderCache, tokens: np.ndarray) -> np.ndarray:
+        """As `step`, where the cache is in NumPy."""
+        weights = cache.host
+        if weights is None:
+            raise ValueError("the cache is MLX's: take step")
+        rows, group = tokens.shape
+        x = weights.embedding[tokens.ravel()] + weights.positions[self._positions(cache)]
+        cache.make_room(0, 1)
+        past, visible = cache.past()
+        used = [row for row, length in enumerate(cache.lengths) if length]
+        made = decoder_step.step(x, visible, weights, past, used)
+        for layer, (keys, values) in enumerate(zip(made.keys, made.values, strict=True)):
+            cache.append(layer, keys, values)
+        cache.see()
+        self._advance(cache)
+        return made.logits.reshape(rows, group, -1)
+
+    def _positions(self, cache: DecoderCache) -> np.ndarray:
+        """Of the next token of every hypothesis, (rows·group,)."""
+        # a row that is done may go on beyond the context until it leaves; nobody looks at it
+        return np.repeat(np.minimum(cache.lengths, self._context - 1), len(cache.itself))
+
+    def _advance(self, cache: DecoderCache) -> None:
+        """A token has been added to every row that is in use."""
         cache.lengths = [length + 1 if length else 0 for length in cache.lengths]
         cache.position += 1
-        return self._logits(self.ln(x), cache.packed).reshape(rows, group, -1)
 
-    def _plain_weights(self) -> list[decoder_step.Weights]:
-        """Of all layers; none where one is quantized, or not for NumPy."""
-        if not all(block.has_plain_weights() for block in self.blocks):
-            return []
-        weights = [block.weights() for block in self.blocks]
-        return weights if all(suits_numpy(*layer) for layer in weights) else []
+    def _weights_for_numpy(self) -> decoder_step.HostWeights | None:
+        """The weights as steps in NumPy read them, made once; None where some are quantized, or not for NumPy."""
+        weights = self._plain_weights()
+        if weights is None:
+            self._host_weights = None
+        elif self._host_weights is None or not self._host_weights.is_of(weights):
+            self._host_weights = None  # its memory is free for the next
+            in_panels = weights.nbytes <= LARGEST_PACKED
+            self._host_weights = decoder_step.HostWeights.of(weights, in_panels=in_panels)
+        return self._host_weights
 
-    def _pack(self, weights: list[decoder_step.Weights]) -> decoder_step.Packed | None:
-        """The weights of all layers and of the output layer as their steps read them, made once.
-
-        weights : of the layers, which are for NumPy; empty: they are not
-
-        None where they are not, or too large.
-        """
-        if not weights or not self._has_plain_output() or self._size(weights) > LARGEST_PACKED:
-            self._packed = None
+    def _plain_weights(self) -> decoder_step.DecoderWeights | None:
+        """None where some are quantized, or not for NumPy."""
+        if not isinstance(self.token_embedding, nn.Embedding):
             return None
-        embedding = self.token_embedding.weight
-        if self._packed is None or not self._packed.is_of(weights, embedding):
-            self._packed = None  # its memory is free for the next
-            self._packed = decoder_step.Packed.of(weights, embedding)
-        return self._packed
-
-    def _has_plain_output(self) -> bool:
-        return isinstance(self.token_embedding, nn.Embedding) and suits_numpy(self.token_embedding.weight)
-
-    def _size(self, weights: list[decoder_step.Weights]) -> int:
-        """Of the layers and the output layer, in bytes."""
-        return decoder_step.size(weights, self.token_embedding.weight)
-
-    def _step_of_few(self, x: mx.array, cache: DecoderCache) -> mx.array:
-        """All layers of a step for few hypotheses on a CPU: x (rows·group, width) → the same shape."""
-        rows, group, _, _ = cache.visible.shape
-        entries = cache.position * group
-        visible = cache.visible[:, :, : cache.position].reshape(rows, 1, group, entries)
-        past = []
-        for keys, values, audio in zip(cache.keys, cache.values, cache.audio, strict=True):
-            past.append(decoder_step.Past(keys[:, :, :entries], values[:, :, :entries], *audio))
-        used = [row for row, length in enumerate(cache.lengths) if length]
-        x, keys, values = decoder_step.step(x, visible, cache.weights, past, used, cache.packed)
-        for layer in range(len(self.blocks)):
-            cache.append(layer, keys[layer], values[layer])
-        cache.see()
-        return x
+        if not all(block.has_plain_weights() for block in self.blocks):
+            return None
+        weights = decoder_step.DecoderWeights(
+            layers=[block.weights() for block in self.blocks],
+            embedding=self.token_embedding.weight,
+            positions=self.positional_embedding,
+            norm=self.ln.weight,
+            norm_bias=self.ln.bias,
+        )
+        return weights if suits_numpy(*weights.arrays) else None
 
 
 class Model(BaseModel):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import mlx.core as mx
 import numpy as np
@@ -23,6 +24,7 @@ from mlx_speech.blas import on_cpu
 LARGEST_UNPACKED = 1_000_000  # multiplications of a product that OpenBLAS computes without packing its factors
 
 Part = TypeVar("Part")
+Array: TypeAlias = mx.array | np.ndarray
 OneOrMore: TypeAlias = mx.array | tuple[mx.array, ...] | list[mx.array]  # MLX hands over a single array as it is
 
 # How many threads a matrix product has is one setting of the process: only one operation at a time may change it.
@@ -59,9 +61,7 @@ def in_numpy(compute: Callable[..., np.ndarray], graph: Callable[..., mx.array],
             mx.eval(arrays)
         except ValueError:  # inside mx.compile and mx.vmap
             return graph(*arrays)
-        # A matrix product takes one core here, since its parts run on all of them; threads that another library's
-        # products keep waiting would take the cores from them.
-        with _BLAS_SETTING, threads().blas.limit(limits=1):
+        with one_core_per_product():
             return mx.array(compute(*numpy_views(arrays)))
 
     def vjp(primals: OneOrMore, cotangent: mx.array, _: mx.array) -> tuple[mx.array, ...]:
@@ -76,9 +76,22 @@ def in_numpy(compute: Callable[..., np.ndarray], graph: Callable[..., mx.array],
     return cast(mx.array, function(*arrays))
 
 
+@contextmanager
+def one_core_per_product() -> Iterator[None]:
+    """NumPy's matrix products take one core each, since their parts run on all of them; threads that another library's
+    products keep waiting would take the cores from them."""
+    with _BLAS_SETTING, threads().blas.limit(limits=1):
+        yield
+
+
 def numpy_views(arrays: Iterable[mx.array]) -> list[np.ndarray]:
     """The arrays, which are evaluated, as NumPy sees them, without a copy."""
     return [np.array(array, copy=False) for array in arrays]
+
+
+def module_of(array: Array) -> Any:
+    """Whose array it is, `numpy` or `mlx.core`: for functions that compute with those of both."""
+    return np if isinstance(array, np.ndarray) else mx
 
 
 def in_parallel(compute: Callable[[Part], None], parts: Iterable[Part]) -> None:

@@ -1,12 +1,12 @@
-"""A step of all layers of Whisper's decoder, for few hypotheses, on the CPU, as one operation.
+"""A step of all layers of Whisper's decoder in NumPy, for decoding on a CPU.
 
-Layer by layer, MLX's own operations cost more than the arithmetic: each linear layer packs its weights anew, and each
+Step by step, MLX's own operations cost more than the arithmetic: each linear layer packs its weights anew, and each
 look at what MLX computed waits for another thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.ops.attention import attention_graph, attention_numpy
-from mlx_speech.ops.cpu import in_numpy, numpy_views
-from mlx_speech.ops.few_rows import Panels, panels, product
-from mlx_speech.ops.gelu import gelu_graph, gelu_numpy
+from mlx_speech.ops.attention import attention_numpy
+from mlx_speech.ops.cpu import numpy_views, one_core_per_product
+from mlx_speech.ops.few_rows import Matrix, panels, product
+from mlx_speech.ops.gelu import gelu_numpy
 from mlx_speech.ops.layer_norm import layer_norm_of_rows
 
 EPS = 1e-5  # of the layer norms
@@ -55,47 +55,70 @@ class Weights(NamedTuple):
     down_bias: mx.array
 
 
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """The weights of a decoder as its steps read them in NumPy.
+class DecoderWeights(NamedTuple):
+    """Of a whole decoder.
 
-    layers : `Weights` of each layer, with `Panels` for the matrices and NumPy's arrays for the rest
-    embedding : which is the output layer
-    sources : what they were made of, as NumPy sees it. MLX changes no array that somebody else holds, so weights that
-        have been changed lie elsewhere
+    layers : those of each layer
+    embedding : (vocabulary, width), which is the output layer too
+    positions : (most tokens, width)
+    norm, norm_bias : of the last norm, (width,)
+    """
+
+    layers: list[Weights]
+    embedding: mx.array
+    positions: mx.array
+    norm: mx.array
+    norm_bias: mx.array
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """Those of each layer, and the others behind them."""
+        return [*(array for weights in self.layers for array in weights), *self[1:]]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays)
+
+
+@dataclass(frozen=True, eq=False)
+class HostWeights:
+    """The weights of a decoder as its steps in NumPy read them.
+
+    layers : `Weights` of each layer
+    output : the output layer, (vocabulary, width)
+    embedding, positions, norm, norm_bias : as `DecoderWeights`
+    sources : what all of it was made of, as NumPy sees it. MLX changes no array that somebody else holds, so weights
+        that have been changed lie elsewhere
     """
 
     layers: list[Any]
-    embedding: Panels
+    output: Matrix
+    embedding: np.ndarray
+    positions: np.ndarray
+    norm: np.ndarray
+    norm_bias: np.ndarray
     sources: list[np.ndarray]
 
     @classmethod
-    def of(cls, layers: Sequence[Weights], embedding: mx.array) -> Packed:
-        """A copy of these, which are float32 on a CPU; embedding (vocabulary, width)"""
-        arrays = _arrays(layers, embedding)
+    def of(cls, weights: DecoderWeights, *, in_panels: bool) -> HostWeights:
+        """Of weights that are float32 on a CPU. in_panels : matrices are copied, into `Panels`; else they are read as
+        they lie"""
+        arrays = weights.arrays
         mx.eval(arrays)
         sources = numpy_views([copy(array) for array in arrays])
-        packed: list[Any] = []
-        for start in range(0, len(sources) - 1, len(Weights._fields)):
-            own = sources[start : start + len(Weights._fields)]
-            packed.append(Weights._make(panels(array) if array.ndim == 2 else array for array in own))
-        return cls(packed, panels(sources[-1]), sources)
+        *of_layers, embedding, positions, norm, norm_bias = sources
+        matrix = panels if in_panels else np.asarray
+        layers: list[Any] = []
+        for start in range(0, len(of_layers), len(Weights._fields)):
+            own = of_layers[start : start + len(Weights._fields)]
+            layers.append(Weights._make(matrix(array) if array.ndim == 2 else array for array in own))
+        return cls(layers, matrix(embedding), embedding, positions, norm, norm_bias, sources)
 
-    def is_of(self, layers: Sequence[Weights], embedding: mx.array) -> bool:
+    def is_of(self, weights: DecoderWeights) -> bool:
         """Whether it was made of these arrays, and they have the values that they had."""
-        arrays = _arrays(layers, embedding)
+        arrays = weights.arrays
         mx.eval(arrays)
         return [view.ctypes.data for view in numpy_views(arrays)] == [view.ctypes.data for view in self.sources]
-
-
-def size(layers: Sequence[Weights], embedding: mx.array) -> int:
-    """Of these, in bytes."""
-    return sum(array.nbytes for array in _arrays(layers, embedding))
-
-
-def _arrays(layers: Sequence[Weights], embedding: mx.array) -> list[mx.array]:
-    """Those of each layer, and the embedding behind them."""
-    return [*(array for weights in layers for array in weights), embedding]
 
 
 class Past(NamedTuple):
@@ -105,114 +128,66 @@ class Past(NamedTuple):
     audio_keys, audio_values : of the encoded audio, each (rows, heads, positions, width of a head)
     """
 
-    keys: mx.array
-    values: mx.array
-    audio_keys: mx.array
-    audio_values: mx.array
+    keys: np.ndarray
+    values: np.ndarray
+    audio_keys: np.ndarray
+    audio_values: np.ndarray
 
 
-def step(
-    x: mx.array,
-    visible: mx.array,
-    layers: Sequence[Weights],
-    past: Sequence[Past],
-    used: Sequence[int],
-    packed: Packed | None = None,
-) -> tuple[mx.array, list[mx.array], list[mx.array]]:
+class Step(NamedTuple):
+    """logits : (rows · group, vocabulary)
+    keys, values : what each layer made, each (rows, heads, group, width of a head)
+    """
+
+    logits: np.ndarray
+    keys: list[np.ndarray]
+    values: list[np.ndarray]
+
+
+def step(x: np.ndarray, visible: np.ndarray, weights: HostWeights, past: Sequence[Past], used: Sequence[int]) -> Step:
     """A step of one token for every hypothesis, which sees what `visible` says, and itself.
 
     x : the input of the first layer, (rows · group, width)
     visible : (rows, 1, group, m), True where a hypothesis sees a key of the past
-    layers, past : of each layer
+    past : of each layer
     used : rows that are wanted, ascending; the others get numbers that mean nothing, without the audio being read
-    packed : the weights of `layers` in the order of a step; None: they are read as they lie
-
-    Returns the output of the last layer, (rows · group, width), and the keys and the values that each layer made, each
-    (rows, heads, group, width of a head).
     """
-    arrays: list[mx.array] = []
-    for weights, seen in zip(layers, past, strict=True):
-        arrays += [*weights, *seen]
-    in_graph = partial(step_graph, visible=visible)
-    compute = partial(step_numpy, visible=visible, used=used, packed=packed)
-    made = in_numpy(compute, in_graph, x, *arrays)
-    rows, heads, _, width = past[0].keys.shape
-    split = made[1:].reshape(-1, rows, made.shape[1] // rows, heads, width).swapaxes(2, 3)
-    return made[0], list(split[0::2]), list(split[1::2])
-
-
-def step_graph(x: mx.array, *arrays: mx.array, visible: mx.array) -> mx.array:
-    """The same as a graph of MLX.
-
-    arrays : of each layer, those of `Weights` and those of `Past`
-
-    Returns the output, and each layer's keys and values, (1 + 2 · layers, rows · group, width).
-    """
-    made: list[mx.array] = []
     rows, _, group, _ = visible.shape
-    itself = mx.broadcast_to(mx.eye(group).astype(mx.bool_), (rows, 1, group, group))
-    visible = mx.concatenate([visible, itself], axis=-1)
-    for weights, past in _layers(arrays):
-        heads, width = past.keys.shape[1], past.keys.shape[3]
-        split = partial(_split, shape=(rows, group, heads, width))
-        y = mx.fast.layer_norm(x, weights.norm, weights.norm_bias, EPS)
-        key = y @ weights.key.T
-        value = y @ weights.value.T + weights.value_bias
-        made += [key, value]
-        keys = mx.concatenate([past.keys, split(key)], axis=2)
-        values = mx.concatenate([past.values, split(value)], axis=2)
-        query = split(y @ weights.query.T + weights.query_bias)
-        y = attention_graph(query, keys, values, scale=width**-0.5, mask=visible)
-        x = x + y.swapaxes(1, 2).reshape(x.shape) @ weights.out.T + weights.out_bias
-        y = mx.fast.layer_norm(x, weights.cross_norm, weights.cross_norm_bias, EPS)
-        query = split(y @ weights.cross_query.T + weights.cross_query_bias)
-        y = attention_graph(query, past.audio_keys, past.audio_values, scale=width**-0.5, mask=None)
-        x = x + y.swapaxes(1, 2).reshape(x.shape) @ weights.cross_out.T + weights.cross_out_bias
-        y = mx.fast.layer_norm(x, weights.mlp_norm, weights.mlp_norm_bias, EPS)
-        y = gelu_graph(y @ weights.up.T + weights.up_bias)
-        x = x + y @ weights.down.T + weights.down_bias
-    return mx.stack([x, *made])
+    heads, width = past[0].keys.shape[1], past[0].keys.shape[3]
+    split = partial(_split, shape=(rows, group, heads, width))
+    made_keys: list[np.ndarray] = []
+    made_values: list[np.ndarray] = []
+    with one_core_per_product():
+        for layer, seen in zip(weights.layers, past, strict=True):
+            y = layer_norm_of_rows(x, layer.norm, layer.norm_bias, EPS)
+            query = split(product(y, layer.query, layer.query_bias))
+            key = split(product(y, layer.key))
+            value = split(product(y, layer.value, layer.value_bias))
+            made_keys.append(key)
+            made_values.append(value)
+            y = _attend(query, key, value, seen, visible)
+            x = x + product(y.swapaxes(1, 2).reshape(x.shape), layer.out, layer.out_bias)
+            y = layer_norm_of_rows(x, layer.cross_norm, layer.cross_norm_bias, EPS)
+            query = np.ascontiguousarray(split(product(y, layer.cross_query, layer.cross_query_bias)))
+            audio = seen.audio_keys, seen.audio_values
+            y = attention_numpy(query, *audio, scale=width**-0.5, mask=None, wanted=used)
+            x += product(y.swapaxes(1, 2).reshape(x.shape), layer.cross_out, layer.cross_out_bias)
+            y = product(layer_norm_of_rows(x, layer.mlp_norm, layer.mlp_norm_bias, EPS), layer.up, layer.up_bias)
+            x += product(gelu_numpy(y), layer.down, layer.down_bias)
+        return Step(_logits(x, weights), made_keys, made_values)
 
 
-def step_numpy(
-    x: np.ndarray, *arrays: np.ndarray, visible: mx.array, used: Sequence[int], packed: Packed | None = None
-) -> np.ndarray:
-    """The same in NumPy, where the audio is read for the rows that are used only."""
-    made: list[np.ndarray] = []
-    seen = np.array(visible)
-    rows, _, group, _ = seen.shape
-    for number, (weights, past) in enumerate(_layers(arrays)):
-        if packed is not None:
-            weights = packed.layers[number]
-        heads, width = past.keys.shape[1], past.keys.shape[3]
-        split = partial(_split, shape=(rows, group, heads, width))
-        y = layer_norm_of_rows(x, weights.norm, weights.norm_bias, EPS)
-        query = product(y, weights.query, weights.query_bias)
-        key = product(y, weights.key)
-        value = product(y, weights.value, weights.value_bias)
-        made += [key, value]
-        y = _attend(split(query), split(key), split(value), past, seen)
-        x = x + product(y.swapaxes(1, 2).reshape(x.shape), weights.out, weights.out_bias)
-        y = layer_norm_of_rows(x, weights.cross_norm, weights.cross_norm_bias, EPS)
-        query = product(y, weights.cross_query, weights.cross_query_bias)
-        queries = np.ascontiguousarray(split(query))
-        audio = past.audio_keys, past.audio_values
-        y = attention_numpy(queries, *audio, scale=width**-0.5, mask=None, wanted=used)
-        x += product(y.swapaxes(1, 2).reshape(x.shape), weights.cross_out, weights.cross_out_bias)
-        y = product(layer_norm_of_rows(x, weights.mlp_norm, weights.mlp_norm_bias, EPS), weights.up, weights.up_bias)
-        x += product(gelu_numpy(y), weights.down, weights.down_bias)
-    return np.stack([x, *made])
+def logits(x: np.ndarray, weights: HostWeights) -> np.ndarray:
+    """The last norm and the output layer: what the last layer gave, (rows, width) → (rows, vocabulary)"""
+    with one_core_per_product():
+        return _logits(x, weights)
 
 
-def _layers(arrays: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """`Weights` and `Past` of each layer, whose arrays are MLX's or NumPy's."""
-    size = len(Weights._fields) + len(Past._fields)
-    for start in range(0, len(arrays), size):
-        own = arrays[start : start + size]
-        yield Weights(*own[: len(Weights._fields)]), Past(*own[len(Weights._fields) :])
+def _logits(x: np.ndarray, weights: HostWeights) -> np.ndarray:
+    return product(layer_norm_of_rows(x, weights.norm, weights.norm_bias, EPS), weights.output)
 
 
-def _split(x: Any, shape: tuple[int, ...]) -> Any:
+def _split(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """(rows · group, width) → (rows, heads, group, width of a head). shape : (rows, group, heads, width of a head)"""
     return x.reshape(shape).swapaxes(1, 2)
 

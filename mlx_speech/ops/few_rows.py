@@ -7,17 +7,16 @@ they are used again and again they are packed for good, in panels.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.ops.cpu import LARGEST_UNPACKED, in_numpy, in_parallel, slices, suits_numpy
+from mlx_speech.ops.cpu import LARGEST_UNPACKED, in_numpy, in_parallel, slices, suits_numpy, threads
 from mlx_speech.ops.matrix_vector import matrix_vector
 
 MOST_ROWS = 16  # of more, packing pays
-MOST_ROWS_OF_PANELS = 48  # of more, large blocks pay
+MOST_ROWS_OF_PANELS = 48  # that a panel is multiplied with at once
 OUTPUTS_PER_KERNEL = 16  # blocks have a multiple of it
 OUTPUTS_PER_PANEL = 32
 PARTS_FOR_THREADS = 4  # as many parts, so that no thread waits for long
@@ -53,24 +52,13 @@ def panels(weight: np.ndarray) -> Panels:
     return Panels(numbers, outputs)
 
 
-def suits(x: mx.array, has_panels: bool) -> bool:
-    """Whether x, (…, inputs), has few rows, and NumPy can compute with it.
-
-    has_panels : whether the matrices are `Panels`
-    """
-    most = MOST_ROWS_OF_PANELS if has_panels else MOST_ROWS
-    return x.size // x.shape[-1] <= most and suits_numpy(x)
-
-
-def linear(x: mx.array, weight: mx.array, packed: Panels | None = None) -> mx.array:
+def linear(x: mx.array, weight: mx.array) -> mx.array:
     """x (…, inputs), weight (outputs, inputs) → x · weightᵀ, (…, outputs)
-
-    packed : the same weights as a product with few rows reads them; None: they are read as they lie
 
     In NumPy for few rows of float32 on a CPU, else MLX's product.
     """
-    if suits(x, packed is not None) and suits_numpy(weight):
-        return in_numpy(partial(linear_numpy, packed=packed), linear_graph, x, weight)
+    if x.size // x.shape[-1] <= MOST_ROWS and suits_numpy(x, weight):
+        return in_numpy(linear_numpy, linear_graph, x, weight)
     return linear_graph(x, weight)
 
 
@@ -79,10 +67,9 @@ def linear_graph(x: mx.array, weight: mx.array) -> mx.array:
     return x @ weight.T
 
 
-def linear_numpy(x: np.ndarray, weight: np.ndarray, packed: Panels | None = None) -> np.ndarray:
+def linear_numpy(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """The same in NumPy."""
-    rows = x.reshape(-1, x.shape[-1])
-    return product(rows, weight if packed is None else packed).reshape(*x.shape[:-1], -1)
+    return product(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], -1)
 
 
 def product(x: np.ndarray, weight: Matrix, bias: np.ndarray | None = None) -> np.ndarray:
@@ -91,7 +78,7 @@ def product(x: np.ndarray, weight: Matrix, bias: np.ndarray | None = None) -> np
     if isinstance(weight, Panels):
         y = _times_panels(x, weight)
     elif len(x) > MOST_ROWS:
-        y = x @ weight.T
+        y = _times_whole(x, weight)
     elif len(x) == 1:
         # nothing is packed for a single row, and the library's own threads begin sooner than ours
         y = matrix_vector(weight, x[0])[None]
@@ -109,13 +96,26 @@ def _times_panels(x: np.ndarray, weight: Panels) -> np.ndarray:
     by_panel = y.swapaxes(0, 1)
 
     def compute(part: slice) -> None:
-        np.matmul(x, numbers[part], out=by_panel[part])
+        for some in slices(len(x), MOST_ROWS_OF_PANELS):
+            np.matmul(x[some], numbers[part], out=by_panel[part, some])
 
     if len(x) * numbers.size < MULTIPLICATIONS_FOR_THREADS:
         compute(slice(None))
     else:
         in_parallel(compute, slices(len(numbers), -(-len(numbers) // PARTS_FOR_THREADS)))
     return y.reshape(len(x), -1)[:, : weight.outputs]
+
+
+def _times_whole(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """x (rows, inputs), weight (outputs, inputs) → (rows, outputs), each thread its part of the outputs"""
+    outputs = len(weight)
+    y = np.empty((len(x), outputs), np.float32)
+
+    def compute(part: slice) -> None:
+        np.matmul(x, weight[part].T, out=y[:, part])
+
+    in_parallel(compute, slices(outputs, -(-outputs // threads().count)))
+    return y
 
 
 def _times_blocks(x: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -58,7 +58,8 @@ def gelu_block(values: np.ndarray, out: np.ndarray) -> None:
     """`gelu_numpy` of at most `NUMBERS_PER_PART` numbers, (numbers,), into an array of its own, on one thread."""
     # A single buffer beside the input and the result: what is computed in place stays in cache.
     constant, *others, highest = COEFFICIENTS
-    with np.errstate(over="ignore"):  # exp of a large number: nothing is left of the result
+    # exp of a large number: nothing is left of the result; of minus infinity it is NaN, as torch's
+    with np.errstate(over="ignore", invalid="ignore"):
         square = values * values
         np.multiply(square, -highest, out=out)
         for coefficient in reversed(others):

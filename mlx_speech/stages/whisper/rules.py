@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.models.whisper import ModelArgs
-from mlx_speech.ops.cpu import in_numpy, in_parallel, numpy_views, suits_numpy
+from mlx_speech.ops.cpu import Array, in_numpy, in_parallel, module_of, numpy_views, suits_numpy
 from mlx_speech.ops.log_sum_exp import (
     PART_SIZE,
     SMALLEST_FOR_NUMPY,
@@ -64,7 +64,7 @@ def _largest(values: mx.array, k: int) -> mx.array:
 
 @dataclass(frozen=True)
 class State:
-    """What the rules need to know of the tokens sampled so far, each (jobs, group).
+    """What the rules need to know of the tokens sampled so far, each (jobs, group), MLX's or NumPy's.
 
     count : how many
     last : the last of them, or -1
@@ -72,14 +72,14 @@ class State:
     paired : whether the one before the last is a timestamp, or there is none
     """
 
-    count: mx.array
-    last: mx.array
-    latest: mx.array
-    paired: mx.array
+    count: Any
+    last: Any
+    latest: Any
+    paired: Any
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[Sequence[int]]], begin: int) -> State:
-        """Of the hypotheses of some jobs, as lists of tokens; timestamps are from `begin`."""
+        """Of the hypotheses of some jobs, as lists of tokens; timestamps are from `begin`. Its arrays are MLX's."""
         return cls(
             count=_of_each(sequences, len),
             last=_of_each(sequences, _last_token),
@@ -88,24 +88,24 @@ class State:
         )
 
     @property
-    def arrays(self) -> list[mx.array]:
+    def arrays(self) -> list[Any]:
         """Count, last, latest and paired, as functions take them that know arrays only."""
         return [self.count, self.last, self.latest, self.paired]
 
-    def after(self, tokens: mx.array, begin: int) -> State:
+    def after(self, tokens: Array, begin: int) -> State:
         """With one more token each, (jobs, group)."""
         return State(
             count=self.count + 1,
             last=tokens,
-            latest=mx.where(tokens >= begin, tokens, self.latest),
+            latest=module_of(tokens).where(tokens >= begin, tokens, self.latest),
             paired=(self.count == 0) | (self.last >= begin),
         )
 
-    def take(self, rows: mx.array) -> State:
+    def take(self, rows: Array) -> State:
         """Of the jobs with these indices, in this order."""
         return State(self.count[rows], self.last[rows], self.latest[rows], self.paired[rows])
 
-    def put(self, rows: mx.array, new: State) -> State:
+    def put(self, rows: Array, new: State) -> State:
         """With `new` in place of the jobs with these indices."""
         return State(
             count=with_rows(self.count, rows, new.count),
@@ -115,10 +115,10 @@ class State:
         )
 
 
-def with_rows(values: mx.array, rows: mx.array, new: mx.array) -> mx.array:
+def with_rows(values: Array, rows: Array, new: Array) -> Any:
     """A copy of `values`, (jobs, …), whose rows with these indices are `new`; what was read of the
     old one stays."""
-    changed = mx.array(values)
+    changed: Any = module_of(values).array(values)
     changed[rows] = new
     return changed
 
@@ -215,21 +215,29 @@ class Limits(NamedTuple):
     last_first: int
     timestamps: bool
 
-    def apply(self, logits: mx.array, state: State) -> tuple[mx.array, mx.array]:
+    def apply(self, logits: Array, state: State) -> tuple[Any, Any]:
         """logits (jobs, group, vocabulary) → with -inf for what is forbidden; the logarithm of the
-        sum of what is left, (jobs, group, 1), which makes them log-probabilities."""
+        sum of what is left, (jobs, group, 1), which makes them log-probabilities. All of it MLX's or
+        NumPy's."""
+        if isinstance(logits, np.ndarray):
+            made = self.apply_numpy(logits, *state.arrays)
+            return made[..., :-1], made[..., -1:]
         if logits.size < SMALLEST_FOR_NUMPY or not suits_numpy(logits):
             return self._apply(logits, state)
         made = in_numpy(self.apply_numpy, self.apply_graph, logits, *state.arrays)
         return made[..., :-1], made[..., -1:]
 
-    def best(self, logits: mx.array, state: State) -> tuple[mx.array, mx.array]:
+    def best(self, logits: Array, state: State) -> tuple[Any, Any]:
         """logits (jobs, group, vocabulary) → the most probable token that is allowed, and its
-        log-probability, each (jobs, group)."""
-        if logits.size < SMALLEST_FOR_NUMPY or not suits_numpy(logits):
+        log-probability, each (jobs, group). All of it MLX's or NumPy's."""
+        made: Any
+        if isinstance(logits, np.ndarray):
+            made = self.best_numpy(logits, *state.arrays)
+        elif logits.size < SMALLEST_FOR_NUMPY or not suits_numpy(logits):
             return self._best(logits, state)
-        made = in_numpy(self.best_numpy, self.best_graph, logits, *state.arrays)
-        return made[..., 0].astype(mx.int32), made[..., 1]
+        else:
+            made = in_numpy(self.best_numpy, self.best_graph, logits, *state.arrays)
+        return made[..., 0].astype(module_of(made).int32), made[..., 1]
 
     def apply_graph(self, logits: mx.array, *state: mx.array) -> mx.array:
         """As `apply_numpy`, as a graph of MLX."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from mlx_speech.blas import on_cpu
 from mlx_speech.models.whisper import Model
+from mlx_speech.ops.cpu import Array, module_of
 from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.stages.whisper.rules import Limits, Rules, State, top, with_rows
 
@@ -165,7 +166,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """Those of the rows of a batch, on the device; each array is (jobs, group).
+    """Those of the rows of a batch; each array is (jobs, group), MLX's on the device, or NumPy's.
 
     state : of the tokens so far, for the rules
     totals : sums of their log-probabilities
@@ -174,29 +175,33 @@ class Hypotheses:
     """
 
     state: State
-    totals: mx.array
-    limits: mx.array
-    keys: mx.array
+    totals: Any
+    limits: Any
+    keys: Any
 
     @classmethod
-    def of(cls, arrays: Sequence[mx.array]) -> Hypotheses:
+    def of(cls, arrays: Sequence[Any]) -> Hypotheses:
         """Made of `arrays`."""
         count, last, latest, paired, totals, limits, keys = arrays
         return cls(State(count, last, latest, paired), totals, limits, keys)
 
     @property
-    def arrays(self) -> list[mx.array]:
+    def arrays(self) -> list[Any]:
         """What MLX's compiled functions take."""
         return [*self.state.arrays, self.totals, self.limits, self.keys]
 
+    def in_numpy(self) -> Hypotheses:
+        """A copy as NumPy's arrays."""
+        return Hypotheses.of([np.array(array) for array in self.arrays])
+
     def take(self, rows: list[int]) -> Hypotheses:
         """Those of these rows, in this order."""
-        index = mx.array(rows)
+        index = module_of(self.totals).array(rows)
         return Hypotheses(self.state.take(index), self.totals[index], self.limits[index], self.keys[index])
 
     def put(self, rows: list[int], new: Hypotheses) -> Hypotheses:
         """With `new` in place of these rows."""
-        index = mx.array(rows)
+        index = module_of(self.totals).array(rows)
         return Hypotheses(
             state=self.state.put(index, new.state),
             totals=with_rows(self.totals, index, new.totals),
@@ -209,9 +214,9 @@ class Hypotheses:
 class _Step:
     """A step that nobody has looked at: what was chosen, (jobs, group), and whose it is."""
 
-    tokens: mx.array
-    logprobs: mx.array
-    totals: mx.array
+    tokens: Array
+    logprobs: Array
+    totals: Array
     rows: list[_Row | None]
 
 
@@ -223,26 +228,38 @@ class Samples(Batch):
     ) -> None:
         super().__init__(model, rules, no_speech=no_speech, size=size, group=group)
         self._temperature = temperature
-        self._divisor = mx.array(temperature) if temperature else None
+        self._divisor: Any = None  # of the logits; an array like theirs
+        if temperature:
+            self._divisor = np.array(temperature, np.float32) if self._cache.is_in_numpy else mx.array(temperature)
         self._choose = choose if on_cpu() else choose_on_gpu
         self._check_every = CHECK_EVERY_ON_CPU if on_cpu() else CHECK_EVERY_ON_GPU
         self._steps: list[_Step] = []  # from the oldest
         ended = State.of([[[rules.eot]] * group] * size, rules.begin)
         zeros = mx.zeros((size, group))
-        self._hypotheses = Hypotheses(ended, zeros, zeros.astype(mx.int32), zeros.astype(mx.uint32))
+        nobody = Hypotheses(ended, zeros, zeros.astype(mx.int32), zeros.astype(mx.uint32))
+        self._hypotheses = nobody.in_numpy() if self._cache.is_in_numpy else nobody
 
     def advance(self) -> list[SearchResult]:
         """Take steps up to the next look; the device has work while they are read."""
         while any(row is not None and row.steps < row.entry.limit for row in self.rows):
             self.steps += 1
-            logits = self._decoder.step(self._cache, self._hypotheses.state.last)
-            chosen = self._choose(logits, self._hypotheses, self.rules.limits, self._divisor)
-            self._hypotheses = self._note(chosen, self.rows)
+            self._hypotheses = self._note(self._step(), self.rows)
+            if self._cache.is_in_numpy:  # nothing is under way
+                break
             if len(self._steps) > self._check_every:
                 return self._look(len(self._steps) - 1)
         return self._look(len(self._steps))
 
-    def _begin(self, indices: list[int], logits: mx.array) -> None:
+    def _step(self) -> tuple[Hypotheses, Array]:
+        """One token more for every hypothesis, and its log-probability, (rows, group)."""
+        last = self._hypotheses.state.last
+        if self._cache.is_in_numpy:
+            logits = self._decoder.step_in_numpy(self._cache, last)
+            return choose(logits, self._hypotheses, self.rules.limits, self._divisor)
+        logits = self._decoder.step(self._cache, last)
+        return self._choose(logits, self._hypotheses, self.rules.limits, self._divisor)
+
+    def _begin(self, indices: list[int], logits: Any) -> None:
         rows = [self.rows[index] for index in indices]
         entries = [row.entry for row in rows if row is not None]
         for row in filter(None, rows):
@@ -255,7 +272,10 @@ class Samples(Batch):
             limits=mx.array([[entry.limit] * self.group for entry in entries]),
             keys=mx.array(np.array([self._keys(entry) for entry in entries], dtype=np.uint32)),
         )
-        logits = mx.broadcast_to(logits, (*shape, logits.shape[-1]))
+        if self._cache.is_in_numpy:
+            new = new.in_numpy()
+            logits = np.array(logits)
+        logits = module_of(logits).broadcast_to(logits, (*shape, logits.shape[-1]))
         # not compiled: any number of rows may enter, and each would be compiled for itself
         new = self._note(choose(logits, new, self.rules.limits, self._divisor), rows)
         self._hypotheses = self._hypotheses.put(indices, new)
@@ -265,10 +285,11 @@ class Samples(Batch):
         seeds = [*entry.seeds, round(self._temperature * 1e6)]
         return np.random.SeedSequence(seeds).generate_state(self.group).tolist()
 
-    def _note(self, chosen: tuple[Hypotheses, mx.array], rows: Sequence[_Row | None]) -> Hypotheses:
+    def _note(self, chosen: tuple[Hypotheses, Array], rows: Sequence[_Row | None]) -> Hypotheses:
         """Have the device compute what was chosen for `rows`, to be looked at later."""
         after, logprobs = chosen
-        mx.async_eval(logprobs, after.arrays)
+        if not self._cache.is_in_numpy:
+            mx.async_eval(logprobs, after.arrays)
         self._steps.append(_Step(after.state.last, logprobs, after.totals, list(rows)))
         for row in filter(None, rows):
             row.steps += 1
@@ -279,7 +300,7 @@ class Samples(Batch):
 
     def _look(self, count: int) -> list[SearchResult]:
         """Look at the oldest steps; the entries that are done leave."""
-        if count:  # wait once: what was handed over before it is done as well
+        if count and not self._cache.is_in_numpy:  # wait once: what was handed over before it is done as well
             newest = self._steps[count - 1]
             mx.eval(newest.tokens, newest.logprobs, newest.totals)
         done: list[SearchResult] = []
@@ -313,28 +334,27 @@ class Samples(Batch):
         return hypotheses
 
 
-def choose(
-    logits: mx.array, before: Hypotheses, rules: Limits, temperature: mx.array | None
-) -> tuple[Hypotheses, mx.array]:
+def choose(logits: Array, before: Hypotheses, rules: Limits, temperature: Array | None) -> tuple[Hypotheses, Any]:
     """One token more for every hypothesis: the most probable one, or a sample.
 
     logits : (jobs, group, vocabulary)
     temperature : of the samples, a scalar above 0
 
     Returns the hypotheses with it, and its log-probability, (jobs, group). One that has ended, or
-    has as many tokens as it may have, gets the end of text.
+    has as many tokens as it may have, gets the end of text. All arrays are MLX's or NumPy's.
     """
+    arrays = module_of(logits)
     state = before.state
     if temperature is None:
         tokens, logprobs = rules.best(logits, state)
     else:
         logits, normaliser = rules.apply(logits, state)
-        scores = logits / temperature + gumbel(before.keys, state.count, logits.shape[-1])
-        tokens = mx.argmax(scores, axis=-1).astype(mx.int32)
-        logprobs = (mx.take_along_axis(logits, tokens[..., None], axis=-1) - normaliser)[..., 0]
+        scores = logits / temperature + _noise(before, logits.shape[-1])
+        tokens = arrays.argmax(scores, axis=-1).astype(arrays.int32)
+        logprobs = (arrays.take_along_axis(logits, tokens[..., None], axis=-1) - normaliser)[..., 0]
     going = (state.last != rules.eot) & (state.count < before.limits)
-    tokens = mx.where(going, tokens, rules.eot)
-    logprobs = mx.where(going, logprobs, 0)
+    tokens = arrays.where(going, tokens, rules.eot)
+    logprobs = arrays.where(going, logprobs, 0)
     state = state.after(tokens, rules.begin)
     return Hypotheses(state, before.totals + logprobs, before.limits, before.keys), logprobs
 
@@ -356,6 +376,14 @@ def choose_from_arrays(
 
 
 _compiled_choose = mx.compile(choose_from_arrays)
+
+
+def _noise(before: Hypotheses, vocab: int) -> Any:
+    """What the next sample of every hypothesis depends on, (jobs, group, vocab)."""
+    keys, count = before.keys, before.state.count
+    if isinstance(keys, np.ndarray):
+        return np.array(gumbel(mx.array(keys), mx.array(count), vocab))
+    return gumbel(keys, count, vocab)
 
 
 def gumbel(keys: mx.array, step: mx.array, vocab: int) -> mx.array:
@@ -425,7 +453,7 @@ class Beams(Batch):
             else:
                 sources.append(self._extend(index, row, values[index], tokens[index]))
         if any(continued != unchanged for continued in sources):
-            self._cache.reorder(mx.array(sources))
+            self._cache.reorder(sources)
 
     def _top(self, logits: mx.array, state: State) -> tuple[np.ndarray, np.ndarray]:
         """The log-probabilities of the best tokens of every beam, and these, (jobs, beams, group +
