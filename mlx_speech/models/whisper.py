@@ -6,6 +6,7 @@ names). The decoder keeps its keys and values in buffers of fixed size, and thos
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
 from mlx_speech.models.layers import LayerNorm
 from mlx_speech.ops import decoder_step, few_rows
 from mlx_speech.ops.attention import attention
-from mlx_speech.ops.cpu import Array, module_of, numpy_views, suits_numpy
+from mlx_speech.ops.cpu import Array, in_parallel, module_of, numpy_views, suits_numpy
 from mlx_speech.ops.gelu import gelu
 
 SLOT_MULTIPLE = 64  # a cache has so many slots, or twice as many, and so on: shapes change rarely
@@ -263,23 +264,28 @@ class DecoderCache:
         group = len(self.itself)
         first = (self.position - keys.shape[2]) * group
         prompt = slice(first, self.position * group, group)
-        new_keys, new_values, *new_audio = self._own(keys, values, *audio)
+        own_keys: Any = keys
+        own_values: Any = values
+        if self.is_in_numpy:
+            mx.eval(keys, values)
+            own_keys, own_values = numpy_views([keys, values])
         for index, row in enumerate(rows):
-            self.keys[layer][row, :, prompt] = new_keys[index]
-            self.values[layer][row, :, prompt] = new_values[index]
-        if rows == list(range(len(self.lengths))):  # nothing of the audio stays
-            self.audio[layer] = (new_audio[0], new_audio[1])
-            return
-        for kept, new in zip(self.audio[layer], new_audio, strict=True):
-            for index, row in enumerate(rows):
-                kept[row] = new[index]
+            self.keys[layer][row, :, prompt] = own_keys[index]
+            self.values[layer][row, :, prompt] = own_values[index]
+        self._enter_audio(layer, rows, audio)
 
-    def _own(self, *arrays: mx.array) -> list[Any]:
-        """The same as the cache's arrays are, without a copy."""
-        if not self.is_in_numpy:
-            return list(arrays)
-        mx.eval(arrays)
-        return numpy_views(arrays)
+    def _enter_audio(self, layer: int, rows: list[int], audio: tuple[mx.array, mx.array]) -> None:
+        """Part of `enter`."""
+        if self.is_in_numpy:
+            mx.eval(audio)
+            buffers = zip(self.audio[layer], numpy_views(audio), strict=True)
+            in_parallel(_copy_row, itertools.product(buffers, enumerate(rows)))
+        elif rows == list(range(len(self.lengths))):  # nothing of the audio stays
+            self.audio[layer] = audio
+        else:
+            for kept, new in zip(self.audio[layer], audio, strict=True):
+                for index, row in enumerate(rows):
+                    kept[row] = new[index]
 
     def show(self, rows: list[int], lengths: list[int]) -> None:
         """Of the rows that entered, every hypothesis sees the prompt and nothing else.
@@ -338,6 +344,12 @@ class DecoderCache:
         self.values = [moved(values, group) for values in self.values]
         self.visible = moved(self.visible, 1)
         self.position = front + needed
+
+
+def _copy_row(part: tuple[tuple[np.ndarray, np.ndarray], tuple[int, int]]) -> None:
+    """part : the buffer, and what enters it; the number of a row in the latter and in the buffer"""
+    (kept, new), (index, row) = part
+    kept[row] = new[index]
 
 
 class TextDecoder(nn.Module):
@@ -477,23 +489,21 @@ class TextDecoder(nn.Module):
         for layer, block in enumerate(self.blocks):
             y = block.attn_ln(x)
             keys, values = block.attn.keys_values(y, entering)
-            audio_keys, audio_values = block.cross_attn.keys_values(encoded, entering)
-            audio = (mx.contiguous(audio_keys), mx.contiguous(audio_values))  # every step reads them
+            audio = block.cross_attn.keys_values(encoded, entering)
+            if not cache.is_in_numpy:  # else they are copied anyway
+                audio = (mx.contiguous(audio[0]), mx.contiguous(audio[1]))  # every step reads them
             x = x + block.attn(y, keys, values, mask[:, None])
             x = block.mlp(x + block.cross_attn(block.cross_attn_ln(x), *audio))
             cache.enter(layer, rows, keys, values, audio)
         cache.show(rows, [len(prompt) for prompt in prompts])
         x = x.reshape(entering, longest, -1)
         asked = x[mx.arange(entering), mx.array(padding) + mx.array(positions)]
-        states = mx.stack([x[:, -1], asked])
+        states = mx.concatenate([x[:, -1], asked])
         if cache.host is None:
             logits = self._logits(self.ln(states))
         else:
-            # at once, while the audio in the cache, which the states are made of, is still this one
-            mx.eval(states)
-            rows_of_states = np.array(states.flatten(0, 1))
-            logits = mx.array(decoder_step.logits(rows_of_states, cache.host)).reshape(2, entering, -1)
-        return logits[0], logits[1]
+            logits = mx.array(decoder_step.logits(np.array(states), cache.host))
+        return logits[:entering], logits[entering:]
 
     def step(self, cache: DecoderCache, tokens: mx.array) -> mx.array:
         """One more token for every hypothesis: tokens (rows, group) → logits (rows, group, vocabulary) in float32."""
