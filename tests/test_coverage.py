@@ -174,10 +174,13 @@ class Decoder:
     """Stands for the decoder: says the words of what it hears, but ends its text at the first pause.
 
     words : (start, end) of each in the recording; it hears the recording's place in the samples, which count up
+    silent : regions in which nobody seems to speak; logprob : of what it says there
     """
 
-    def __init__(self, tokenizer: Tokenizer, words: Sequence[Region], silent: Sequence[Region] = ()) -> None:
-        self.tokenizer, self.words, self.silent = tokenizer, words, silent
+    def __init__(
+        self, tokenizer: Tokenizer, words: Sequence[Region], silent: Sequence[Region] = (), logprob: float = -0.7
+    ) -> None:
+        self.tokenizer, self.words, self.silent, self.logprob = tokenizer, words, silent, logprob
         self.heard: list[tuple[float, float]] = []
 
     def __call__(self, jobs: Iterable[Job], *_: Any, batch_size: int) -> Iterator[tuple[Job, DecodingResult]]:
@@ -190,7 +193,7 @@ class Decoder:
             tokens: list[int] = []
             for word in words[: self._before_a_pause(words)]:
                 tokens += [self._stamp(word.start - start), 2425, self._stamp(word.end - start)]
-            no_speech, logprob = (0.9, -0.3) if silence else (0.0, -0.3)
+            no_speech, logprob = (0.9, self.logprob) if silence else (0.0, -0.3)
             yield job, DecodingResult(tuple(tokens), "x", "en", logprob, no_speech, 0.0, 1.0)
 
     def _stamp(self, seconds: float) -> int:
@@ -253,13 +256,14 @@ def test_what_is_silence_on_a_second_hearing_is_said(tokenizer: Tokenizer, monke
     assert len(decoder.heard) == 2  # and not a third time
 
 
+@pytest.mark.parametrize("logprob, is_believed", [(-0.7, False), (-0.5, True)])
 def test_a_second_hearing_adds_no_text_that_is_likely_made_up(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    logprob: float, is_believed: bool, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     word, noise = Region(1.0, 3.0), Region(8.0, 12.0)
-    decoder = Decoder(tokenizer, [word, Region(9.0, 10.0)], silent=[noise])
+    decoder = Decoder(tokenizer, [word, Region(9.0, 11.5)], silent=[noise], logprob=logprob)
     found, silences = hear(decoder, [Chunk(0.5, 12.5, (word, noise))], monkeypatch, 4)
-    assert len(found[0]) == 1 and silences == [noise]
+    assert len(found[0]) == 1 + is_believed and silences == [noise] * (not is_believed)
 
 
 def test_a_chunk_in_which_nothing_was_heard_is_heard_region_by_region(

@@ -4,6 +4,7 @@ right as those of the originals, whose figures `hearing.py` keeps."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import hearing
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from conftest import real, real_weights
 
 from mlx_speech import Pipeline, detect_speech, load, load_audio
+from mlx_speech.convert import convert
 from mlx_speech.transcript import Transcript
 
 PEERS = ("openai-whisper", "faster-whisper, batched")
@@ -97,6 +99,14 @@ def fan(dice: np.random.Generator, seconds: int) -> np.ndarray:
     rumble -= np.linspace(rumble[0], rumble[-1], time.size)
     hum = np.sin(2 * np.pi * 120 * time) * (1 + 0.3 * np.sin(2 * np.pi * 3 * time))
     return 0.05 * rumble / np.abs(rumble).max() + 0.02 * hum
+
+
+def test_tiny_in_four_bits_hears_both_sentences(tmp_path: Path) -> None:
+    """It ends its text at the pause, and takes the second sentence by itself for silence, with a likely text."""
+    convert(str(real_weights("whisper-tiny.en")), mlx_path=tmp_path / "tiny.en", quantize=True)
+    with Pipeline(tmp_path / "tiny.en") as tiny:
+        transcript = tiny(real("data/audio/en/jfk.flac"), word_timestamps="attention")
+    assert transcript.text.endswith("ask what you can do for your country.")
 
 
 def test_no_text_is_made_up_in_silence(pipeline: Pipeline) -> None:

@@ -12,6 +12,7 @@ from mlx_speech.stages.whisper.rules import SECONDS_PER_TIMESTAMP
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.transcript import Chunk, Segment
 
+LIKELY = -0.6  # avg_logprob of a text that is believed though no speech seems to be there; below it are made up ones
 EDGE = 2.0  # seconds from the start or end of a window, where silence is taken for granted
 
 
@@ -126,14 +127,15 @@ def segments_of_chunk(
 
 
 def is_sure(result: DecodingResult, options: DecodingOptions) -> bool:
-    """Whether a second hearing may add its text: it is no silence by the decoder's word alone, and
-    has not failed.
+    """Whether a second hearing may add its text: it is likely where the decoder takes the sound for
+    silence, and has not failed.
 
     What the first hearing passed over is often no speech, and Whisper makes up text for what is
     none.
     """
     most_silent = options.no_speech_threshold
-    if most_silent is not None and result.no_speech_prob > most_silent:
+    silent = most_silent is not None and result.no_speech_prob > most_silent
+    if silent and result.avg_logprob < LIKELY:
         return False
     least_sure = options.logprob_threshold
     if least_sure is not None and result.avg_logprob < least_sure:
