@@ -232,9 +232,8 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 class _Cache:
     """The tokens of every hypothesis."""
 
-    is_in_numpy = False
-
-    def __init__(self, jobs: int, group: int):
+    def __init__(self, jobs: int, group: int, is_in_numpy: bool):
+        self.is_in_numpy = is_in_numpy
         self.windows = [0] * jobs
         self.tokens: list[list[list[int]]] = [[[] for _ in range(group)] for _ in range(jobs)]
         self.group = group
@@ -251,8 +250,8 @@ class _Cache:
 
 
 class _Decoder:
-    def __init__(self, script: Script):
-        self.script = script
+    def __init__(self, script: Script, in_numpy: bool):
+        self.script, self.in_numpy = script, in_numpy
 
     def __call__(self, tokens: mx.array, encoded: mx.array) -> mx.array:
         rows = zip(np.array(tokens).tolist(), np.array(encoded), strict=True)
@@ -260,7 +259,7 @@ class _Decoder:
         return mx.array(np.array(logits))
 
     def new_cache(self, jobs: int, group: int) -> _Cache:
-        return _Cache(jobs, group)
+        return _Cache(jobs, group, self.in_numpy)
 
     def prefill(self, cache: _Cache, jobs: list[int], encoded: mx.array, prompts: Any, at: list[int]) -> Any:
         last, asked = [], []
@@ -272,21 +271,27 @@ class _Decoder:
         return mx.array(np.stack(last)), mx.array(np.stack(asked))
 
     def step(self, cache: _Cache, tokens: mx.array) -> mx.array:
+        return mx.array(self.step_in_numpy(cache, np.array(tokens)))
+
+    def step_in_numpy(self, cache: _Cache, tokens: np.ndarray) -> np.ndarray:
         logits = np.zeros((*tokens.shape, self.script.vocab), dtype=np.float32)
-        for job, group in enumerate(np.array(tokens).tolist()):
+        for job, group in enumerate(tokens.tolist()):
             for index, token in enumerate(group):
                 said = cache.tokens[job][index]
                 said.append(token)
                 if self.script.ids.sot in said:  # in rows that were never entered there is nobody
                     logits[job, index] = self.script.logits(cache.windows[job], said)
-        return mx.array(logits)
+        return logits
 
 
 class ScriptedModel:
-    """The script as the stages see a Whisper: `args`, `encoder` and `decoder`."""
+    """The script as the stages see a Whisper: `args`, `encoder` and `decoder`.
 
-    def __init__(self, script: Script):
-        self.script, self.args, self.decoder = script, script.args, _Decoder(script)
+    in_numpy : whether its steps are NumPy's, as a CPU's in float32 are
+    """
+
+    def __init__(self, script: Script, in_numpy: bool = True):
+        self.script, self.args, self.decoder = script, script.args, _Decoder(script, in_numpy)
         self.folder = None
 
     def encoder(self, mel: mx.array) -> mx.array:

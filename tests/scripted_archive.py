@@ -9,6 +9,7 @@ file's name, the id of the process, and when.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -46,9 +47,9 @@ class Scripted:
 
     def _outcome(self, recording: str, name: str, script: dict[str, Any], language: str | None) -> Any:
         hearings = begun(self._marks)
-        again = hearings.count(name) <= script.get("times", math.inf)
+        happens = hearings.count(name) <= script.get("times", math.inf)
         match script.get("act"):
-            case "kill" if again:
+            case "kill" if happens:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "gone" if len(hearings) > script["after"]:
                 self._end_machine(script["machine"], name)
@@ -56,9 +57,9 @@ class Scripted:
                 return AudioError(f"{recording}: is no recording: is the file whole?")
             case "warn":
                 warnings.warn(f"{recording}: breaks off at 1 s", stacklevel=2)
-            case "memory" if again:
+            case "memory" if happens:
                 return OutOfMemory("out of memory: lower batch_size")
-            case "network" if again:
+            case "network" if happens:
                 return ConnectionResetError("the server has hung up")
         return self.transcript(script, language)
 
@@ -68,7 +69,8 @@ class Scripted:
         if os.getppid() == raylet:
             self._note("gone", name)
             for process in [raylet, *sorted(children(raylet), key=lambda child: child == this)]:
-                os.kill(process, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has followed the first by itself
+                    os.kill(process, signal.SIGKILL)
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end and not any(what == "gone" for what, *_ in notes(self._marks)):
             time.sleep(0.02)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -57,7 +57,7 @@ def same(ours: DecodingResult, theirs: Any) -> None:
 
 
 def compare(script: Script, options: DecodingOptions, monkeypatch: Any, windows: int = 3, **job: Any) -> list:
-    """Decode a few windows of the script on both sides; what was found."""
+    """Decode a few windows of the script on both sides, ours with steps of MLX and of NumPy; what was found."""
     theirs = scripted.openai_model(script, monkeypatch)
     encoded = [script.encoded(window) for window in range(windows)]
     more: dict[str, Any] = {"language": job.get("language", "en"), "temperature": options.temperature[0]}
@@ -65,17 +65,22 @@ def compare(script: Script, options: DecodingOptions, monkeypatch: Any, windows:
     more |= {"best_of": options.best_of} if options.temperature[0] else {}
     jobs = [Job(mx.array(row), **{"language": "en", **job}, key=key) for key, row in enumerate(encoded)]
     words, temperature = tokenizer(script.multilingual), options.temperature[0]
-    found = decode.decode(jobs, ScriptedModel(script), words, options, temperature=temperature, batch_size=2)
-    ours = {job.key: result for job, result in found}
-    assert sorted(ours) == list(range(windows))
+    found = []
+    for in_numpy in (True, False):
+        model = ScriptedModel(script, in_numpy)
+        results = decode.decode(jobs, model, words, options, temperature=temperature, batch_size=2)
+        ours = {job.key: result for job, result in results}
+        assert sorted(ours) == list(range(windows))
+        found.append([ours[key] for key in range(windows)])
     for key, row in enumerate(encoded):
         try:
             expected = whisper.decode(theirs, torch.from_numpy(row), openai_options(options, **more))
         except ZeroDivisionError:  # it cannot rank an empty text
-            assert ours[key].tokens == () and not options.suppress_blank
+            assert not any(results[key].tokens for results in found) and not options.suppress_blank
         else:
-            same(ours[key], expected)
-    return [ours[key] for key in range(windows)]
+            for results in found:
+                same(results[key], expected)
+    return found[0]
 
 
 def check_logprobs(result: DecodingResult, task: DecodingTask, logits: Any, initial: list[int]) -> None:
@@ -314,11 +319,18 @@ def test_languages_are_those_of_openai(multilingual: bool, monkeypatch: pytest.M
 # --- the rules -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("in_numpy", [True, False])
+OWN = [pytest.param(mx.array, id="MLX"), pytest.param(np.array, id="NumPy")]  # makes an array of a module's own
+
+
+@pytest.mark.parametrize("own, in_numpy", [(mx.array, True), (mx.array, False), (np.array, True)])
 @pytest.mark.parametrize("multilingual", [True, False])
 @pytest.mark.parametrize("without_timestamps", [True, False])
 def test_rules_are_those_of_openai(
-    in_numpy: bool, multilingual: bool, without_timestamps: bool, monkeypatch: pytest.MonkeyPatch
+    own: Callable[[Any], Any],
+    in_numpy: bool,
+    multilingual: bool,
+    without_timestamps: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All filters of openai/whisper on random sequences and logits, row by row."""
     monkeypatch.setattr(rules_module, "suits_numpy", lambda *_: in_numpy)
@@ -333,9 +345,10 @@ def test_rules_are_those_of_openai(
         sequences.append([int(picked[kind]) for kind in kinds])
     logits = rng.normal(0, 3, (len(sequences), script.vocab)).astype(np.float32)
     logits[::3, begin:] += 6
-    state = State.of([sequences], begin)
-    ours, total = rules(mx.array(logits)[None], state)
-    best, best_logprobs = rules.limits.best(mx.array(logits)[None], state)
+    state = State(*map(own, State.of([sequences], begin).arrays))
+    ours, total = rules(own(logits)[None], state)
+    best, best_logprobs = rules.limits.best(own(logits)[None], state)
+    assert {type(array) for array in (ours, total, best, best_logprobs)} == {type(own(logits))}
     for row, sequence in enumerate(sequences):
         expected = torch.from_numpy(logits[row : row + 1].copy())
         tokens = torch.tensor([[*task.initial_tokens, *sequence]])
@@ -363,17 +376,40 @@ def test_the_best_of_odd_logits(without_timestamps: bool, monkeypatch: pytest.Mo
         monkeypatch.setattr(rules_module, "suits_numpy", lambda *_, answer=in_numpy: answer)
         tokens, logprobs = rules.limits.best(mx.array(logits), state)
         found.append((np.array(tokens), np.array(logprobs)))
-    assert np.array_equal(found[0][0], found[1][0])
-    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-5)
+    found.append(rules.limits.best(logits, State(*map(np.array, state.arrays))))
+    for tokens, logprobs in found[1:]:
+        assert np.array_equal(found[0][0], tokens)
+        np.testing.assert_allclose(found[0][1], logprobs, atol=1e-5)
     assert found[0][0][1, 1] == 9
 
 
-def test_the_state_is_the_same_step_by_step() -> None:
+@pytest.mark.parametrize("temperature", [None, 0.4, 1e-37])
+def test_the_choice_in_numpy_is_that_of_mlx(temperature: float | None) -> None:
+    """Also of odd logits, without a warning, and in numbers of the same kind."""
+    rng = np.random.default_rng(4)
+    rules = Rules(tokenizer(), DecodingOptions(), Script(0).args)
+    logits = rng.normal(0, 3, (4, 3, rules.vocab)).astype(np.float32)
+    logits[1, :, : rules.eot] = -np.inf
+    logits[2] = -np.inf
+    state = State.of([[[], [9], [9, rules.eot]]] * 4, rules.begin)
+    limits, keys = mx.array([[1, 1, 9]] * 4), mx.array(rng.integers(0, 2**32, (4, 3), np.uint32))
+    before = search.Hypotheses(state, mx.array(rng.normal(size=(4, 3)).astype(np.float32)), limits, keys)
+    divisor = None if temperature is None else mx.array(temperature)
+    expected, expected_logprobs = search.choose(mx.array(logits), before, rules.limits, divisor)
+    own_divisor = None if temperature is None else np.array(temperature, np.float32)
+    found, logprobs = search.choose(logits, before.as_numpy(), rules.limits, own_divisor)
+    for ours, wanted in zip([logprobs, *found.arrays], [expected_logprobs, *expected.arrays], strict=True):
+        assert isinstance(ours, np.ndarray) and ours.dtype == np.array(wanted).dtype
+        np.testing.assert_allclose(ours, np.array(wanted), atol=1e-5)
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_the_state_is_the_same_step_by_step(own: Callable[[Any], Any]) -> None:
     rng, begin = np.random.default_rng(2), 50
     sequences = rng.integers(0, 100, (3, 4, 12))
-    state = State.of([[[]] * 4] * 3, begin)
+    state = State(*map(own, State.of([[[]] * 4] * 3, begin).arrays))
     for length in range(12):
-        state = state.after(mx.array(sequences[:, :, length]), begin)
+        state = state.after(own(sequences[:, :, length]), begin)
         expected = State.of(sequences[:, :, : length + 1].tolist(), begin)
         for name, value in vars(state).items():
             assert np.array_equal(np.array(value), np.array(getattr(expected, name))), name

@@ -405,7 +405,8 @@ def test_every_family_is_complete(family: str) -> None:
 
 def test_every_file_of_a_family_is_registered() -> None:
     here = {file.stem for file in (ROOT / "models").glob("*.py")}
-    assert here - {"__init__", "base", "layers", "diarization_pipeline"} == set(models.FAMILIES)
+    shared_or_parts = {"__init__", "base", "layers", "diarization_pipeline", "whisper_cache"}
+    assert here - shared_or_parts == set(models.FAMILIES)
 
 
 def test_every_public_function_is_described() -> None:

@@ -466,6 +466,7 @@ def test_whisper_continues_from_its_cache(shelf: Shelf, largest: int, monkeypatc
         assert close(np.array(found)[:, 0], whole[[1, 1], [5, at[1] + 1]], 1e-4)
         assert cache.is_in_numpy == on_cpu()
         assert cache.host is None or isinstance(cache.host.output, Panels) == (largest > 0)
+        assert (model.decoder._packed is None) == (largest == 0 or not on_cpu())  # of a large one nothing is kept
 
 
 @pytest.mark.skipif(not on_cpu(), reason="nothing is packed on a GPU")
@@ -499,7 +500,17 @@ def test_whisper_notices_that_its_weights_are_others(shelf: Shelf) -> None:
     def change_a_bias() -> None:
         last.mlp2.bias += mx.arange(last.mlp2.bias.size)
 
-    for change in (replace_a_matrix, change_a_matrix, change_a_row, change_a_bias):
+    def change_positions() -> None:
+        model.decoder.positional_embedding *= 3
+
+    def change_the_last_norm() -> None:
+        model.decoder.ln.weight *= 2
+
+    def change_its_bias() -> None:
+        model.decoder.ln.bias += mx.arange(last.mlp2.bias.size)
+
+    of_layers = (replace_a_matrix, change_a_matrix, change_a_bias)
+    for change in (*of_layers, change_a_row, change_positions, change_the_last_norm, change_its_bias):
         change()
         other, found = logits_after_a_step()
         expected = np.array(model.decoder(mx.repeat(first, 2, axis=1), encoded))[0, -1:]
@@ -508,7 +519,7 @@ def test_whisper_notices_that_its_weights_are_others(shelf: Shelf) -> None:
     model.decoder.blocks = model.decoder.blocks[:1]
     assert model.decoder.new_cache(1, 1).host is not packed
     model.decoder.apply(lambda array: array.astype(mx.float16))
-    assert model.decoder.new_cache(1, 1).host is None and model.decoder._host_weights is None  # nor is its memory held
+    assert model.decoder.new_cache(1, 1).host is None and model.decoder._packed is None  # nor is its memory held
 
 
 def an_lstm(directions: int, batch: int, steps: int, hidden: int = 5, dtype: mx.Dtype = mx.float32) -> list[mx.array]:

@@ -1,12 +1,11 @@
 """Whisper (Radford et al. 2022): audio encoder and text decoder of every size, turbo and distil included.
 
 Source: openai/whisper `model.py`; parameters are named as there, with mlp.0 and mlp.2 as mlp1 and mlp2 (mlx-whisper's
-names). The decoder keeps its keys and values in buffers of fixed size, and those of the cross-attention once per chunk.
+names). What the decoder keeps between its steps is in `whisper_cache`.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,12 @@ import numpy as np
 from mlx_speech.errors import OptionError
 from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
 from mlx_speech.models.layers import LayerNorm
+from mlx_speech.models.whisper_cache import DecoderCache
 from mlx_speech.ops import decoder_step, few_rows
 from mlx_speech.ops.attention import attention
-from mlx_speech.ops.cpu import Array, in_parallel, module_of, numpy_views, suits_numpy
+from mlx_speech.ops.cpu import suits_numpy
 from mlx_speech.ops.gelu import gelu
 
-SLOT_MULTIPLE = 64  # a cache has so many slots, or twice as many, and so on: shapes change rarely
 LARGEST_PACKED = 1 << 30  # bytes of a decoder that are kept twice, for its steps on a CPU
 MAX_POSITIONS = 1 << 24  # of the encoder, times its width: they are computed as soon as a model is built
 
@@ -190,172 +189,10 @@ class AudioEncoder(nn.Module):
         return self.ln_post(x).reshape(shape)
 
 
-@dataclass
-class DecoderCache:
-    """Keys and values of a running batch, whose rows (chunks of audio) come and go.
-
-    Each row has a `group` of hypotheses. At every step all hypotheses of all rows write to the same slot; once in a
-    while the slots that no row needs any more are given up. Whisper adds positions to its input, so keys may lie
-    anywhere, and `visible` tells which entries are a hypothesis's past: reordering beams moves no keys, and a prompt is
-    kept once for the whole group.
-
-    Its arrays are MLX's, or NumPy's where steps are computed in NumPy.
-
-    keys, values : per layer, (rows, heads, slots·group, width of a head)
-    audio : per layer, keys and values of the encoded audio, each (rows, heads, 1500, width of a head)
-    visible : (rows, group, slots, group), True where a hypothesis sees the entry that another one wrote to a slot
-    itself : (group, group), True where a hypothesis sees what it writes
-    lengths : tokens of each row so far, (rows,); 0 where it is free
-    host : the weights when the batch began, for steps in NumPy; None: they are computed by MLX
-    position : the slot that is written next
-    """
-
-    keys: list[Any]
-    values: list[Any]
-    audio: list[tuple[Any, Any]]
-    visible: Any
-    itself: Any
-    lengths: list[int]
-    host: decoder_step.HostWeights | None = None
-    position: int = 0
-
-    @property
-    def is_in_numpy(self) -> bool:
-        return self.host is not None
-
-    def append(self, layer: int, keys: Array, values: Array) -> tuple[Any, Any]:
-        """Write a step of a layer to the slot at `position`.
-
-        keys and values (rows, heads, group, width of a head) → those of all slots, each (rows, heads, slots·group,
-        width of a head)
-        """
-        group = keys.shape[2]
-        entries = slice(self.position * group, (self.position + 1) * group)
-        self.keys[layer][:, :, entries] = keys
-        self.values[layer][:, :, entries] = values
-        return self.keys[layer], self.values[layer]
-
-    def see(self) -> Any:
-        """Every hypothesis sees what it writes to the slot at `position`. Returns the mask of the step, (rows, 1,
-        group, slots·group)."""
-        self.visible[:, :, self.position] = self.itself
-        rows, group, _, _ = self.visible.shape
-        return self.visible.reshape(rows, 1, group, -1)
-
-    def past(self) -> tuple[list[decoder_step.Past], np.ndarray]:
-        """What a step in NumPy attends to, of each layer, and the mask of that, (rows, 1, group, m)."""
-        rows, group, _, _ = self.visible.shape
-        entries = self.position * group
-        past = []
-        for keys, values, audio in zip(self.keys, self.values, self.audio, strict=True):
-            past.append(decoder_step.Past(keys[:, :, :entries], values[:, :, :entries], *audio))
-        return past, self.visible[:, :, : self.position].reshape(rows, 1, group, entries)
-
-    def enter(
-        self, layer: int, rows: list[int], keys: mx.array, values: mx.array, audio: tuple[mx.array, mx.array]
-    ) -> None:
-        """Write the prompts of rows that enter, which end before `position`, and their audio, for a layer.
-
-        rows : their numbers, (entering,)
-        keys, values : of the prompts, (entering, heads, steps, width of a head); a shorter one is padded in front
-        audio : keys and values, each (entering, heads, 1500, width of a head)
-        """
-        # the first hypothesis has the prompt for the whole group
-        group = len(self.itself)
-        first = (self.position - keys.shape[2]) * group
-        prompt = slice(first, self.position * group, group)
-        own_keys: Any = keys
-        own_values: Any = values
-        if self.is_in_numpy:
-            mx.eval(keys, values)
-            own_keys, own_values = numpy_views([keys, values])
-        for index, row in enumerate(rows):
-            self.keys[layer][row, :, prompt] = own_keys[index]
-            self.values[layer][row, :, prompt] = own_values[index]
-        self._enter_audio(layer, rows, audio)
-
-    def _enter_audio(self, layer: int, rows: list[int], audio: tuple[mx.array, mx.array]) -> None:
-        """Part of `enter`."""
-        if self.is_in_numpy:
-            mx.eval(audio)
-            buffers = zip(self.audio[layer], numpy_views(audio), strict=True)
-            in_parallel(_copy_row, itertools.product(buffers, enumerate(rows)))
-        elif rows == list(range(len(self.lengths))):  # nothing of the audio stays
-            self.audio[layer] = audio
-        else:
-            for kept, new in zip(self.audio[layer], audio, strict=True):
-                for index, row in enumerate(rows):
-                    kept[row] = new[index]
-
-    def show(self, rows: list[int], lengths: list[int]) -> None:
-        """Of the rows that entered, every hypothesis sees the prompt and nothing else.
-
-        rows : their numbers, (entering,)
-        lengths : of their prompts, (entering,)
-        """
-        _, _, slots, group = self.visible.shape
-        visible = np.zeros((len(rows), group, slots, group), dtype=bool)
-        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            visible[index, :, self.position - length : self.position, 0] = True
-            self.lengths[row] = length
-        arrays = module_of(self.visible)
-        self.visible[arrays.array(rows)] = arrays.array(visible)
-
-    def leave(self, row: int) -> None:
-        """The row is done and free: nothing of it is needed any more."""
-        self.lengths[row] = 0
-
-    def reorder(self, sources: Sequence[Sequence[int]]) -> None:
-        """Every hypothesis continues that of its row whose number is in `sources`, (rows, group)."""
-        arrays = module_of(self.visible)
-        self.visible = arrays.take_along_axis(self.visible, arrays.array(sources)[:, :, None, None], axis=1)
-
-    def keep(self, rows: list[int]) -> None:
-        """Only these rows stay, in this order; `rows` (kept,) are their numbers."""
-        index = module_of(self.visible).array(rows)
-        self.keys = [keys[index] for keys in self.keys]
-        self.values = [values[index] for values in self.values]
-        self.audio = [(keys[index], values[index]) for keys, values in self.audio]
-        self.visible = self.visible[index]
-        self.lengths = [self.lengths[row] for row in rows]
-
-    def make_room(self, before: int, after: int) -> None:
-        """Have at least `before` slots before `position`, and `after` from it on; where slots are added, those that no
-        row needs any more are given up."""
-        slots = self.visible.shape[2]
-        if before <= self.position <= slots - after:
-            return
-        needed = min(self.position, max(self.lengths))
-        front = max(0, before - needed)
-        # half a multiple more than is asked for, so that the next steps find room
-        wanted = front + needed + max(after, SLOT_MULTIPLE // 2)
-        back = -(-wanted // SLOT_MULTIPLE) * SLOT_MULTIPLE - front - needed
-        arrays = module_of(self.visible)
-
-        def moved(buffer: Any, entries: int) -> Any:
-            """(rows, …, slots·entries, …) → the same with other slots, which are the third axis"""
-            padding = [(0, 0)] * buffer.ndim
-            padding[2] = (front * entries, back * entries)
-            kept = slice((self.position - needed) * entries, self.position * entries)
-            return arrays.pad(buffer[:, :, kept], padding)
-
-        group = len(self.itself)
-        self.keys = [moved(keys, group) for keys in self.keys]
-        self.values = [moved(values, group) for values in self.values]
-        self.visible = moved(self.visible, 1)
-        self.position = front + needed
-
-
-def _copy_row(part: tuple[tuple[np.ndarray, np.ndarray], tuple[int, int]]) -> None:
-    """part : the buffer, and what enters it; the number of a row in the latter and in the buffer"""
-    (kept, new), (index, row) = part
-    kept[row] = new[index]
-
-
 class TextDecoder(nn.Module):
     """Text as tokens, one after the other, given the encoded audio (openai/whisper `TextDecoder`).
 
-    Whole texts by calling it; a running batch by `new_cache`, `prefill` and `step`.
+    Whole texts by calling it; a running batch by `new_cache`, `prefill` and `step`, or `step_in_numpy`.
     """
 
     def __init__(self, args: ModelArgs):
@@ -368,7 +205,7 @@ class TextDecoder(nn.Module):
         self.positional_embedding = mx.zeros((args.n_text_ctx, width))
         self.blocks = [Block(width, args.n_text_head, cross=True) for _ in range(args.n_text_layer)]
         self.ln = LayerNorm(width)
-        self._host_weights: decoder_step.HostWeights | None = None
+        self._packed: decoder_step.HostWeights | None = None  # made once, as long as the weights are the same
 
     def __call__(self, tokens: mx.array, encoded: mx.array) -> mx.array:
         """tokens (batch, n), encoded (batch, 1500, width) → logits (batch, n, vocabulary) in float32.
@@ -443,19 +280,19 @@ class TextDecoder(nn.Module):
         """An empty cache for a running batch of `rows` chunks of audio, with `group` hypotheses each."""
         host = self._weights_for_numpy()
         width = self.ln.weight.size // self._heads
-        arrays: Any = mx if host is None else np
+        module: Any = mx if host is None else np
         dtype = self.ln.weight.dtype if host is None else np.float32
         keys = []
         values = []
         audio = []
         for _ in self.blocks:
-            keys.append(arrays.zeros((rows, self._heads, 0, width), dtype))
-            values.append(arrays.zeros((rows, self._heads, 0, width), dtype))
-            audio_keys = arrays.zeros((rows, self._heads, self._audio_context, width), dtype)
-            audio_values = arrays.zeros((rows, self._heads, self._audio_context, width), dtype)
+            keys.append(module.zeros((rows, self._heads, 0, width), dtype))
+            values.append(module.zeros((rows, self._heads, 0, width), dtype))
+            audio_keys = module.zeros((rows, self._heads, self._audio_context, width), dtype)
+            audio_values = module.zeros((rows, self._heads, self._audio_context, width), dtype)
             audio.append((audio_keys, audio_values))
-        visible = arrays.zeros((rows, group, 0, group), arrays.bool_)
-        itself = arrays.eye(group).astype(arrays.bool_)
+        visible = module.zeros((rows, group, 0, group), module.bool_)
+        itself = module.eye(group).astype(module.bool_)
         if host is None:
             mx.async_eval(itself)
         return DecoderCache(keys, values, audio, visible, itself, lengths=[0] * rows, host=host)
@@ -499,10 +336,10 @@ class TextDecoder(nn.Module):
         x = x.reshape(entering, longest, -1)
         asked = x[mx.arange(entering), mx.array(padding) + mx.array(positions)]
         states = mx.concatenate([x[:, -1], asked])
-        if cache.host is None:
-            logits = self._logits(self.ln(states))
-        else:
+        if cache.host is not None:
             logits = mx.array(decoder_step.logits(np.array(states), cache.host))
+        else:
+            logits = self._logits(self.ln(states))
         return logits[:entering], logits[entering:]
 
     def step(self, cache: DecoderCache, tokens: mx.array) -> mx.array:
@@ -546,15 +383,20 @@ class TextDecoder(nn.Module):
         cache.position += 1
 
     def _weights_for_numpy(self) -> decoder_step.HostWeights | None:
-        """The weights as steps in NumPy read them, made once; None where some are quantized, or not for NumPy."""
+        """The weights as steps in NumPy read them; None where some are quantized, or not for NumPy."""
         weights = self._plain_weights()
         if weights is None:
-            self._host_weights = None
-        elif self._host_weights is None or not self._host_weights.is_of(weights):
-            self._host_weights = None  # its memory is free for the next
-            in_panels = weights.nbytes <= LARGEST_PACKED
-            self._host_weights = decoder_step.HostWeights.of(weights, in_panels=in_panels)
-        return self._host_weights
+            self._packed = None
+            return None
+        if weights.nbytes > LARGEST_PACKED:
+            self._packed = None
+            return decoder_step.HostWeights.of(weights, in_panels=False)
+        packed = self._packed
+        if packed is None or not packed.is_of(weights):
+            packed = self._packed = None  # its memory is free for the next
+            packed = decoder_step.HostWeights.of(weights, in_panels=True)
+            self._packed = packed
+        return packed
 
     def _plain_weights(self) -> decoder_step.DecoderWeights | None:
         """None where some are quantized, or not for NumPy."""

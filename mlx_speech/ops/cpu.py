@@ -79,7 +79,10 @@ def in_numpy(compute: Callable[..., np.ndarray], graph: Callable[..., mx.array],
 @contextmanager
 def one_core_per_product() -> Iterator[None]:
     """NumPy's matrix products take one core each, since their parts run on all of them; threads that another library's
-    products keep waiting would take the cores from them."""
+    products keep waiting would take the cores from them.
+
+    Whoever is inside must not enter it again: the thread would wait for itself.
+    """
     with _BLAS_SETTING, threads().blas.limit(limits=1):
         yield
 

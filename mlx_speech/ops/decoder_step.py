@@ -73,7 +73,8 @@ class DecoderWeights(NamedTuple):
     @property
     def arrays(self) -> list[mx.array]:
         """Those of each layer, and the others behind them."""
-        return [*(array for weights in self.layers for array in weights), *self[1:]]
+        of_layers = (array for weights in self.layers for array in weights)
+        return [*of_layers, self.embedding, self.positions, self.norm, self.norm_bias]
 
     @property
     def nbytes(self) -> int:
@@ -101,8 +102,10 @@ class HostWeights:
 
     @classmethod
     def of(cls, weights: DecoderWeights, *, in_panels: bool) -> HostWeights:
-        """Of weights that are float32 on a CPU. in_panels : matrices are copied, into `Panels`; else they are read as
-        they lie"""
+        """Of weights that are float32 on a CPU.
+
+        in_panels : whether matrices are copied, into `Panels`; else they are read as they lie
+        """
         arrays = weights.arrays
         mx.eval(arrays)
         sources = numpy_views([copy(array) for array in arrays])
@@ -184,6 +187,7 @@ def logits(x: np.ndarray, weights: HostWeights) -> np.ndarray:
 
 
 def _logits(x: np.ndarray, weights: HostWeights) -> np.ndarray:
+    """`logits`, inside `one_core_per_product`."""
     return product(layer_norm_of_rows(x, weights.norm, weights.norm_bias, EPS), weights.output)
 
 
@@ -204,7 +208,7 @@ def _attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, past: Past, v
     itself = np.einsum("rhgd,rhgd->rhg", query, key)[..., None]
     scores = query @ past.keys.swapaxes(-1, -2)
     np.copyto(scores, -np.inf, where=~visible)
-    highest = np.maximum(scores.max(axis=-1, keepdims=True), itself)
+    highest = np.maximum(scores.max(axis=-1, keepdims=True, initial=-np.inf), itself)
     scores = np.exp(scores - highest)
     itself = np.exp(itself - highest)
     return (scores @ past.values + itself * value) / (scores.sum(axis=-1, keepdims=True) + itself)

@@ -1,4 +1,4 @@
-"""Products of a few rows with a large matrix, as in every step of a decoder, in NumPy.
+"""Products of a few rows with a large matrix, as in every step of a decoder, in NumPy; more rows are right, not fast.
 
 What takes the time is reading the weights. A library's product for large matrices packs them first, which reads them
 twice and writes them once; it has kernels that do not, for small ones, so the weights are taken in small blocks. Where
@@ -74,7 +74,10 @@ def linear_numpy(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def product(x: np.ndarray, weight: Matrix, bias: np.ndarray | None = None) -> np.ndarray:
     """x (rows, inputs), weight (outputs, inputs) or its panels, bias (outputs,) → x · weightᵀ + bias,
-    (rows, outputs)"""
+    (rows, outputs)
+
+    To be called inside `cpu.one_core_per_product`.
+    """
     if isinstance(weight, Panels):
         y = _times_panels(x, weight)
     elif len(x) > MOST_ROWS:

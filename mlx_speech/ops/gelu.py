@@ -12,7 +12,7 @@ SMALLEST_FOR_NUMPY = 1 << 12  # numbers; of fewer, ending MLX's lazy evaluation 
 NUMBERS_PER_PART = 1 << 18  # of fewer, threads wait for Python's lock between operations so short
 
 # Φ(x) is near 1/(1 + exp(−x·P(x²))). P's coefficients, from the constant up, make the largest error of x·Φ(x) least for
-# |x| ≤ 6, which is 7e-8, and x·P(x²) large beyond.
+# |x| ≤ 6, which is 7e-8, to which rounding adds up to 6e-7, and x·P(x²) large beyond.
 COEFFICIENTS = [
     np.float32(coefficient)
     for coefficient in (
@@ -58,7 +58,7 @@ def gelu_block(values: np.ndarray, out: np.ndarray) -> None:
     """`gelu_numpy` of at most `NUMBERS_PER_PART` numbers, (numbers,), into an array of its own, on one thread."""
     # A single buffer beside the input and the result: what is computed in place stays in cache.
     constant, *others, highest = COEFFICIENTS
-    # exp of a large number: nothing is left of the result; of minus infinity it is NaN, as torch's
+    # exp may overflow: the quotient is 0 then, as it should be. Of minus infinity it is NaN, as torch's is.
     with np.errstate(over="ignore", invalid="ignore"):
         square = values * values
         np.multiply(square, -highest, out=out)

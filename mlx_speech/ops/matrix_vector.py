@@ -25,7 +25,7 @@ def matrix_vector(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """matrix (outputs, inputs), vector (inputs,) → (outputs,)
 
     For float32 whose numbers lie one behind the other, where OpenBLAS is loaded, else NumPy's product, as for small
-    matrices. Only one thread at a time may call it, as inside `cpu.in_numpy`.
+    matrices. Only one thread at a time may call it, as inside `cpu.one_core_per_product`.
     """
     if matrix.size < SMALLEST_FOR_THREADS:
         return matrix @ vector

@@ -1,8 +1,8 @@
 """What Whisper may say next: openai/whisper's `SuppressBlank`, `SuppressTokens` and
 `ApplyTimestampRules`.
 
-They look at little of what was said, and this is kept on the device, so that all hypotheses of a
-batch are treated at once.
+They look at little of what was said, and this is kept as arrays, so that all hypotheses of a batch
+are treated at once.
 """
 
 from __future__ import annotations
@@ -217,8 +217,8 @@ class Limits(NamedTuple):
 
     def apply(self, logits: Array, state: State) -> tuple[Any, Any]:
         """logits (jobs, group, vocabulary) → with -inf for what is forbidden; the logarithm of the
-        sum of what is left, (jobs, group, 1), which makes them log-probabilities. All of it MLX's or
-        NumPy's."""
+        sum of what is left, (jobs, group, 1), which makes them log-probabilities. MLX's or NumPy's, as
+        the logits are."""
         if isinstance(logits, np.ndarray):
             made = self.apply_numpy(logits, *state.arrays)
             return made[..., :-1], made[..., -1:]
@@ -229,7 +229,7 @@ class Limits(NamedTuple):
 
     def best(self, logits: Array, state: State) -> tuple[Any, Any]:
         """logits (jobs, group, vocabulary) → the most probable token that is allowed, and its
-        log-probability, each (jobs, group). All of it MLX's or NumPy's."""
+        log-probability, each (jobs, group). MLX's or NumPy's, as the logits are."""
         made: Any
         if isinstance(logits, np.ndarray):
             made = self.best_numpy(logits, *state.arrays)

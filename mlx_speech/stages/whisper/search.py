@@ -1,8 +1,9 @@
 """A running batch of texts: greedy, sampled and beam search over rows that entries enter and leave.
 
 Source: openai/whisper `decoding.py`, `GreedyDecoder` and `BeamSearchDecoder`. An entry that is done
-leaves its row to the next one, so that no row waits for the longest text of a batch, and everything
-but the choice among beams stays on the device.
+leaves its row to the next one, so that no row waits for the longest text of a batch. Everything but
+the choice among beams stays on the device; where a CPU computes in float32, all but the beams' rules
+stays in NumPy.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from mlx_speech.ops.cpu import Array, module_of
 from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.stages.whisper.rules import Limits, Rules, State, top, with_rows
 
-# Steps between looks at what was chosen: the device has one step more to compute meanwhile, and a row
-# that is done goes on until the look. On a CPU the next step waits for what was chosen anyway.
+# Steps of MLX between looks at what was chosen: the device has one step more to compute meanwhile, and
+# a row that is done goes on until the look. On a CPU the next step waits for what was chosen anyway.
 CHECK_EVERY_ON_CPU = 1
 CHECK_EVERY_ON_GPU = 8
 
@@ -73,8 +74,7 @@ class _Row:
     no_speech : the probability of silence, a scalar
     steps : tokens of a hypothesis that were asked for; the device may not have come so far
     hypotheses : of a beam search; finished : those of them that have come to the end of text
-    tokens, logprobs : of each sample, as far as they were looked at; totals : sums of the latter,
-        on the device's side
+    tokens, logprobs : of each sample, as far as they were looked at; totals : sums of the latter
     """
 
     entry: Entry
@@ -190,7 +190,7 @@ class Hypotheses:
         """What MLX's compiled functions take."""
         return [*self.state.arrays, self.totals, self.limits, self.keys]
 
-    def in_numpy(self) -> Hypotheses:
+    def as_numpy(self) -> Hypotheses:
         """A copy as NumPy's arrays."""
         return Hypotheses.of([np.array(array) for array in self.arrays])
 
@@ -237,10 +237,10 @@ class Samples(Batch):
         ended = State.of([[[rules.eot]] * group] * size, rules.begin)
         zeros = mx.zeros((size, group))
         nobody = Hypotheses(ended, zeros, zeros.astype(mx.int32), zeros.astype(mx.uint32))
-        self._hypotheses = nobody.in_numpy() if self._cache.is_in_numpy else nobody
+        self._hypotheses = nobody.as_numpy() if self._cache.is_in_numpy else nobody
 
     def advance(self) -> list[SearchResult]:
-        """Take steps up to the next look; the device has work while they are read."""
+        """Take steps up to the next look: one in NumPy, else some, so that the device has work meanwhile."""
         while any(row is not None and row.steps < row.entry.limit for row in self.rows):
             self.steps += 1
             self._hypotheses = self._note(self._step(), self.rows)
@@ -252,11 +252,8 @@ class Samples(Batch):
 
     def _step(self) -> tuple[Hypotheses, Array]:
         """One token more for every hypothesis, and its log-probability, (rows, group)."""
-        last = self._hypotheses.state.last
-        if self._cache.is_in_numpy:
-            logits = self._decoder.step_in_numpy(self._cache, last)
-            return choose(logits, self._hypotheses, self.rules.limits, self._divisor)
-        logits = self._decoder.step(self._cache, last)
+        step = self._decoder.step_in_numpy if self._cache.is_in_numpy else self._decoder.step
+        logits: Any = step(self._cache, self._hypotheses.state.last)
         return self._choose(logits, self._hypotheses, self.rules.limits, self._divisor)
 
     def _begin(self, indices: list[int], logits: Any) -> None:
@@ -273,7 +270,7 @@ class Samples(Batch):
             keys=mx.array(np.array([self._keys(entry) for entry in entries], dtype=np.uint32)),
         )
         if self._cache.is_in_numpy:
-            new = new.in_numpy()
+            new = new.as_numpy()
             logits = np.array(logits)
         logits = module_of(logits).broadcast_to(logits, (*shape, logits.shape[-1]))
         # not compiled: any number of rows may enter, and each would be compiled for itself
@@ -286,10 +283,9 @@ class Samples(Batch):
         return np.random.SeedSequence(seeds).generate_state(self.group).tolist()
 
     def _note(self, chosen: tuple[Hypotheses, Array], rows: Sequence[_Row | None]) -> Hypotheses:
-        """Have the device compute what was chosen for `rows`, to be looked at later."""
+        """Note what was chosen for `rows`, to be looked at later; MLX begins to compute it."""
         after, logprobs = chosen
-        if not self._cache.is_in_numpy:
-            mx.async_eval(logprobs, after.arrays)
+        mx.async_eval(logprobs, after.arrays)
         self._steps.append(_Step(after.state.last, logprobs, after.totals, list(rows)))
         for row in filter(None, rows):
             row.steps += 1
@@ -300,7 +296,7 @@ class Samples(Batch):
 
     def _look(self, count: int) -> list[SearchResult]:
         """Look at the oldest steps; the entries that are done leave."""
-        if count and not self._cache.is_in_numpy:  # wait once: what was handed over before it is done as well
+        if count:  # wait once: what was handed over before it is done as well
             newest = self._steps[count - 1]
             mx.eval(newest.tokens, newest.logprobs, newest.totals)
         done: list[SearchResult] = []
@@ -341,20 +337,22 @@ def choose(logits: Array, before: Hypotheses, rules: Limits, temperature: Array 
     temperature : of the samples, a scalar above 0
 
     Returns the hypotheses with it, and its log-probability, (jobs, group). One that has ended, or
-    has as many tokens as it may have, gets the end of text. All arrays are MLX's or NumPy's.
+    has as many tokens as it may have, gets the end of text. All arrays are MLX's or NumPy's, as the
+    logits are.
     """
-    arrays = module_of(logits)
+    module = module_of(logits)
     state = before.state
     if temperature is None:
         tokens, logprobs = rules.best(logits, state)
     else:
         logits, normaliser = rules.apply(logits, state)
-        scores = logits / temperature + _noise(before, logits.shape[-1])
-        tokens = arrays.argmax(scores, axis=-1).astype(arrays.int32)
-        logprobs = (arrays.take_along_axis(logits, tokens[..., None], axis=-1) - normaliser)[..., 0]
+        with np.errstate(over="ignore", invalid="ignore"):  # as MLX: of odd logits, or where nothing is allowed
+            scores = logits / temperature + _noise(before, logits.shape[-1])
+            tokens = module.argmax(scores, axis=-1).astype(module.int32)
+            logprobs = (module.take_along_axis(logits, tokens[..., None], axis=-1) - normaliser)[..., 0]
     going = (state.last != rules.eot) & (state.count < before.limits)
-    tokens = arrays.where(going, tokens, rules.eot)
-    logprobs = arrays.where(going, logprobs, 0)
+    tokens = module.where(going, tokens, rules.eot)
+    logprobs = module.where(going, logprobs, 0)
     state = state.after(tokens, rules.begin)
     return Hypotheses(state, before.totals + logprobs, before.limits, before.keys), logprobs
 
@@ -379,7 +377,7 @@ _compiled_choose = mx.compile(choose_from_arrays)
 
 
 def _noise(before: Hypotheses, vocab: int) -> Any:
-    """What the next sample of every hypothesis depends on, (jobs, group, vocab)."""
+    """Gumbel noise for the next token of every hypothesis, (jobs, group, vocab); an array like theirs."""
     keys, count = before.keys, before.state.count
     if isinstance(keys, np.ndarray):
         return np.array(gumbel(mx.array(keys), mx.array(count), vocab))
@@ -406,7 +404,7 @@ class Beams(Batch):
 
     candidates : finished hypotheses that end the search of an entry
 
-    Of every beam the best group + 1 tokens come to the host at each step, and nothing else.
+    Of every beam the best group + 1 tokens come to the host at each step, and on a GPU nothing else.
     """
 
     def __init__(self, model: Model, rules: Rules, *, no_speech: int, size: int, group: int, candidates: int) -> None:
