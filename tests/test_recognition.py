@@ -268,18 +268,21 @@ def test_two_caches_at_most_and_few_tasks_are_held() -> None:
     assert 3 < most <= 2 * 2 * 3  # of each owner 2·batch_size
 
 
+@pytest.mark.parametrize("in_numpy", [True, False])
 @pytest.mark.parametrize("options", [GREEDY, FAILS, replace(GREEDY, beam_size=2)])
 @pytest.mark.parametrize("size", [1, 4])
-def test_the_work_of_the_decoder_is_counted(options: DecodingOptions, size: int, monkeypatch: Any) -> None:
-    model = ScriptedModel(Short(1))
-    step = model.decoder.step
+def test_the_work_of_the_decoder_is_counted(
+    options: DecodingOptions, size: int, in_numpy: bool, monkeypatch: Any
+) -> None:
+    model = ScriptedModel(Short(1), in_numpy)
+    step = model.decoder.step_in_numpy
     steps: list[int] = []
 
-    def counted(*arguments: Any) -> mx.array:
+    def counted(*arguments: Any) -> np.ndarray:
         steps.append(1)
         return step(*arguments)
 
-    monkeypatch.setattr(model.decoder, "step", counted)
+    monkeypatch.setattr(model.decoder, "step_in_numpy", counted)  # MLX's own is made of it
     workload = Workload()
     recognition = Recognition(model, VOCABULARY, options, batch_size=size, workload=workload)  # type: ignore[arg-type]
     for _ in range(3):
