@@ -27,6 +27,7 @@ from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Jo
 from mlx_speech.stages.whisper.fallback import decode_with_fallback
 from mlx_speech.stages.whisper.rules import Rules, State, suppressed_tokens, top
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
+from mlx_speech.stages.whisper.workload import Workload
 
 TOKENIZERS: dict[bool, Tokenizer] = {}
 
@@ -589,6 +590,40 @@ def test_a_window_is_the_whole_sequence(pair: SimpleNamespace, group: int) -> No
             live = [job for job, length in enumerate(window.lengths) if length]
             check(np.array(logits)[live], live)
     assert window.visible.shape[2] <= 320  # 241 tokens, and what was not needed any more has been given up
+
+
+@pytest.mark.parametrize("in_numpy", [True, False])
+def test_a_row_beyond_the_context_goes_on_until_it_leaves(
+    in_numpy: bool, pair: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looks at it, and the other row's logits are what they are."""
+    monkeypatch.setattr("mlx_speech.models.whisper.suits_numpy", lambda *_: in_numpy)
+    decoder = pair.ours.decoder
+    window = decoder.new_cache(2, 1)
+    assert window.is_in_numpy == in_numpy
+    rng = np.random.default_rng(6)
+    most = pair.ours.args.n_text_ctx
+    longest, other = rng.integers(0, 50000, most - 1).tolist(), rng.integers(0, 50000, 3).tolist()
+    decoder.prefill(window, [0, 1], mx.array(pair.encoded[:2]), [longest, other], [0, 0])
+    for token in (5, 6, 7):
+        other.append(token)
+        logits = np.array(decoder.step(window, mx.array([[9], [token]])))
+    assert window.lengths == [most + 2, len(other)]
+    expected = decoder(mx.array([other]), mx.array(pair.encoded[1:2]))[0, -1]
+    assert np.abs(np.array(expected) - logits[1, 0]).max() < 1e-3 * float(mx.std(expected))
+
+
+def test_in_numpy_no_step_is_taken_that_nobody_needs() -> None:
+    script, words, workload = Script(3, length=8), tokenizer(), Workload()
+    options = DecodingOptions(sample_len=40)
+    model = ScriptedModel(script)
+    decoder = decode.TemperatureDecoder(model, words, options, temperature=0, batch_size=3, workload=workload)
+    decoder.enter([Job(mx.array(script.encoded(window)), "en", key=window) for window in range(3)])
+    found: list[DecodingResult] = []
+    while len(found) < 3:
+        found += [result for _, result in decoder.advance()]
+    # the first token comes with the prompt, and the end of text is a token
+    assert workload.steps == max(len(result.tokens) for result in found) < 39
 
 
 def test_jobs_are_pulled_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:

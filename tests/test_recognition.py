@@ -282,7 +282,7 @@ def test_the_work_of_the_decoder_is_counted(
         steps.append(1)
         return step(*arguments)
 
-    monkeypatch.setattr(model.decoder, "step_in_numpy", counted)  # MLX's own is made of it
+    monkeypatch.setattr(model.decoder, "step_in_numpy", counted)  # which `step` calls as well
     workload = Workload()
     recognition = Recognition(model, VOCABULARY, options, batch_size=size, workload=workload)  # type: ignore[arg-type]
     for _ in range(3):
