@@ -1,4 +1,4 @@
-"""What has to be right about the process before MLX computes: a fast BLAS on Linux CPUs, a back end, no fork.
+"""What has to be right about the process before MLX computes: a fast BLAS on Linux CPUs, and a back end.
 
 MLX's CPU wheel for Linux links the reference BLAS. OpenBLAS, loaded globally before MLX, takes over its `sgemm`:
 float32 products then run 20 to 30 times faster. It cannot be done afterwards. An OpenBLAS older than the CPU takes it
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlx_speech.errors import ForkedProcess, InstallationError, MissingDependency
+from mlx_speech.errors import InstallationError, MissingDependency
 
 NO_BACKEND = (
     "MLX has no back end here: pip install 'mlx-speech-toolkit[cpu]' or, for an NVIDIA GPU, "
@@ -41,12 +41,9 @@ _NOLOAD = 4  # dlopen's RTLD_NOLOAD: only if it is in the process already
 # glibc's mallopt: M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX (one, or MLX's thread would give its large arrays back)
 _KEEP = {-1: 2**31 - 1, -4: 0, -8: 1}
 
-FORKED = "models were loaded before this process was forked off, and MLX does not outlive a fork: start it with "
-FORKED += 'multiprocessing\'s "spawn", or load the models in the child only'
 VARIABLE = "MLX_SPEECH_OPENBLAS"  # of the environment: "0" keeps OpenBLAS out, "1" loads it at import
 # whether OpenBLAS may be loaded; whether the user knows that it came too late; see `as_on_gpu`
 _CHOICES = {"openblas": True, "told": False, "as_on_gpu": False}
-_USED_IN: dict[str, int] = {}  # "process": the id of the one that has loaded models
 
 
 def configure(*, openblas: bool = True, keep_freed_memory: bool = False) -> None:
@@ -94,15 +91,6 @@ def keep_memory() -> None:
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         for option, value in _KEEP.items():
             libc.mallopt(option, value)
-
-
-def check_process() -> None:
-    """Raises `ForkedProcess` in a process that was forked off one that had called this; MLX would wait there for ever.
-
-    It is called wherever models are loaded and used.
-    """
-    if _USED_IN.setdefault("process", os.getpid()) != os.getpid():
-        raise ForkedProcess(FORKED)
 
 
 def give_back() -> None:

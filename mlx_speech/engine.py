@@ -26,7 +26,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import mlx.core as mx
 
-from mlx_speech.blas import check_process
+from mlx_speech import forks
 from mlx_speech.errors import MLXSpeechError, OutOfMemory, PipelineClosed
 from mlx_speech.request import Event, Heard, Progress, Request
 from mlx_speech.steps import Steps
@@ -96,7 +96,7 @@ class Engine:
         listener : is called with the request and every event, and with None at the end, in the thread where it happens
         Raises `ForkedProcess`, and `PipelineClosed` behind `close`.
         """
-        check_process()
+        forks.check_process()
         request: Request[T] = Request(listener)
         request._future.add_done_callback(lambda _: self.wake())  # so that the engine sees that it was cancelled
         with self._starting:
@@ -140,7 +140,7 @@ class Engine:
                 self._take_in(self._inbox.get())
                 if self._under_way:
                     self._note_step()
-                    with self._environment():
+                    with self._environment(), forks.computing():
                         self._work()
                     self._step_since = None
         finally:
@@ -155,9 +155,11 @@ class Engine:
             moved = self._turns()
             shared = self._shared()
             self._note_step()
+            forks.give_way()
             if not shared and not moved:
                 self._step_since = None
-                self._take_in(self._inbox.get())
+                with forks.resting():
+                    self._take_in(self._inbox.get())
                 self._note_step()
             while not self._inbox.empty():
                 self._take_in(self._inbox.get())
@@ -193,6 +195,7 @@ class Engine:
         start = time.perf_counter()
         turn = attempt(lambda: next(entry.job))
         self._note_step()
+        forks.give_way()
         if isinstance(turn, Failure):
             self._leave(entry)
             if isinstance(turn.error, StopIteration):  # the job came to its end

@@ -28,6 +28,7 @@ from mlx_speech.checkpoint import (
 )
 from mlx_speech.errors import HubError, MLXSpeechError, Notice, OptionError, SourceError, SourceNotFound
 from mlx_speech.folders import cache_folder, expand
+from mlx_speech.forks import check_process
 from mlx_speech.models import diarization_pipeline, pyannet, silero_vad, wav2vec2, whisper
 from mlx_speech.models.base import BaseModel
 from mlx_speech.package_data import BUNDLED, SPEAKERS
@@ -65,7 +66,7 @@ def load(
     q_bits : quantize an original to so many bits; what is quantized or converted already must have as many
     Raises `SourceError` in one line naming the source and what to do, and `ForkedProcess`.
     """
-    blas.check_process()
+    check_process()
     if dtype is not None and dtype not in ("float16", "bfloat16", "float32"):
         raise OptionError(f"dtype={dtype!r}: choose from float16, bfloat16, float32")
     if names.is_short_name(str(path_or_repo)) and revision is None and language is None:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from mlx_speech import backend as backend  # before all that imports MLX
-from mlx_speech import blas
 from mlx_speech.audio import MAX_DURATION
 from mlx_speech.batches import Batches
 from mlx_speech.checks import check_whisper, chunk_size
@@ -26,6 +25,7 @@ from mlx_speech.detection import chunks_of, compare_tracks, detect_language, reg
 from mlx_speech.engine import WAITING, Engine, Job, elsewhere, result_of, silently, told
 from mlx_speech.environment import Environment
 from mlx_speech.errors import AudioError, OptionError
+from mlx_speech.forks import check_process
 from mlx_speech.live.events import LiveEvent
 from mlx_speech.live.hearing import Stage
 from mlx_speech.live.rounds import Rounds
@@ -540,7 +540,7 @@ class Pipeline:
         exhausted = False
         try:
             while True:
-                blas.check_process()
+                check_process()
                 while not exhausted and self._may_open([recording for _, recording in under_way.values()]):
                     try:
                         source = next(sources)

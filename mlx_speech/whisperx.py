@@ -22,8 +22,8 @@ import numpy as np
 
 from mlx_speech import audio as _audio
 from mlx_speech import names, writers
-from mlx_speech.blas import check_process
 from mlx_speech.errors import OptionError, SourceError, brief
+from mlx_speech.forks import check_process, computing
 from mlx_speech.loading import load
 from mlx_speech.models import pyannet, silero_vad, wav2vec2
 from mlx_speech.options import (
@@ -247,15 +247,16 @@ def align(
     report = _percent("align", progress_callback, print_progress, share)
     total = sum(segment.duration for segment in segments)
     samples = load_audio(audio) if isinstance(audio, str) else np.asarray(audio, np.float32)
-    words = _align.align(
-        segments,
-        samples,
-        model,
-        language=language,
-        interpolate_method=interpolate_method,
-        return_char_alignments=return_char_alignments,
-        on_progress=lambda done: report("align", done, total, None),
-    )
+    with computing():
+        words = _align.align(
+            segments,
+            samples,
+            model,
+            language=language,
+            interpolate_method=interpolate_method,
+            return_char_alignments=return_char_alignments,
+            on_progress=lambda done: report("align", done, total, None),
+        )
     result = writers.as_dict(Transcript(split_sentences(words, language), language=language))
     return {"segments": result["segments"], "word_segments": result["word_segments"]}
 

@@ -26,7 +26,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
     ("errors", "version", "blas", "package_data", "steps", "waker", "sample_file"),
     ("backend",),
-    ("languages", "fields", "json_objects", "samples", "sound_buffer", "whole_files"),
+    ("forks", "languages", "fields", "json_objects", "samples", "sound_buffer", "whole_files"),
     ("transcript",),
     ("media", "channels"),
     ("sink",),

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import mlx_speech
-from mlx_speech import blas, cli, whisperx
+from mlx_speech import blas, cli, forks, whisperx
 from mlx_speech.errors import ForkedProcess, MLXSpeechError
 from mlx_speech.package_data import DEMO
 from mlx_speech.pipeline import Pipeline
@@ -126,6 +126,126 @@ print(repr(pipeline(np.zeros(8000, np.float32)).text))
         [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=LIMIT, check=False
     )
     assert done.returncode == 0 and done.stdout == "''\n", done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_forks_at_any_moment_leave_the_work_alone() -> None:
+    """OpenBLAS ends its threads before a fork: in the midst of a product that would be the end of the work."""
+    script = """
+import os, threading, time, numpy as np, mlx_speech
+pipeline, vad = mlx_speech.Pipeline.demo(), mlx_speech.load("silero_vad")
+silence = np.zeros(16_000 * 600, np.float32)
+pipeline(silence[:8_000])
+for moment in range(15):
+    request = pipeline.submit(silence, vad=False)
+    detecting = threading.Thread(target=mlx_speech.detect_speech, args=(silence[:480_000], vad))
+    next(request.events())
+    detecting.start()
+    time.sleep(0.02 * moment)
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert request.cancel()
+    detecting.join()
+    pipeline(silence[:8_000])
+print(repr(pipeline(silence[:8_000]).text), end="")
+os._exit(0)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2"}  # tests have one each, which nothing ends
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False, env=environment)
+    assert done.stdout == "''", done.stderr
+
+
+def forked() -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_waits_for_who_computes_and_keeps_others_waiting() -> None:
+    said: list[str] = []
+    began, may_leave = threading.Event(), threading.Event()
+
+    def compute() -> None:
+        with forks.computing(), forks.computing():
+            began.set()
+            may_leave.wait(LIMIT)
+            said.append("left")
+        with forks.computing():
+            said.append("again")
+            forks.give_way()
+
+    def fork() -> None:
+        forked()
+        said.append("forked")
+
+    computing, forking = threading.Thread(target=compute), threading.Thread(target=fork)
+    computing.start()
+    assert began.wait(LIMIT)
+    forking.start()
+    forking.join(0.2)
+    assert not said and forks._GATES[0].forks == 1  # it waits
+    may_leave.set()
+    for thread in (computing, forking):
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+    assert said[0] == "left" and sorted(said) == ["again", "forked", "left"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_happens_where_work_rests_or_gives_way() -> None:
+    done = threading.Event()
+
+    def fork() -> None:
+        forked()
+        done.set()
+
+    with forks.computing():
+        forked()  # who forks in the midst of its own work does not wait for itself
+        forking = threading.Thread(target=fork)
+        forking.start()
+        assert not done.wait(0.2)
+        with forks.resting():
+            assert done.wait(LIMIT)
+        done.clear()
+        forking = threading.Thread(target=fork)
+        forking.start()
+        end = time.monotonic() + LIMIT
+        while not done.is_set() and time.monotonic() < end:
+            forks.give_way()
+        forking.join(LIMIT)
+    assert done.is_set()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_of_a_process_that_was_forked_does_not_wait() -> None:
+    """For a thread that only its parent has; nor does the parent wait for ever, where work waits for the fork."""
+    leave = threading.Event()
+    began = threading.Event()
+
+    def compute() -> None:
+        with forks.computing():
+            began.set()
+            leave.wait(LIMIT)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    assert began.wait(LIMIT)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(forks, "SECONDS_TO_WAIT", 0.1)
+            assert in_a_fork(forked) == "fine"
+    finally:
+        leave.set()
+        thread.join(LIMIT)
+    assert not forks._GATES[0].forks and not forks._GATES[0].computing
 
 
 # --- what importing and using do to the process ----------------------------------------------------------------------

@@ -18,9 +18,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech import steps
-from mlx_speech.blas import check_process
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.features import one_channel
+from mlx_speech.forks import check_process, computing
 from mlx_speech.stages.vad_options import SileroOptions, silence_threshold
 from mlx_speech.steps import Steps
 from mlx_speech.transcript import Region
@@ -57,9 +57,10 @@ def detect_speech(
     Raises `OptionError` for options out of range, before the model runs, `AudioError` for audio of another shape, and
     `ForkedProcess`.
     """
-    return steps.run(
-        detect_speech_steps(audio, model, sample_rate=sample_rate, time_resolution=time_resolution, **options)
-    )
+    with computing():
+        return steps.run(
+            detect_speech_steps(audio, model, sample_rate=sample_rate, time_resolution=time_resolution, **options)
+        )
 
 
 def detect_speech_steps(
