@@ -37,7 +37,7 @@ from mlx_speech.blas import on_cpu
 from mlx_speech.errors import OptionError, SourceNotFound
 from mlx_speech.models import layers, pyannet, wespeaker
 from mlx_speech.models.base import BaseModel
-from mlx_speech.models.whisper import LARGEST_PACKED, MOST_TOKENS_IN_NUMPY
+from mlx_speech.models.whisper import LARGEST_PACKED
 from mlx_speech.ops import lstm
 from mlx_speech.ops.decoder_step import HostWeights
 from mlx_speech.ops.few_rows import Panels
@@ -441,14 +441,10 @@ def test_whisper_takes_448_tokens(shelf: Shelf) -> None:
         model.decoder(tokens, encoded)
 
 
-@pytest.mark.parametrize("tokens_in_numpy", [0, 10, MOST_TOKENS_IN_NUMPY])
 @pytest.mark.parametrize("largest", [0, LARGEST_PACKED])
-def test_whisper_continues_from_its_cache(
-    shelf: Shelf, largest: int, tokens_in_numpy: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whisper_continues_from_its_cache(shelf: Shelf, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """After prompts of any lengths, token by token: the same logits as all tokens at once."""
     monkeypatch.setattr("mlx_speech.models.whisper.LARGEST_PACKED", largest)
-    monkeypatch.setattr("mlx_speech.models.whisper.MOST_TOKENS_IN_NUMPY", tokens_in_numpy)
     model: Any = mlx_speech.load(shelf.converted("whisper safetensors"))
     mel, tokens = whisper_input()
     encoded = model.encoder(mel)

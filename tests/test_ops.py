@@ -364,51 +364,40 @@ def a_decoder(layers: int, width: int, vocabulary: int) -> decoder_step.DecoderW
     return decoder_step.DecoderWeights(made, weight(vocabulary, width), weight(9, width), vector(1), vector())
 
 
-def norm_by_torch(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.layer_norm(values, values.shape[-1:], weight, bias)
-
-
-def layer_by_torch(
-    x: torch.Tensor, visible: torch.Tensor, layer: Any, seen: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A layer of a decoder in float64: its output, and its keys and values, each (rows · steps, width).
-
-    visible : (rows, 1, steps, m + steps), of the past and of these steps
-    """
-    rows, heads, _, width = seen.keys.shape
-    functional = torch.nn.functional
-
-    def split(values: torch.Tensor) -> torch.Tensor:
-        return values.reshape(rows, -1, heads, width).swapaxes(1, 2)
-
-    def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: Any = None) -> torch.Tensor:
-        y = functional.scaled_dot_product_attention(split(queries), keys, values, attn_mask=mask)
-        return y.swapaxes(1, 2).reshape(x.shape)
-
-    y = norm_by_torch(x, layer.norm, layer.norm_bias)
-    key = y @ layer.key.T
-    value = y @ layer.value.T + layer.value_bias
-    keys = torch.cat([seen.keys, split(key)], dim=2)
-    values = torch.cat([seen.values, split(value)], dim=2)
-    x = x + attend(y @ layer.query.T + layer.query_bias, keys, values, visible) @ layer.out.T + layer.out_bias
-    query = norm_by_torch(x, layer.cross_norm, layer.cross_norm_bias) @ layer.cross_query.T + layer.cross_query_bias
-    x = x + attend(query, seen.audio_keys, seen.audio_values) @ layer.cross_out.T + layer.cross_out_bias
-    y = functional.gelu(norm_by_torch(x, layer.mlp_norm, layer.mlp_norm_bias) @ layer.up.T + layer.up_bias)
-    return x + y @ layer.down.T + layer.down_bias, key, value
-
-
 def by_torch(
     x: torch.Tensor, visible: torch.Tensor, weights: Any, past: list[Any]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """`decoder_step.step` in float64: the logits, and the keys and values of each layer, (rows · group, width)."""
     rows, _, group, _ = visible.shape
+    heads, width = past[0].keys.shape[1], past[0].keys.shape[3]
+    functional = torch.nn.functional
+
+    def split(values: torch.Tensor) -> torch.Tensor:
+        return values.reshape(rows, group, heads, width).swapaxes(1, 2)
+
+    def norm(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(values, values.shape[-1:], weight, bias)
+
+    def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: Any = None) -> torch.Tensor:
+        y = functional.scaled_dot_product_attention(split(queries), keys, values, attn_mask=mask)
+        return y.swapaxes(1, 2).reshape(x.shape)
+
     itself = torch.eye(group).bool().expand(rows, 1, group, group)
     mask = torch.cat([visible, itself], dim=-1)
     made = []
     for layer, seen in zip(weights.layers, past, strict=True):
-        x, key, value = layer_by_torch(x, mask, layer, seen)
+        y = norm(x, layer.norm, layer.norm_bias)
+        key = y @ layer.key.T
+        value = y @ layer.value.T + layer.value_bias
         made += [key, value]
-    return norm_by_torch(x, weights.norm, weights.norm_bias) @ weights.embedding.T, made
+        keys = torch.cat([seen.keys, split(key)], dim=2)
+        values = torch.cat([seen.values, split(value)], dim=2)
+        x = x + attend(y @ layer.query.T + layer.query_bias, keys, values, mask) @ layer.out.T + layer.out_bias
+        query = norm(x, layer.cross_norm, layer.cross_norm_bias) @ layer.cross_query.T + layer.cross_query_bias
+        x = x + attend(query, seen.audio_keys, seen.audio_values) @ layer.cross_out.T + layer.cross_out_bias
+        y = functional.gelu(norm(x, layer.mlp_norm, layer.mlp_norm_bias) @ layer.up.T + layer.up_bias)
+        x = x + y @ layer.down.T + layer.down_bias
+    return norm(x, weights.norm, weights.norm_bias) @ weights.embedding.T, made
 
 
 @pytest.mark.parametrize("in_panels", [False, True])
@@ -449,34 +438,6 @@ def test_a_step_of_a_decoder_is_torchs(rows: int, group: int, keys: int, in_pane
         partly = decoder_step.step(x, visible, host, past, used).logits.reshape(rows, group, vocabulary)
         assert np.array_equal(partly[used], found.logits.reshape(rows, group, vocabulary)[used])
         assert np.isfinite(partly).all()
-
-
-@pytest.mark.parametrize("in_panels", [False, True])
-@pytest.mark.parametrize("rows, steps", [(1, 1), (1, 5), (3, 4), (2, 30)])
-def test_prompts_of_a_decoder_are_torchs(rows: int, steps: int, in_panels: bool) -> None:
-    """Of different lengths, padded in front."""
-    heads, width, vocabulary = 3, 24, 50
-    weights = a_decoder(1, width, vocabulary)
-    host = decoder_step.HostWeights.of(weights, in_panels=in_panels)
-    audio = [np.array(draw(rows, heads, 50, width // heads, seed=seed)) for seed in (1, 2)]
-    x = np.array(draw(rows * steps, width, seed=3))
-    visible = np.tril(np.ones((rows, 1, steps, steps), bool))
-    for row in range(rows):
-        visible[row, :, :, : min(row, steps - 1)] = False
-    visible |= np.eye(steps, dtype=bool)
-    found = decoder_step.prompts(x, visible, host.layers[0], *audio)
-
-    def double(array: Any) -> torch.Tensor:
-        return torch.from_numpy(np.array(array)).double()
-
-    (layer,) = weights.layers
-    seen = decoder_step.Past(*(torch.zeros(rows, heads, 0, width // heads).double() for _ in "kv"), *map(double, audio))
-    output, key, value = layer_by_torch(double(x), torch.from_numpy(visible), layer._make(map(double, layer)), seen)
-    assert found.output.dtype == np.float32
-    assert np.abs(found.output - output.numpy()).max() < 2e-5
-    for array, wanted in ((found.keys, key), (found.values, value)):
-        assert array.shape == (rows, heads, steps, width // heads)
-        assert np.abs(array.swapaxes(1, 2).reshape(x.shape) - wanted.numpy()).max() < 2e-5
 
 
 @pytest.mark.parametrize("queries", [1, 5, 30])

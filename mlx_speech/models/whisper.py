@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,11 +20,10 @@ from mlx_speech.models.layers import LayerNorm
 from mlx_speech.models.whisper_cache import DecoderCache
 from mlx_speech.ops import decoder_step, few_rows
 from mlx_speech.ops.attention import attention
-from mlx_speech.ops.cpu import numpy_views, suits_numpy
+from mlx_speech.ops.cpu import suits_numpy
 from mlx_speech.ops.gelu import gelu
 
 LARGEST_PACKED = 1 << 30  # bytes of a decoder that are kept twice, for its steps on a CPU
-MOST_TOKENS_IN_NUMPY = 64  # of prompts, padding among them; MLX's products pay off with more
 MAX_POSITIONS = 1 << 24  # of the encoder, times its width: they are computed as soon as a model is built
 
 
@@ -190,29 +189,6 @@ class AudioEncoder(nn.Module):
         return self.ln_post(x).reshape(shape)
 
 
-class Prompts(NamedTuple):
-    """Tokens before those that are searched, of several chunks; a shorter one is padded in front.
-
-    tokens : (entering, steps)
-    places : of each in its prompt, (entering, steps)
-    mask : True where a step sees another one, (entering, 1, steps, steps)
-    """
-
-    tokens: np.ndarray
-    places: np.ndarray
-    mask: np.ndarray
-
-    @classmethod
-    def of(cls, prompts: list[list[int]]) -> Prompts:
-        longest = max(len(prompt) for prompt in prompts)
-        padding = np.array([longest - len(prompt) for prompt in prompts])[:, None]
-        tokens = np.array([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-        steps = np.arange(longest)
-        past = (steps <= steps[:, None]) & (steps >= padding)[:, None]
-        itself = steps == steps[:, None]  # padding too: with nothing to see it would become NaN
-        return cls(tokens, np.maximum(steps - padding, 0), (past | itself)[:, None])
-
-
 class TextDecoder(nn.Module):
     """Text as tokens, one after the other, given the encoded audio (openai/whisper `TextDecoder`).
 
@@ -334,57 +310,37 @@ class TextDecoder(nn.Module):
         Returns the logits after each prompt, and those after its token at the position, each (entering, vocabulary) in
         float32.
         """
-        prefix = Prompts.of(prompts)
-        steps = prefix.tokens.shape[1]
-        last = np.arange(1, len(rows) + 1) * steps - 1
-        asked = last + 1 - [len(prompt) for prompt in prompts] + positions
-        wanted = np.concatenate([last, asked])
-        cache.make_room(steps, 1)
-        encoded = encoded.flatten(0, 1)
-        host = cache.host
-        if host is None:
-            x = self._read_prompts(cache, rows, encoded, prefix)[mx.array(wanted)]
-            logits = self._logits(self.ln(x))
-        elif prefix.tokens.size > MOST_TOKENS_IN_NUMPY:
-            x = np.array(self._read_prompts(cache, rows, encoded, prefix))[wanted]
-            logits = mx.array(decoder_step.logits(x, host))
-        else:
-            x = self._read_prompts_in_numpy(cache, host, rows, encoded, prefix)[wanted]
-            logits = mx.array(decoder_step.logits(x, host))
-        cache.show(rows, [len(prompt) for prompt in prompts])
-        return logits[: len(rows)], logits[len(rows) :]
-
-    def _read_prompts(self, cache: DecoderCache, rows: list[int], encoded: mx.array, prompts: Prompts) -> mx.array:
-        """All layers at prompts, which enter the cache. encoded (entering·1500, width) → (entering·steps, width)"""
-        tokens, places, mask = map(mx.array, prompts)
+        longest = max(len(prompt) for prompt in prompts)
+        padding = [longest - len(prompt) for prompt in prompts]
+        padded = [[0] * count + list(prompt) for count, prompt in zip(padding, prompts, strict=True)]
+        index = mx.arange(longest)
+        first = mx.array(padding)[:, None]
+        x = self.token_embedding(mx.array(padded)) + self.positional_embedding[mx.maximum(index - first, 0)]
+        past = (index <= index[:, None]) & (index >= first)[:, None]
+        itself = index == index[:, None]
+        mask = past | itself  # padding sees itself: with nothing to see it would become NaN
+        cache.make_room(longest, 1)
         entering = len(rows)
-        x = (self.token_embedding(tokens) + self.positional_embedding[places]).flatten(0, 1)
+        x = x.flatten(0, 1)
+        encoded = encoded.flatten(0, 1)
         for layer, block in enumerate(self.blocks):
             y = block.attn_ln(x)
             keys, values = block.attn.keys_values(y, entering)
             audio = block.cross_attn.keys_values(encoded, entering)
             if not cache.is_in_numpy:  # else they are copied anyway
                 audio = (mx.contiguous(audio[0]), mx.contiguous(audio[1]))  # every step reads them
-            x = x + block.attn(y, keys, values, mask)
+            x = x + block.attn(y, keys, values, mask[:, None])
             x = block.mlp(x + block.cross_attn(block.cross_attn_ln(x), *audio))
             cache.enter(layer, rows, keys, values, audio)
-        return x
-
-    def _read_prompts_in_numpy(
-        self, cache: DecoderCache, host: decoder_step.HostWeights, rows: list[int], encoded: mx.array, prompts: Prompts
-    ) -> np.ndarray:
-        """As `_read_prompts`, whose products pack all weights for a few tokens. What is of the audio, many steps, is
-        MLX's here as well."""
-        tokens, places, mask = prompts
-        x = (host.embedding[tokens] + host.positions[places]).reshape(tokens.size, -1)
-        for layer, block in enumerate(self.blocks):
-            audio = block.cross_attn.keys_values(encoded, len(rows))
-            mx.eval(audio)
-            audio_keys, audio_values = numpy_views(audio)
-            made = decoder_step.prompts(x, mask, host.layers[layer], audio_keys, audio_values)
-            cache.enter(layer, rows, made.keys, made.values, (audio_keys, audio_values))
-            x = made.output
-        return x
+        cache.show(rows, [len(prompt) for prompt in prompts])
+        x = x.reshape(entering, longest, -1)
+        asked = x[mx.arange(entering), mx.array(padding) + mx.array(positions)]
+        states = mx.concatenate([x[:, -1], asked])
+        if cache.host is not None:
+            logits = mx.array(decoder_step.logits(np.array(states), cache.host))
+        else:
+            logits = self._logits(self.ln(states))
+        return logits[:entering], logits[entering:]
 
     def step(self, cache: DecoderCache, tokens: mx.array) -> mx.array:
         """One more token for every hypothesis: tokens (rows, group) → logits (rows, group, vocabulary) in float32."""

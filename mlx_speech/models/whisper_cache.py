@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.ops import decoder_step
-from mlx_speech.ops.cpu import Array, in_parallel, module_of
+from mlx_speech.ops.cpu import Array, in_parallel, module_of, numpy_views
 
 SLOT_MULTIPLE = 64  # a cache has so many slots, or twice as many, and so on: shapes change rarely
 
@@ -77,7 +77,9 @@ class DecoderCache:
             past.append(decoder_step.Past(keys[:, :, :entries], values[:, :, :entries], *audio))
         return past, self.visible[:, :, : self.position].reshape(rows, 1, group, entries)
 
-    def enter(self, layer: int, rows: list[int], keys: Array, values: Array, audio: tuple[Array, Array]) -> None:
+    def enter(
+        self, layer: int, rows: list[int], keys: mx.array, values: mx.array, audio: tuple[mx.array, mx.array]
+    ) -> None:
         """Write the prompts of rows that enter, which end before `position`, and their audio, for a layer.
 
         rows : their numbers, (entering,)
@@ -89,7 +91,7 @@ class DecoderCache:
         first = (self.position - keys.shape[2]) * group
         prompt = slice(first, self.position * group, group)
         if self.is_in_numpy:
-            self._copy(layer, rows, prompt, [keys, values, *audio])
+            self._copy(layer, rows, prompt, keys, values, audio)
             return
         for index, row in enumerate(rows):
             self.keys[layer][row, :, prompt] = keys[index]
@@ -101,15 +103,23 @@ class DecoderCache:
             for index, row in enumerate(rows):
                 kept[row] = new[index]
 
-    def _copy(self, layer: int, rows: list[int], prompt: slice, entering: list[Array]) -> None:
-        """`enter` in NumPy, on all cores. prompt : the slots; entering : keys, values, and those of the audio"""
-        mx.eval(entering)
+    def _copy(
+        self,
+        layer: int,
+        rows: list[int],
+        prompt: slice,
+        keys: mx.array,
+        values: mx.array,
+        audio: tuple[mx.array, mx.array],
+    ) -> None:
+        """`enter` in NumPy, on all cores. prompt : the slots"""
+        mx.eval(keys, values, audio)
         buffers = [self.keys[layer][:, :, prompt], self.values[layer][:, :, prompt], *self.audio[layer]]
-        sources = [np.asarray(array) for array in entering]
+        entering = numpy_views([keys, values, *audio])
 
         def copy(part: tuple[int, int]) -> None:
             which, index = part  # of the four, and of the rows
-            buffers[which][rows[index]] = sources[which][index]
+            buffers[which][rows[index]] = entering[which][index]
 
         in_parallel(copy, itertools.product(range(len(buffers)), range(len(rows))))
 

@@ -9,7 +9,7 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.ops.cpu import Array, in_numpy, in_parallel, runs, slices, suits_numpy
+from mlx_speech.ops.cpu import in_numpy, in_parallel, runs, slices, suits_numpy
 
 SMALLEST_KEYS_FOR_NUMPY = 1 << 15  # numbers; of fewer, ending MLX's lazy evaluation costs more than NumPy saves
 QUERIES_PER_BLOCK = 256  # whose scores stay in cache
@@ -47,7 +47,7 @@ def attention_numpy(
     values: np.ndarray,
     *,
     scale: float,
-    mask: Array | None,
+    mask: mx.array | None,
     wanted: Sequence[int] | None = None,
 ) -> np.ndarray:
     """queries (batch, heads, n, width), keys and values (batch, heads, m, width) → (batch, heads, n, width), a head, or

@@ -1,4 +1,4 @@
-"""Steps of Whisper's decoder in NumPy, and the short prompts before them, for decoding on a CPU.
+"""A step of all layers of Whisper's decoder in NumPy, for decoding on a CPU.
 
 Step by step, MLX's own operations cost more than the arithmetic: each linear layer packs its weights anew, and each
 look at what MLX computed waits for another thread.
@@ -6,7 +6,7 @@ look at what MLX computed waits for another thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -137,18 +137,6 @@ class Past(NamedTuple):
     audio_values: np.ndarray
 
 
-class Layer(NamedTuple):
-    """What a layer makes of a step, or of prompts.
-
-    output : (rows · steps, width)
-    keys, values : each (rows, heads, steps, width of a head)
-    """
-
-    output: np.ndarray
-    keys: np.ndarray
-    values: np.ndarray
-
-
 class Step(NamedTuple):
     """logits : (rows · group, vocabulary)
     keys, values : what each layer made, each (rows, heads, group, width of a head)
@@ -167,61 +155,29 @@ def step(x: np.ndarray, visible: np.ndarray, weights: HostWeights, past: Sequenc
     past : of each layer
     used : rows that are wanted, ascending; the others get numbers that mean nothing, without the audio being read
     """
+    rows, _, group, _ = visible.shape
+    heads, width = past[0].keys.shape[1], past[0].keys.shape[3]
+    split = partial(_split, shape=(rows, group, heads, width))
     made_keys: list[np.ndarray] = []
     made_values: list[np.ndarray] = []
     with one_core_per_product():
         for layer, seen in zip(weights.layers, past, strict=True):
-            attend = partial(_attend, past=seen, visible=visible)
-            x, key, value = _layer(x, layer, attend, seen.audio_keys, seen.audio_values, used)
+            y = layer_norm_of_rows(x, layer.norm, layer.norm_bias, EPS)
+            query = split(product(y, layer.query, layer.query_bias))
+            key = split(product(y, layer.key))
+            value = split(product(y, layer.value, layer.value_bias))
             made_keys.append(key)
             made_values.append(value)
+            y = _attend(query, key, value, seen, visible)
+            x = x + product(y.swapaxes(1, 2).reshape(x.shape), layer.out, layer.out_bias)
+            y = layer_norm_of_rows(x, layer.cross_norm, layer.cross_norm_bias, EPS)
+            query = np.ascontiguousarray(split(product(y, layer.cross_query, layer.cross_query_bias)))
+            audio = seen.audio_keys, seen.audio_values
+            y = attention_numpy(query, *audio, scale=width**-0.5, mask=None, wanted=used)
+            x += product(y.swapaxes(1, 2).reshape(x.shape), layer.cross_out, layer.cross_out_bias)
+            y = product(layer_norm_of_rows(x, layer.mlp_norm, layer.mlp_norm_bias, EPS), layer.up, layer.up_bias)
+            x += product(gelu_numpy(y), layer.down, layer.down_bias)
         return Step(_logits(x, weights), made_keys, made_values)
-
-
-def prompts(x: np.ndarray, visible: np.ndarray, layer: Any, audio_keys: np.ndarray, audio_values: np.ndarray) -> Layer:
-    """A layer at whole prompts, before which there is nothing.
-
-    x : (rows · steps, width)
-    visible : (rows, 1, steps, steps), True where a step sees another one, or itself
-    layer : of `HostWeights.layers`
-    audio_keys, audio_values : each (rows, heads, positions, width of a head)
-    """
-
-    def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:
-        return attention_numpy(query, key, value, scale=query.shape[-1] ** -0.5, mask=visible)
-
-    with one_core_per_product():
-        return _layer(x, layer, attend, audio_keys, audio_values)
-
-
-def _layer(
-    x: np.ndarray,
-    weights: Any,
-    attend: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
-    audio_keys: np.ndarray,
-    audio_values: np.ndarray,
-    used: Sequence[int] | None = None,
-) -> Layer:
-    """A layer, inside `one_core_per_product`.
-
-    attend : query, key and value of the self-attention, each (rows, heads, steps, width of a head) → the same shape
-    used : rows that look at the audio, ascending; None: all
-    """
-    rows, heads, _, width = audio_keys.shape
-    split = partial(_split, shape=(rows, -1, heads, width))
-    y = layer_norm_of_rows(x, weights.norm, weights.norm_bias, EPS)
-    query = split(product(y, weights.query, weights.query_bias))
-    key = split(product(y, weights.key))
-    value = split(product(y, weights.value, weights.value_bias))
-    y = attend(query, key, value)
-    x = x + product(y.swapaxes(1, 2).reshape(x.shape), weights.out, weights.out_bias)
-    y = layer_norm_of_rows(x, weights.cross_norm, weights.cross_norm_bias, EPS)
-    query = np.ascontiguousarray(split(product(y, weights.cross_query, weights.cross_query_bias)))
-    y = attention_numpy(query, audio_keys, audio_values, scale=width**-0.5, mask=None, wanted=used)
-    x += product(y.swapaxes(1, 2).reshape(x.shape), weights.cross_out, weights.cross_out_bias)
-    y = product(layer_norm_of_rows(x, weights.mlp_norm, weights.mlp_norm_bias, EPS), weights.up, weights.up_bias)
-    x += product(gelu_numpy(y), weights.down, weights.down_bias)
-    return Layer(x, key, value)
 
 
 def logits(x: np.ndarray, weights: HostWeights) -> np.ndarray:
@@ -236,7 +192,7 @@ def _logits(x: np.ndarray, weights: HostWeights) -> np.ndarray:
 
 
 def _split(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(rows · steps, width) → (rows, heads, steps, width of a head). shape : (rows, steps, heads, width of a head)"""
+    """(rows · group, width) → (rows, heads, group, width of a head). shape : (rows, group, heads, width of a head)"""
     return x.reshape(shape).swapaxes(1, 2)
 
 
