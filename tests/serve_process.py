@@ -11,15 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx2
+from patience import PATIENCE, until
 
 PROGRAM = (sys.executable, "-m", "mlx_speech")
 COMMAND = [*PROGRAM, "serve"]
-PATIENCE = 60.0  # seconds for anything that is waited for; a busy machine needs some
 JOBS = "/v1/audio/jobs"
 
 
@@ -106,17 +106,6 @@ def served(folder: Path, *flags: str, program: Sequence[str] = PROGRAM) -> Itera
     finally:
         if server.process.poll() is None:
             server.stop(signal.SIGKILL)
-
-
-def until(look: Callable[[], Any], what: str) -> Any:
-    """What `look` gives as soon as that is something."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        found = look()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"waited {PATIENCE:g} s for {what}")
 
 
 def rest_of(connection: socket.socket) -> bytes:

@@ -96,9 +96,9 @@ class Scripted:
         self.asked.append(options)
         self.requests.append(request)
         holds = self.holds
+        sound = audio.read() if hasattr(audio, "read") else b""  # now: whoever asks may close it at any moment
 
         def work() -> None:
-            sound = audio.read() if hasattr(audio, "read") else b""
             self.heard.append(sound)
             if sound.startswith(b"bad"):
                 request._fail(AudioError(f"{audio.name}: is no recording of a known format, or broken"))

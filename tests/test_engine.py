@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import in_time
 
 from mlx_speech.engine import WAITING, Engine, Job, elsewhere, result_of, told
 from mlx_speech.errors import OptionError, OutOfMemory, PipelineClosed
@@ -323,7 +324,7 @@ def test_requests_can_be_awaited(engine: Engine) -> None:
         events = [event async for event in several[0]]
         return await several[1], events, list(await asyncio.gather(*several))
 
-    result, events, results = asyncio.run(work())
+    result, events, results = in_time(work())
     assert result == 30 and results == [3, 30, 300] and events == told_of(3)
 
 
@@ -334,7 +335,7 @@ def test_a_task_that_is_cancelled_cancels_its_request(engine: Engine) -> None:
             await asyncio.wait_for(request, 0.05)
         return request.cancelled()
 
-    assert asyncio.run(work())
+    assert in_time(work())
     assert engine.submit(count(2)).result(LIMIT) == 2
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import until
 from scripted_jobs import (
     Clock,
     ScriptedPipeline,
@@ -131,8 +132,7 @@ def test_a_job_from_its_beginning_to_its_end(client: TestClient, pipeline: Scrip
     assert body["created_at"] == int(clock.now) and body["filename"] == "a.wav"
     job_id = body["id"]
     second = client.post(JOBS, content=b"d").json()
-    while client.get(f"{JOBS}/{job_id}").json()["stage"] != "align":
-        pass
+    until(lambda: client.get(f"{JOBS}/{job_id}").json()["stage"] == "align", "the alignment")
     running = client.get(f"{JOBS}/{job_id}")
     assert running.headers["Retry-After"] == "2" and running.json()["status"] == "running"
     assert 0.5 < running.json()["progress"] < 1 and running.json()["audio_seconds"] == 10

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 from asgi import BOUNDARY, Answer, ask, form, post, request
+from patience import in_time
 from serving import Scripted, app_of, running
 
 from mlx_speech.errors import AudioError
@@ -57,7 +58,7 @@ def visit(
             when_alive(gone)
 
     asking = ask(app, post(path, **headers), body, gone=gone, see=see)
-    return asyncio.run(asyncio.wait_for(asking, LIMIT))
+    return in_time(asking)
 
 
 @pytest.mark.parametrize("fields", [{}, {"response_format": "verbose_json"}, {"response_format": "diarized_json"}])
@@ -67,7 +68,7 @@ def test_spaces_come_ahead_of_a_late_answer(
 ) -> None:
     answer = visit(app, parts(**fields), lambda gone: pipeline.holds.set(), **headers)
     assert answer.status == 200 and answer.headers["content-type"] == "application/json"
-    usual = asyncio.run(ask(app_of(Scripted(), tmp_path), post(PATH), parts(**fields)))
+    usual = in_time(ask(app_of(Scripted(), tmp_path), post(PATH), parts(**fields)))
     assert answer.body.lstrip(b" ") == usual.body and answer.body.startswith(b"  ")
     assert app.state.service.admission.waiting == 0
 
@@ -80,9 +81,9 @@ def test_speakers_alone_too(app: Any, pipeline: Scripted) -> None:
 def test_a_soon_answer_is_as_ever(app: Any, pipeline: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keep_alive, "SECONDS_OF_SILENCE", LIMIT)
     pipeline.holds = None
-    answer = asyncio.run(ask(app, post(PATH), parts()))
+    answer = in_time(ask(app, post(PATH), parts()))
     assert answer.body.startswith(b"{") and "content-length" in answer.headers
-    assert asyncio.run(ask(app, post(PATH), parts(model="none"))).status == 404
+    assert in_time(ask(app, post(PATH), parts(model="none"))).status == 404
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_a_late_failure_is_told_counted_and_logged(
         answer = visit(app, parts(), lambda gone: pipeline.requests[-1]._fail(error))
     pipeline.holds.set()
     assert answer.status == 200 and answer.body.startswith(b"  ") and answer.error["code"] == code
-    metrics = asyncio.run(ask(app, request("GET", "/metrics"))).body.decode()
+    metrics = in_time(ask(app, request("GET", "/metrics"))).body.decode()
     if code == "internal_error":
         assert "req_" in caplog.text and "KeyError" in caplog.text and "secret" not in answer.body.decode()
     else:
@@ -106,7 +107,7 @@ def test_who_goes_then_is_not_waited_for(app: Any, pipeline: Scripted) -> None:
     visit(app, parts(), lambda gone: gone.set())
     assert pipeline.requests[-1].cancelled()
     assert app.state.service.admission.waiting == 0
-    metrics = asyncio.run(ask(app, request("GET", "/metrics"))).body.decode()
+    metrics = in_time(ask(app, request("GET", "/metrics"))).body.decode()
     assert 'mlx_speech_cancelled_total{reason="disconnect"} 1.0' in metrics
 
 
@@ -127,7 +128,7 @@ def test_other_answers_are_not_touched(tmp_path: Path, wanted: bool) -> None:
         return await asking
 
     for fields in [{"response_format": "text"}, {"response_format": "srt"}, *([] if wanted else [{}])]:
-        answer = asyncio.run(run(fields))
+        answer = in_time(run(fields))
         assert answer.status == 200 and not answer.body.startswith(b" ") and "content-length" in answer.headers
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import threading
 import weakref
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import real, real_weights
+from patience import in_time
 
 import mlx_speech
 from mlx_speech import Pipeline
@@ -507,7 +507,7 @@ def test_asynchronously(demo: Pipeline, sound: np.ndarray) -> None:
 
     offline = demo(short, **window(demo))
     for source in (blocks(), cut(short, 9)):
-        events = asyncio.run(hear(source))
+        events = in_time(hear(source))
         check_order(events)
         check_equal(ended(events), offline)
 
@@ -522,7 +522,7 @@ def test_an_asynchronous_source_that_fails(demo: Pipeline) -> None:
             pass
 
     with pytest.raises(RuntimeError, match="the source is broken"):
-        asyncio.run(hear())
+        in_time(hear())
 
 
 def test_a_session_that_is_cancelled_lets_go_of_everything(demo: Pipeline, sound: np.ndarray) -> None:

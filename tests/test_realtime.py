@@ -26,6 +26,7 @@ import websockets.sync.client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai import AsyncOpenAI, OpenAI
+from patience import in_time
 from serving import demo_pipeline
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
@@ -426,7 +427,7 @@ def heard(
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
-    asyncio.run(play())
+    in_time(play())
     return happenings
 
 
@@ -834,7 +835,7 @@ def test_many_sessions_at_once_and_one_that_misbehaves(pipe: Pipeline, sound: by
 
     with serving(service) as address, ThreadPoolExecutor(1) as pool:
         bad = pool.submit(misbehave, address)
-        assert asyncio.run(talk_all(address)) == [text] * 7
+        assert in_time(talk_all(address)) == [text] * 7
         bad.result(LIMIT)
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
+from patience import in_time
 from serving import demo_pipeline
 from test_realtime import LIMIT, RATE, Client, Scripted, loud, of, quiet, serving, settled
 
@@ -176,7 +177,7 @@ class Play:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
 
-        asyncio.run(play())
+        in_time(play())
         return self.happenings
 
 
@@ -349,6 +350,11 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
         yield pipeline
 
 
+def first_with_words(events: list[tuple[str | None, Any]]) -> str | None:
+    """The item of the first words; a shorter turn behind it may be done before it."""
+    return next((item for item, event in events if event.type.endswith("transcription.delta")), None)
+
+
 def test_the_official_client_reads_words_while_they_are_spoken(pipe: Pipeline) -> None:
     """It speaks at the pace of speech, and stops in the middle of a turn once it has read some words."""
     samples = load_audio(package_data.DEMO / "conversation.flac", sample_rate=RATE)[: round(4.5 * RATE)]
@@ -356,7 +362,7 @@ def test_the_official_client_reads_words_while_they_are_spoken(pipe: Pipeline) -
     block = RATE // 10 * 2  # bytes of 0.1 s
 
     async def talk(address: str) -> list[Any]:
-        events: list[Any] = []
+        events: list[tuple[str | None, Any]] = []
         client = AsyncOpenAI(api_key="none", base_url=f"http://{address}/v1", timeout=LIMIT)
         async with client.realtime.connect(model="demo") as connection:
             session: Any = {"type": "transcription", "audio": {"input": {"transcription": {"language": "en"}}}}
@@ -373,23 +379,21 @@ def test_the_official_client_reads_words_while_they_are_spoken(pipe: Pipeline) -
 
             speaking = asyncio.create_task(speak())
             async for event in connection:
-                events.append(event)
-                if event.type == "conversation.item.done":
+                item = event.item.id if event.type == "conversation.item.done" else getattr(event, "item_id", None)
+                events.append((item, event))
+                if event.type == "conversation.item.done" and item == first_with_words(events):
                     break
             speaking.cancel()
-        return events
+        return [event for item, event in events if item == first_with_words(events)]
 
     service = Service(Settings(), {"demo": pipe})
     with serving(service) as address:
-        events = asyncio.run(asyncio.wait_for(talk(address), LIMIT))
+        events = in_time(talk(address))
     kinds = [event.type.rpartition(".")[2] for event in events]
-    first = kinds.index("delta")
-    assert kinds.index("speech_started") < first < kinds.index("speech_stopped"), kinds
-    item = events[first].item_id
-    assert item == events[kinds.index("speech_started")].item_id == events[kinds.index("committed")].item_id
+    assert kinds.index("speech_started") < kinds.index("delta") < kinds.index("speech_stopped"), kinds
+    assert "committed" in kinds
     deltas = "".join(event.delta for event in events if event.type.endswith("transcription.delta"))
-    completed = events[kinds.index("completed")]
-    assert completed.item_id == item and completed.transcript.casefold() == deltas.casefold()
+    assert events[kinds.index("completed")].transcript.casefold() == deltas.casefold()
 
 
 def test_metrics_tell_how_long_words_take(pipe: Pipeline, tmp_path: Path) -> None:
@@ -397,7 +401,7 @@ def test_metrics_tell_how_long_words_take(pipe: Pipeline, tmp_path: Path) -> Non
 
     def figures() -> dict[str, float]:
         (text,) = [route.endpoint for route in service.metrics.routes()]
-        body = asyncio.run(text(None)).body.decode()  # type: ignore[arg-type]
+        body = in_time(text(None)).body.decode()  # type: ignore[arg-type]
         samples = [one for family in text_string_to_metric_families(body) for one in family.samples]
         return {one.name.removeprefix("mlx_speech_live_"): one.value for one in samples if "_live_" in one.name}
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tiny
 from conftest import real
+from patience import in_time
 
 from mlx_speech import Pipeline, Transcript, load_audio
 from mlx_speech.errors import OptionError, PipelineClosed, SourceError
@@ -162,7 +163,7 @@ def test_requests_under_asyncio(pipe: Pipeline, speech: np.ndarray) -> None:
         assert stages[0] == "vad"
         return list(await asyncio.gather(*requests))
 
-    found = asyncio.run(work())
+    found = in_time(work())
     assert [plain(one) for one in found] == [plain(pipe(speech[: 16_000 * seconds], **GREEDY)) for seconds in (2, 4, 6)]
 
 

@@ -29,7 +29,8 @@ import pytest
 import uvicorn
 import websockets.sync.client
 from asgi import BOUNDARY, form
-from serve_process import COMMAND, PATIENCE, PROGRAM, Serving, environment, rest_of, served, until
+from patience import PATIENCE, until
+from serve_process import COMMAND, PROGRAM, Serving, environment, rest_of, served
 from serving import wav
 from starlette.responses import PlainTextResponse
 from test_writers import parse_srt
@@ -352,10 +353,12 @@ def listening(protocol: type[Connection]) -> Iterator[tuple[int, uvicorn.Server]
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield listener.getsockname()[1], running
-    until(lambda: not running.server_state.connections and not running.server_state.tasks, "its connections' end")
-    running.should_exit = True
-    thread.join(PATIENCE)
+    try:
+        yield listener.getsockname()[1], running
+        until(lambda: not running.server_state.connections and not running.server_state.tasks, "its connections' end")
+    finally:
+        running.should_exit = True
+        thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -424,7 +427,9 @@ def test_a_client_that_is_answered_early_and_ends_its_body_goes_on() -> None:
             connection.sendall(head("POST", "/", f"Content-Length: 3\r\n{closing}"))
             answer = b""
             while not answer.endswith(b"\r\n\r\na"):
-                answer += connection.recv(1 << 16)
+                more = connection.recv(1 << 16)
+                assert more, answer
+                answer += more
             assert answer.count(b"HTTP/1.1 200") == 1
             if not closing:
                 connection.sendall(b"abc")

@@ -14,7 +14,6 @@ import socket
 import stat
 import tempfile
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
@@ -32,6 +31,7 @@ from asgi import BOUNDARY, Answer, ask, form, post, request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types import audio
+from patience import in_time, until
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Scripted, app_of, running, said, wav
 from starlette.responses import Response
@@ -80,7 +80,7 @@ def app(pipeline: Scripted, tmp_path: Path) -> Any:
 
 
 def answer_to(app: Any, scope: dict[str, Any], body: bytes = b"", **how: Any) -> Answer:
-    return asyncio.run(ask(app, scope, body, **how))
+    return in_time(ask(app, scope, body, **how))
 
 
 # --- the official client, and the demo's models -----------------------------------------------------------------------
@@ -181,10 +181,10 @@ def test_the_async_client_gets_speakers_and_the_name_of_one(client: openai.OpenA
                 **known,
             )
 
-    found = asyncio.run(diarized())
+    found = in_time(diarized())
     assert type(found).__name__ == "TranscriptionDiarized"
     assert found.segments[0].speaker == "A" and found.segments[0].id == "seg_001"
-    named = asyncio.run(diarized(known_speaker_names=["Ada"], known_speaker_references=[url]))
+    named = in_time(diarized(known_speaker_names=["Ada"], known_speaker_references=[url]))
     known = {"known_speaker_names[]": "Ada", "known_speaker_references[]": url}
     of_job = result_of_job(client, wav(beginning), model="gpt-4o-transcribe-diarize", **known)
     assert of_job == named.model_dump(mode="json", exclude_none=True)
@@ -513,7 +513,7 @@ def test_a_wrong_option_is_told_before_the_recording_is_sent(app: Any) -> None:
         await app(scope, receive, send)
         return statuses[0]
 
-    assert asyncio.run(run()) == 404 and taken <= 2
+    assert in_time(run()) == 404 and taken <= 2
 
 
 @pytest.mark.parametrize(
@@ -589,9 +589,7 @@ def test_work_ends_where_the_client_goes(
 ) -> None:
     pipeline.holds = threading.Event()
     answer_to(app, post(PATH), parts(stream=stream), goes=0.1)
-    deadline = time.monotonic() + 5
-    while not pipeline.cancelled and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: pipeline.cancelled, "the work to be cancelled")
     service = app.state.service
     assert pipeline.cancelled == 1
     assert service.admission.waiting == 0 and service.admission.seconds == 0 and not service.admission.uploads
@@ -617,7 +615,7 @@ def test_an_upload_is_over_when_the_recording_is_there(app: Any, pipeline: Scrip
         pipeline.holds.set()  # type: ignore[union-attr]
         return await answering
 
-    assert asyncio.run(run()).status == 200
+    assert in_time(run()).status == 200
 
 
 @pytest.mark.parametrize("path", [PATH, "/v1/audio/diarizations"])
@@ -654,7 +652,7 @@ def test_sixty_four_clients_and_a_bad_one(tmp_path: Path, keys: tuple[str, ...],
             await asyncio.sleep(0)
         return list(await asking)
 
-    statuses = [answer.status for answer in asyncio.run(run())]
+    statuses = [answer.status for answer in in_time(run())]
     assert statuses == [400 if number == 7 else 200 for number in range(64)]
     assert max(seen) == most and not uploads
 
@@ -671,7 +669,7 @@ def test_a_key_that_sends_slowly_does_not_keep_others_out(tmp_path: Path) -> Non
             slow = await ask(app, post(PATH, authorization="Bearer slow"), parts())
             return slow, await ask(app, post(PATH, authorization="Bearer other"), parts())
 
-    slow, other = asyncio.run(run())
+    slow, other = in_time(run())
     assert (slow.status, slow.error["code"]) == (429, "queue_full") and slow.headers["retry-after"]
     assert other.status == 200
 
@@ -690,7 +688,7 @@ def test_a_silent_stream_shows_that_it_lives() -> None:
     async def run() -> list[str]:
         return [text async for text in alive(slow(), seconds=0.05)]
 
-    texts = asyncio.run(run())
+    texts = in_time(run())
     assert texts[0] == "one" and texts[-1] == "two" and texts[1].startswith(": ") and closed == [True]
 
 
@@ -712,7 +710,7 @@ def test_a_bug_in_a_stream_is_in_the_log(app: Any, pipeline: Scripted, caplog: p
         pipeline.requests[-1]._fail(ZeroDivisionError("a secret of ours"))
         return await asking
 
-    answer = asyncio.run(run())
+    answer = in_time(run())
     assert b'"internal_error"' in answer.body and b"secret" not in answer.body
     assert answer.headers["x-request-id"] in caplog.text and "ZeroDivisionError" in caplog.text
 
@@ -1073,7 +1071,7 @@ def test_metrics_of_decoders_and_of_jobs(tmp_path: Path) -> None:
                     return text
 
     found: dict[str, float] = {}
-    for family in text_string_to_metric_families(asyncio.run(figures())):
+    for family in text_string_to_metric_families(in_time(figures())):
         for sample in family.samples:
             label = "".join(sample.labels.values())
             found[f"{sample.name.removeprefix('mlx_speech_')} {label}".strip()] = sample.value
@@ -1128,7 +1126,7 @@ def test_metrics_of_what_waits(tmp_path: Path) -> None:
             assert await figure("audio_seconds_total", kind="request") == 2
             assert await figure("audio_processed_ratio_count") == 3
 
-    asyncio.run(asyncio.wait_for(run(), 60))
+    in_time(run())
 
 
 def test_speakers_alone_are_sound_that_was_heard(app: Any) -> None:
@@ -1162,8 +1160,8 @@ def test_not_ready_while_a_step_does_not_end(demo: mlx_speech.Pipeline, tmp_path
     finally:
         ends.set()
     request_of_job.result(60)
-    while demo.stalled_for:
-        assert demo._engine._thread is not None and demo._engine._thread.is_alive()
+    until(lambda: not demo.stalled_for, "the step's end")
+    assert demo._engine._thread is not None and demo._engine._thread.is_alive()
     assert answer_to(app, request("GET", "/ready")).status == 200
     assert figure_of(app, "mlx_speech_engine_step_seconds") == 0
 
@@ -1193,7 +1191,7 @@ def test_a_step_that_does_not_end_is_in_the_log_once(app: Any, pipeline: Scripte
 
     thread.start()
     try:
-        asyncio.run(run())
+        in_time(run())
     finally:
         ends.set()
         thread.join()
@@ -1239,7 +1237,7 @@ def test_ready_when_the_models_are_there(tmp_path: Path) -> None:
             statuses.append(answer.status)
         return [*statuses, (await ask(app, request("GET", "/ready"))).status]
 
-    assert asyncio.run(run()) == [503, 200, 503]
+    assert in_time(run()) == [503, 200, 503]
     assert pipeline.closed
 
 
@@ -1311,7 +1309,7 @@ def wait_until_ready(app: Any, look: Callable[[], Any] = lambda: None) -> Any:
                 await asyncio.sleep(0.01)
             return look()
 
-    return asyncio.run(asyncio.wait_for(run(), 60))
+    return in_time(run())
 
 
 # --- what is sent again -----------------------------------------------------------------------------------------------
@@ -1327,7 +1325,7 @@ def all_answers(app: Any, *asked: tuple[str, bytes, str | None], **headers: str)
             answers.append(await ask(app, post(path, **given), body))
         return answers
 
-    return asyncio.run(run())
+    return in_time(run())
 
 
 @pytest.mark.parametrize(
@@ -1386,7 +1384,7 @@ def test_work_with_a_key_goes_on_without_its_client(app: Any, pipeline: Scripted
         pipeline.holds.set()  # type: ignore[union-attr]
         return [*await asyncio.gather(*waiting), await ask(app, scope, parts())]
 
-    answers = asyncio.run(run())
+    answers = in_time(run())
     assert {answer.status for answer in answers} == {200} and len({answer.body for answer in answers}) == 1
     assert len(pipeline.asked) == 1 and pipeline.cancelled == 0
     assert app.state.service.admission.waiting == 0 and app.state.service.admission.seconds == 0
@@ -1413,7 +1411,7 @@ def test_answers_are_not_kept_without_end() -> None:
         await answers.close()
         assert not answers._kept
 
-    asyncio.run(run())
+    in_time(run())
 
 
 def test_the_end_of_a_server_is_that_of_work_with_a_key(pipeline: Scripted, tmp_path: Path) -> None:
@@ -1426,9 +1424,8 @@ def test_the_end_of_a_server_is_that_of_work_with_a_key(pipeline: Scripted, tmp_
             pipeline.holds = threading.Event()
             await ask(app, post(PATH, **{"idempotency-key": "k"}), parts(), goes=0.01)
 
-    asyncio.run(run())
-    while not pipeline.cancelled:
-        time.sleep(0.001)
+    in_time(run())
+    until(lambda: pipeline.cancelled, "the work to be cancelled")
     assert app.state.service.admission.waiting == 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 
+from patience import in_time
+
 from mlx_speech.waker import Waker
 
 
@@ -28,7 +30,7 @@ def test_no_news_of_threads_is_missed() -> None:
         for thread in threads:
             thread.join()
 
-    asyncio.run(asyncio.wait_for(run(), 60))
+    in_time(run())
     assert sorted(seen) == list(range(300))
 
 
@@ -45,11 +47,11 @@ def test_many_changes_wake_once_and_none_without_a_change() -> None:
         waker.wake()
         await asyncio.wait_for(waiting, 60)
 
-    asyncio.run(run())
+    in_time(run())
 
 
 def test_a_loop_that_was_closed_is_no_obstacle() -> None:
     async def made() -> Waker:
         return Waker()
 
-    asyncio.run(made()).wake()
+    in_time(made()).wake()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import in_time
 from serving import demo_pipeline
 from wyoming.asr import Transcribe, Transcript
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
@@ -71,7 +72,7 @@ def served(service: Service, script: Callable[[int], Awaitable[Any]], **limits: 
         finally:
             server.close()
 
-    return asyncio.run(play())
+    return in_time(play())
 
 
 def client_of(port: int) -> AsyncTcpClient:
@@ -376,4 +377,4 @@ def test_what_is_written_is_read(messages: list[Message]) -> None:
             assert (event.type, event.data, event.payload or b"") == (message.type, message.data, message.payload)
         assert await read_message(ours) is None
 
-    asyncio.run(read_all())
+    in_time(read_all())
