@@ -290,12 +290,14 @@ class Placed:
         self.tokenizer, self.hearings = tokenizer, hearings
         self.heard: list[tuple[float, float]] = []
         self.languages: list[str | None] = []
+        self.tries: list[bool] = []
 
     def __call__(self, jobs: Iterable[Job], *_: Any, batch_size: int) -> Iterator[tuple[Job, DecodingResult]]:
         for job in jobs:
             words = self.hearings[min(len(self.heard), len(self.hearings) - 1)]
             self.heard.append((job.key.chunk.start, job.key.chunk.end))
             self.languages.append(job.language)
+            self.tries.append(job.tries_unlikely)
             text = "".join(f" {word}" for word in words)
             yield job, DecodingResult(tuple(self.tokenizer.encode(text)), text, "sv", -0.3, 0.0, 0.0, 1.0)
 
@@ -396,6 +398,14 @@ def test_a_second_hearing_is_in_the_language_of_the_first(
     decoder = Placed(tokenizer, {"one": (0.0, 1.0)}, {"two": (3.0, 6.0)})
     hear_placed(decoder, Chunk(0.0, 6.0, (Region(0.0, 6.0),)), monkeypatch, language=None)
     assert decoder.languages[:2] == [None, "sv"]
+
+
+def test_a_second_hearing_is_not_sampled_where_it_is_unlikely(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Placed(tokenizer, {"one": (0.0, 1.0)}, {"two": (3.0, 6.0)})
+    hear_placed(decoder, Chunk(0.0, 6.0, (Region(0.0, 6.0),)), monkeypatch)
+    assert decoder.tries[0] and len(decoder.tries) > 1 and not any(decoder.tries[1:])
 
 
 def test_without_regions_nothing_is_heard_again(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

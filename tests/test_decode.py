@@ -302,6 +302,25 @@ def test_fallback_is_needed_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({result.temperature for _, result in found}) >= 3
 
 
+def test_unlikely_text_is_not_tried_again_where_nobody_wants_it() -> None:
+    """Repetitive text is, as always."""
+    script = Script(1)
+    options = DecodingOptions(sample_len=30, best_of=2)
+
+    def heard(temperature: tuple[float, ...]) -> dict[int, DecodingResult]:
+        jobs = [Job(mx.array(script.encoded(window)), "en", key=window, tries_unlikely=False) for window in range(14)]
+        own = replace(options, temperature=temperature)
+        found = decode_with_fallback(jobs, ScriptedModel(script), tokenizer(), own, batch_size=4)
+        return {job.key: result for job, result in found}
+
+    first, found = heard((0.0,)), heard(options.temperature)
+    repetitive = {window for window, result in first.items() if result.compression_ratio > 2.4}
+    unlikely = {window for window, result in first.items() if result.avg_logprob < -1 and result.no_speech_prob < 0.6}
+    assert repetitive and unlikely - repetitive
+    assert {window for window, result in found.items() if result.temperature > 0} == repetitive
+    assert all(found[window] == first[window] for window in first.keys() - repetitive)
+
+
 @pytest.mark.parametrize("multilingual", [True, False])
 def test_languages_are_those_of_openai(multilingual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script(2, multilingual)

@@ -483,6 +483,7 @@ class Recognition:
                 seed=stretch.seed,
                 options=task.options,
                 owner=task.owner,
+                tries_unlikely=not stretch.again,  # samples made of what is hardly speech are made up
             )
             self._turns.add_ready(task.owner, job)
 

@@ -38,6 +38,8 @@ class Job:
     seed : with the seed of the options, what samples depend on
     options : its own; None: those of whoever decodes it. The `group` has to be the same
     owner : whose it is, where jobs of several owners are decoded together
+    tries_unlikely : whether an unlikely text is tried again at higher temperatures, as a repetitive one
+        always is
     """
 
     encoded: mx.array
@@ -48,6 +50,7 @@ class Job:
     seed: int = 0
     options: DecodingOptions | None = None
     owner: Hashable = None
+    tries_unlikely: bool = True
 
 
 @dataclass(frozen=True)

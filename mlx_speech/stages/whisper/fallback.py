@@ -130,7 +130,7 @@ class FallbackDecoder:
         done = []
         is_last = attempt + 1 == len(self._options.temperature)
         for job, result in results:
-            if is_last or not _needs_fallback(result, job.options or self._options):
+            if is_last or not _needs_fallback(job, result, job.options or self._options):
                 done.append((job, result))
             else:
                 self._workload.fallbacks += 1
@@ -167,14 +167,16 @@ class FallbackDecoder:
         return any(failure.job.owner not in busy for failure in self._failures)
 
 
-def _needs_fallback(result: DecodingResult, options: DecodingOptions) -> bool:
+def _needs_fallback(job: Job, result: DecodingResult, options: DecodingOptions) -> bool:
     low = options.logprob_threshold
     unlikely = low is not None and result.avg_logprob < low
     silent = options.no_speech_threshold
     if unlikely and silent is not None and result.no_speech_prob > silent:
         return False
     repetitive = options.compression_ratio_threshold
-    return unlikely or (repetitive is not None and result.compression_ratio > repetitive)
+    if repetitive is not None and result.compression_ratio > repetitive:
+        return True
+    return unlikely and job.tries_unlikely
 
 
 def decode_with_fallback(
