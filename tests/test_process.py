@@ -197,6 +197,16 @@ def test_a_fork_waits_for_who_computes_and_keeps_others_waiting() -> None:
     assert said[0] == "left" and sorted(said) == ["again", "forked", "left"]
 
 
+def test_what_failed_on_the_device_does_not_end_the_thread_that_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(mx, "synchronize", fail)
+    with forks.computing(), forks.resting():
+        assert not forks._GATES[0].computing
+    assert not forks._GATES[0].computing
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_fork_happens_where_work_rests_or_gives_way() -> None:
