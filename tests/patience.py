@@ -10,15 +10,15 @@ from typing import Any
 PATIENCE = 60.0  # seconds for anything that is waited for; a busy machine needs some
 
 
-def until(look: Callable[[], Any], what: str) -> Any:
+def until(look: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
     """What `look` gives as soon as that is something."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = look()
         if found:
             return found
         time.sleep(0.01)
-    raise AssertionError(f"waited {PATIENCE:g} s for {what}")
+    raise AssertionError(f"waited {seconds:g} s for {what}")
 
 
 def in_time(work: Coroutine[Any, Any, Any]) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from asgi import Answer, ask, form, post
+from patience import in_time
 from scripted_jobs import Clock, add, ended, runner_of
 from serving import Scripted, app_of, wav
 
@@ -113,10 +114,6 @@ async def until(happens: Any) -> None:
         await asyncio.sleep(0.001)
 
 
-def run(work: Any) -> Any:
-    return asyncio.run(asyncio.wait_for(work, LIMIT))
-
-
 class Gate:
     """Whisper is held when it is about to give back the third chunk."""
 
@@ -163,7 +160,7 @@ def test_a_client_that_comes_again_goes_on(
         assert len(kept.heard) >= 1 and len(recognised) == total - len(kept.heard)
         assert not {one.chunk for one in kept.heard} & set(recognised)
 
-    run(visits())
+    in_time(visits())
 
 
 def test_a_job_goes_on_behind_a_stop(
@@ -195,7 +192,7 @@ def test_a_job_goes_on_behind_a_stop(
         assert len(recognised) <= total - len(kept)
         assert not {from_json(one).chunk for one in kept} & set(recognised)
 
-    run(work())
+    in_time(work())
 
 
 class Visits:
@@ -254,7 +251,7 @@ def test_only_the_same_again_goes_on(tmp_path: Path) -> None:
         assert (await visits.come(parts(), **mine, **RETRY)).status == 200
         assert visits.known == 0  # what has come to its end is not kept
 
-    run(work())
+    in_time(work())
 
 
 def test_who_leaves_again_may_come_again(tmp_path: Path) -> None:
@@ -266,7 +263,7 @@ def test_who_leaves_again_may_come_again(tmp_path: Path) -> None:
             await visits.leave(parts(), **{"x-stainless-retry-count": count})
             assert visits.known == 2
 
-    run(work())
+    in_time(work())
 
 
 def test_it_is_kept_for_a_while(tmp_path: Path) -> None:
@@ -279,7 +276,7 @@ def test_it_is_kept_for_a_while(tmp_path: Path) -> None:
             await visits.come(parts(), **RETRY)
             assert visits.known == known
 
-    run(work())
+    in_time(work())
 
 
 def test_nothing_outlasts_the_server(tmp_path: Path) -> None:
@@ -292,7 +289,7 @@ def test_nothing_outlasts_the_server(tmp_path: Path) -> None:
             assert visits.app.state.service.interrupted._kept
         assert not visits.app.state.service.interrupted._kept
 
-    run(work())
+    in_time(work())
 
 
 def test_what_fails_or_is_too_long_is_not_kept(tmp_path: Path) -> None:
@@ -303,7 +300,7 @@ def test_what_fails_or_is_too_long_is_not_kept(tmp_path: Path) -> None:
             assert (await visits.come(body)).status == status
         assert not visits.app.state.service.interrupted._kept
 
-    run(work())
+    in_time(work())
 
 
 # --- how much is kept -------------------------------------------------------------------------------------------------
@@ -324,7 +321,7 @@ def test_the_oldest_goes_first(most: dict[str, int]) -> None:
         assert kept.take("", b"a") == kept.take("", b"c") == [spoken("abc")]
         assert kept.take("", b"a") == []
 
-    run(work())
+    in_time(work())
 
 
 def test_what_is_larger_than_all_is_not_kept() -> None:
@@ -334,7 +331,7 @@ def test_what_is_larger_than_all_is_not_kept() -> None:
         kept.keep("", b"b", [])
         assert not kept._kept
 
-    run(work())
+    in_time(work())
 
 
 def test_memory_is_given_back_where_nobody_comes() -> None:
@@ -345,4 +342,4 @@ def test_memory_is_given_back_where_nobody_comes() -> None:
         clock.now += 1.0
         await until(lambda: not kept._kept)
 
-    run(work())
+    in_time(work())

@@ -361,7 +361,7 @@ def test_the_official_client_reads_words_while_they_are_spoken(pipe: Pipeline) -
     sound = (samples * 32767).astype("<i2").tobytes()
     block = RATE // 10 * 2  # bytes of 0.1 s
 
-    async def talk(address: str) -> list[Any]:
+    async def talk(address: str) -> list[tuple[str | None, Any]]:
         events: list[tuple[str | None, Any]] = []
         client = AsyncOpenAI(api_key="none", base_url=f"http://{address}/v1", timeout=LIMIT)
         async with client.realtime.connect(model="demo") as connection:
@@ -384,14 +384,17 @@ def test_the_official_client_reads_words_while_they_are_spoken(pipe: Pipeline) -
                 if event.type == "conversation.item.done" and item == first_with_words(events):
                     break
             speaking.cancel()
-        return [event for item, event in events if item == first_with_words(events)]
+        return events
 
     service = Service(Settings(), {"demo": pipe})
     with serving(service) as address:
-        events = in_time(talk(address))
+        told = in_time(talk(address))
+    spoken = first_with_words(told)
+    for kind in ("speech_started", "committed"):
+        assert spoken == next(item for item, event in told if event.type.endswith(f".{kind}"))
+    events = [event for item, event in told if item == spoken]
     kinds = [event.type.rpartition(".")[2] for event in events]
     assert kinds.index("speech_started") < kinds.index("delta") < kinds.index("speech_stopped"), kinds
-    assert "committed" in kinds
     deltas = "".join(event.delta for event in events if event.type.endswith("transcription.delta"))
     assert events[kinds.index("completed")].transcript.casefold() == deltas.casefold()
 

@@ -589,7 +589,7 @@ def test_work_ends_where_the_client_goes(
 ) -> None:
     pipeline.holds = threading.Event()
     answer_to(app, post(PATH), parts(stream=stream), goes=0.1)
-    until(lambda: pipeline.cancelled, "the work to be cancelled")
+    until(lambda: pipeline.cancelled, "the work to be cancelled", seconds=5)
     service = app.state.service
     assert pipeline.cancelled == 1
     assert service.admission.waiting == 0 and service.admission.seconds == 0 and not service.admission.uploads
