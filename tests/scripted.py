@@ -248,6 +248,9 @@ class _Cache:
     def leave(self, job: int) -> None:
         self.tokens[job] = [[] for _ in range(self.group)]
 
+    def audio_of(self, job: int) -> None:
+        """A script attends to nothing."""
+
 
 class _Decoder:
     def __init__(self, script: Script, in_numpy: bool):

@@ -225,7 +225,15 @@ def _words(monkeypatch: pytest.MonkeyPatch) -> None:
         return [whisper.timing.WordTiming(*row) for row in rows]
 
     def ours(
-        encoded: Any, texts: list, model: Any, tokenizer: Tokenizer, *, languages: list, task: str, num_frames: list
+        encoded: Any,
+        texts: list,
+        model: Any,
+        tokenizer: Tokenizer,
+        *,
+        languages: list,
+        task: str,
+        num_frames: list,
+        audio: Any,
     ) -> list:
         (text,), (frames,) = texts, num_frames
         split = tokenizer.split_to_word_tokens([*text, tokenizer.eot], languages[0])

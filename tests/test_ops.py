@@ -9,7 +9,6 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import mlx_speech.ops.matrix_vector as matrix_vector_module
 from mlx_speech import blas
 from mlx_speech.models.layers import LSTM, Conv2d, FilterBank, TimeNorm
 from mlx_speech.ops import cpu, decoder_step, filter_bank
-from mlx_speech.ops.attention import SMALLEST_KEYS_FOR_NUMPY, attention, attention_numpy
+from mlx_speech.ops.attention import SMALLEST_KEYS_FOR_NUMPY, attention, attention_by_row, attention_numpy
 from mlx_speech.ops.conv3x3 import conv3x3
 from mlx_speech.ops.few_rows import MOST_ROWS, MOST_ROWS_OF_PANELS, OUTPUTS_PER_PANEL, linear, panels, product
 from mlx_speech.ops.filter_bank import Layout, loudness, loudness_graph
@@ -426,7 +425,7 @@ def test_a_step_of_a_decoder_is_torchs(rows: int, group: int, keys: int, in_pane
         norm=double(weights.norm),
         norm_bias=double(weights.norm_bias),
     )
-    seen = [decoder_step.Past(*map(double, layer)) for layer in past]
+    seen = [decoder_step.Past._make(map(double, layer)) for layer in past]
     logits, made = by_torch(double(x), torch.from_numpy(visible), theirs, seen)
     assert found.logits.shape == (rows * group, vocabulary) and found.logits.dtype == np.float32
     assert np.abs(found.logits - logits.numpy()).max() < 2e-5
@@ -448,21 +447,13 @@ def test_attention_of_some_rows_is_that_of_all(queries: int) -> None:
     of_each = np.array(draw(batch, heads, queries, width, seed=2))
     every = attention_numpy(of_each, keys, values, scale=0.3, mask=None)
     for wanted in ([], [0], [6], [1, 2, 3, 5], list(range(batch))):
-        found = attention_numpy(of_each, keys, values, scale=0.3, mask=None, wanted=wanted)
-        assert np.array_equal(found[wanted], every[wanted])
+        own_keys = [keys[row] if row in wanted else None for row in range(batch)]
+        own_values = [values[row] if row in wanted else None for row in range(batch)]
+        found = attention_by_row(of_each, own_keys, own_values, scale=0.3, wanted=wanted)
+        np.testing.assert_allclose(found[wanted], every[wanted], rtol=1e-5, atol=1e-6)
         assert not np.delete(found, wanted, axis=0).any()
-
-
-@pytest.mark.parametrize("most", [1, 2, 3, 50])
-def test_runs_hold_every_number_once(most: int) -> None:
-    for chosen in range(1 << 8):
-        numbers = [number for number in range(8) if chosen >> number & 1]
-        found = cpu.runs(numbers, most)
-        held = [number for run in found for number in range(run.start, run.stop)]
-        assert held == numbers
-        assert all(run.stop - run.start <= most for run in found)
-        if most == 50:  # no more than there are gaps
-            assert all(before.stop < after.start for before, after in pairwise(found))
+    with pytest.raises(ValueError, match="row 1 has no keys and values"):
+        attention_by_row(of_each, [None] * batch, [None] * batch, scale=0.3, wanted=[1])
 
 
 @pytest.mark.parametrize("served", [True, False])

@@ -22,6 +22,7 @@ from conftest import real
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_speech.blas import on_cpu
 from mlx_speech.errors import OptionError
 from mlx_speech.models.whisper import Model, ModelArgs
 from mlx_speech.ops.alignment_matrix import (
@@ -31,6 +32,7 @@ from mlx_speech.ops.alignment_matrix import (
     median_filter,
 )
 from mlx_speech.stages.whisper import word_times
+from mlx_speech.stages.whisper.decode import DecodingOptions, Job, decode
 from mlx_speech.stages.whisper.time_warping import dtw
 from mlx_speech.stages.whisper.tokenizer import Tokenizer
 from mlx_speech.stages.whisper.word_times import WordTiming
@@ -222,7 +224,7 @@ def test_a_text_beyond_the_context() -> None:
 def test_the_decoder_gives_the_logits_it_always_gives() -> None:
     _, model, _ = pair("english")
     tokens, encoded = mx.array([[50257, 50362, 11, 400, 13]]), mx.array(encodings(1))
-    states, scores = model.decoder.cross_attention(tokens, encoded, [(0, 1), (3, 3)])
+    states, scores = model.decoder.cross_attention(tokens, model.decoder.read_audio(encoded), [(0, 1), (3, 3)])
     assert [(layer.shape, layer.dtype) for layer in scores] == [((1, 1, 5, 1500), mx.float32)] * 2
     cache = model.decoder.new_cache(1, 1)
     last, third = model.decoder.prefill(cache, [0], encoded, tokens.tolist(), [2])  # as text is decoded
@@ -235,8 +237,8 @@ def test_the_decoder_gives_the_logits_it_always_gives() -> None:
 def test_the_scores_alone_are_those_beside_the_states(heads: list[tuple[int, int]]) -> None:
     _, model, _ = pair("english")
     tokens, encoded = mx.array([[50257, 50362, 11, 400, 13]] * 2), mx.array(encodings(2))
-    _, expected = model.decoder.cross_attention(tokens, encoded, heads)
-    found = model.decoder.cross_attention_scores(tokens, encoded, heads)
+    _, expected = model.decoder.cross_attention(tokens, model.decoder.read_audio(encoded), heads)
+    found = model.decoder.cross_attention_scores(tokens, model.decoder.read_audio(encoded), heads)
     assert len(found) == len(expected) == len({layer for layer, _ in heads})
     for own, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(np.array(own), np.array(wanted), rtol=1e-5, atol=1e-5)
@@ -253,6 +255,31 @@ def test_words_without_probabilities_stand_where_they_stand_with_them() -> None:
         assert [(w.word, w.tokens, w.start, w.end) for w in words] == [
             (w.word, w.tokens, w.start, w.end) for w in expected
         ]
+
+
+@pytest.mark.skipif(not on_cpu(), reason="a GPU keeps no audio beside its cache")
+@pytest.mark.parametrize("options", [DecodingOptions(sample_len=3), DecodingOptions(sample_len=3, beam_size=2)])
+def test_words_of_the_audio_that_a_result_brings_are_those_of_the_encoded(options: DecodingOptions) -> None:
+    """Rows are entered again and given up; one text that brings no audio, and all are made of what was encoded."""
+    original, model, tokenizer = pair("english")
+    encoded = encodings(5, original=original)
+    texts = [tokenizer.encode(TEXTS["plain"]), tokenizer.encode(TEXTS["quotes"]), [], tokenizer.encode(TEXTS["short"])]
+    texts.append(tokenizer.encode(TEXTS["accents"]))
+    jobs = [Job(mx.array(row), "en", key=place) for place, row in enumerate(encoded)]
+    results = {job.key: result for job, result in decode(jobs, model, tokenizer, options, batch_size=2)}
+    audio = [results[place].audio for place in range(5)]
+    frames, languages = [3000] * 5, [None] * 5
+    expected = ours(model, tokenizer, encoded, texts, frames, languages)
+    nothing = np.zeros_like(encoded)
+    for some in (audio, [*audio[:2], None, *audio[3:]]):  # no text, no audio
+        found = ours(model, tokenizer, nothing, texts, frames, languages, audio=some)
+        assert [len(words) for words in found] == [len(words) for words in expected]
+        for words, wanted in zip(found, expected, strict=True):
+            assert [(w.word, w.tokens, w.start, w.end) for w in words] == [
+                (w.word, w.tokens, w.start, w.end) for w in wanted
+            ]
+            np.testing.assert_allclose([w.probability for w in words], [w.probability for w in wanted], rtol=1e-4)
+    assert ours(model, tokenizer, encoded, texts, frames, languages, audio=[None, *audio[1:]]) == expected
 
 
 ALL = [(layer, head) for layer in (2, 3) for head in range(4)]

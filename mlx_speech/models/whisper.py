@@ -6,7 +6,7 @@ names). What the decoder keeps between its steps is in `whisper_cache`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,8 +212,18 @@ class TextDecoder(nn.Module):
 
         Raises `OptionError` beyond n_text_ctx (448) tokens.
         """
-        states, _ = self.cross_attention(tokens, encoded, [])
+        states, _ = self.cross_attention(tokens, self.read_audio(encoded), [])
         return self._logits(states)
+
+    def read_audio(self, encoded: mx.array) -> Iterator[tuple[mx.array, mx.array]]:
+        """What each layer attends to of encoded audio, one layer after the other.
+
+        encoded (batch, 1500, width) → keys and values, each (batch, heads, 1500, width of a head)
+        """
+        rows = encoded.shape[0]
+        encoded = encoded.flatten(0, 1)
+        for block in self.blocks:
+            yield block.cross_attn.keys_values(encoded, rows)
 
     def _logits(self, states: mx.array) -> mx.array:
         """(…, width) → (…, vocabulary) in float32: the embedding is the output layer too"""
@@ -222,33 +232,37 @@ class TextDecoder(nn.Module):
         return self.token_embedding.as_linear(states).astype(mx.float32)
 
     def cross_attention(
-        self, tokens: mx.array, encoded: mx.array, heads: Sequence[tuple[int, int]]
+        self, tokens: mx.array, audio: Iterable[tuple[mx.array, mx.array]], heads: Sequence[tuple[int, int]]
     ) -> tuple[mx.array, list[mx.array]]:
         """One pass over whole texts that shows where the decoder looks (openai/whisper: hooks on `cross_attn`).
 
-        tokens (batch, n), encoded (batch, 1500, width), heads : (layer, head) pairs, sorted
+        tokens (batch, n), audio : as of `read_audio`, heads : (layer, head) pairs, sorted
 
         Returns the states (batch, n, width) of which `token_embedding.as_linear` makes logits, and the scores of
         `heads` before the softmax, for each layer that has some, (batch, heads, n, 1500) in float32. Raises
         `OptionError` beyond n_text_ctx tokens.
         """
-        x, scores = self._read(tokens, encoded, heads)
+        x, scores = self._read(tokens, audio, heads)
         return self.ln(x).reshape(*tokens.shape, -1), scores
 
     def cross_attention_scores(
-        self, tokens: mx.array, encoded: mx.array, heads: Sequence[tuple[int, int]]
+        self, tokens: mx.array, audio: Iterable[tuple[mx.array, mx.array]], heads: Sequence[tuple[int, int]]
     ) -> list[mx.array]:
         """What `cross_attention` returns beside the states, without the work that only these need.
 
-        tokens (batch, n), encoded (batch, 1500, width), heads : (layer, head) pairs, at least one
+        tokens (batch, n), audio : as of `read_audio`, heads : (layer, head) pairs, at least one
 
         Returns for each layer that has heads (batch, heads, n, 1500). Raises as `cross_attention`.
         """
-        _, scores = self._read(tokens, encoded, heads, until=max(layer for layer, _ in heads))
+        _, scores = self._read(tokens, audio, heads, until=max(layer for layer, _ in heads))
         return scores
 
     def _read(
-        self, tokens: mx.array, encoded: mx.array, heads: Sequence[tuple[int, int]], until: int | None = None
+        self,
+        tokens: mx.array,
+        audio: Iterable[tuple[mx.array, mx.array]],
+        heads: Sequence[tuple[int, int]],
+        until: int | None = None,
     ) -> tuple[mx.array, list[mx.array]]:
         """As `cross_attention`, but the states (batch·n, width) are not normed.
 
@@ -259,13 +273,11 @@ class TextDecoder(nn.Module):
         rows = tokens.shape[0]
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         x = x.flatten(0, 1)
-        encoded = encoded.flatten(0, 1)
         scores = []
-        for layer, block in enumerate(self.blocks):
+        for layer, (block, (keys, values)) in enumerate(zip(self.blocks, audio, strict=True)):
             y = block.attn_ln(x)
             x = x + block.attn(y, *block.attn.keys_values(y, rows), "causal")
             y = block.cross_attn_ln(x)
-            keys, values = block.cross_attn.keys_values(encoded, rows)
             chosen = mx.array([head for its_layer, head in heads if its_layer == layer], mx.int32)
             if chosen.size:
                 query = block.cross_attn.split(block.cross_attn.query(y), rows)[:, chosen].astype(mx.float32)
@@ -288,14 +300,19 @@ class TextDecoder(nn.Module):
         for _ in self.blocks:
             keys.append(module.zeros((rows, self._heads, 0, width), dtype))
             values.append(module.zeros((rows, self._heads, 0, width), dtype))
-            audio_keys = module.zeros((rows, self._heads, self._audio_context, width), dtype)
-            audio_values = module.zeros((rows, self._heads, self._audio_context, width), dtype)
-            audio.append((audio_keys, audio_values))
+            audio.append((self._no_audio(rows, host), self._no_audio(rows, host)))
         visible = module.zeros((rows, group, 0, group), module.bool_)
         itself = module.eye(group).astype(module.bool_)
         if host is None:
             mx.async_eval(itself)
         return DecoderCache(keys, values, audio, visible, itself, lengths=[0] * rows, host=host)
+
+    def _no_audio(self, rows: int, host: decoder_step.HostWeights | None) -> Any:
+        """Keys, or values, of rows that nobody has entered."""
+        if host is not None:
+            return [None] * rows
+        width = self.ln.weight.size // self._heads
+        return mx.zeros((rows, self._heads, self._audio_context, width), self.ln.weight.dtype)
 
     def prefill(
         self, cache: DecoderCache, rows: list[int], encoded: mx.array, prompts: list[list[int]], positions: list[int]
@@ -322,11 +339,9 @@ class TextDecoder(nn.Module):
         cache.make_room(longest, 1)
         entering = len(rows)
         x = x.flatten(0, 1)
-        encoded = encoded.flatten(0, 1)
-        for layer, block in enumerate(self.blocks):
+        for layer, (block, audio) in enumerate(zip(self.blocks, self.read_audio(encoded), strict=True)):
             y = block.attn_ln(x)
             keys, values = block.attn.keys_values(y, entering)
-            audio = block.cross_attn.keys_values(encoded, entering)
             if not cache.is_in_numpy:  # else they are copied anyway
                 audio = (mx.contiguous(audio[0]), mx.contiguous(audio[1]))  # every step reads them
             x = x + block.attn(y, keys, values, mask[:, None])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_speech.ops import decoder_step
 from mlx_speech.ops.cpu import Array, in_parallel, module_of, numpy_views
+
+# What each layer attends to of the audio of one row: keys and values, each (heads, 1500, width of a head).
+Audio: TypeAlias = list[tuple[np.ndarray, np.ndarray]]
 
 SLOT_MULTIPLE = 64  # a cache has so many slots, or twice as many, and so on: shapes change rarely
 
@@ -28,7 +31,8 @@ class DecoderCache:
     Its arrays are MLX's, or NumPy's where steps are computed in NumPy.
 
     keys, values : per layer, (rows, heads, slots·group, width of a head)
-    audio : per layer, keys and values of the encoded audio, each (rows, heads, 1500, width of a head)
+    audio : per layer, keys and values of the encoded audio, each (rows, heads, 1500, width of a head); in NumPy each is
+        a list with the (heads, 1500, width of a head) of every row, None where it is free: rows move without a copy
     visible : (rows, group, slots, group), True where a hypothesis sees the entry that another one wrote to a slot
     itself : (group, group), True where a hypothesis sees what it writes
     lengths : tokens of each row so far, (rows,); 0 where it is free
@@ -77,6 +81,12 @@ class DecoderCache:
             past.append(decoder_step.Past(keys[:, :, :entries], values[:, :, :entries], *audio))
         return past, self.visible[:, :, : self.position].reshape(rows, 1, group, entries)
 
+    def audio_of(self, row: int) -> Audio | None:
+        """What a row attends to of its audio; None where MLX's device has it."""
+        if not self.is_in_numpy:
+            return None
+        return [(keys[row], values[row]) for keys, values in self.audio]
+
     def enter(
         self, layer: int, rows: list[int], keys: mx.array, values: mx.array, audio: tuple[mx.array, mx.array]
     ) -> None:
@@ -114,14 +124,17 @@ class DecoderCache:
     ) -> None:
         """`enter` in NumPy, on all cores. prompt : the slots"""
         mx.eval(keys, values, audio)
-        buffers = [self.keys[layer][:, :, prompt], self.values[layer][:, :, prompt], *self.audio[layer]]
-        entering = numpy_views([keys, values, *audio])
+        prompts = numpy_views([keys, values])
+        for kept, new in zip((self.keys[layer], self.values[layer]), prompts, strict=True):
+            kept[rows, :, prompt] = new
+        heard = numpy_views(audio)
 
         def copy(part: tuple[int, int]) -> None:
-            which, index = part  # of the four, and of the rows
-            buffers[which][rows[index]] = entering[which][index]
+            which, index = part  # keys or values, and of the rows
+            # every step reads them head by head
+            self.audio[layer][which][rows[index]] = np.ascontiguousarray(heard[which][index])
 
-        in_parallel(copy, itertools.product(range(len(buffers)), range(len(rows))))
+        in_parallel(copy, itertools.product(range(len(heard)), range(len(rows))))
 
     def show(self, rows: list[int], lengths: list[int]) -> None:
         """Of the rows that entered, every hypothesis sees the prompt and nothing else.
@@ -140,6 +153,9 @@ class DecoderCache:
     def leave(self, row: int) -> None:
         """The row is done and free: nothing of it is needed any more."""
         self.lengths[row] = 0
+        if self.is_in_numpy:
+            for keys, values in self.audio:
+                keys[row] = values[row] = None
 
     def reorder(self, sources: Sequence[Sequence[int]]) -> None:
         """Every hypothesis continues that of its row whose number is in `sources`, (rows, group)."""
@@ -151,7 +167,10 @@ class DecoderCache:
         index = module_of(self.visible).array(rows)
         self.keys = [keys[index] for keys in self.keys]
         self.values = [values[index] for values in self.values]
-        self.audio = [(keys[index], values[index]) for keys, values in self.audio]
+        if self.is_in_numpy:
+            self.audio = [([keys[row] for row in rows], [values[row] for row in rows]) for keys, values in self.audio]
+        else:
+            self.audio = [(keys[index], values[index]) for keys, values in self.audio]
         self.visible = self.visible[index]
         self.lengths = [self.lengths[row] for row in rows]
 

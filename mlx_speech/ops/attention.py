@@ -9,7 +9,7 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.ops.cpu import in_numpy, in_parallel, runs, slices, suits_numpy
+from mlx_speech.ops.cpu import in_numpy, in_parallel, slices, suits_numpy
 
 SMALLEST_KEYS_FOR_NUMPY = 1 << 15  # numbers; of fewer, ending MLX's lazy evaluation costs more than NumPy saves
 QUERIES_PER_BLOCK = 256  # whose scores stay in cache
@@ -42,26 +42,15 @@ def attention_graph(
 
 
 def attention_numpy(
-    queries: np.ndarray,
-    keys: np.ndarray,
-    values: np.ndarray,
-    *,
-    scale: float,
-    mask: mx.array | None,
-    wanted: Sequence[int] | None = None,
+    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, *, scale: float, mask: mx.array | None
 ) -> np.ndarray:
     """queries (batch, heads, n, width), keys and values (batch, heads, m, width) → (batch, heads, n, width), a head, or
-    some heads of some rows of the batch, at a time.
-
-    wanted : rows of the batch, ascending; the others are zeros. None: all
-    """
+    some heads of some rows of the batch, at a time."""
     batch, heads, n, _ = queries.shape
     queries = queries * np.float32(scale)
     visible = None
     if mask is not None:
         visible = np.broadcast_to(np.array(mask), (batch, heads, n, keys.shape[2]))
-    if wanted is None:
-        wanted = range(batch)
     result = np.zeros_like(queries, order="C")
 
     def compute_head(head: tuple[int, ...]) -> None:
@@ -78,10 +67,40 @@ def attention_numpy(
         result[part] = _attend(queries[part], transposed, values[part], part_visible)
 
     if n >= QUERIES_PER_THREAD:
-        in_parallel(compute_head, itertools.product(wanted, range(heads)))
+        in_parallel(compute_head, itertools.product(range(batch), range(heads)))
     else:
-        some_rows = runs(wanted, max(1, QUERIES_PER_THREAD // (heads * n)))
+        some_rows = slices(batch, max(1, QUERIES_PER_THREAD // (heads * n)))
         in_parallel(compute_heads, itertools.product(some_rows, slices(heads, max(1, QUERIES_PER_THREAD // n))))
+    return result
+
+
+def attention_by_row(
+    queries: np.ndarray,
+    keys: Sequence[np.ndarray | None],
+    values: Sequence[np.ndarray | None],
+    *,
+    scale: float,
+    wanted: Sequence[int],
+) -> np.ndarray:
+    """Attention of few queries, where every row of the batch has keys and values of its own.
+
+    queries (batch, heads, n, width), keys and values : of each row (heads, m, width) → (batch, heads, n, width)
+    wanted : rows that have keys and values; the others are zeros
+    """
+    heads, n = queries.shape[1:3]
+    queries = queries * np.float32(scale)
+    result = np.zeros_like(queries, order="C")
+
+    def compute(part: tuple[int, slice]) -> None:
+        row, some_heads = part
+        row_keys = keys[row]
+        row_values = values[row]
+        if row_keys is None or row_values is None:
+            raise ValueError(f"row {row} has no keys and values")
+        transposed = row_keys[some_heads].swapaxes(-1, -2)
+        result[row, some_heads] = _attend(queries[row, some_heads], transposed, row_values[some_heads], visible=None)
+
+    in_parallel(compute, itertools.product(wanted, slices(heads, max(1, QUERIES_PER_THREAD // n))))
     return result
 
 

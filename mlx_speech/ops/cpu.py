@@ -131,17 +131,6 @@ def slices(length: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, length, size)]
 
 
-def runs(numbers: Iterable[int], most: int) -> list[slice]:
-    """Ascending numbers as slices of those that follow each other, each of at most `most`."""
-    found: list[slice] = []
-    for number in numbers:
-        if found and number == found[-1].stop and number - found[-1].start < most:
-            found[-1] = slice(found[-1].start, number + 1)
-        else:
-            found.append(slice(number, number + 1))
-    return found
-
-
 def parts_of(count: int, length: int, size: int) -> list[tuple[int, slice]]:
     """Each of `count` rows cut into slices of `size`: the row, and the slice."""
     parts: list[tuple[int, slice]] = []

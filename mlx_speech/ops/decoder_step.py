@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.ops.attention import attention_numpy
+from mlx_speech.ops.attention import attention_by_row
 from mlx_speech.ops.cpu import numpy_views, one_core_per_product
 from mlx_speech.ops.few_rows import Matrix, panels, product
 from mlx_speech.ops.gelu import gelu_numpy
@@ -128,13 +128,13 @@ class Past(NamedTuple):
     """What a layer attends to.
 
     keys, values : of the steps before, each (rows, heads, m, width of a head)
-    audio_keys, audio_values : of the encoded audio, each (rows, heads, positions, width of a head)
+    audio_keys, audio_values : of the encoded audio, for each row (heads, positions, width of a head), or None
     """
 
     keys: np.ndarray
     values: np.ndarray
-    audio_keys: np.ndarray
-    audio_values: np.ndarray
+    audio_keys: Sequence[np.ndarray | None]
+    audio_values: Sequence[np.ndarray | None]
 
 
 class Step(NamedTuple):
@@ -153,7 +153,7 @@ def step(x: np.ndarray, visible: np.ndarray, weights: HostWeights, past: Sequenc
     x : the input of the first layer, (rows · group, width)
     visible : (rows, 1, group, m), True where a hypothesis sees a key of the past
     past : of each layer
-    used : rows that are wanted, ascending; the others get numbers that mean nothing, without the audio being read
+    used : rows that are wanted, which have audio; the others get numbers that mean nothing
     """
     rows, _, group, _ = visible.shape
     heads, width = past[0].keys.shape[1], past[0].keys.shape[3]
@@ -172,8 +172,7 @@ def step(x: np.ndarray, visible: np.ndarray, weights: HostWeights, past: Sequenc
             x = x + product(y.swapaxes(1, 2).reshape(x.shape), layer.out, layer.out_bias)
             y = layer_norm_of_rows(x, layer.cross_norm, layer.cross_norm_bias, EPS)
             query = np.ascontiguousarray(split(product(y, layer.cross_query, layer.cross_query_bias)))
-            audio = seen.audio_keys, seen.audio_values
-            y = attention_numpy(query, *audio, scale=width**-0.5, mask=None, wanted=used)
+            y = attention_by_row(query, seen.audio_keys, seen.audio_values, scale=width**-0.5, wanted=used)
             x += product(y.swapaxes(1, 2).reshape(x.shape), layer.cross_out, layer.cross_out_bias)
             y = product(layer_norm_of_rows(x, layer.mlp_norm, layer.mlp_norm_bias, EPS), layer.up, layer.up_bias)
             x += product(gelu_numpy(y), layer.down, layer.down_bias)

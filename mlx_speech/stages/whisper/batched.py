@@ -19,6 +19,7 @@ from mlx_speech.blas import on_cpu
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.features import SAMPLE_RATE, log_mel
 from mlx_speech.models.whisper import Model
+from mlx_speech.models.whisper_cache import Audio
 from mlx_speech.stages.whisper import coverage, decode, fallback, word_times
 from mlx_speech.stages.whisper.decode import DecodingOptions, DecodingResult, Job
 from mlx_speech.stages.whisper.segments import believed, is_sure, segments_of_chunk
@@ -333,11 +334,12 @@ class _Hearing:
 
 @dataclass(frozen=True, eq=False)
 class DecodedStretch:
-    """A stretch whose segments wait for the times of their words."""
+    """A stretch whose segments wait for the times of their words. audio : as of `DecodingResult`"""
 
     job: Job
     stretch: Stretch
     segments: list[Segment]
+    audio: Audio | None
 
 
 class Recognition:
@@ -519,7 +521,7 @@ class Recognition:
             segments = segments_of_chunk(stretch.chunk, result, self._tokenizer, options)
         # Whisper's own stamps may span what it passed over, so words say what was heard
         if segments and (stretch.task.words or stretch.chunk.regions):
-            self._untimed.append(DecodedStretch(job, stretch, segments))
+            self._untimed.append(DecodedStretch(job, stretch, segments, result.audio))
         else:
             self._note(stretch, segments)
 
@@ -576,6 +578,7 @@ def _with_words(
         task=options.task,
         num_frames=[decoded.stretch.audio.size // HOP_LENGTH for decoded in batch],
         probabilities=any(decoded.stretch.task.words for decoded in batch),  # else it is only asked where they stand
+        audio=[decoded.audio for decoded in batch],
     )
     for decoded, words in zip(batch, timings, strict=True):
         task = decoded.stretch.task

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from mlx_speech.errors import OptionError, in_range
 from mlx_speech.models.whisper import Model
+from mlx_speech.models.whisper_cache import Audio
 from mlx_speech.stages.whisper.options import DecodingOptions as DecodingOptions
 from mlx_speech.stages.whisper.rules import Rules
 from mlx_speech.stages.whisper.search import Batch, Beams, Entry, Hypothesis, Samples, SearchResult
@@ -62,6 +63,7 @@ class DecodingResult:
     no_speech_prob : probability of silence
     compression_ratio : of the text, high where it repeats itself
     token_logprobs : the log-probability of each of the tokens
+    audio : what the decoder attended to, for the times of the words; None where it would have to be copied
     """
 
     tokens: tuple[int, ...]
@@ -72,6 +74,7 @@ class DecodingResult:
     temperature: float
     compression_ratio: float
     token_logprobs: tuple[float, ...] = ()
+    audio: Audio | None = field(default=None, repr=False, compare=False)
 
 
 def compression_ratio(text: str) -> float:
@@ -306,6 +309,7 @@ class TemperatureDecoder:
             temperature=self._temperature,
             compression_ratio=compression_ratio(text),
             token_logprobs=best.logprobs,
+            audio=searched.audio,
         )
         return known.job, result
 

@@ -18,6 +18,7 @@ from mlx_speech import steps
 from mlx_speech.errors import OptionError
 from mlx_speech.features import SAMPLE_RATE, log10_mel
 from mlx_speech.models.whisper import Model, ModelArgs
+from mlx_speech.models.whisper_cache import Audio
 from mlx_speech.sample_file import let_go
 from mlx_speech.stages.whisper import decode, fallback, word_times
 from mlx_speech.stages.whisper.batched import HOP_LENGTH, INPUT_STRIDE
@@ -331,14 +332,17 @@ class _WindowDecoder:
             end += window.start
             segments.append(as_segment(start, end, tokens, result, self.tokenizer, logprobs))
         if self.word_timestamps:
-            segments = self._with_words(window, segments, encoded)
+            segments = self._with_words(window, segments, encoded, result.audio)
             is_single = ends_with_single_timestamp(result.tokens, begin)
             segments, ahead = self._after_words(window, segments, ahead, is_single)
         if segments is not None:
             segments = [segment for segment in segments if segment.text and segment.start != segment.end]
         return result, segments, ahead
 
-    def _with_words(self, window: _Window, segments: Sequence[Segment], encoded: mx.array) -> list[Segment]:
+    def _with_words(
+        self, window: _Window, segments: Sequence[Segment], encoded: mx.array, audio: Audio | None
+    ) -> list[Segment]:
+        """encoded (1, positions, width), audio : as of `DecodingResult`"""
         text = [token for segment in segments for token in segment.tokens if token < self.tokenizer.eot]
         (timings,) = word_times.find_alignment(
             encoded,
@@ -348,6 +352,7 @@ class _WindowDecoder:
             languages=[self.language],
             task=self.options.task,
             num_frames=[window.size],
+            audio=[audio],
         )
         return word_times.place_words(
             segments, timings, offset=window.start, last_speech=self.last_speech, tokenizer=self.tokenizer

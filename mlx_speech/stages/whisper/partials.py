@@ -89,6 +89,7 @@ def hear(
         languages=[results[place].language for place in range(len(rounds))],
         task=options.task,
         num_frames=[one.audio.size // batched.HOP_LENGTH for one in rounds],
+        audio=[results[place].audio for place in range(len(rounds))],
     )
     heard: list[list[WordTiming] | None] = [None] * len(rounds)
     for place in texts:

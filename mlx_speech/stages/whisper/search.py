@@ -17,6 +17,7 @@ import numpy as np
 
 from mlx_speech.blas import on_cpu
 from mlx_speech.models.whisper import Model
+from mlx_speech.models.whisper_cache import Audio
 from mlx_speech.ops.cpu import Array, module_of
 from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.stages.whisper.rules import Limits, Rules, State, top, with_rows
@@ -60,11 +61,13 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Of an entry that is done: at least one hypothesis, and the probability of silence."""
+    """Of an entry that is done: at least one hypothesis, the probability of silence, and what the decoder
+    attended to of the audio, where that lies in NumPy."""
 
     entry: Entry
     hypotheses: list[Hypothesis]
     no_speech_prob: float
+    audio: Audio | None
 
 
 @dataclass(eq=False)
@@ -85,9 +88,6 @@ class _Row:
     tokens: list[list[int]] = field(default_factory=list)
     logprobs: list[list[float]] = field(default_factory=list)
     totals: list[float] = field(default_factory=list)
-
-    def result(self, hypotheses: list[Hypothesis]) -> SearchResult:
-        return SearchResult(self.entry, hypotheses, float(np.array(self.no_speech)))
 
 
 class Batch:
@@ -146,6 +146,12 @@ class Batch:
     def advance(self) -> list[SearchResult]:
         """Take a few steps, and look at them; returns the entries that are done."""
         raise NotImplementedError
+
+    def _finish(self, index: int, row: _Row, hypotheses: list[Hypothesis]) -> SearchResult:
+        """The row's entry is done, and leaves it."""
+        audio = self._cache.audio_of(index)
+        self._leave(index)
+        return SearchResult(row.entry, hypotheses, float(np.array(row.no_speech)), audio)
 
     def _leave(self, index: int) -> None:
         """The row is free."""
@@ -312,8 +318,7 @@ class Samples(Batch):
                     row.tokens[sample].append(tokens[place][sample])
                     row.logprobs[sample].append(logprobs[place][sample])
                 if all(self._has_ended(sample, row.entry.limit) for sample in row.tokens):
-                    self._leave(self.rows.index(row))
-                    done.append(row.result(self._texts(row)))
+                    done.append(self._finish(self.rows.index(row), row, self._texts(row)))
         del self._steps[:count]
         return done
 
@@ -491,8 +496,7 @@ class Beams(Batch):
         row.hypotheses = beams
         row.steps += 1
         if len(row.finished) >= self._candidates or row.steps >= row.entry.limit:
-            self._leave(index)
-            self._done.append(row.result(self._best(row)))
+            self._done.append(self._finish(index, row, self._best(row)))
         return sources
 
     def _best(self, row: _Row) -> list[Hypothesis]:

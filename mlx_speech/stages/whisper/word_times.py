@@ -15,7 +15,7 @@ may overlap.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
@@ -23,6 +23,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.models.whisper import Model, ModelArgs
+from mlx_speech.models.whisper_cache import Audio
 from mlx_speech.ops.alignment_matrix import alignment_matrix
 from mlx_speech.ops.log_sum_exp import log_sum_exp
 from mlx_speech.stages.whisper.time_warping import dtw
@@ -68,6 +69,7 @@ def find_alignment(
     task: str = "transcribe",
     num_frames: Sequence[int],
     probabilities: bool = True,
+    audio: Sequence[Audio | None] = (),
 ) -> list[list[WordTiming]]:
     """The words of each text and their times, in one pass of the decoder (openai/whisper
     `find_alignment`).
@@ -77,6 +79,7 @@ def find_alignment(
     languages, num_frames : of each; frames of 10 ms that hold its audio, without the padding to a
         whole window
     probabilities : whether the words get theirs, for which all logits are computed
+    audio : of each, `DecodingResult.audio` of its text. Empty, or None for one of them: they are made of `encoded`
 
     Raises `OptionError` for a text that does not fit the decoder's context.
     """
@@ -90,14 +93,13 @@ def find_alignment(
         inputs.append([*start, tokenizer.no_timestamps, *texts[row], tokenizer.eot])
     longest = max(map(len, inputs))  # the causal mask hides the padding
     tokens = mx.array([row + [tokenizer.eot] * (longest - len(row)) for row in inputs])
-    if len(rows) < encoded.shape[0]:
-        encoded = encoded[mx.array(rows)]
+    audio_of_layers = _audio_of_layers(rows, encoded, audio, model)
     heads = alignment_heads(model.args)
     if probabilities:
-        states, layers = model.decoder.cross_attention(tokens, encoded, heads)
+        states, layers = model.decoder.cross_attention(tokens, audio_of_layers, heads)
     else:
         states = None
-        layers = model.decoder.cross_attention_scores(tokens, encoded, heads)
+        layers = model.decoder.cross_attention_scores(tokens, audio_of_layers, heads)
     scores = mx.concatenate(layers, axis=1)
 
     matrices = []
@@ -123,6 +125,23 @@ def find_alignment(
         words, tokens_of_words = tokenizer.split_to_word_tokens(text, languages[row])
         result[row] = _timings(words, tokens_of_words, path, np.array(probability, np.float64))
     return result
+
+
+def _audio_of_layers(
+    rows: Sequence[int], encoded: mx.array, audio: Sequence[Audio | None], model: Model
+) -> Iterator[tuple[mx.array, mx.array]]:
+    """What the decoder attends to in these rows, as `TextDecoder.read_audio` gives it."""
+    known = [audio[row] for row in rows] if audio else []
+    known = [of_row for of_row in known if of_row is not None]
+    if len(known) < len(rows):
+        if len(rows) < encoded.shape[0]:
+            encoded = encoded[mx.array(list(rows))]
+        yield from model.decoder.read_audio(encoded)
+        return
+    for of_rows in zip(*known, strict=True):
+        keys = [mx.array(row_keys) for row_keys, _ in of_rows]
+        values = [mx.array(row_values) for _, row_values in of_rows]
+        yield mx.stack(keys), mx.stack(values)
 
 
 def alignment_heads(args: ModelArgs) -> list[tuple[int, int]]:
