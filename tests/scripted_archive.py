@@ -4,7 +4,8 @@ A file is JSON: `text` is what is heard, in `seconds` of sound; hearing it takes
 process, "broken" fails as broken sound does, "memory" and "network" fail, each as often as `times` says or always;
 "warn" warns; "gone", when `after` files have begun before, ends the machine whose Ray process is `machine`, or waits
 for its end where it is heard on another. What happens is noted in `marks`, a line each: "began", "ended" or "gone", the
-file's name, the id of the process, and when.
+file's name, the id of the process, and when. "stick", for the first time, ends its process, and no process is ready
+from then on: pipelines that `may_stick` note that they are "made", and the file waits for three of them.
 """
 
 from __future__ import annotations
@@ -17,22 +18,26 @@ import signal
 import subprocess
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mlx_speech.errors import AudioError, OptionError, OutOfMemory
 from mlx_speech.transcript import Segment, Transcript, Word
 
-PATIENCE = 60.0  # seconds that a file waits for the end of a machine
+PATIENCE = 60.0  # seconds that a file waits for the end of a machine, or for pipelines
 
 
 class Scripted:
     """marks : the file of notes"""
 
-    def __init__(self, marks: str, model: str = "scripted") -> None:
+    def __init__(self, marks: str, model: str = "scripted", may_stick: bool = False) -> None:
         self._marks = Path(marks)
         self._model = model
+        if may_stick:
+            self._note("made", "-")
+            while any(what == "stuck" for what, *_ in notes(self._marks)):
+                time.sleep(PATIENCE)
 
     def transcribe(self, recordings: Iterable[Any], *, language: str | None = None, **options: Any) -> Iterator[Any]:
         if options.get("prefix") == "refused":
@@ -50,6 +55,10 @@ class Scripted:
         happens = hearings.count(name) <= script.get("times", math.inf)
         match script.get("act"):
             case "kill" if happens:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "stick" if hearings.count(name) == 1:
+                self._wait_until(lambda: sum(what == "made" for what, *_ in notes(self._marks)) == 3)
+                self._note("stuck", name)
                 os.kill(os.getpid(), signal.SIGKILL)
             case "gone" if len(hearings) > script["after"]:
                 self._end_machine(script["machine"], name)
@@ -71,8 +80,11 @@ class Scripted:
             for process in [raylet, *sorted(children(raylet), key=lambda child: child == this)]:
                 with contextlib.suppress(ProcessLookupError):  # it has followed the first by itself
                     os.kill(process, signal.SIGKILL)
+        self._wait_until(lambda: any(what == "gone" for what, *_ in notes(self._marks)))
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + PATIENCE
-        while time.monotonic() < end and not any(what == "gone" for what, *_ in notes(self._marks)):
+        while time.monotonic() < end and not condition():
             time.sleep(0.02)
 
     def transcript(self, script: dict[str, Any], language: str | None) -> Transcript:

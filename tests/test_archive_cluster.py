@@ -241,6 +241,19 @@ def test_a_process_that_is_killed(cluster: Any, tmp_path: Path) -> None:
     assert files[9].name in begun_twice(marks) and begun_twice(marks) <= of_the_killed
 
 
+def test_a_process_whose_successor_is_never_ready(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was under way is heard elsewhere, and the run comes to its end."""
+    monkeypatch.setattr("mlx_speech.archive.fleet.START_SECONDS", 5.0)
+    files, out, marks = write_recordings(tmp_path / "in", 12, sleep=0.05), tmp_path / "out", tmp_path / "marks"
+    files[6].write_text(json.dumps({"text": "heard at the second time", "act": "stick"}))
+    with pytest.warns(Notice, match="a process is not ready after 5 s: 1 of the CPU's cores may not be free"):
+        report = run(tmp_path / "in", out, marks, keywords={"may_stick": True})
+    assert not report.failed and deaths(out) > 0
+    check_whole(files, out, marks)
+
+
 def test_a_machine_that_is_gone(cluster: Any, tmp_path: Path) -> None:
     """In the midst of a file, when others are done."""
     import ray

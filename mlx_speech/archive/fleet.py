@@ -1,7 +1,8 @@
 """The processes that transcribe, on all machines of a Ray cluster: one for each accelerator, or each machine's CPU.
 
 What a process dies of is judged by the one that takes its place: where that comes up, the machine is sound, and one of
-the files that were under way was the cause; where it does not, the machine is gone, and no file is to blame.
+the files that were under way was the cause; where it does not, the machine is gone, and no file is to blame. Where it
+neither comes up nor ends, the files are heard elsewhere, as if one of them were the cause.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mlx_speech.errors import ClusterError, MissingDependency, Notice, OptionErr
 
 TASKS_AHEAD = 2  # under way in a process at once, so that Whisper's batches do not run dry between two
 LOOK_SECONDS = 2.0  # between two looks at which machines there are
+START_SECONDS = 300.0  # after which nobody waits for a process to be ready
 MAX_STARTS = 4  # of processes that end, one behind the other, and have given nothing: then their place is given up
 MAX_REASON = 300  # characters of what Ray says
 INSTALL = "pip install 'mlx-speech-toolkit[ray]'"
@@ -62,6 +64,11 @@ class Place:
         """What Ray is asked for."""
         return {"num_gpus": 1.0} if self.accelerated else {"num_cpus": float(self.cores)}
 
+    @property
+    def wanted(self) -> str:
+        """The same in words."""
+        return "a GPU" if self.accelerated else f"{self.cores} of the CPU's cores"
+
 
 @dataclass(eq=False)
 class Process:
@@ -71,6 +78,8 @@ class Process:
     under_way : what gives the outcomes of a task → the items that have none yet
     suspects : what was under way when the one before it ended
     starts : how many processes in a row have ended at this place, and given nothing
+    begun : when it was started
+    told : whether somebody was told that it takes long
     """
 
     place: Place
@@ -80,6 +89,8 @@ class Process:
     suspects: list[Item] = field(default_factory=list)
     starts: int = 1
     alone: bool = False
+    begun: float = field(default_factory=time.monotonic)
+    told: bool = False
 
     @property
     def has_room(self) -> bool:
@@ -143,6 +154,9 @@ class Fleet:
                 self._start(place)
         for place in [place for place in self._processes if place not in places]:
             self._gone(self._processes.pop(place))
+        for process in self._processes.values():
+            if process.starting is not None and now - process.begun > START_SECONDS:
+                self._starts_long(process)
         self.check()
 
     def check(self) -> None:
@@ -305,6 +319,17 @@ class Fleet:
             items += under_way.values()
         if items:
             self._lost.append(Lost(tuple(items), guilty=False))
+
+    def _starts_long(self, process: Process) -> None:
+        """Nobody waits for it any more; it may still come."""
+        if process.suspects:
+            self._lost.append(Lost(tuple(process.suspects), guilty=True))
+            process.suspects = []
+        if not process.told:
+            process.told = True
+            wanted = process.place.wanted
+            why = f"{wanted} may not be free on its machine, or its models take long to load"
+            warnings.warn(f"a process is not ready after {START_SECONDS:g} s: {why}", Notice, stacklevel=4)
 
     def _give_up(self, process: Process, reason: str) -> None:
         del self._processes[process.place]
