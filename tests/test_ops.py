@@ -24,7 +24,7 @@ from mlx_speech.models.layers import LSTM, Conv2d, FilterBank, TimeNorm
 from mlx_speech.ops import cpu, decoder_step, filter_bank
 from mlx_speech.ops.attention import SMALLEST_KEYS_FOR_NUMPY, attention, attention_by_row, attention_numpy
 from mlx_speech.ops.conv3x3 import conv3x3
-from mlx_speech.ops.few_rows import MOST_ROWS, MOST_ROWS_OF_PANELS, OUTPUTS_PER_PANEL, linear, panels, product
+from mlx_speech.ops.few_rows import MOST_ROWS, MOST_ROWS_OF_PANELS, OUTPUTS_PER_PANEL, linear, panels_of, product
 from mlx_speech.ops.filter_bank import Layout, loudness, loudness_graph
 from mlx_speech.ops.gelu import NUMBERS_PER_PART, gelu
 from mlx_speech.ops.grouped_conv import grouped_conv, grouped_conv_graph
@@ -263,13 +263,15 @@ def test_a_product_with_panels(rows: int, outputs: int, inputs: int) -> None:
     x = np.array(draw(rows, inputs))
     weight = np.array(draw(outputs, inputs, seed=1))
     bias = np.array(draw(outputs, seed=2))
-    packed = panels(weight)
+    (packed,) = panels_of([weight])
     expected = x.astype(np.float64) @ weight.T.astype(np.float64)
     found = product(x, packed)
     assert found.shape == (rows, outputs) and found.dtype == np.float32
     assert np.abs(found - expected).max() < 1e-6 * inputs
     assert np.array_equal(product(x, packed, bias), found + bias)
-    assert np.array_equal(panels(np.asfortranarray(weight)).numbers, packed.numbers)
+    other, again = panels_of([weight[:, :1], np.asfortranarray(weight)])  # whatever lies beside it
+    assert np.array_equal(again.numbers, packed.numbers) and again.outputs == outputs
+    assert np.array_equal(product(x[:, :1], other), x[:, :1] @ weight[:, :1].T)
 
 
 @pytest.mark.parametrize("rows", [1, MOST_ROWS, MOST_ROWS + 1])

@@ -6,7 +6,7 @@ look at what MLX computed waits for another thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ import numpy as np
 
 from mlx_speech.ops.attention import attention_by_row
 from mlx_speech.ops.cpu import numpy_views, one_core_per_product
-from mlx_speech.ops.few_rows import Matrix, panels, product
+from mlx_speech.ops.few_rows import Matrix, panels_of, product
 from mlx_speech.ops.gelu import gelu_numpy
 from mlx_speech.ops.layer_norm import layer_norm_of_rows
 
@@ -110,12 +110,12 @@ class HostWeights:
         mx.eval(arrays)
         sources = numpy_views([copy(array) for array in arrays])
         *of_layers, embedding, positions, norm, norm_bias = sources
-        matrix = panels if in_panels else np.asarray
-        layers: list[Any] = []
-        for start in range(0, len(of_layers), len(Weights._fields)):
-            own = of_layers[start : start + len(Weights._fields)]
-            layers.append(Weights._make(matrix(array) if array.ndim == 2 else array for array in own))
-        return cls(layers, matrix(embedding), embedding, positions, norm, norm_bias, sources)
+        plain = [array for array in [*of_layers, embedding] if array.ndim == 2]
+        matrices: Iterator[Matrix] = iter(panels_of(plain) if in_panels else plain)
+        read: list[Any] = [next(matrices) if array.ndim == 2 else array for array in of_layers]
+        count = len(Weights._fields)
+        layers = [Weights._make(read[start : start + count]) for start in range(0, len(read), count)]
+        return cls(layers, next(matrices), embedding, positions, norm, norm_bias, sources)
 
     def is_of(self, weights: DecoderWeights) -> bool:
         """Whether it was made of these arrays, and they have the values that they had."""

@@ -7,6 +7,9 @@ they are used again and again they are packed for good, in panels.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
@@ -38,18 +41,30 @@ class Panels(NamedTuple):
 Matrix: TypeAlias = np.ndarray | Panels
 
 
-def panels(weight: np.ndarray) -> Panels:
-    """weight (outputs, inputs), of which this is a copy"""
-    outputs, inputs = weight.shape
-    width = OUTPUTS_PER_PANEL
-    numbers = np.zeros((-(-outputs // width), inputs, width), np.float32)
+def panels_of(weights: Sequence[np.ndarray]) -> list[Panels]:
+    """Copies of matrices, each (outputs, inputs), all in one array.
+
+    NumPy asks Linux for huge pages where an array has 4 MB or more; a smaller matrix by itself is read more slowly.
+    """
+    shapes = [(-(-len(weight) // OUTPUTS_PER_PANEL), weight.shape[1], OUTPUTS_PER_PANEL) for weight in weights]
+    ends = list(accumulate(math.prod(shape) for shape in shapes))
+    memory = np.zeros(ends[-1], np.float32)
+    found: list[Panels] = []
+    for weight, shape, end in zip(weights, shapes, ends, strict=True):
+        numbers = memory[end - math.prod(shape) : end].reshape(shape)
+        _copy(weight, numbers)
+        found.append(Panels(numbers, len(weight)))
+    return found
+
+
+def _copy(weight: np.ndarray, numbers: np.ndarray) -> None:
+    """weight (outputs, inputs) → numbers, as of `Panels`, which are zero"""
 
     def copy(index: int) -> None:
-        panel = weight[index * width : (index + 1) * width]
+        panel = weight[index * OUTPUTS_PER_PANEL : (index + 1) * OUTPUTS_PER_PANEL]
         numbers[index, :, : len(panel)] = panel.T
 
     in_parallel(copy, range(len(numbers)))
-    return Panels(numbers, outputs)
 
 
 def linear(x: mx.array, weight: mx.array) -> mx.array:
