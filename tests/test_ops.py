@@ -447,12 +447,14 @@ def test_attention_of_some_rows_is_that_of_all(queries: int) -> None:
     keys = np.array(draw(batch, heads, 40, width))
     values = np.array(draw(batch, heads, 40, width, seed=1))
     of_each = np.array(draw(batch, heads, queries, width, seed=2))
-    every = attention_numpy(of_each, keys, values, scale=0.3, mask=None)
+    every = attention_by_row(of_each, list(keys), list(values), scale=0.3, wanted=range(batch))
+    together = attention_numpy(of_each, keys, values, scale=0.3, mask=None)
+    np.testing.assert_allclose(every, together, rtol=1e-5, atol=1e-6)
     for wanted in ([], [0], [6], [1, 2, 3, 5], list(range(batch))):
         own_keys = [keys[row] if row in wanted else None for row in range(batch)]
         own_values = [values[row] if row in wanted else None for row in range(batch)]
         found = attention_by_row(of_each, own_keys, own_values, scale=0.3, wanted=wanted)
-        np.testing.assert_allclose(found[wanted], every[wanted], rtol=1e-5, atol=1e-6)
+        assert np.array_equal(found[wanted], every[wanted])
         assert not np.delete(found, wanted, axis=0).any()
     with pytest.raises(ValueError, match="row 1 has no keys and values"):
         attention_by_row(of_each, [None] * batch, [None] * batch, scale=0.3, wanted=[1])
