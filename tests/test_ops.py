@@ -395,7 +395,8 @@ def by_torch(
         values = torch.cat([seen.values, split(value)], dim=2)
         x = x + attend(y @ layer.query.T + layer.query_bias, keys, values, mask) @ layer.out.T + layer.out_bias
         query = norm(x, layer.cross_norm, layer.cross_norm_bias) @ layer.cross_query.T + layer.cross_query_bias
-        x = x + attend(query, seen.audio_keys, seen.audio_values) @ layer.cross_out.T + layer.cross_out_bias
+        heard = [seen.audio_keys.swapaxes(2, 3), seen.audio_values.swapaxes(2, 3)]
+        x = x + attend(query, *heard) @ layer.cross_out.T + layer.cross_out_bias
         y = functional.gelu(norm(x, layer.mlp_norm, layer.mlp_norm_bias) @ layer.up.T + layer.up_bias)
         x = x + y @ layer.down.T + layer.down_bias
     return norm(x, weights.norm, weights.norm_bias) @ weights.embedding.T, made
@@ -412,7 +413,12 @@ def test_a_step_of_a_decoder_is_torchs(rows: int, group: int, keys: int, in_pane
     def keys_or_values(length: int) -> np.ndarray:
         return np.array(draw(rows, heads, length, width // heads, seed=next(seeds)))
 
-    past = [decoder_step.Past(*map(keys_or_values, (keys, keys, 50, 50))) for _ in range(layers)]
+    def of_audio() -> np.ndarray:
+        return np.array(draw(rows, heads, width // heads, 50, seed=next(seeds)))
+
+    past = []
+    for _ in range(layers):
+        past.append(decoder_step.Past(keys_or_values(keys), keys_or_values(keys), of_audio(), of_audio()))
     x = np.array(draw(rows * group, width, seed=next(seeds)))
     visible = np.array(draw(rows, 1, group, keys, seed=next(seeds)) > 0)
     visible[0] = False  # a hypothesis that sees nothing but itself
@@ -444,11 +450,11 @@ def test_a_step_of_a_decoder_is_torchs(rows: int, group: int, keys: int, in_pane
 @pytest.mark.parametrize("queries", [1, 5, 30])
 def test_attention_of_some_rows_is_that_of_all(queries: int) -> None:
     batch, heads, width = 7, 2, 8
-    keys = np.array(draw(batch, heads, 40, width))
-    values = np.array(draw(batch, heads, 40, width, seed=1))
+    keys = np.array(draw(batch, heads, width, 40))
+    values = np.array(draw(batch, heads, width, 40, seed=1))
     of_each = np.array(draw(batch, heads, queries, width, seed=2))
     every = attention_by_row(of_each, list(keys), list(values), scale=0.3, wanted=range(batch))
-    together = attention_numpy(of_each, keys, values, scale=0.3, mask=None)
+    together = attention_numpy(of_each, keys.swapaxes(2, 3), values.swapaxes(2, 3), scale=0.3, mask=None)
     np.testing.assert_allclose(every, together, rtol=1e-5, atol=1e-6)
     for wanted in ([], [0], [6], [1, 2, 3, 5], list(range(batch))):
         own_keys = [keys[row] if row in wanted else None for row in range(batch)]

@@ -233,6 +233,28 @@ def test_the_decoder_gives_the_logits_it_always_gives() -> None:
     np.testing.assert_allclose(np.array(third), np.array(expected[:, 2]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(not on_cpu(), reason="a GPU keeps the order of every other key")
+@pytest.mark.parametrize("rows", [1, 2])
+def test_what_is_attended_to_of_the_audio_lies_in_the_order_of_a_step(rows: int) -> None:
+    _, model, _ = pair("english")
+    decoder = model.decoder
+    encoded = mx.array(encodings(rows))
+    cache = decoder.new_cache(rows, 1)
+    decoder.prefill(cache, list(range(rows)), encoded, [[50257, 50362]] * rows, [0] * rows)
+    for block, in_cache, read in zip(decoder.blocks, cache.audio, decoder.read_audio(encoded), strict=True):
+        wanted = block.cross_attn.keys_values(encoded.flatten(0, 1), rows)
+        for of_rows, found, expected in zip(in_cache, read, wanted, strict=True):
+            np.testing.assert_allclose(np.array(found), np.array(expected), rtol=1e-4, atol=1e-4)
+            for row, array in enumerate(of_rows):
+                assert np.array_equal(array, np.array(found[row]).swapaxes(1, 2)) and array.flags.c_contiguous
+            assert not any(np.shares_memory(of_rows[0], other) for other in of_rows[1:])
+    # a row that leaves gives its memory back, whoever entered beside it
+    held = cache.audio[0][0][0]
+    while isinstance(held.base, np.ndarray):
+        held = held.base
+    assert held.nbytes == cache.audio[0][0][0].nbytes
+
+
 @pytest.mark.parametrize("heads", [[(0, 1)], [(0, 0), (2, 3)], [(1, 2), (3, 0), (3, 3)]])
 def test_the_scores_alone_are_those_beside_the_states(heads: list[tuple[int, int]]) -> None:
     _, model, _ = pair("english")

@@ -13,7 +13,7 @@ import numpy as np
 from mlx_speech.ops import decoder_step
 from mlx_speech.ops.cpu import Array, in_parallel, module_of, numpy_views
 
-# What each layer attends to of the audio of one row: keys and values, each (heads, 1500, width of a head).
+# What each layer attends to of the audio of one row: keys and values, each (heads, width of a head, 1500).
 Audio: TypeAlias = list[tuple[np.ndarray, np.ndarray]]
 
 SLOT_MULTIPLE = 64  # a cache has so many slots, or twice as many, and so on: shapes change rarely
@@ -32,7 +32,7 @@ class DecoderCache:
 
     keys, values : per layer, (rows, heads, slots·group, width of a head)
     audio : per layer, keys and values of the encoded audio, each (rows, heads, 1500, width of a head); in NumPy each is
-        a list with the (heads, 1500, width of a head) of every row, None where it is free: rows move without a copy
+        a list with the (heads, width of a head, 1500) of every row, None where it is free: rows move without a copy
     visible : (rows, group, slots, group), True where a hypothesis sees the entry that another one wrote to a slot
     itself : (group, group), True where a hypothesis sees what it writes
     lengths : tokens of each row so far, (rows,); 0 where it is free
@@ -131,8 +131,10 @@ class DecoderCache:
 
         def copy(part: tuple[int, int]) -> None:
             which, index = part  # keys or values, and of the rows
-            # every step reads them head by head
-            self.audio[layer][which][rows[index]] = np.ascontiguousarray(heard[which][index])
+            by_width = heard[which][index].swapaxes(1, 2)
+            # each row has memory of its own, which goes when it leaves
+            is_shared = len(rows) > 1
+            self.audio[layer][which][rows[index]] = np.array(by_width, order="C", copy=is_shared or None)
 
         in_parallel(copy, itertools.product(range(len(heard)), range(len(rows))))
 

@@ -84,7 +84,7 @@ def attention_by_row(
 ) -> np.ndarray:
     """Attention of few queries, where every row of the batch has keys and values of its own.
 
-    queries (batch, heads, n, width), keys and values : of each row (heads, m, width) → (batch, heads, n, width)
+    queries (batch, heads, n, width), keys and values : of each row (heads, width, m) → (batch, heads, n, width)
     wanted : rows that have keys and values; the others are zeros
     """
     heads, n = queries.shape[1:3]
@@ -97,8 +97,8 @@ def attention_by_row(
         row_values = values[row]
         if row_keys is None or row_values is None:
             raise ValueError(f"row {row} has no keys and values")
-        transposed = row_keys[some_heads].swapaxes(-1, -2)
-        result[row, some_heads] = _attend(queries[row, some_heads], transposed, row_values[some_heads], visible=None)
+        some_values = row_values[some_heads].swapaxes(-1, -2)
+        result[row, some_heads] = _attend(queries[row, some_heads], row_keys[some_heads], some_values, visible=None)
 
     in_parallel(compute, itertools.product(wanted, slices(heads, max(1, QUERIES_PER_THREAD // n))))
     return result

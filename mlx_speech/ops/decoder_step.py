@@ -128,7 +128,7 @@ class Past(NamedTuple):
     """What a layer attends to.
 
     keys, values : of the steps before, each (rows, heads, m, width of a head)
-    audio_keys, audio_values : of the encoded audio, for each row (heads, positions, width of a head), or None
+    audio_keys, audio_values : of the encoded audio, for each row (heads, width of a head, positions), or None
     """
 
     keys: np.ndarray

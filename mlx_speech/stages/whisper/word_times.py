@@ -139,9 +139,9 @@ def _audio_of_layers(
         yield from model.decoder.read_audio(encoded)
         return
     for of_rows in zip(*known, strict=True):
-        keys = [mx.array(row_keys) for row_keys, _ in of_rows]
-        values = [mx.array(row_values) for _, row_values in of_rows]
-        yield mx.stack(keys), mx.stack(values)
+        keys = [mx.array(row_keys[None]) for row_keys, _ in of_rows]
+        values = [mx.array(row_values[None]) for _, row_values in of_rows]
+        yield mx.concatenate(keys).swapaxes(2, 3), mx.concatenate(values).swapaxes(2, 3)
 
 
 def alignment_heads(args: ModelArgs) -> list[tuple[int, int]]:
