@@ -257,9 +257,11 @@ def test_a_product_of_few_rows(rows: int, outputs: int, inputs: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, MOST_ROWS_OF_PANELS, MOST_ROWS_OF_PANELS + 1])
-@pytest.mark.parametrize("outputs, inputs", [(1, 3), (OUTPUTS_PER_PANEL, 64), (2_001, 33), (100, 70_000), (9_000, 512)])
+@pytest.mark.parametrize(
+    "outputs, inputs", [(1, 3), (OUTPUTS_PER_PANEL, 64), (2_001, 33), (100, 70_000), (600, 2_048), (9_000, 512)]
+)
 def test_a_product_with_panels(rows: int, outputs: int, inputs: int) -> None:
-    """Of one panel and of several, the last of which is not full, and by two threads."""
+    """Of one panel and of several, the last of which is not full, by two threads, and with some rows at a time."""
     x = np.array(draw(rows, inputs))
     weight = np.array(draw(outputs, inputs, seed=1))
     bias = np.array(draw(outputs, seed=2))

@@ -9,10 +9,11 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
-from mlx_speech.ops.cpu import in_numpy, in_parallel, slices, suits_numpy
+from mlx_speech.ops.cpu import LARGEST_UNPACKED, in_numpy, in_parallel, slices, suits_numpy
 
 SMALLEST_KEYS_FOR_NUMPY = 1 << 15  # numbers; of fewer, ending MLX's lazy evaluation costs more than NumPy saves
 QUERIES_PER_BLOCK = 256  # whose scores stay in cache
+QUERIES_PER_PRODUCT = 4  # so few that OpenBLAS packs neither factor
 QUERIES_PER_THREAD = 24  # of several heads; fewer do not pay for a second thread
 LARGEST_UNSHIFTED = 70.0  # a score whose exponential, times what values there are, is far from float32's ends
 
@@ -55,11 +56,14 @@ def attention_numpy(
 
     def compute_head(head: tuple[int, ...]) -> None:
         transposed = np.ascontiguousarray(keys[head].T)
+        own_values = np.ascontiguousarray(values[head])
         largest = _longest(queries[head]) * _longest(keys[head])
         is_shifted = not largest <= LARGEST_UNSHIFTED  # also where it is NaN: that is one query's or one key's
         for block in slices(n, QUERIES_PER_BLOCK):
-            block_visible = None if visible is None else visible[head][block]
-            result[head][block] = _attend(queries[head][block], transposed, values[head], block_visible, is_shifted)
+            some = _in_few(queries[head][block], own_values.size)
+            some_visible = None if visible is None else _in_few(visible[head][block], own_values.size)
+            attended = _attend(some, transposed, own_values, some_visible, is_shifted)
+            result[head][block] = attended.reshape(-1, attended.shape[-1])
 
     def compute_heads(part: tuple[slice, slice]) -> None:
         transposed = keys[part].swapaxes(-1, -2)
@@ -102,6 +106,16 @@ def attention_by_row(
 
     in_parallel(compute, itertools.product(wanted, slices(heads, max(1, QUERIES_PER_THREAD // n))))
     return result
+
+
+def _in_few(rows: np.ndarray, size: int) -> np.ndarray:
+    """(n, m) → (n / QUERIES_PER_PRODUCT, QUERIES_PER_PRODUCT, m), for products with a matrix of `size` numbers.
+
+    As it is where n cannot be cut so, or where the matrix is so large that it would be packed for each product.
+    """
+    if len(rows) % QUERIES_PER_PRODUCT or QUERIES_PER_PRODUCT * size > LARGEST_UNPACKED:
+        return rows
+    return rows.reshape(-1, QUERIES_PER_PRODUCT, rows.shape[-1])
 
 
 def _longest(vectors: np.ndarray) -> float:

@@ -20,6 +20,7 @@ from mlx_speech.ops.matrix_vector import matrix_vector
 
 MOST_ROWS = 16  # of more, packing pays
 MOST_ROWS_OF_PANELS = 48  # that a panel is multiplied with at once
+ROWS_PER_KERNEL = 4  # as many rows, or a multiple of them, are multiplied best
 OUTPUTS_PER_KERNEL = 16  # blocks have a multiple of it
 OUTPUTS_PER_PANEL = 32
 PARTS_FOR_THREADS = 4  # as many parts, so that no thread waits for long
@@ -113,8 +114,10 @@ def _times_panels(x: np.ndarray, weight: Panels) -> np.ndarray:
     y = np.empty((len(x), len(numbers), OUTPUTS_PER_PANEL), np.float32)
     by_panel = y.swapaxes(0, 1)
 
+    rows_at_once = _rows_at_once(len(x), x.shape[1])
+
     def compute(part: slice) -> None:
-        for some in slices(len(x), MOST_ROWS_OF_PANELS):
+        for some in slices(len(x), rows_at_once):
             np.matmul(x[some], numbers[part], out=by_panel[part, some])
 
     if len(x) * numbers.size < MULTIPLICATIONS_FOR_THREADS:
@@ -122,6 +125,14 @@ def _times_panels(x: np.ndarray, weight: Panels) -> np.ndarray:
     else:
         in_parallel(compute, slices(len(numbers), -(-len(numbers) // PARTS_FOR_THREADS)))
     return y.reshape(len(x), -1)[:, : weight.outputs]
+
+
+def _rows_at_once(rows: int, inputs: int) -> int:
+    """Of how many rows a panel is the factor at once: so few that nothing is packed, and about as many each time."""
+    unpacked = LARGEST_UNPACKED // (inputs * OUTPUTS_PER_PANEL) // ROWS_PER_KERNEL * ROWS_PER_KERNEL
+    most = min(MOST_ROWS_OF_PANELS, max(ROWS_PER_KERNEL, unpacked))
+    times = max(1, -(-rows // most))
+    return -(-rows // (times * ROWS_PER_KERNEL)) * ROWS_PER_KERNEL
 
 
 def _times_whole(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
