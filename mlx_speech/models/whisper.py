@@ -18,12 +18,12 @@ from mlx_speech.errors import OptionError
 from mlx_speech.models.base import BaseModel, BaseModelArgs, layers, positive
 from mlx_speech.models.layers import LayerNorm
 from mlx_speech.models.whisper_cache import DecoderCache
-from mlx_speech.ops import decoder_step, few_rows
+from mlx_speech.ops import decoder_step, encoder_layers, few_rows
 from mlx_speech.ops.attention import attention
 from mlx_speech.ops.cpu import suits_numpy
 from mlx_speech.ops.gelu import gelu
 
-LARGEST_PACKED = 1 << 30  # bytes of a decoder that are kept twice, for its steps on a CPU
+LARGEST_PACKED = 1 << 30  # bytes of an encoder, or a decoder, that are kept twice, for a CPU
 MAX_POSITIONS = 1 << 24  # of the encoder, times its width: they are computed as soon as a model is built
 
 
@@ -154,13 +154,26 @@ class Block(nn.Module):
         return self.mlp(x)
 
     def has_plain_weights(self) -> bool:
-        """Whether no layer that takes part in a step of the decoder is quantized."""
+        """Whether none is quantized of the linear layers that the encoder, or a step of the decoder, needs."""
         attn = self.attn
-        cross = self.cross_attn
-        linear = [attn.query, attn.key, attn.value, attn.out, cross.query, cross.out, self.mlp1, self.mlp2]
+        linear = [attn.query, attn.key, attn.value, attn.out, self.mlp1, self.mlp2]
+        if "cross_attn" in self:
+            linear += [self.cross_attn.query, self.cross_attn.out]
         return all(isinstance(layer, nn.Linear) for layer in linear)
 
-    def weights(self) -> decoder_step.Weights:
+    def encoder_weights(self) -> encoder_layers.Weights:
+        """Of a layer of the encoder, with `has_plain_weights`."""
+        attn = self.attn
+        return encoder_layers.Weights(
+            *(self.attn_ln.weight, self.attn_ln.bias),
+            *(attn.query.weight, attn.query.bias),
+            *(attn.key.weight, attn.value.weight, attn.value.bias),
+            *(attn.out.weight, attn.out.bias),
+            *(self.mlp_ln.weight, self.mlp_ln.bias),
+            *(self.mlp1.weight, self.mlp1.bias, self.mlp2.weight, self.mlp2.bias),
+        )
+
+    def decoder_weights(self) -> decoder_step.Weights:
         """Of a layer of the decoder, with `has_plain_weights`."""
         attn = self.attn
         cross = self.cross_attn
@@ -187,6 +200,7 @@ class AudioEncoder(nn.Module):
         self.positional_embedding = mx.zeros((args.n_audio_ctx, width))
         self.blocks = [Block(width, args.n_audio_head, cross=False) for _ in range(args.n_audio_layer)]
         self.ln_post = LayerNorm(width)
+        self._layers_in_numpy = encoder_layers.EncoderLayers(args.n_audio_head)
 
     def __call__(self, mel: mx.array) -> mx.array:
         """mel (batch, 3000, n_mels) → (batch, 1500, width). Raises `OptionError` for another number of frames."""
@@ -196,6 +210,10 @@ class AudioEncoder(nn.Module):
         x = gelu(self.conv1(mel.astype(self.conv1.weight.dtype)))
         x = gelu(self.conv2(x))
         x = x + self.positional_embedding
+        weights = self._plain_weights(x)
+        if weights is not None:
+            return self.ln_post(self._layers_in_numpy(x, weights))
+        self._layers_in_numpy.forget()
         shape = x.shape
         x = x.flatten(0, 1)
         for block in self.blocks:
@@ -203,6 +221,16 @@ class AudioEncoder(nn.Module):
             keys, values = block.attn.keys_values(y, shape[0])
             x = block.mlp(x + block.attn(y, keys, values))
         return self.ln_post(x).reshape(shape)
+
+    def _plain_weights(self, x: mx.array) -> list[encoder_layers.Weights] | None:
+        """Of all layers; None where some are quantized, not for NumPy, as x may be, or too large to be packed."""
+        if not all(block.has_plain_weights() for block in self.blocks):
+            return None
+        weights = [block.encoder_weights() for block in self.blocks]
+        arrays = [array for of_layer in weights for array in of_layer]
+        if not suits_numpy(x, *arrays) or sum(array.nbytes for array in arrays) > LARGEST_PACKED:
+            return None
+        return weights
 
 
 class TextDecoder(nn.Module):
@@ -434,7 +462,7 @@ class TextDecoder(nn.Module):
         if not all(block.has_plain_weights() for block in self.blocks):
             return None
         weights = decoder_step.DecoderWeights(
-            layers=[block.weights() for block in self.blocks],
+            layers=[block.decoder_weights() for block in self.blocks],
             embedding=self.token_embedding.weight,
             positions=self.positional_embedding,
             norm=self.ln.weight,

@@ -43,16 +43,25 @@ def attention_graph(
 
 
 def attention_numpy(
-    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, *, scale: float, mask: mx.array | None
+    queries: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    *,
+    scale: float,
+    mask: mx.array | None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """queries (batch, heads, n, width), keys and values (batch, heads, m, width) → (batch, heads, n, width), a head, or
-    some heads of some rows of the batch, at a time."""
+    some heads of some rows of the batch, at a time.
+
+    out : where it is written, an array of that shape
+    """
     batch, heads, n, _ = queries.shape
     queries = queries * np.float32(scale)
     visible = None
     if mask is not None:
         visible = np.broadcast_to(np.array(mask), (batch, heads, n, keys.shape[2]))
-    result = np.zeros_like(queries, order="C")
+    result = np.empty_like(queries, order="C") if out is None else out
 
     def compute_head(head: tuple[int, ...]) -> None:
         transposed = np.ascontiguousarray(keys[head].T)

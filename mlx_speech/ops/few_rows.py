@@ -108,23 +108,37 @@ def product(x: np.ndarray, weight: Matrix, bias: np.ndarray | None = None) -> np
     return y
 
 
+def product_on_one_core(x: np.ndarray, weight: Panels, bias: np.ndarray | None = None) -> np.ndarray:
+    """As `product`, for what is itself a part of `cpu.in_parallel`."""
+    numbers = weight.numbers
+    y = np.empty((len(x), len(numbers), OUTPUTS_PER_PANEL), np.float32)
+    _multiply(x, numbers, y)
+    y = y.reshape(len(x), -1)[:, : weight.outputs]
+    if bias is not None:
+        y += bias
+    return y
+
+
 def _times_panels(x: np.ndarray, weight: Panels) -> np.ndarray:
     """x (rows, inputs) → (rows, outputs)"""
     numbers = weight.numbers
+    if len(x) * numbers.size < MULTIPLICATIONS_FOR_THREADS:
+        return product_on_one_core(x, weight)
     y = np.empty((len(x), len(numbers), OUTPUTS_PER_PANEL), np.float32)
-    by_panel = y.swapaxes(0, 1)
-
-    rows_at_once = _rows_at_once(len(x), x.shape[1])
 
     def compute(part: slice) -> None:
-        for some in slices(len(x), rows_at_once):
-            np.matmul(x[some], numbers[part], out=by_panel[part, some])
+        _multiply(x, numbers[part], y[:, part])
 
-    if len(x) * numbers.size < MULTIPLICATIONS_FOR_THREADS:
-        compute(slice(None))
-    else:
-        in_parallel(compute, slices(len(numbers), -(-len(numbers) // PARTS_FOR_THREADS)))
+    in_parallel(compute, slices(len(numbers), -(-len(numbers) // PARTS_FOR_THREADS)))
     return y.reshape(len(x), -1)[:, : weight.outputs]
+
+
+def _multiply(x: np.ndarray, numbers: np.ndarray, out: np.ndarray) -> None:
+    """x (rows, inputs) times each of some panels, (panels, inputs, OUTPUTS_PER_PANEL) → out (rows, panels,
+    OUTPUTS_PER_PANEL)"""
+    by_panel = out.swapaxes(0, 1)
+    for some in slices(len(x), _rows_at_once(len(x), x.shape[1])):
+        np.matmul(x[some], numbers, out=by_panel[:, some])
 
 
 def _rows_at_once(rows: int, inputs: int) -> int:
