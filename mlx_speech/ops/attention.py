@@ -14,6 +14,7 @@ from mlx_speech.ops.cpu import LARGEST_UNPACKED, in_numpy, in_parallel, slices, 
 SMALLEST_KEYS_FOR_NUMPY = 1 << 15  # numbers; of fewer, ending MLX's lazy evaluation costs more than NumPy saves
 QUERIES_PER_BLOCK = 256  # whose scores stay in cache
 QUERIES_PER_PRODUCT = 4  # so few that OpenBLAS packs neither factor
+KEYS_PER_SUM = 300  # whose values are added up one after the other; of thousands in a row the sum loses digits
 QUERIES_PER_THREAD = 24  # of several heads; fewer do not pay for a second thread
 LARGEST_UNSHIFTED = 70.0  # a score whose exponential, times what values there are, is far from float32's ends
 
@@ -71,7 +72,7 @@ def attention_numpy(
         for block in slices(n, QUERIES_PER_BLOCK):
             some = _in_few(queries[head][block], own_values.size)
             some_visible = None if visible is None else _in_few(visible[head][block], own_values.size)
-            attended = _attend(some, transposed, own_values, some_visible, is_shifted)
+            attended = _attend(some, transposed, own_values, some_visible, is_shifted, KEYS_PER_SUM)
             result[head][block] = attended.reshape(-1, attended.shape[-1])
 
     def compute_heads(part: tuple[slice, slice]) -> None:
@@ -138,10 +139,12 @@ def _attend(
     values: np.ndarray,
     visible: np.ndarray | None,
     is_shifted: bool = True,
+    keys_per_sum: int | None = None,
 ) -> np.ndarray:
     """queries (…, n, width), transposed_keys (…, width, m), values (…, m, width), visible (…, n, m) → (…, n, width)
 
     is_shifted : the largest score of a row is taken from all, so that no exponential overflows
+    keys_per_sum : so many keys are added up at a time; None: all
     """
     scores = queries @ transposed_keys
     if visible is not None:
@@ -149,4 +152,8 @@ def _attend(
     if is_shifted:
         scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    return (scores @ values) / np.einsum("...m->...", scores)[..., None]  # quicker than `sum`
+    first, *others = slices(scores.shape[-1], keys_per_sum or scores.shape[-1])
+    result = scores[..., first] @ values[..., first, :]
+    for some in others:
+        result += scores[..., some] @ values[..., some, :]
+    return result / np.einsum("...m->...", scores)[..., None]  # quicker than `sum`

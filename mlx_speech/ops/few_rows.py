@@ -19,8 +19,7 @@ from mlx_speech.ops.cpu import LARGEST_UNPACKED, in_numpy, in_parallel, slices, 
 from mlx_speech.ops.matrix_vector import matrix_vector
 
 MOST_ROWS = 16  # of more, packing pays
-MOST_ROWS_OF_PANELS = 48  # that a panel is multiplied with at once
-ROWS_PER_KERNEL = 4  # as many rows, or a multiple of them, are multiplied best
+MOST_ROWS_OF_PANELS = 96  # that a panel is multiplied with at once
 OUTPUTS_PER_KERNEL = 16  # blocks have a multiple of it
 OUTPUTS_PER_PANEL = 32
 PARTS_FOR_THREADS = 4  # as many parts, so that no thread waits for long
@@ -135,18 +134,23 @@ def _times_panels(x: np.ndarray, weight: Panels) -> np.ndarray:
 
 def _multiply(x: np.ndarray, numbers: np.ndarray, out: np.ndarray) -> None:
     """x (rows, inputs) times each of some panels, (panels, inputs, OUTPUTS_PER_PANEL) → out (rows, panels,
-    OUTPUTS_PER_PANEL)"""
+    OUTPUTS_PER_PANEL)
+
+    So many rows and inputs at once that nothing is packed. Sums of fewer products in a row also keep more digits.
+    """
     by_panel = out.swapaxes(0, 1)
-    for some in slices(len(x), _rows_at_once(len(x), x.shape[1])):
-        np.matmul(x[some], numbers, out=by_panel[:, some])
+    for some in slices(len(x), MOST_ROWS_OF_PANELS):
+        rows = x[some]
+        first, *others = _pieces(x.shape[1], LARGEST_UNPACKED // (len(rows) * OUTPUTS_PER_PANEL))
+        np.matmul(rows[:, first], numbers[:, first], out=by_panel[:, some])
+        for piece in others:
+            by_panel[:, some] += np.matmul(rows[:, piece], numbers[:, piece])
 
 
-def _rows_at_once(rows: int, inputs: int) -> int:
-    """Of how many rows a panel is the factor at once: so few that nothing is packed, and about as many each time."""
-    unpacked = LARGEST_UNPACKED // (inputs * OUTPUTS_PER_PANEL) // ROWS_PER_KERNEL * ROWS_PER_KERNEL
-    most = min(MOST_ROWS_OF_PANELS, max(ROWS_PER_KERNEL, unpacked))
-    times = max(1, -(-rows // most))
-    return -(-rows // (times * ROWS_PER_KERNEL)) * ROWS_PER_KERNEL
+def _pieces(length: int, most: int) -> list[slice]:
+    """Cut 0 to `length` into slices of about the same size, of at most `most`."""
+    count = -(-length // most)
+    return slices(length, -(-length // count))
 
 
 def _times_whole(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
