@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache
@@ -90,6 +90,14 @@ def one_core_per_product() -> Iterator[None]:
 def numpy_views(arrays: Iterable[mx.array]) -> list[np.ndarray]:
     """The arrays, which are evaluated, as NumPy sees them, without a copy."""
     return [np.array(array, copy=False) for array in arrays]
+
+
+def same_memory(arrays: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
+    """Whether each array begins where the other one does, and there are as many.
+
+    MLX changes no array that somebody else holds: while the others are held, what has been changed lies elsewhere.
+    """
+    return [array.ctypes.data for array in arrays] == [array.ctypes.data for array in others]
 
 
 def module_of(array: Array) -> Any:

@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.ops.attention import attention_by_row
-from mlx_speech.ops.cpu import numpy_views, one_core_per_product
+from mlx_speech.ops.cpu import numpy_views, one_core_per_product, same_memory
 from mlx_speech.ops.few_rows import Matrix, panels_of, product
 from mlx_speech.ops.gelu import gelu_numpy
 from mlx_speech.ops.layer_norm import layer_norm_of_rows
@@ -88,8 +88,7 @@ class HostWeights:
     layers : `Weights` of each layer
     output : the output layer, (vocabulary, width)
     embedding, positions, norm, norm_bias : as `DecoderWeights`
-    sources : what all of it was made of, as NumPy sees it. MLX changes no array that somebody else holds, so weights
-        that have been changed lie elsewhere
+    sources : what all of it was made of, as NumPy sees it
     """
 
     layers: list[Any]
@@ -121,7 +120,7 @@ class HostWeights:
         """Whether it was made of these arrays, and they have the values that they had."""
         arrays = weights.arrays
         mx.eval(arrays)
-        return [view.ctypes.data for view in numpy_views(arrays)] == [view.ctypes.data for view in self.sources]
+        return same_memory(numpy_views(arrays), self.sources)
 
 
 class Past(NamedTuple):

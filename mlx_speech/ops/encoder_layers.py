@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech.ops.attention import attention_graph, attention_numpy
-from mlx_speech.ops.cpu import in_numpy, in_parallel, slices
+from mlx_speech.ops.cpu import in_numpy, in_parallel, same_memory, slices
 from mlx_speech.ops.few_rows import panels_of, product_on_one_core
 from mlx_speech.ops.gelu import gelu_block, gelu_graph
 from mlx_speech.ops.layer_norm import layer_norm_graph, layer_norm_of_rows
@@ -52,8 +52,7 @@ class Weights(NamedTuple):
 class Packed:
     """The weights of all layers, matrices as `Panels`.
 
-    sources : what they were made of. MLX changes no array that somebody else holds, so weights that have been changed
-        lie elsewhere
+    sources : what they were made of
     """
 
     layers: list[Weights]
@@ -67,7 +66,7 @@ class Packed:
 
     def is_of(self, sources: Sequence[np.ndarray]) -> bool:
         """Whether it was made of these arrays, and they have the values that they had."""
-        return [array.ctypes.data for array in sources] == [array.ctypes.data for array in self.sources]
+        return same_memory(sources, self.sources)
 
 
 class EncoderLayers:
