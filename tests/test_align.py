@@ -103,6 +103,39 @@ def test_equal_labels_need_a_blank_between_and_different_ones_none() -> None:
     assert [path.tolist() for path in paths[1:] if path is not None] == [[1, 2, 3], [1, 3], [1, 3]]
 
 
+def score_of_states(log_probs: np.ndarray, target: np.ndarray, wildcard: int | None) -> float:
+    """The log-probability of the likeliest path, state by state."""
+    states = 2 * len(target) + 1
+    scores = [0.0] + [-np.inf] * (states - 1)
+    columns = columns_of(np.arange(states), target)
+    for frame in log_probs.astype(np.float64):
+        before = scores
+        scores = []
+        for state in range(states):
+            best = max(before[max(0, state - 1) : state + 1])
+            if state & 1 and state > 1 and (columns[state] != columns[state - 2] or columns[state] == wildcard):
+                best = max(best, before[state - 2])
+            scores.append(best + frame[columns[state]])
+    return max(scores[-2:])
+
+
+@pytest.mark.parametrize("wildcard", [None, 1])
+def test_many_equal_labels(wildcard: int | None) -> None:
+    rng = np.random.default_rng(6)
+    log_probs = [random_log_probs(rng, int(rng.integers(1, 90)), 3) for _ in range(60)]
+    targets = [rng.integers(1, 3, size=rng.integers(1, 40)) for _ in log_probs]
+    assert sum((target[1:] == target[:-1]).sum() for target in targets) > 300
+    paths, scores = viterbi(log_probs, targets, wildcard=wildcard)
+    assert any(path is None for path in paths) and sum(path is not None for path in paths) > 20
+    for row, target in enumerate(targets):
+        expected = score_of_states(log_probs[row], target, wildcard)
+        path = paths[row]
+        assert (path is None) == (expected == -np.inf)
+        assert scores[row] == pytest.approx(expected, abs=1e-4)
+        if path is not None:
+            check_path(path, log_probs[row], target, float(scores[row]), wildcard)
+
+
 def test_viterbi_of_many_is_that_of_each_alone() -> None:
     rng = np.random.default_rng(2)
     log_probs = [random_log_probs(rng, int(rng.integers(1, 200)), int(rng.integers(3, 12))) for _ in range(40)]

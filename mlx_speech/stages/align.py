@@ -191,7 +191,7 @@ class _Heard:
     @property
     def viterbi_bytes(self) -> int:
         """What it takes in a Viterbi: its back-pointers and its log-probabilities."""
-        states = 2 * len(self.target) + 1
+        states = 2 * (len(self.target) + 1)
         return len(self.log_probs) * states + self.log_probs.nbytes
 
 

@@ -7,22 +7,26 @@ two equal ones.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 NUMBERS_PER_BLOCK = 1 << 17  # of which the Viterbi keeps a few arrays while it goes through some frames
+BLANKS, LABELS = 0, 1  # an axis of the scores
 
 
 class Lattice:
     """The states of the CTC paths of some targets, as arrays of a row each.
 
-    State 2k + 1 of a row is its label k, and state 2k the blank before it. Rows are ordered by their number of frames,
-    the longest first, so that rows that have ended lie at the bottom.
+    A row has places, one before the other: in each, a label and the blank behind it, which may be left out; at the
+    first there is only the blank. A blank that must not be left out, between two equal labels, counts as a label. Rows
+    are ordered by their number of frames, the longest first, so that rows that have ended lie at the bottom.
 
     order : (rows,) which target each row is
     frames : (rows,) how many it has
-    columns : (rows, states) of the log-probabilities, what each state emits
-    skips : (rows, states) 0 where the blank before a label may be left out, -inf elsewhere
+    last : (rows,) its last place
+    columns : (rows, places) of the log-probabilities, what the label of each place emits
+    states : (rows, places, 2) what `viterbi` calls the blank and the label of each place
     """
 
     def __init__(
@@ -31,22 +35,22 @@ class Lattice:
         """log_probs : (frames, columns) each; targets : (labels,) each; blank, wildcard : columns"""
         self.order = sorted(range(len(targets)), key=lambda target: -len(log_probs[target]))
         self.frames = np.array([len(log_probs[target]) for target in self.order])
-        self.sizes = np.array([len(targets[target]) for target in self.order])  # (rows,) labels
         # With each frame's largest taken off, the best path stays near zero, where float32 is finest.
         self._peaks = [log_probs[target].max(axis=1) for target in self.order]
         self._relative = [
             log_probs[target] - peaks[:, None] for target, peaks in zip(self.order, self._peaks, strict=True)
         ]
-        shape = (len(self.order), 2 * int(self.sizes.max()) + 1)
+        self._blank = blank
+        rows = [_places(targets[target], blank, wildcard) for target in self.order]
+        self.last = np.array([len(columns) - 1 for columns, _ in rows])
+        shape = (len(rows), int(self.last.max()) + 1)
         self.columns = np.full(shape, blank)
-        self.skips = np.full(shape, -np.inf, np.float32)
-        for row, target in enumerate(self.order):
-            labels = targets[target]
-            skippable = (labels[1:] != labels[:-1]) | (labels[1:] == wildcard)
-            self.columns[row, 1 : 2 * len(labels) : 2] = labels
-            self.skips[row, 3 : 2 * len(labels) : 2][skippable] = 0
-        self.block_size = min(int(self.frames[0]), max(8, NUMBERS_PER_BLOCK // self.columns.size))
-        self._emissions = np.zeros((shape[0], self.block_size, shape[1]), np.float32)
+        self.states = np.zeros((*shape, 2), np.int32)
+        for row, (columns, states) in enumerate(rows):
+            self.columns[row, : len(columns)] = columns
+            self.states[row, : len(states)] = states
+        self.block_size = min(int(self.frames[0]), max(16, NUMBERS_PER_BLOCK // (2 * self.columns.size)))
+        self._emissions = np.zeros((self.block_size, 2, *shape), np.float32)
 
     def blocks(self) -> Iterator[range]:
         """The frames, `block_size` at a time."""
@@ -64,23 +68,45 @@ class Lattice:
         return np.flatnonzero(ends).tolist()
 
     def emissions(self, block: range) -> np.ndarray:
-        """The log-probabilities of the states of `rows(block)`, (frames, rows, states), until the next block is asked
-        for. What a row has behind its last frame means nothing."""
+        """The log-probabilities of the states of `rows(block)`, (frames, 2, rows, places), until the next block is
+        asked for. What a row has behind its last frame means nothing."""
         rows = self.rows(block)
         for row in range(rows):
             frames = self._relative[row][block.start : block.stop]
-            # "clip" spares a check, and the copy that it needs
-            np.take(frames, self.columns[row], axis=1, out=self._emissions[row, : len(frames)], mode="clip")
-        return self._emissions[:rows, : len(block)].transpose(1, 0, 2)
+            self._emissions[: len(frames), BLANKS, row] = frames[:, self._blank, None]
+            # "clip" spares a check
+            self._emissions[: len(frames), LABELS, row] = np.take(frames, self.columns[row], axis=1, mode="clip")
+        return self._emissions[: len(block), :, :rows]
 
-    def final(self, row: int, scores: np.ndarray) -> tuple[int, float]:
-        """The state in which a row's best path ends, its last label or the blank behind that, and the path's
-        log-probability. scores : (states,) of the row's last frame"""
-        blank = 2 * int(self.sizes[row])
-        label = blank - 1
-        state = label if scores[label] > scores[blank] else blank
-        best = np.maximum(scores[label], scores[blank])  # not a number where either is none
-        return state, best + self._peaks[row].sum(dtype=np.float64)
+    def log_probability(self, row: int, score: float) -> float:
+        """Of a path through the row's frames. score : of the path, each frame's largest taken off"""
+        return float(score + self._peaks[row].sum(dtype=np.float64))
+
+
+def _places(labels: np.ndarray, blank: int, wildcard: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """labels (labels,) → the columns, (places,), and the states, (places, 2), of `Lattice`"""
+    needs_blank = (labels[1:] == labels[:-1]) & (labels[1:] != wildcard)
+    own = 1 + np.arange(len(labels))  # the place of each label
+    own[1:] += np.cumsum(needs_blank)
+    between = own[1:][needs_blank] - 1
+    columns = np.full(own[-1] + 1, blank)
+    columns[own] = labels
+    states = np.zeros((len(columns), 2), np.int32)
+    states[own, LABELS] = 2 * np.arange(len(labels)) + 1
+    states[own, BLANKS] = states[own, LABELS] + 1
+    states[between] = states[between - 1, BLANKS, None]
+    return columns, states
+
+
+class Moves(NamedTuple):
+    """Where the best path to each state comes from, (frames, rows, places) each. Equals stay where they are.
+
+    entered : whether the label's comes from the place before, not from the label itself
+    left : whether a path that goes to the blank, or on to the next label, comes from the label, not from the blank
+    """
+
+    entered: np.ndarray
+    left: np.ndarray
 
 
 def viterbi(
@@ -95,72 +121,75 @@ def viterbi(
     log-probabilities, (rows,).
     """
     lattice = Lattice(log_probs, targets, blank, wildcard)
-    rows, states = lattice.columns.shape
-    # Of the best paths to each state, behind two states that none reaches; frame 0 is the one before the block.
-    scores = np.full((lattice.block_size + 1, rows, states + 2), -np.inf, np.float32)
-    scores[0, :, 2] = 0
-    back = np.zeros((int(lattice.frames[0]), rows, states), np.uint8)
-    comparison = _Comparison(lattice.block_size, rows, states)
+    rows, places = lattice.columns.shape
+    # Of the best paths to each state; frame 0 is the one before the block. At the first place is no label.
+    scores = np.full((lattice.block_size + 1, 2, rows, places), -np.inf, np.float32)
+    scores[0, BLANKS, :, 0] = 0
+    best = np.empty((lattice.block_size, rows, places), np.float32)
+    shape = (int(lattice.frames[0]), rows, places)
+    moves = Moves(np.zeros(shape, bool), np.zeros(shape, bool))
     paths: list[np.ndarray | None] = [None] * rows
     totals = np.zeros(rows)
     for block in lattice.blocks():
         active = lattice.rows(block)
-        block_scores = scores[: len(block) + 1, :active]
-        emissions = lattice.emissions(block)
-        came_from = back[block.start : block.stop, :active]
-        _advance(block_scores, lattice.skips[:active], emissions, came_from, comparison)
+        block_scores = scores[: len(block) + 1, :, :active]
+        _advance(block_scores, lattice.emissions(block))
+        block_moves = Moves(*(array[block.start : block.stop, :active] for array in moves))
+        _compare(block_scores[:-1], best[: len(block), :active], block_moves)
         for row in lattice.ending(block):
             frames = int(lattice.frames[row])
-            state, total = lattice.final(row, scores[frames - block.start, row, 2:])
+            place = int(lattice.last[row])
+            ends = scores[frames - block.start, :, row, place]
             target = lattice.order[row]
-            totals[target] = total
-            if np.isfinite(total):
-                paths[target] = _trace(back[:frames, row], state)
+            totals[target] = lattice.log_probability(row, ends.max())
+            if np.isfinite(totals[target]):
+                own_moves = Moves(*(array[:frames, row] for array in moves))
+                path = _trace(own_moves, place, is_label=bool(ends[LABELS] > ends[BLANKS]))
+                paths[target] = lattice.states[row].reshape(-1)[path]
         scores[0] = scores[len(block)]
     return paths, totals
 
 
-class _Comparison:
-    """Arrays of a block's size, made once: to get new ones takes longer than to compute in them.
-
-    skip, best : (frames, rows, states) scores; skipped : the same of bits
-    """
-
-    def __init__(self, frames: int, rows: int, states: int) -> None:
-        self.skip = np.empty((frames, rows, states), np.float32)
-        self.best = np.empty_like(self.skip)
-        self.skipped = np.empty(self.skip.shape, bool)
-
-
-def _advance(
-    scores: np.ndarray, skips: np.ndarray, emissions: np.ndarray, back: np.ndarray, comparison: _Comparison
-) -> None:
-    """Fill all but the first frame of scores (frames + 1, rows, states + 2), whose first two states none reaches.
-
-    skips : (rows, states), as `Lattice.skips`; emissions : (frames, rows, states)
-    back : (frames, rows, states) becomes how many states each came from below, 0 to 2. Equals stay where they are
-    """
-    for before, after, emitted in zip(scores[:-1], scores[1:, :, 2:], emissions, strict=True):
-        np.add(before[:, :-2], skips, out=after)
-        np.maximum(after, before[:, 1:-1], out=after)
-        np.maximum(after, before[:, 2:], out=after)
-        np.add(after, emitted, out=after)
-    frames, rows, _ = back.shape
-    stay = scores[:-1, :, 2:]
-    step = scores[:-1, :, 1:-1]
-    skip = np.add(scores[:-1, :, :-2], skips, out=comparison.skip[:frames, :rows])
-    best = np.maximum(step, stay, out=comparison.best[:frames, :rows])
-    skipped = np.greater(skip, best, out=comparison.skipped[:frames, :rows]).view(np.uint8)
-    np.greater(step, stay, out=back.view(bool))
-    np.maximum(back, np.left_shift(skipped, 1, out=skipped), out=back)
+def _advance(scores: np.ndarray, emissions: np.ndarray) -> None:
+    """Fill all but the first frame of scores (frames + 1, 2, rows, places). emissions : (frames, 2, rows, places)"""
+    before = scores[:-1]
+    after = scores[1:]
+    steps = zip(
+        before[:, BLANKS],
+        before[:, LABELS],
+        after[:, BLANKS],
+        before[:, LABELS, :, 1:],
+        after[:, BLANKS, :, :-1],
+        after[:, LABELS, :, 1:],
+        after,
+        emissions,
+        strict=True,
+    )
+    for blank, label, new_blank, stay, enter, new_label, new, emitted in steps:
+        np.maximum(blank, label, out=new_blank)
+        np.maximum(stay, enter, out=new_label)
+        np.add(new, emitted, out=new)
 
 
-def _trace(back: np.ndarray, state: int) -> np.ndarray:
-    """back (frames, states) → the states (frames,) that lead to the last one."""
-    states = np.zeros(len(back), np.int32)
-    flat = back.tobytes()  # indexing bytes takes a fraction of indexing an array
-    width = back.shape[1]
-    for frame in range(len(back) - 1, -1, -1):
-        states[frame] = state
-        state -= flat[frame * width + state]
-    return states
+def _compare(scores: np.ndarray, best: np.ndarray, moves: Moves) -> None:
+    """scores (frames, 2, rows, places), before each frame → the moves of each; best, of their shape, is overwritten"""
+    blanks, labels = scores[:, BLANKS], scores[:, LABELS]
+    np.greater(labels, blanks, out=moves.left)
+    np.maximum(labels, blanks, out=best)
+    np.greater(best[..., :-1], labels[..., 1:], out=moves.entered[..., 1:])
+
+
+def _trace(moves: Moves, place: int, is_label: bool) -> np.ndarray:
+    """moves : (frames, places) each; place, is_label : where a path ends → 2·place + is_label of each frame"""
+    entered, left = (array.tobytes() for array in moves)  # indexing bytes takes a fraction of indexing an array
+    frames, width = moves.left.shape
+    path = np.zeros(frames, np.int32)
+    for frame in range(frames - 1, -1, -1):
+        path[frame] = 2 * place + is_label
+        start = frame * width
+        if is_label:
+            if not entered[start + place]:
+                continue
+            place -= 1
+        is_label = left[start + place]
+    return path
