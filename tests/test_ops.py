@@ -256,7 +256,7 @@ def test_a_product_of_few_rows(rows: int, outputs: int, inputs: int) -> None:
     assert np.array_equal(product(x, weight, bias), found + bias)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, MOST_ROWS_OF_PANELS, MOST_ROWS_OF_PANELS + 1])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 6, 7, MOST_ROWS_OF_PANELS, MOST_ROWS_OF_PANELS + 1])
 @pytest.mark.parametrize(
     "outputs, inputs", [(1, 3), (OUTPUTS_PER_PANEL, 64), (2_001, 33), (100, 70_000), (600, 2_048), (9_000, 512)]
 )

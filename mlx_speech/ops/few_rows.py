@@ -19,6 +19,7 @@ from mlx_speech.ops.cpu import LARGEST_UNPACKED, in_numpy, in_parallel, slices, 
 from mlx_speech.ops.matrix_vector import matrix_vector
 
 MOST_ROWS = 16  # of more, packing pays
+QUICK_ROWS = (2, 6)  # of panels: OpenBLAS takes as many at once; fewer than these take longer, four as two and two
 MOST_ROWS_OF_PANELS = 96  # that a panel is multiplied with at once
 OUTPUTS_PER_KERNEL = 16  # blocks have a multiple of it
 OUTPUTS_PER_PANEL = 32
@@ -94,7 +95,7 @@ def product(x: np.ndarray, weight: Matrix, bias: np.ndarray | None = None) -> np
     To be called inside `cpu.one_core_per_product`.
     """
     if isinstance(weight, Panels):
-        y = _times_panels(x, weight)
+        y = _times_panels(_padded(x), weight)[: len(x)]
     elif len(x) > MOST_ROWS:
         y = _times_whole(x, weight)
     elif len(x) == 1:
@@ -116,6 +117,16 @@ def product_on_one_core(x: np.ndarray, weight: Panels, bias: np.ndarray | None =
     if bias is not None:
         y += bias
     return y
+
+
+def _padded(x: np.ndarray) -> np.ndarray:
+    """x (rows, inputs), and rows of zeros behind it, where a product of more rows is quicker."""
+    rows = next((count for count in QUICK_ROWS if count >= len(x)), len(x))
+    if rows == len(x):
+        return x
+    padded = np.zeros((rows, x.shape[1]), np.float32)
+    padded[: len(x)] = x
+    return padded
 
 
 def _times_panels(x: np.ndarray, weight: Panels) -> np.ndarray:
