@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 NUMBERS_PER_BLOCK = 1 << 17  # of which the Viterbi keeps a few arrays while it goes through some frames
+FEWEST_FRAMES_PER_BLOCK = 16  # of fewer, calls take longer than what they compute
 BLANKS, LABELS = 0, 1  # an axis of the scores
 
 
@@ -49,7 +50,8 @@ class Lattice:
         for row, (columns, states) in enumerate(rows):
             self.columns[row, : len(columns)] = columns
             self.states[row, : len(states)] = states
-        self.block_size = min(int(self.frames[0]), max(16, NUMBERS_PER_BLOCK // (2 * self.columns.size)))
+        fitting = NUMBERS_PER_BLOCK // self.states.size
+        self.block_size = min(int(self.frames[0]), max(FEWEST_FRAMES_PER_BLOCK, fitting))
         self._emissions = np.zeros((self.block_size, 2, *shape), np.float32)
 
     def blocks(self) -> Iterator[range]:
