@@ -3,7 +3,7 @@
 # make bench : measure speed and memory beside other packages, at most 40 minutes; goes on where it stopped
 # make quick : what has to work before anything else, in under a minute, without torch
 # make test : install the test extra, fetch real weights, then documentation, lint, types and all tests
-# make docs : build the documentation into site/
+# make docs, lint, types, weights : these alone; the documentation is built into site/
 # make tables : write parity.md and the README's table of parity; make test checks them
 # Nothing is installed twice; pip is asked again only when pyproject.toml has changed.
 
@@ -17,7 +17,7 @@ COMMA  := ,
 
 QUICK  := tests/quick tests/test_house.py tests/test_plainness.py
 
-.PHONY: demo demo-models quick test docs tables parity-full bench clean
+.PHONY: demo demo-models quick test docs lint types weights tables parity-full bench clean
 
 demo: $(VENV)/.scored
 	$(VENV)/bin/mlx_speech demo
@@ -30,18 +30,25 @@ demo-models: $(VENV)/.tested
 quick: $(VENV)/.quick
 	$(PY) -m pytest --quiet --confcutdir=tests/quick $(QUICK)
 
-test: $(VENV)/.tested docs
+# what takes one core, or waits for the network, is done side by side; the tests take all of them
+test: $(VENV)/.tested $(VENV)/.documented
+	$(MAKE) --jobs=$(WORKERS) docs lint types weights
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+lint: $(VENV)/.tested
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.tested
 	$(VENV)/bin/basedpyright
+
+weights: $(VENV)/.tested
 	$(PY) tests/real_weights.py
-	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 docs: $(VENV)/.documented
 	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
-tables: $(VENV)/.tested
-	$(PY) tests/real_weights.py
+tables: weights
 	CI=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal --tables tests/test_parity.py tests/test_real_parity.py
 
 parity-full: $(VENV)/.tested

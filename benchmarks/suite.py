@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 OURS = "mlx_speech"
-REPEATS = ((10.0, 5), (180.0, 3), (float("inf"), 1))  # so many turns where one takes up to so many seconds
+REPEATS = ((10.0, 5), (240.0, 3), (float("inf"), 1))  # so many turns where one takes up to so many seconds
 WARM = 10.0  # seconds from which the first turn, whose outputs are compared, counts as one of them
 
 Call = Callable[[], Any]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,19 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
             elif norm or name.endswith(("bias", "running_mean")) or "bias" in name.rpartition(".")[2]:
                 tensor.copy_(0.2 * noise)
     return module.eval()
+
+
+def remembered(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The function of tensors, called once for each input: for models that are compared in several precisions."""
+    known: dict[tuple, torch.Tensor] = {}
+
+    def call(*inputs: torch.Tensor) -> torch.Tensor:
+        key = tuple((tensor.shape, hashlib.sha256(tensor.numpy().tobytes()).digest()) for tensor in inputs)
+        if key not in known:
+            known[key] = function(*inputs)
+        return known[key]
+
+    return call
 
 
 def scale(parameter: torch.Tensor, factor: float) -> None:

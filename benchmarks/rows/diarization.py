@@ -24,22 +24,23 @@ SPEAKERS = 2
 
 
 def rows(device: str, quick: bool) -> list[Row]:
-    whole = 12 if quick else 60 if device == "cpu" else 600
+    minute = 12 if quick else 60 if device == "cpu" else 600
+    half = 12 if quick else 30 if device == "cpu" else 600
     some = 11 if quick else 15 if device == "cpu" else 120  # the embeddings alone of a whole minute take too long
     meeting = 40 if quick else 600
     found, each = [], "windows of 10 s, one a second"
     for name, title, seconds, mine, theirs, agree in (
-        ("segmentation", f"PyanNet on {each}", whole, segmentation_ours, segmentation_pyannote, agree_segmentation),
+        ("segmentation", f"PyanNet on {each}", minute, segmentation_ours, segmentation_pyannote, agree_segmentation),
         ("embedding", f"ResNet34 on {each}, 3 voices each", some, embedding_ours, embedding_pyannote, agree_vectors),
         ("clustering", f"VBx, {each}, on the CPU", meeting, clustering_ours, clustering_pyannote, agree_parts),
-        ("whole", f"diarization, {SPEAKERS} speakers", whole, whole_ours, whole_pyannote, agree_turns),
+        ("whole", f"diarization, {SPEAKERS} speakers", half, whole_ours, whole_pyannote, agree_turns),
     ):  # fmt: skip
         given = {"device": device, "quick": quick, "seconds": seconds}
         how: dict[str, Any] = {"seconds": seconds}
         if name == "whole":
             how["targets"] = {PYANNOTE: 1.0 if device == "cpu" else 3.0}
         if device == "cpu":
-            how["most"] = {"embedding": 3, "whole": 1}.get(name, 5)
+            how["most"] = 3 if name in ("embedding", "whole") else 5
         if name != "clustering" and not quick:
             how["work"] = work_of(name, len(starts(seconds)))
         contenders = {OURS: mine, PYANNOTE: theirs}

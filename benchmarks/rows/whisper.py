@@ -59,6 +59,7 @@ def _encoder(size: str, windows: int, device: str, quick: bool = False) -> Row:
         work=checks.encoder_work(files.sizes, windows, 2 if gpu else 4),
         targets={"openai-whisper": 1.0} | ({} if gpu else {"mlx-whisper": 1.3, "faster-whisper": 1.0}),
         most=5 if gpu else 3,
+        once=() if gpu else ("mlx-whisper",),
     )
 
 
@@ -85,6 +86,7 @@ def _decoder(size: str, batch: int, device: str, quick: bool = False) -> Row:
         work=lambda decoded: checks.decoder_work(files.sizes, checks.lengths(decoded), 2 if gpu else 4),
         targets={name: factor for name, factor in wanted.items() if name in contenders},
         most=5 if gpu else 3,
+        once=() if gpu else ("mlx-whisper", BATCHED, "mlx-audio"),
     )
 
 

@@ -51,12 +51,15 @@ class Inputs:
     varied : refuse outputs of less variety than the bars ask for (5 labels, 4 powerset classes, 30 tokens);
         otherwise only outputs that are one and the same throughout
     seed : of what is drawn by chance
+    judged : whether the figures are held to their bars. Those of half precision and of quantized weights are not, and
+        a bar that has to be computed is not computed for them
     """
 
     audio: np.ndarray
     sequences: int = 8
     varied: bool = False
     seed: int = 0
+    judged: bool = True
 
 
 class ParityCase(Protocol):
@@ -96,16 +99,17 @@ def measure(family: str, original: Any, model: Any, inputs: Inputs) -> list[Row]
         return parity_case(family).measure(original, model, inputs)
 
 
-def verified(plan: Plan, folder: Path, dtype: str) -> list[Row]:
+def verified(plan: Plan, folder: Path, dtype: str, judged: bool = True) -> list[Row]:
     """Parity of the model in `folder` with the original of its plan, on a recording that comes with the package.
 
     dtype : in which the model is computed
+    judged : as of `Inputs`
     """
     from mlx_speech.audio import load_audio
 
     audio = load_audio(package_data.DEMO / "pauses.flac")
     model = checkpoint.load_folder(folder, dtype=dtype)
-    return measure(plan.family, original(plan), model, Inputs(audio))
+    return measure(plan.family, original(plan), model, Inputs(audio, judged=judged))
 
 
 def original(plan: Plan) -> Any:
