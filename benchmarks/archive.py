@@ -1,10 +1,12 @@
 """What an archive costs beside the plain pipeline, on this machine: overhead a file, two processes or one, memory.
 
-    python -m benchmarks.archive [--files 200] [--rounds 2]
+    python -m benchmarks.archive [--sets 20] [--files 500]
 
 Recordings of 2 to 20 s are cut from the conversation that comes with the package, and heard by its small models. Every
-run is in processes of its own; the clock begins when models are loaded, and ends with the last result on the disk. In
-turns, so that what else the machine does falls on all. Prints the tables of archive.md.
+set of files is heard by the plain pipeline and by each kind of archive, in processes of their own. The clock begins
+when models are loaded, and ends with the last result on the disk; who begins changes from set to set; what counts is
+the ratio within one. What is measured is kept, by the state of the code: the same command again goes on. Prints the
+tables of archive.md.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import models, report
+
 SHORTEST, LONGEST = 2.0, 20.0  # seconds
-SEED = 17
 RATE = 16_000
 SAMPLE_SECONDS = 0.5  # between two looks at memory
 MEGABYTE = 1e6
@@ -37,21 +40,25 @@ PLAIN = "plain pipeline, two threads"
 
 @dataclass(frozen=True)
 class Measured:
-    """A run. seconds : without start; start : seconds until models are loaded; memory : of all processes over time,
-    bytes, of the driver and of those that transcribe"""
+    """A run. seconds : without start; start : seconds until models are loaded; sound : seconds of it; memory : of all
+    processes over time, bytes, of the driver and of those that transcribe"""
 
     seconds: float
     start: float
+    sound: float
     memory: list[tuple[int, int]]
 
 
-def cut(folder: Path, files: int) -> float:
-    """Write recordings of random lengths; returns their seconds."""
+Runs = dict[str, Measured]  # of one set, by name
+
+
+def cut(folder: Path, files: int, seed: int) -> float:
+    """Write recordings of random lengths; returns their seconds. seed : of chance"""
     from mlx_speech import load_audio
     from mlx_speech.package_data import DEMO
 
     samples = load_audio(DEMO / "conversation.flac")
-    chance = random.Random(SEED)
+    chance = random.Random(seed)
     total = 0.0
     for k in range(files):
         count = int(chance.uniform(SHORTEST, LONGEST) * RATE)
@@ -69,7 +76,7 @@ def plain(folder: Path) -> dict[str, Any]:
     from mlx_speech.archive.items import Entry, Item
     from mlx_speech.archive.results import Folder, heard
 
-    blas.keep_memory()
+    blas.keepmemory_of_processes()
     begun = time.perf_counter()
     pipeline = Pipeline.demo()
     list(pipeline.transcribe([]))
@@ -103,7 +110,7 @@ def archived(folder: Path, processes: int, cores: int) -> dict[str, Any]:
     def look() -> None:
         while not over.wait(SAMPLE_SECONDS):
             if "ready" in moments:
-                memory.append(_memory())
+                memory.append(memory_of_processes())
 
     looking = threading.Thread(target=look)
     looking.start()
@@ -124,7 +131,7 @@ def archived(folder: Path, processes: int, cores: int) -> dict[str, Any]:
     return {"seconds": moments["done"] - moments["ready"], "start": moments["ready"] - begun, "memory": memory}
 
 
-def _memory() -> tuple[int, int]:
+def memory_of_processes() -> tuple[int, int]:
     """Bytes in memory of this process, and of those that transcribe."""
     listed = subprocess.run(["ps", "-A", "-o", "pid=,rss=,args="], capture_output=True, text=True, check=True)
     here = working = 0
@@ -137,8 +144,8 @@ def _memory() -> tuple[int, int]:
     return here, working
 
 
-def measure(folder: Path, name: str) -> Measured:
-    """A run in a process of its own."""
+def measure(folder: Path, name: str) -> dict[str, Any]:
+    """A run in a process of its own: `Measured` but for its sound."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.archive", "--run", name, str(folder)]
     # Ray's processes stand back (nice 15) behind others of the machine; here the plain pipeline would not
     equal = {"RAY_worker_niceness": "0", "OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
@@ -146,7 +153,7 @@ def measure(folder: Path, name: str) -> Measured:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def run(name: str, folder: Path) -> None:
@@ -157,53 +164,94 @@ def run(name: str, folder: Path) -> None:
     print(json.dumps(measured))
 
 
-def table(files: int, seconds: float, runs: dict[str, list[Measured]]) -> str:
-    """Markdown."""
+# --- sets ------------------------------------------------------------------------------------------------------------
+
+
+def measured_sets(sets: int, files: int) -> list[Runs]:
+    """All sets, those that an earlier command has measured as they were kept."""
+    kept = models.cache_folder() / "archive.json"
+    known: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
+    found: list[Runs] = []
+    for number in range(sets):
+        key = f"{report.commit()}, {files} files, set {number}"
+        if key not in known:
+            known[key] = measured_set(number, files)
+            kept.write_text(json.dumps(known))
+        found.append({name: Measured(**values) for name, values in known[key].items()})
+        print(f"set {number}: {_ratios([found[-1]])}", file=sys.stderr, flush=True)
+    return found
+
+
+def measured_set(number: int, files: int) -> dict[str, Any]:
+    """One set of files, heard by all."""
+    names = [PLAIN, *ARCHIVES]
+    first = number % len(names)
+    runs: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / "in").mkdir()
+        sound = cut(folder / "in", files, seed=number)
+        for name in names[first:] + names[:first]:
+            runs[name] = {**measure(folder, name), "sound": sound}
+    return runs
+
+
+def _ratios(sets: Sequence[Runs]) -> dict[str, list[float]]:
+    """How many times as long as the plain pipeline took, by set."""
+    return {name: [runs[name].seconds / runs[PLAIN].seconds for runs in sets] for name in ARCHIVES}
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def tables(files: int, sets: Sequence[Runs]) -> str:
+    """Markdown. files : of each set"""
     lines = [
-        "| | seconds | start | ms a file | beside the plain pipeline | × real time |",
-        "|---|---|---|---|---|---|",
+        "| | start | ms a file | × real time | beside the plain pipeline: median, range |",
+        "|---|---|---|---|---|",
     ]
-    base = statistics.median(run.seconds for run in runs[PLAIN])
-    for name, measured in runs.items():
-        median = statistics.median(run.seconds for run in measured)
-        start = statistics.median(run.start for run in measured)
-        cells = [name, f"{median:.1f}", f"{start:.1f}", f"{1000 * median / files:.0f}"]
-        cells += [f"{100 * (median / base - 1):+.1f} %", f"{seconds / median:.1f}"]
+    ratios = _ratios(sets)
+    for name in (PLAIN, *ARCHIVES):
+        seconds = sum(runs[name].seconds for runs in sets)
+        sound = sum(runs[name].sound for runs in sets)
+        start = statistics.median(runs[name].start for runs in sets)
+        cells = [name, f"{start:.1f} s", f"{1000 * seconds / (files * len(sets)):.0f}", f"{sound / seconds:.1f}"]
+        cells.append(_as_overhead(ratios[name]) if name in ratios else "")
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| memory, MB | first third | second third | last third |", "|---|---|---|---|"]
+    lines += ["", "| memory, MB | first third of a set | second third | last third |", "|---|---|---|---|"]
     for name in ARCHIVES:
-        memory = max(runs[name], key=lambda run: len(run.memory)).memory
         for column, who in enumerate(("the driver", "transcribing")):
-            values = [sample[column] / MEGABYTE for sample in memory]
-            cells = [f"{statistics.median(part):.0f}" for part in _thirds(values)]
+            thirds = [_thirds([sample[column] / MEGABYTE for sample in runs[name].memory]) for runs in sets]
+            cells = [f"{statistics.median(third):.0f}" for third in zip(*thirds, strict=True)]
             lines.append(f"| {name}: {who} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _thirds(values: Sequence[float]) -> list[Sequence[float]]:
+def _as_overhead(ratios: Sequence[float]) -> str:
+    least, most = min(ratios), max(ratios)
+    return f"{statistics.median(ratios) - 1:+.1%} ({least - 1:+.1%} to {most - 1:+.1%})"
+
+
+def _thirds(values: Sequence[float]) -> list[float]:
+    """The medians of three parts of what was seen one after the other."""
     third = max(len(values) // 3, 1)
-    return [values[:third], values[third : 2 * third] or values, values[2 * third :] or values]
+    parts = [values[:third], values[third : 2 * third] or values, values[2 * third :] or values]
+    return [statistics.median(part) for part in parts]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--sets", type=int, default=20)
+    parser.add_argument("--files", type=int, default=500, help="of each set")
     parser.add_argument("--run", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.run is not None:
         run(given.run[0], Path(given.run[1]))
         return
-    runs: dict[str, list[Measured]] = {PLAIN: [], **{name: [] for name in ARCHIVES}}
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        (folder / "in").mkdir()
-        seconds = cut(folder / "in", given.files)
-        for _ in range(given.rounds):
-            for name, measured in runs.items():
-                measured.append(measure(folder, name))
-    print(f"{given.files} files, {seconds / 3600:.2f} h\n")
-    print(table(given.files, seconds, runs))
+    sets = measured_sets(given.sets, given.files)
+    hours = sum(runs[PLAIN].sound for runs in sets) / 3600
+    print(f"{given.files * given.sets} files in {given.sets} sets, {hours:.2f} h, commit {report.commit()}\n")
+    print(tables(given.files, sets))
 
 
 if __name__ == "__main__":

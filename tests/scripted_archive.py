@@ -16,9 +16,11 @@ import math
 import os
 import signal
 import subprocess
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,14 @@ PATIENCE = 60.0  # seconds that a file waits for the end of a machine, or for pi
 
 
 class Scripted:
-    """marks : the file of notes"""
+    """marks : the file of notes; one_by_one : two tasks of a process share what computes, as they do in a pipeline"""
 
-    def __init__(self, marks: str, model: str = "scripted", may_stick: bool = False) -> None:
+    _computing = threading.Lock()
+
+    def __init__(self, marks: str, model: str = "scripted", may_stick: bool = False, one_by_one: bool = False) -> None:
         self._marks = Path(marks)
         self._model = model
+        self._alone = self._computing if one_by_one else contextlib.nullcontext()
         if may_stick:
             self._note("made", "-")
             while any(what == "stuck" for what, *_ in notes(self._marks)):
@@ -46,7 +51,8 @@ class Scripted:
             script = json.loads(Path(recording).read_text(encoding="utf-8"))
             name = script.get("name") or Path(recording).name
             self._note("began", name)
-            time.sleep(script.get("sleep", 0.0))
+            with self._alone:
+                time.sleep(script.get("sleep", 0.0))
             yield recording, self._outcome(recording, name, script, language)
             self._note("ended", name)
 
@@ -101,6 +107,20 @@ class Scripted:
             os.write(file, line)
         finally:
             os.close(file)
+
+
+class Placed(Scripted):
+    """Is ready when so many processes are there; its results say where they were heard."""
+
+    def __init__(self, marks: str, processes: int) -> None:
+        super().__init__(marks)
+        self._note("made", "-")
+        self._wait_until(lambda: sum(what == "made" for what, *_ in notes(self._marks)) >= processes)
+
+    def transcript(self, script: dict[str, Any], language: str | None) -> Transcript:
+        accelerator = os.environ.get("CUDA_VISIBLE_DEVICES") or "none"
+        place = f"GPU {accelerator}, threads {os.environ['OMP_NUM_THREADS']}, process {os.getpid()}"
+        return replace(super().transcript(script, language), models={"whisper": place})
 
 
 def children(process: int) -> list[int]:

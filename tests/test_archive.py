@@ -227,6 +227,48 @@ def test_the_line(given_lengths: list[Any], processes: int, task_files: int, dat
     assert came == expected and line.seconds == pytest.approx(0.0, abs=1e-6)
 
 
+def piece(source: str, number: int) -> Item:
+    return Item(f"{source}{number}", Entry(f"/{source}.wav", 10.0 * number, 10.0))
+
+
+def test_pieces_of_a_file_come_together() -> None:
+    """However the manifest mixes them, and by their offsets; tasks shrink in the end as those of files do."""
+    items = [piece(source, number) for number in reversed(range(30)) for source in "abc"]
+    line = Line(items, [10.0] * len(items), task_seconds=100.0)
+    tasks: list[tuple[Item, ...]] = []
+    while line:
+        task = line.take(0.0, 1, idle=True)
+        assert task is not None
+        tasks.append(task.items)
+    assert [len(task) for task in tasks[:5]] == [10] * 5 and len(tasks[-1]) == 1
+    for task in tasks[:5]:
+        (source,) = {one.entry.source for one in task}
+        first = int(task[0].name[1:])
+        assert task == tuple(piece(source[1], number) for number in range(first, first + 10))
+    assert sorted(one.name for task in tasks for one in task) == sorted(one.name for one in items)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 60), st.floats(0.1, 90.0)), max_size=40),
+    st.integers(1, 4),
+    st.integers(1, 5),
+)
+def test_pieces_and_files_all_come_once(given_pieces: list[Any], processes: int, task_files: int) -> None:
+    items = [Item(str(k), Entry(source, start, length)) for k, (source, start, length) in enumerate(given_pieces)]
+    items += [item(f"file{k}") for k in range(3)]
+    lengths = {one.name: one.entry.duration or 50.0 for one in items}
+    line = Line(items, list(lengths.values()), task_seconds=200.0, task_files=task_files)
+    came = []
+    while line:
+        room = min(200.0, line.seconds / (SHARE * processes))
+        task = line.take(0.0, processes, idle=True)
+        assert task is not None and 1 <= len(task.items) <= task_files
+        assert len(task.items) == 1 or sum(lengths[one.name] for one in task.items) <= room + 1e-6
+        came += [one.name for one in task.items]
+    assert sorted(came) == sorted(lengths)
+
+
 def test_later_is_later() -> None:
     line = Line([item("a")], [1.0])
     assert line.take(0.0, 1, idle=True) is not None

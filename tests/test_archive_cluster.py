@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -13,19 +12,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from scripted_archive import Scripted, begun, notes, seconds_between, write_recordings
 
 from benchmarks.archive_simulation import Machines, Simulation
 from mlx_speech import Pipeline, archive, cli, load_audio, writers
-from mlx_speech.archive.worker import Setup, Worker
 from mlx_speech.errors import ClusterError, Notice, OptionError
 from mlx_speech.package_data import DEMO
-from mlx_speech.transcript import Segment, Transcript
+from mlx_speech.transcript import Transcript
 
 TESTS = Path(__file__).parent
 SECONDS = 60.0  # that anything here may take at most
@@ -61,7 +59,8 @@ def cluster() -> Iterator[Any]:
 
 def run(sources: Any, out: Path, marks: Path, plan: archive.Plan = PATIENT, **more: Any) -> archive.Report:
     keywords = {"marks": str(marks), **more.pop("keywords", {})}
-    return archive.transcribe(sources, out, pipeline=SCRIPTED, keywords=keywords, plan=plan, **more)
+    more.setdefault("pipeline", SCRIPTED)
+    return archive.transcribe(sources, out, keywords=keywords, plan=plan, **more)
 
 
 def meanwhile(condition: Callable[[], bool], action: Callable[[], object]) -> threading.Thread:
@@ -78,6 +77,23 @@ def meanwhile(condition: Callable[[], bool], action: Callable[[], object]) -> th
     thread = threading.Thread(target=wait)
     thread.start()
     return thread
+
+
+@contextmanager
+def one_more_machine(cluster: Any, **resources: int) -> Iterator[Any]:
+    """Its node, which is gone at the end of the block."""
+    import ray
+
+    before = sum(entry["Alive"] for entry in ray.nodes())
+    node = cluster.add_node(**resources)
+    cluster.wait_for_nodes()
+    try:
+        yield node
+    finally:
+        cluster.remove_node(node, allow_graceful=False)
+        end = time.monotonic() + SECONDS
+        while sum(entry["Alive"] for entry in ray.nodes()) > before and time.monotonic() < end:
+            time.sleep(0.05)
 
 
 def begun_twice(marks: Path) -> set[str]:
@@ -145,9 +161,14 @@ def test_the_results_are_those_of_the_pipeline(
 
 def test_the_same_command_again_goes_on(cluster: Any, tmp_path: Path) -> None:
     files, out, marks = write_recordings(tmp_path / "in", 12), tmp_path / "out", tmp_path / "marks"
-    first = run(tmp_path / "in", out, marks)
+    told: list[archive.Progress] = []
+    first = run(tmp_path / "in", out, marks, on_progress=told.append)
     assert (first.files, first.before, first.failed) == (12, 0, {})
     check_whole(files, out, marks)
+    seconds = sum(json.loads(file.read_text())["seconds"] for file in files)
+    assert (told[-1].files, told[-1].of_files, told[-1].failed, told[-1].left) == (12, 12, 0, 0.0)
+    assert told[-1].hours == pytest.approx(seconds / 3600) and told[-1].rate > 0
+    assert max(progress.processes for progress in told) == 3
     again = run(tmp_path / "in", out, marks)
     assert (again.files, again.before) == (12, 12) and len(begun(marks)) == 12
 
@@ -256,34 +277,80 @@ def test_a_process_whose_successor_is_never_ready(
 
 def test_a_machine_that_is_gone(cluster: Any, tmp_path: Path) -> None:
     """In the midst of a file, when others are done."""
-    import ray
+    with one_more_machine(cluster, num_cpus=1) as node:
+        (raylet,) = [process.process.pid for process in node.all_processes["raylet"]]
+        script = {"sleep": 0.1, "act": "gone", "machine": raylet, "after": 4}
+        files, out, marks = write_recordings(tmp_path / "in", 24, **script), tmp_path / "out", tmp_path / "marks"
+        report = run(tmp_path / "in", out, marks)
+        assert not report.failed and begun_twice(marks) and deaths(out) == 0
+        check_whole(files, out, marks)
 
-    node = cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
-    before = sum(entry["Alive"] for entry in ray.nodes())
-    (raylet,) = [process.process.pid for process in node.all_processes["raylet"]]
-    script = {"sleep": 0.1, "act": "gone", "machine": raylet, "after": 4}
-    files, out, marks = write_recordings(tmp_path / "in", 24, **script), tmp_path / "out", tmp_path / "marks"
-    report = run(tmp_path / "in", out, marks)
-    assert not report.failed and begun_twice(marks) and deaths(out) == 0
+
+def places_of(out: Path) -> Counter[str]:
+    """Where processes were that have heard something: how many at each kind of place."""
+    places = {result.transcript.models["whisper"] for result in archive.results(out)}
+    return Counter(place.rpartition(", process")[0] for place in places)
+
+
+PLACED = "scripted_archive:Placed"
+
+
+def test_a_process_for_each_accelerator(cluster: Any, tmp_path: Path) -> None:
+    files, plan = write_recordings(tmp_path / "in", 30, sleep=0.05), archive.Plan(task_files=1)
+    with one_more_machine(cluster, num_cpus=4, num_gpus=2):
+        run(files, tmp_path / "out", tmp_path / "marks", plan, pipeline=PLACED, keywords={"processes": 5})
+    assert places_of(tmp_path / "out") == {"GPU 0, threads 2": 1, "GPU 1, threads 2": 1, "GPU none, threads 1": 3}
+
+
+@pytest.mark.parametrize("cores, threads", [(None, 2), (1, 1)])
+def test_several_processes_on_a_machine(cluster: Any, tmp_path: Path, cores: int | None, threads: int) -> None:
+    """Of the four cores of one, and of the single core of each of the others."""
+    files = write_recordings(tmp_path / "in", 30, sleep=0.05)
+    plan = archive.Plan(task_files=1, processes=2, cores=cores)
+    with one_more_machine(cluster, num_cpus=4):
+        run(files, tmp_path / "out", tmp_path / "marks", plan, pipeline=PLACED, keywords={"processes": 5})
+    places = Counter({"GPU none, threads 1": 3})
+    places[f"GPU none, threads {threads}"] += 2
+    assert places_of(tmp_path / "out") == places
+
+
+ALONE = """
+import ray
+init = ray.init
+def no_cluster(address, **keywords):
+    if address == "auto":
+        raise ConnectionError("no cluster is running")
+    return init(address=address, **keywords)
+ray.init = no_cluster
+"""
+
+
+@pytest.mark.parametrize("is_alone", [False, True], ids=["the cluster that runs here", "this machine alone"])
+def test_an_address_that_is_found(cluster: Any, tmp_path: Path, is_alone: bool) -> None:
+    files, out, marks = write_recordings(tmp_path / "in", 6), tmp_path / "out", tmp_path / "marks"
+    script = (ALONE if is_alone else "") + DRIVER
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+    arguments = ["auto", str(tmp_path / "in"), str(out), str(marks)]
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=2 * SECONDS)
+    assert done.returncode == 0, done.stderr
+    assert ("no Ray cluster is running here: this machine is alone" in done.stderr) is is_alone
     check_whole(files, out, marks)
-    cluster.remove_node(node, allow_graceful=False)
-    end = time.monotonic() + SECONDS
-    while sum(entry["Alive"] for entry in ray.nodes()) != before - 1 and time.monotonic() < end:
-        time.sleep(0.05)
 
 
-def test_a_driver_that_is_killed(cluster: Any, tmp_path: Path) -> None:
-    files, out, marks = write_recordings(tmp_path / "in", 20, sleep=0.1), tmp_path / "out", tmp_path / "marks"
-    script = """
+DRIVER = """
 import sys
 from mlx_speech import archive
 address, folder, out, marks = sys.argv[1:]
 plan = archive.Plan(address=address, shard_files=5)
 archive.transcribe(folder, out, pipeline="scripted_archive:Scripted", keywords={"marks": marks}, plan=plan)
 """
+
+
+def test_a_driver_that_is_killed(cluster: Any, tmp_path: Path) -> None:
+    files, out, marks = write_recordings(tmp_path / "in", 20, sleep=0.1), tmp_path / "out", tmp_path / "marks"
     arguments = [cluster.address, str(tmp_path / "in"), str(out), str(marks)]
-    driver = subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=TESTS, stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, *arguments], cwd=TESTS, stderr=subprocess.DEVNULL)
     thread = meanwhile(lambda: len(notes(marks)) >= 14 or driver.poll() is not None, driver.kill)
     driver.wait(SECONDS)
     thread.join()
@@ -332,7 +399,36 @@ def test_recordings_in_a_bucket(cluster: Any, tmp_path: Path) -> None:
         s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_the_simulation_predicts_the_cluster(cluster: Any, tmp_path: Path) -> None:
+def test_recordings_of_a_web_server(cluster: Any, tmp_path: Path) -> None:
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    write_recordings(tmp_path / "in", 3)
+    lines = [{"audio_filepath": f"talk{k:02d}.wav", "text": f"was read {k}"} for k in range(3)]
+    lines.append({"audio_filepath": "none.wav"})
+    (tmp_path / "in" / "list.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(tmp_path / "in"))
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        report = run(f"{address}/list.jsonl", tmp_path / "out", tmp_path / "marks")
+        server.shutdown()
+    assert [failed.kind for failed in report.failed.values()] == ["sound"]
+    results = {result.entry.source: result for result in archive.results(tmp_path / "out")}
+    assert set(results) == {f"{address}/talk{k:02d}.wav" for k in range(3)}
+    for k in range(3):
+        result = results[f"{address}/talk{k:02d}.wav"]
+        assert (result.transcript.text, result.entry.reference) == (f"this is talk {k}", f"was read {k}")
+
+
+@pytest.mark.parametrize("lanes", [1, 2], ids=["tasks share a process", "tasks side by side"])
+def test_the_simulation_predicts_the_cluster(cluster: Any, tmp_path: Path, lanes: int) -> None:
     """Processes that sleep: the order nearly, and the time within what a busy machine adds."""
     from scipy.stats import spearmanr
 
@@ -345,13 +441,13 @@ def test_the_simulation_predicts_the_cluster(cluster: Any, tmp_path: Path) -> No
         file.write_text(json.dumps({"text": "slept through", "seconds": length, "sleep": length / speed}))
         manifest.append({"audio_filepath": str(file), "duration": length})
     plan = archive.Plan(task_seconds=40.0, task_files=4)
-    assert not run(manifest, out, marks, plan).failed
-    machines = Machines(3, speed, lanes=2)
+    assert not run(manifest, out, marks, plan, keywords={"one_by_one": lanes == 1}).failed
+    machines = Machines(3, speed, lanes=lanes)
     predicted = Simulation(lengths, machines, task_seconds=40.0, task_files=4).run()
     places = {place: position for position, place in enumerate(predicted.begun)}
     expected = [places[int(Path(name).stem.removeprefix("talk"))] for name in begun(marks)]
     assert spearmanr(expected, range(len(expected))).statistic > 0.85
-    assert predicted.seconds >= sum(lengths) / speed / 6
+    assert predicted.seconds >= sum(lengths) / speed / (3 * lanes)
     assert 0.9 * predicted.seconds < seconds_between(marks) < 2 * predicted.seconds + 2.0
 
 
@@ -369,35 +465,3 @@ def test_mistakes_are_found_before_anything_runs(cluster: Any, tmp_path: Path) -
     ):
         run(files, out, marks, prefix="refused")
     assert not begun(marks)
-
-
-def test_a_worker_cuts_pieces_as_arrays_are_cut(tmp_path: Path) -> None:
-    from mlx_speech.archive.items import Entry, Heard, Item
-
-    source = str(DEMO / "conversation.flac")
-    samples = load_audio(source)
-    worker = Worker(Setup(pipeline="test_archive_cluster:Listener"))
-    assert worker.prepare() is None
-    spans = ((0.0, 1.0), (29.5, 1.25), (31.0, None), (59.0, 5.0), (500.0, 1.0))
-    items = [Item(f"piece{k}", Entry(source, offset, duration)) for k, (offset, duration) in enumerate(spans)]
-    outcomes = {outcome.name: outcome for outcome in worker.transcribe(items)}
-    for item in items[:-1]:
-        first = round((item.entry.offset or 0.0) * 16_000)
-        last = None if item.entry.duration is None else first + round(item.entry.duration * 16_000)
-        outcome = outcomes[item.name]
-        assert isinstance(outcome, Heard)
-        assert json.loads(outcome.texts[""])["segments"][0]["text"] == digest(samples[first:last])
-    failed = outcomes["piece4"]
-    assert not isinstance(failed, Heard) and failed.kind == "sound" and "ends at 59.7 s" in failed.reason
-
-
-def digest(samples: np.ndarray) -> str:
-    return f"{samples.size} {hashlib.sha256(samples.tobytes()).hexdigest()}"
-
-
-class Listener:
-    """Says which samples it has heard."""
-
-    def transcribe(self, recordings: Any, **options: Any) -> Iterator[Any]:
-        for samples in recordings:
-            yield samples, Transcript((Segment(0.0, 1.0, digest(samples)),), "en")

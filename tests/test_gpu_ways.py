@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import mlx_speech
-from mlx_speech import Pipeline, load_audio
+from mlx_speech import Pipeline, load_audio, names
 from mlx_speech.blas import as_on_gpu
 from mlx_speech.features import log_mel
+from mlx_speech.loading import Models
 from mlx_speech.package_data import ASSETS, DEMO
 from mlx_speech.stages.align import log_probabilities
 from mlx_speech.stages.whisper import search
@@ -81,6 +82,15 @@ def test_every_model_says_the_same_and_in_float16_nearly(speech: np.ndarray) -> 
         assert np.abs(whole[name] - values).max() <= SAME * values.std(), name
         difference = np.abs(half[name] - values).max()
         assert 0 < difference <= NEARLY * values.std(), name
+
+
+def test_whisper_is_in_float16_by_default_where_there_is_a_gpu() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
+        named, found, asked = Models(), Models(DEMO / "whisper"), Models(DEMO / "whisper", dtype="float32")
+    assert named.whisper_source == names.DEFAULT_GPU and Models().whisper_source == names.DEFAULT_CPU
+    for models, dtype in ((found, mx.float16), (asked, mx.float32), (Models(DEMO / "whisper"), mx.float32)):
+        assert models.whisper().model.encoder.conv1.weight.dtype == dtype
 
 
 def test_the_whole_pipeline_in_float16_hears_the_same(speech: np.ndarray) -> None:

@@ -3,7 +3,8 @@
 Read from `run.transcribe` down. One process runs the archive (`run`): it reads the manifest (`manifest`, `storage`),
 gives each recording a name (`naming`), keeps the line of what waits (`line`), and is the only one to write results
 (`results`), the corpus (`shards`, `corpus`) and the journal (`journal`). Ray starts the processes that transcribe
-(`fleet`), each with a pipeline of its own (`worker`). Needs the extra `ray`.
+(`fleet`), each with a pipeline of its own (`worker`), for which pieces of long recordings are cut out of them
+(`pieces`). Needs the extra `ray`.
 """
 
 from __future__ import annotations

@@ -2,13 +2,15 @@
 
 Tasks shrink as the end comes near, so that no machine is left alone with a long one: a task has at most a share of what
 is left (guided self-scheduling, Polychronopoulos and Kuck 1987). Files of a task have one language, since they share
-Whisper's batches with one set of options.
+Whisper's batches with one set of options. Pieces of one file stand together, in the order of their offsets: whoever
+gets them fetches and decodes the file once.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mlx_speech.archive.items import Item
@@ -27,6 +29,9 @@ class Task:
     alone: bool = False
 
 
+Run = tuple[Item, ...]  # a file, or pieces of one file by their offsets
+
+
 class Line:
     """What waits. lengths : seconds of each item, in the order of `items`
 
@@ -39,16 +44,16 @@ class Line:
         self._task_seconds = task_seconds
         self._task_files = task_files
         self._lengths = {item.name: length for item, length in zip(items, lengths, strict=True)}
-        self._languages: dict[str | None, list[Item]] = {}  # the longest last
-        for item in sorted(items, key=lambda item: self._lengths[item.name]):
-            self._languages.setdefault(item.entry.language, []).append(item)
+        self._languages: dict[str | None, list[Run]] = {}  # the longest last
+        for run in sorted(self._runs(items), key=self._seconds):
+            self._languages.setdefault(run[0].entry.language, []).append(run)
         self._suspects: list[Item] = []
         self._later: list[tuple[float, int, Item]] = []  # a heap: when, and the order of coming
         self._comers = 0
         self.seconds = sum(lengths)
 
     def __len__(self) -> int:
-        waiting = sum(len(items) for items in self._languages.values())
+        waiting = sum(len(run) for runs in self._languages.values() for run in runs)
         return waiting + len(self._suspects) + len(self._later)
 
     def take(self, now: float, processes: int, *, idle: bool) -> Task | None:
@@ -58,20 +63,21 @@ class Line:
         idle : whether nothing is under way in the process that asks
         """
         while self._later and self._later[0][0] <= now:
-            self._put(heapq.heappop(self._later)[2])
+            self._put((heapq.heappop(self._later)[2],))
         if self._suspects and idle:
             return self._taken(Task((self._suspects.pop(0),), alone=True))
-        waiting = [items for items in self._languages.values() if items]
+        waiting = [runs for runs in self._languages.values() if runs]
         if not waiting:
             return None
-        longest = max(waiting, key=lambda items: self._lengths[items[-1].name])
+        longest = max(waiting, key=lambda runs: self._seconds(runs[-1]))
         room = min(self._task_seconds, self.seconds / (SHARE * max(processes, 1)))
-        items = [longest.pop()]
-        room -= self._lengths[items[0].name]
-        while longest and len(items) < self._task_files and self._lengths[longest[-1].name] <= room:
-            items.append(longest.pop())
-            room -= self._lengths[items[-1].name]
-        return self._taken(Task(tuple(items)))
+        items = self._beginning(longest.pop(), room)
+        room -= self._seconds(items)
+        while longest and self._fits(longest[-1], room, self._task_files - len(items)):
+            run = longest.pop()
+            items += run
+            room -= self._seconds(run)
+        return self._taken(Task(items))
 
     def give_back(self, items: Iterable[Item], *, suspects: bool = False, when: float = 0.0) -> None:
         """Items that have to be transcribed again.
@@ -87,21 +93,48 @@ class Line:
                 self._comers += 1
                 heapq.heappush(self._later, (when, self._comers, item))
             else:
-                self._put(item)
+                self._put((item,))
 
-    def _put(self, item: Item) -> None:
-        """Among the others, by length."""
-        items = self._languages.setdefault(item.entry.language, [])
-        length = self._lengths[item.name]
-        low, high = 0, len(items)
-        while low < high:
-            middle = (low + high) // 2
-            if self._lengths[items[middle].name] < length:
-                low = middle + 1
+    def _runs(self, items: Sequence[Item]) -> Iterator[Run]:
+        """Files, and pieces that stand together: several runs of a file where a task cannot have all of it."""
+        files: dict[tuple[str | None, str], list[Item]] = {}
+        for item in items:
+            if item.entry.offset is None:
+                yield (item,)
             else:
-                high = middle
-        items.insert(low, item)
+                files.setdefault((item.entry.language, item.entry.source), []).append(item)
+        for pieces in files.values():
+            rest = tuple(sorted(pieces, key=lambda item: item.entry.offset or 0.0))
+            while rest:
+                count = self._count(rest, self._task_seconds)
+                yield rest[:count]
+                rest = rest[count:]
+
+    def _beginning(self, run: Run, room: float) -> Run:
+        """So much of a run as there is room for, at least its first; the others go back among what waits."""
+        count = self._count(run, room)
+        if run[count:]:
+            self._put(run[count:])
+        return run[:count]
+
+    def _count(self, run: Run, room: float) -> int:
+        """How many of a run, from its first on, a task may have that has room for so many seconds; at least one."""
+        count = 1
+        while count < len(run) and self._fits(run[: count + 1], room, self._task_files):
+            count += 1
+        return count
+
+    def _fits(self, run: Run, seconds: float, files: int) -> bool:
+        return len(run) <= files and self._seconds(run) <= seconds
+
+    def _seconds(self, run: Run) -> float:
+        return sum(self._lengths[item.name] for item in run)
+
+    def _put(self, run: Run) -> None:
+        """Among the others of its language, by length."""
+        runs = self._languages.setdefault(run[0].entry.language, [])
+        runs.insert(bisect_left(runs, self._seconds(run), key=self._seconds), run)
 
     def _taken(self, task: Task) -> Task:
-        self.seconds -= sum(self._lengths[item.name] for item in task.items)
+        self.seconds -= self._seconds(task.items)
         return task

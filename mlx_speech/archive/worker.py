@@ -17,10 +17,9 @@ from mlx_speech.archive.failures import kind_of, reason_of
 from mlx_speech.archive.items import Failed, Item, Outcome
 from mlx_speech.archive.results import heard
 from mlx_speech.archive.storage import Storage
-from mlx_speech.errors import AudioError, OptionError
+from mlx_speech.errors import OptionError
 
 FETCHED_AHEAD = 4  # files of a task that are fetched, or cut, while others are heard
-_BLOCK = 30.0  # seconds of a file that are decoded at once where a piece is cut
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,16 @@ class _Source(NamedTuple):
     copies: ExitStack
 
 
+class _Unread(NamedTuple):
+    """What nobody can hear. path : as of `_Source`; "" where there is none"""
+
+    error: Exception
+    path: str = ""
+
+
 class _Sources:
-    """Recordings of a task as a pipeline takes them, one after the other; some are fetched ahead."""
+    """Recordings of a task as a pipeline takes them, one after the other; some are fetched ahead. A file is fetched and
+    decoded once for all of its pieces that stand one behind the other."""
 
     def __init__(self, items: Sequence[Item], storage: Storage) -> None:
         self._items = items
@@ -141,19 +148,21 @@ class _Sources:
     def __iter__(self) -> Iterator[Any]:
         from mlx_speech.engine import Failure, attempt
 
-        waiting = deque(self._items)
-        fetching: deque[tuple[Item, Future[Any]]] = deque()
+        waiting = deque(_of_one_file(self._items))
+        fetching: deque[tuple[list[Item], Future[Any]]] = deque()
         while waiting or fetching:
             while waiting and len(fetching) < FETCHED_AHEAD:
-                item = waiting.popleft()
-                fetching.append((item, self._pool.submit(attempt, lambda item=item: self._open(item))))
-            item, future = fetching.popleft()
-            source = future.result()
-            if isinstance(source, Failure):
-                self._failures.append(_failed(item, source.error, fetching=True))
-                continue
-            self._taken[id(source.recording)] = (item, source)
-            yield source.recording
+                items = waiting.popleft()
+                fetching.append((items, self._pool.submit(attempt, lambda items=items: self._open(items))))
+            items, future = fetching.popleft()
+            opened = future.result()
+            sources = [_Unread(opened.error)] * len(items) if isinstance(opened, Failure) else opened
+            for item, source in zip(items, sources, strict=True):
+                if isinstance(source, _Unread):
+                    self._failures.append(_failed(item, source.error, source.path, fetching=True))
+                    continue
+                self._taken[id(source.recording)] = (item, source)
+                yield source.recording
 
     def __enter__(self) -> _Sources:
         return self
@@ -176,43 +185,39 @@ class _Sources:
         self._failures = []
         return failures
 
-    def _open(self, item: Item) -> _Source:
-        entry = item.entry
+    def _open(self, items: Sequence[Item]) -> list[_Source | _Unread]:
+        """items : a file, or pieces of one. Raises where none of them can be had."""
+        from mlx_speech.archive import pieces  # which loads NumPy: not before `prepare` has said with how many threads
+
         copies = ExitStack()
         with ExitStack() as undo:
             undo.push(copies)
-            path = copies.enter_context(self._storage.fetched(entry.source))
-            if entry.offset is None:
+            path = copies.enter_context(self._storage.fetched(items[0].entry.source))
+            if items[0].entry.offset is None:
                 undo.pop_all()
-                return _Source(path, path, copies)
-            samples = _piece(path, entry.offset, entry.duration)
-        return _Source(samples, path, ExitStack())
+                return [_Source(path, path, copies)]
+            sources: list[_Source | _Unread] = []
+            for piece in pieces.cut(path, [item.entry for item in items]):
+                if isinstance(piece, Exception):
+                    sources.append(_Unread(piece, path))
+                else:
+                    sources.append(_Source(piece, path, ExitStack()))
+        return sources
 
 
-def _piece(path: str, offset: float, duration: float | None) -> Any:
-    """(samples,) at 16 kHz of a piece of a file, of which no more is decoded than to the end of the piece.
-
-    Raises as `audio.load_audio`, and `AudioError` where the file ends before the piece begins.
-    """
-    import numpy as np
-
-    from mlx_speech import audio
-    from mlx_speech.samples import SAMPLE_RATE
-
-    first = round(offset * SAMPLE_RATE)
-    last = None if duration is None else round((offset + duration) * SAMPLE_RATE)
-    pieces: list[np.ndarray] = []
-    end = 0
-    for start, block in audio.blocks(path, block_seconds=_BLOCK):
-        place = round(start * SAMPLE_RATE)
-        end = place + block.size
-        stop = block.size if last is None else last - place
-        pieces.append(block[max(first - place, 0) : max(stop, 0)])
-        if last is not None and end >= last:
-            break
-    if end <= first:
-        raise AudioError(f"{path}: ends at {end / SAMPLE_RATE:.1f} s, and the piece begins at {offset:g} s: correct it")
-    return np.concatenate(pieces)
+def _of_one_file(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Files by themselves; pieces that stand one behind the other with those of the same file."""
+    together: list[Item] = []
+    for item in items:
+        is_next = together and item.entry.source == together[0].entry.source
+        if is_next and item.entry.offset is not None and together[0].entry.offset is not None:
+            together.append(item)
+            continue
+        if together:
+            yield together
+        together = [item]
+    if together:
+        yield together
 
 
 def _failed(item: Item, error: Exception, spelling: str = "", *, fetching: bool = False) -> Failed:
