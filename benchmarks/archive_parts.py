@@ -52,7 +52,8 @@ def driver(folder: Path) -> str:
     seen: list[tuple[int, float, int]] = []  # files, when, bytes of the driver
 
     def watch(progress: archive.Progress) -> None:
-        if progress.files and (not seen or progress.files >= seen[-1][0] + LAST or progress.files == DRIVEN):
+        new = progress.files - (seen[-1][0] if seen else 0)
+        if new >= LAST or (new and progress.files in (1, DRIVEN)):
             seen.append((progress.files, time.perf_counter(), memory_of_processes()[0]))
 
     archive.transcribe(

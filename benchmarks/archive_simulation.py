@@ -251,7 +251,7 @@ ARCHIVE_HOURS = 100_000.0
 START_SECONDS = 30.0
 SCALE = 20  # a scenario has so much less sound, and all but its files is shorter: the whole is so many times as long
 SHORT_SCALE = 200  # where files are short, and many
-DRIVER_SECONDS = 0.0016  # that a result costs the driver, as measured (archive.md)
+DRIVER_SECONDS = 0.0012  # that a result costs the driver, as measured (archive.md)
 LINK = 1.25e9  # bytes a second: 10 Gbit/s
 # rates of stages: low, middle, high; archive_plan.md says where they are from
 MAC = {

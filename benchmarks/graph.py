@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import counting
+from benchmarks import counting, graph_waits
 from benchmarks.counting import Counted
 
 OURS = "mlx_speech"
@@ -54,6 +54,9 @@ and mlx-audio compute attention in parts. Bytes are what all primitives but view
 those of activations are more than reach memory."""
 WAITS = f"""\
 Of the host for the device, while a greedy batch of {BATCH} writes {TOKENS} tokens in each row (a narrow model):"""
+MINUTE = """\
+And while a minute of speech goes through all stages of mlx_speech (the package's small models; rows end where the text
+does, and others enter):"""
 
 
 @dataclass(frozen=True)
@@ -375,7 +378,7 @@ def bars(found: Sequence[Line], waits: float) -> list[Bar]:
     return result
 
 
-def document(found: Sequence[Line], waits: dict[str, float], hour: str) -> str:
+def document(found: Sequence[Line], waits: dict[str, float], minute: Sequence[graph_waits.Stage], hour: str) -> str:
     """`graph.md`."""
     versions = []
     for name in ("mlx", "mlx-whisper", "mlx-audio"):
@@ -389,7 +392,7 @@ def document(found: Sequence[Line], waits: dict[str, float], hour: str) -> str:
         judged.append(f"| {bar.what} | {bar.reached:.3f} | {bar.most:.3f} | {verdict} |")
     waited = [f"- {name}: {1 / each:.1f} tokens for each wait" for name, each in waits.items()]
     parts = [INTRODUCTION, f"{', '.join(versions)}.", "## What is asked", "\n".join(judged), "## Counted", table(found)]
-    parts += ["## Waits", WAITS, "\n".join(waited)]
+    parts += ["## Waits", WAITS, "\n".join(waited), MINUTE, graph_waits.table(minute)]
     if hour:
         parts.append(hour)
     return "\n\n".join(parts) + "\n"
@@ -417,7 +420,7 @@ def main() -> int:
         from benchmarks import graph_shapes
 
         hour = graph_shapes.report(options.recordings)
-    text = document(found, waits, hour)
+    text = document(found, waits, graph_waits.stages(), hour)
     RESULTS.write_text(text, encoding="utf-8")
     print(text)
     return int(any(bar.reached > bar.most for bar in bars(found, waits[OURS])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import counting, graph, graph_shapes
+from benchmarks import counting, graph, graph_shapes, graph_waits
 from mlx_speech import load_audio
 from mlx_speech.blas import as_on_gpu, on_cpu
 from mlx_speech.models.layers import LSTM
@@ -158,6 +159,18 @@ def test_the_host_waits_once_for_eight_tokens() -> None:
     assert graph.our_waits(model) <= 1 / graph.TOKENS_PER_WAIT
 
 
+def test_the_host_waits_once_a_batch(shared_cache: None) -> None:
+    """While speech is heard, and rows of the decoder end."""
+    stages = {stage.what: stage for stage in graph_waits.stages(seconds=20.0)}
+    assert stages["encoder"].waits == 0
+    assert 0 < stages["decoder"].waits <= stages["decoder"].count / graph.TOKENS_PER_WAIT
+    assert stages["speech detection"].waits <= 2 * stages["speech detection"].count  # probabilities, and the state
+    for what in ("words from the cross-attention", "forced alignment"):
+        assert 0 < stages[what].waits <= math.ceil(stages[what].count / graph_waits.BATCH)
+    for what in ("segmentation", "embedding"):
+        assert 0 < stages[what].waits <= math.ceil(stages[what].count / graph_waits.WINDOWS)
+
+
 # --- other models -----------------------------------------------------------------------------------------------------
 
 
@@ -202,13 +215,15 @@ def test_the_table_says_what_is_met_and_what_is_missing() -> None:
             peer = counting.Counted(60 * factor, 50 * factor, 40, step.bytes, step.names, [])
             found.append(graph.Line(f"decoder step, batch {batch}", name, peer))
     found.append(graph.Line(f"segmentation, 10 s, {graph.WINDOWS} at once", graph.OURS, step, graph.WINDOWS))
-    text = graph.document(found, {graph.OURS: 0.125, "mlx-whisper": 1.0}, hour="")
+    minute = [graph_waits.Stage("encoder", 9, "chunks", 1)]
+    text = graph.document(found, {graph.OURS: 0.125, "mlx-whisper": 1.0}, minute, hour="")
     assert "| primitives of a decoder step, batch 1, of mlx-whisper's | 0.500 | 0.600 | met |" in text
     assert (
         f"| primitives of a decoder step, batch {graph.BATCH}, of mlx-whisper's | 1.000 | 0.600 | **missed** |" in text
     )
     assert "not installed: no such package" in text and "- mlx_speech: 8.0 tokens for each wait" in text
     assert "| decoder step, batch 1 | mlx_speech | 60 | 50 | 40 |  | 1.00 MB | 2.00 MB |  |" in text
+    assert "| encoder | 9 chunks | 1 |" in text
 
 
 def test_a_count_without_recordings_keeps_what_is_there_of_an_hour(
