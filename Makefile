@@ -1,9 +1,12 @@
 # make demo : install, then transcribe a conversation with the small models that come with the package, offline
 # make demo-models : train these models again, from scratch; goes on where it stopped
-# make bench : measure speed and memory beside other packages, at most 40 minutes; goes on where it stopped
+# make bench : measure speed and memory beside other packages, in 45 minutes; goes on where it stopped
 # make quick : what has to work before anything else, in under a minute, without torch
 # make test : install the test extra, fetch real weights, then documentation, lint, types and all tests
-# make docs, lint, types, weights : these alone; the documentation is built into site/
+# make docs : build the documentation into site/
+# make lint : style alone
+# make types : types alone
+# make weights : fetch the real weights that tests compare
 # make tables : write parity.md and the README's table of parity; make test checks them
 # Nothing is installed twice; pip is asked again only when pyproject.toml has changed.
 

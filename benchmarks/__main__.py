@@ -85,23 +85,16 @@ def main() -> int:
                 before = run(row, peaks)
                 if "failed" not in before and not options.quick:
                     mine.setdefault(module, {})[row.name] = before
-                    _write(kept, json.dumps(known))
+                    report.write(kept, json.dumps(known))
             failed |= "failed" in before
             rows[module][row.name] = before
             print(report.row(row.name, before), flush=True)
     content = {"where": where, "quick": options.quick, "rows": rows}
     if options.json:
-        _write(options.json, json.dumps(content, indent=1))
+        report.write(options.json, json.dumps(content, indent=1))
     if not options.quick:
-        _write(RESULTS, report.document(content))
+        report.write(RESULTS, report.document(content))
     return int(failed)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 if __name__ == "__main__":

@@ -36,17 +36,28 @@ MEGABYTE = 1e6
 # name → processes, and cores of each
 ARCHIVES = {"one process, two threads": (1, 2), "two processes, a thread each": (2, 1)}
 PLAIN = "plain pipeline, two threads"
+EVERY = {PLAIN: 1, "one process, two threads": 1, "two processes, a thread each": 4}  # in one of so many sets
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A run. seconds : without start; start : seconds until models are loaded; sound : seconds of it; memory : of all
-    processes over time, bytes, of the driver and of those that transcribe"""
+    """A run.
+
+    seconds : without start, and `files` that were done in them: a process may have done some before all were ready
+    start : seconds until all models are loaded; sound : seconds of all files
+    memory : of all processes over time, bytes, of the driver and of those that transcribe
+    """
 
     seconds: float
+    files: int
     start: float
     sound: float
     memory: list[tuple[int, int]]
+
+    @property
+    def each(self) -> float:
+        """Seconds a file."""
+        return self.seconds / self.files
 
 
 Runs = dict[str, Measured]  # of one set, by name
@@ -76,7 +87,7 @@ def plain(folder: Path) -> dict[str, Any]:
     from mlx_speech.archive.items import Entry, Item
     from mlx_speech.archive.results import Folder, heard
 
-    blas.keepmemory_of_processes()
+    blas.keep_memory()
     begun = time.perf_counter()
     pipeline = Pipeline.demo()
     list(pipeline.transcribe([]))
@@ -89,7 +100,8 @@ def plain(folder: Path) -> dict[str, Any]:
         item = Item(Path(source).stem, Entry(source))
         out.write(item.name, heard(item, result, (), {}).texts)
     pipeline.close()
-    return {"seconds": time.perf_counter() - ready, "start": ready - begun, "memory": []}
+    seconds, files = time.perf_counter() - ready, len(list((folder / "in").iterdir()))
+    return {"seconds": seconds, "files": files, "start": ready - begun, "memory": []}
 
 
 def archived(folder: Path, processes: int, cores: int) -> dict[str, Any]:
@@ -102,8 +114,8 @@ def archived(folder: Path, processes: int, cores: int) -> dict[str, Any]:
     moments: dict[str, float] = {}
 
     def watch(progress: archive.Progress) -> None:
-        if progress.processes == processes:
-            moments.setdefault("ready", time.perf_counter())
+        if progress.processes == processes and "ready" not in moments:
+            moments["ready"], moments["before"] = time.perf_counter(), progress.files
         if progress.files == progress.of_files:
             moments.setdefault("done", time.perf_counter())
 
@@ -115,7 +127,7 @@ def archived(folder: Path, processes: int, cores: int) -> dict[str, Any]:
     looking = threading.Thread(target=look)
     looking.start()
     try:
-        report = archive.transcribe(
+        outcome = archive.transcribe(
             folder / "in",
             folder / "out",
             formats=(),
@@ -126,9 +138,14 @@ def archived(folder: Path, processes: int, cores: int) -> dict[str, Any]:
     finally:
         over.set()
         looking.join()
-    if report.failed:
-        raise SystemExit(f"failed: {report.failed}")
-    return {"seconds": moments["done"] - moments["ready"], "start": moments["ready"] - begun, "memory": memory}
+    if outcome.failed:
+        raise SystemExit(f"failed: {outcome.failed}")
+    return {
+        "seconds": moments["done"] - moments["ready"],
+        "files": outcome.files - int(moments["before"]),
+        "start": moments["ready"] - begun,
+        "memory": memory,
+    }
 
 
 def memory_of_processes() -> tuple[int, int]:
@@ -169,14 +186,14 @@ def run(name: str, folder: Path) -> None:
 
 def measured_sets(sets: int, files: int) -> list[Runs]:
     """All sets, those that an earlier command has measured as they were kept."""
-    kept = models.cache_folder() / "archive.json"
+    kept, state = models.cache_folder() / "archive.json", f"{report.commit()}, {report.machine()}"
     known: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
     found: list[Runs] = []
     for number in range(sets):
-        key = f"{report.commit()}, {files} files, set {number}"
+        key = f"{state}, {files} files, set {number}"
         if key not in known:
             known[key] = measured_set(number, files)
-            kept.write_text(json.dumps(known))
+            report.write(kept, json.dumps(known))
         found.append({name: Measured(**values) for name, values in known[key].items()})
         print(f"set {number}: {_ratios([found[-1]])}", file=sys.stderr, flush=True)
     return found
@@ -184,7 +201,7 @@ def measured_sets(sets: int, files: int) -> list[Runs]:
 
 def measured_set(number: int, files: int) -> dict[str, Any]:
     """One set of files, heard by all."""
-    names = [PLAIN, *ARCHIVES]
+    names = [name for name in (PLAIN, *ARCHIVES) if number % EVERY[name] == 0]
     first = number % len(names)
     runs: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
@@ -197,8 +214,8 @@ def measured_set(number: int, files: int) -> dict[str, Any]:
 
 
 def _ratios(sets: Sequence[Runs]) -> dict[str, list[float]]:
-    """How many times as long as the plain pipeline took, by set."""
-    return {name: [runs[name].seconds / runs[PLAIN].seconds for runs in sets] for name in ARCHIVES}
+    """How many times as long as the plain pipeline a file took, by set."""
+    return {name: [runs[name].each / runs[PLAIN].each for runs in sets if name in runs] for name in ARCHIVES}
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -207,21 +224,23 @@ def _ratios(sets: Sequence[Runs]) -> dict[str, list[float]]:
 def tables(files: int, sets: Sequence[Runs]) -> str:
     """Markdown. files : of each set"""
     lines = [
-        "| | start | ms a file | × real time | beside the plain pipeline: median, range |",
-        "|---|---|---|---|---|",
+        "| | files | start | ms a file | × real time | beside the plain pipeline: median, range |",
+        "|---|---|---|---|---|---|",
     ]
     ratios = _ratios(sets)
     for name in (PLAIN, *ARCHIVES):
-        seconds = sum(runs[name].seconds for runs in sets)
-        sound = sum(runs[name].sound for runs in sets)
-        start = statistics.median(runs[name].start for runs in sets)
-        cells = [name, f"{start:.1f} s", f"{1000 * seconds / (files * len(sets)):.0f}", f"{sound / seconds:.1f}"]
+        own = [runs[name] for runs in sets if name in runs]
+        each = statistics.mean(run.each for run in own)
+        start = statistics.median(run.start for run in own)
+        speed = sum(run.sound for run in own) / (each * files * len(own))
+        cells = [name, f"{files * len(own)}", f"{start:.1f} s", f"{1000 * each:.0f}", f"{speed:.1f}"]
         cells.append(_as_overhead(ratios[name]) if name in ratios else "")
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| memory, MB | first third of a set | second third | last third |", "|---|---|---|---|"]
     for name in ARCHIVES:
         for column, who in enumerate(("the driver", "transcribing")):
-            thirds = [_thirds([sample[column] / MEGABYTE for sample in runs[name].memory]) for runs in sets]
+            own = [runs[name].memory for runs in sets if name in runs]
+            thirds = [_thirds([sample[column] / MEGABYTE for sample in memory]) for memory in own]
             cells = [f"{statistics.median(third):.0f}" for third in zip(*thirds, strict=True)]
             lines.append(f"| {name}: {who} | {' | '.join(cells)} |")
     return "\n".join(lines)

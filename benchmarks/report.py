@@ -32,6 +32,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def write(path: Path, text: str) -> None:
+    """Whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
 def commit() -> str:
     """The last that changed the package; with a plus and a hash of what has changed in it since.
 

@@ -31,13 +31,25 @@ PATIENCE = 60.0  # seconds that a file waits for the end of a machine, or for pi
 
 
 class Scripted:
-    """marks : the file of notes; one_by_one : two tasks of a process share what computes, as they do in a pipeline"""
+    """marks : the file of notes
+
+    one_by_one : two tasks of a process share what computes, as they do in a pipeline
+    together : nothing is heard before so many processes have something to hear
+    """
 
     _computing = threading.Lock()
 
-    def __init__(self, marks: str, model: str = "scripted", may_stick: bool = False, one_by_one: bool = False) -> None:
+    def __init__(
+        self,
+        marks: str,
+        model: str = "scripted",
+        may_stick: bool = False,
+        one_by_one: bool = False,
+        together: int = 1,
+    ) -> None:
         self._marks = Path(marks)
         self._model = model
+        self._together = together
         self._alone = self._computing if one_by_one else contextlib.nullcontext()
         if may_stick:
             self._note("made", "-")
@@ -48,6 +60,9 @@ class Scripted:
         if options.get("prefix") == "refused":
             raise OptionError("prefix is refused: leave it out")
         for recording in recordings:
+            if self._together > 1:
+                self._note("came", "-")
+                self._wait_until(lambda: len(processes_that("came", self._marks)) >= self._together)
             script = json.loads(Path(recording).read_text(encoding="utf-8"))
             name = script.get("name") or Path(recording).name
             self._note("began", name)
@@ -110,12 +125,7 @@ class Scripted:
 
 
 class Placed(Scripted):
-    """Is ready when so many processes are there; its results say where they were heard."""
-
-    def __init__(self, marks: str, processes: int) -> None:
-        super().__init__(marks)
-        self._note("made", "-")
-        self._wait_until(lambda: sum(what == "made" for what, *_ in notes(self._marks)) >= processes)
+    """Its results say where they were heard."""
 
     def transcript(self, script: dict[str, Any], language: str | None) -> Transcript:
         accelerator = os.environ.get("CUDA_VISIBLE_DEVICES") or "none"
@@ -137,9 +147,14 @@ def notes(marks: Path) -> list[tuple[str, str, int]]:
     return [(what, name, int(process)) for what, name, process, _ in (line.split() for line in lines)]
 
 
+def processes_that(did: str, marks: Path) -> set[int]:
+    return {process for what, _, process in notes(marks) if what == did}
+
+
 def seconds_between(marks: Path) -> float:
     """From the first beginning to the last end."""
-    moments = [float(line.split()[3]) for line in marks.read_text(encoding="utf-8").splitlines()]
+    lines = [line.split() for line in marks.read_text(encoding="utf-8").splitlines()]
+    moments = [float(moment) for what, _, _, moment in lines if what in ("began", "ended")]
     return max(moments) - min(moments)
 
 

@@ -248,6 +248,27 @@ def test_pieces_of_a_file_come_together() -> None:
     assert sorted(one.name for task in tasks for one in task) == sorted(one.name for one in items)
 
 
+@pytest.mark.parametrize("when", [0.0, 5.0], ids=["their process has ended", "their file could not be read"])
+def test_pieces_that_come_back_stand_together(when: float) -> None:
+    lengths = {(source, number): 5.0 + (7 * number + 3 * ord(source)) % 5 for source in "abc" for number in range(30)}
+    items = [Item(f"{s}{n}", Entry(f"/{s}.wav", 10.0 * n, length)) for (s, n), length in lengths.items()]
+    line = Line(items, list(lengths.values()), task_seconds=100.0)
+    first = line.take(0.0, 1, idle=True)
+    assert first is not None and len(first.items) > 8
+    if when:
+        for one in reversed(first.items):  # each fails by itself
+            line.give_back([one], when=when)
+    else:
+        line.give_back(reversed(first.items))
+    assert len(line) == len(items)
+    tasks = []
+    while line:
+        task = line.take(when, 1, idle=True)
+        assert task is not None
+        tasks.append(task.items)
+    assert first.items in tasks
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 60), st.floats(0.1, 90.0)), max_size=40),

@@ -68,7 +68,7 @@ def text_of(outcome: Outcome) -> str:
 
 def test_pieces_are_cut_as_arrays_are_cut_and_their_file_is_decoded_once(listener: Worker, decoded: list[str]) -> None:
     samples = load_audio(TALK)
-    spans = [(0.0, 1.0), (29.5, 1.25), (29.9, 0.5), (31.0, None), (59.0, 5.0), (3.0, 40.0), (500.0, 1.0)]
+    spans = [(0.0, 1.0), (29.5, 1.25), (29.9, 0.5), (59.0, 5.0), (3.0, 40.0), (7.0, 0.0), (31.0, None), (500.0, 1.0)]
     items = pieces_of(TALK, spans)
     outcomes = {outcome.name: outcome for outcome in listener.transcribe(items)}
     for item in items[:-1]:
@@ -78,7 +78,13 @@ def test_pieces_are_cut_as_arrays_are_cut_and_their_file_is_decoded_once(listene
     failed = outcomes[items[-1].name]
     assert isinstance(failed, Failed) and failed.kind == "sound"
     assert failed.reason.startswith(f"{TALK}: ends at 59.7 s, and the piece begins at 500 s")
-    assert decoded == [TALK]
+    assert decoded == [TALK] * 3  # those that have a length, and each of the others
+
+
+def test_a_piece_without_samples_is_one(decoded: list[str]) -> None:
+    for entries in ([Entry(TALK, 0.0, 0.0)], [Entry(TALK, 30.0, 0.0), Entry(TALK, 1.0, 2.0)]):
+        piece = pieces.cut(TALK, entries)[0]
+        assert isinstance(piece, np.ndarray) and piece.size == 0
 
 
 def test_no_more_is_decoded_than_to_the_end_of_the_last_piece(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,5 +151,6 @@ def test_files_of_a_task_share_a_batch(monkeypatch: pytest.MonkeyPatch, shared_c
     assert worker.prepare() is None
     items = pieces_of(TALK, [(0.0, 9.0), (10.0, 9.0), (20.0, 9.0), (30.0, 9.0)])
     assert all(isinstance(outcome, Heard) for outcome in worker.transcribe(items))
+    worker._pipeline.close()
     workload = worker._pipeline._batches.workload
     assert workload.turn_fills / sum(workload.turns) > 0.5  # one by one they would fill a quarter

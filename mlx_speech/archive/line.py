@@ -2,8 +2,8 @@
 
 Tasks shrink as the end comes near, so that no machine is left alone with a long one: a task has at most a share of what
 is left (guided self-scheduling, Polychronopoulos and Kuck 1987). Files of a task have one language, since they share
-Whisper's batches with one set of options. Pieces of one file stand together, in the order of their offsets: whoever
-gets them fetches and decodes the file once.
+Whisper's batches with one set of options. Pieces of one file stand together, in the order of their offsets: a process
+fetches and decodes the file once for those that it gets.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Line:
         self._languages: dict[str | None, list[Run]] = {}  # the longest last
         for run in sorted(self._runs(items), key=self._seconds):
             self._languages.setdefault(run[0].entry.language, []).append(run)
+        self._count = len(items)  # in `_languages`
         self._suspects: list[Item] = []
-        self._later: list[tuple[float, int, Item]] = []  # a heap: when, and the order of coming
+        self._later: list[tuple[float, int, Run]] = []  # a heap: when, and the order of coming
         self._comers = 0
         self.seconds = sum(lengths)
 
     def __len__(self) -> int:
-        waiting = sum(len(run) for runs in self._languages.values() for run in runs)
-        return waiting + len(self._suspects) + len(self._later)
+        return self._count + len(self._suspects) + sum(len(run) for _, _, run in self._later)
 
     def take(self, now: float, processes: int, *, idle: bool) -> Task | None:
         """The next task for a process; None where there is none for it, now.
@@ -62,8 +62,11 @@ class Line:
         processes : how many there are to share what is left
         idle : whether nothing is under way in the process that asks
         """
+        due: list[Item] = []
         while self._later and self._later[0][0] <= now:
-            self._put((heapq.heappop(self._later)[2],))
+            due += heapq.heappop(self._later)[2]
+        for run in self._runs(due):
+            self._put(run)
         if self._suspects and idle:
             return self._taken(Task((self._suspects.pop(0),), alone=True))
         waiting = [runs for runs in self._languages.values() if runs]
@@ -71,10 +74,10 @@ class Line:
             return None
         longest = max(waiting, key=lambda runs: self._seconds(runs[-1]))
         room = min(self._task_seconds, self.seconds / (SHARE * max(processes, 1)))
-        items = self._beginning(longest.pop(), room)
+        items = self._beginning(self._pop(longest), room)
         room -= self._seconds(items)
         while longest and self._fits(longest[-1], room, self._task_files - len(items)):
-            run = longest.pop()
+            run = self._pop(longest)
             items += run
             room -= self._seconds(run)
         return self._taken(Task(items))
@@ -85,39 +88,42 @@ class Line:
         suspects : one of them may have ended its process, so that each comes alone
         when : not before this time
         """
-        for item in items:
-            self.seconds += self._lengths[item.name]
+        for run in self._runs(list(items)):
+            self.seconds += self._seconds(run)
             if suspects:
-                self._suspects.append(item)
+                self._suspects += run
             elif when > 0:
                 self._comers += 1
-                heapq.heappush(self._later, (when, self._comers, item))
+                heapq.heappush(self._later, (when, self._comers, run))
             else:
-                self._put((item,))
+                self._put(run)
 
     def _runs(self, items: Sequence[Item]) -> Iterator[Run]:
-        """Files, and pieces that stand together: several runs of a file where a task cannot have all of it."""
+        """Files, and pieces that stand together: several runs of a file where a task cannot have all of it.
+
+        A piece without a duration stands alone: nobody knows how long it is.
+        """
         files: dict[tuple[str | None, str], list[Item]] = {}
         for item in items:
-            if item.entry.offset is None:
+            if item.entry.offset is None or item.entry.duration is None:
                 yield (item,)
             else:
                 files.setdefault((item.entry.language, item.entry.source), []).append(item)
         for pieces in files.values():
             rest = tuple(sorted(pieces, key=lambda item: item.entry.offset or 0.0))
             while rest:
-                count = self._count(rest, self._task_seconds)
+                count = self._fitting(rest, self._task_seconds)
                 yield rest[:count]
                 rest = rest[count:]
 
     def _beginning(self, run: Run, room: float) -> Run:
         """So much of a run as there is room for, at least its first; the others go back among what waits."""
-        count = self._count(run, room)
+        count = self._fitting(run, room)
         if run[count:]:
             self._put(run[count:])
         return run[:count]
 
-    def _count(self, run: Run, room: float) -> int:
+    def _fitting(self, run: Run, room: float) -> int:
         """How many of a run, from its first on, a task may have that has room for so many seconds; at least one."""
         count = 1
         while count < len(run) and self._fits(run[: count + 1], room, self._task_files):
@@ -134,6 +140,13 @@ class Line:
         """Among the others of its language, by length."""
         runs = self._languages.setdefault(run[0].entry.language, [])
         runs.insert(bisect_left(runs, self._seconds(run), key=self._seconds), run)
+        self._count += len(run)
+
+    def _pop(self, runs: list[Run]) -> Run:
+        """The longest of a language."""
+        run = runs.pop()
+        self._count -= len(run)
+        return run
 
     def _taken(self, task: Task) -> Task:
         self.seconds -= self._seconds(task.items)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mlx_speech import audio
 from mlx_speech.archive.items import Entry
+from mlx_speech.engine import Failure, attempt
 from mlx_speech.errors import AudioError
 from mlx_speech.samples import SAMPLE_RATE
 
@@ -40,24 +41,31 @@ def cut(path: str, entries: Sequence[Entry]) -> list[np.ndarray | Exception]:
     last = max(span.last for span in spans)
     end = 0
     problem: Exception | None = None
-    try:
-        for start, block in audio.blocks(path, block_seconds=BLOCK_SECONDS):
-            place = round(start * SAMPLE_RATE)
-            end = place + block.size
-            for span, own in zip(spans, parts, strict=True):
-                if span.first < end and span.last > place:
-                    own.append(block[max(span.first - place, 0) : min(span.last - place, block.size)])
-            if end >= last:
-                break
-    except Exception as error:
-        problem = error
-    pieces: list[np.ndarray | Exception] = []
-    for span, own in zip(spans, parts, strict=True):
-        if problem is not None and span.last > end:
-            pieces.append(problem)
-        elif own:
-            pieces.append(np.concatenate(own))
-        else:
-            ends, begins = f"{end / SAMPLE_RATE:.1f} s", f"{span.first / SAMPLE_RATE:g} s"
-            pieces.append(AudioError(f"{path}: ends at {ends}, and the piece begins at {begins}: correct it"))
-    return pieces
+    blocks = audio.blocks(path, block_seconds=BLOCK_SECONDS)
+    while end < last:
+        step = attempt(lambda: next(blocks, None))
+        if isinstance(step, Failure):
+            problem = step.error
+            break
+        if step is None:
+            break
+        start, block = step
+        place = round(start * SAMPLE_RATE)
+        end = place + block.size
+        for span, own in zip(spans, parts, strict=True):
+            if span.first < end and span.last > place:
+                part = block[max(span.first - place, 0) : min(span.last - place, block.size)]
+                own.append(part.copy())  # which does not keep all of the block in memory
+    return [_joined(path, span, own, end, problem) for span, own in zip(spans, parts, strict=True)]
+
+
+def _joined(
+    path: str, span: _Span, parts: list[np.ndarray], end: int, problem: Exception | None
+) -> np.ndarray | Exception:
+    """A piece, or why there is none. end : samples that could be decoded; problem : with what comes behind them"""
+    if problem is not None and span.last > end:
+        return problem
+    if span.first >= end and span.last > span.first:
+        ends, begins = f"{end / SAMPLE_RATE:.1f} s", f"{span.first / SAMPLE_RATE:g} s"
+        return AudioError(f"{path}: ends at {ends}, and the piece begins at {begins}: correct it")
+    return np.concatenate([np.zeros(0, np.float32), *parts])

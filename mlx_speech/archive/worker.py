@@ -206,18 +206,21 @@ class _Sources:
 
 
 def _of_one_file(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """Files by themselves; pieces that stand one behind the other with those of the same file."""
+    """Files by themselves, and pieces of one file that stand one behind the other together; but for those whose length
+    nobody knows."""
     together: list[Item] = []
     for item in items:
-        is_next = together and item.entry.source == together[0].entry.source
-        if is_next and item.entry.offset is not None and together[0].entry.offset is not None:
-            together.append(item)
-            continue
-        if together:
+        if together and not _may_join(together[-1], item):
             yield together
-        together = [item]
+            together = []
+        together.append(item)
     if together:
         yield together
+
+
+def _may_join(one: Item, other: Item) -> bool:
+    are_pieces = all(item.entry.offset is not None and item.entry.duration is not None for item in (one, other))
+    return are_pieces and one.entry.source == other.entry.source
 
 
 def _failed(item: Item, error: Exception, spelling: str = "", *, fetching: bool = False) -> Failed:
