@@ -49,7 +49,7 @@ weights: $(VENV)/.tested
 	$(PY) tests/real_weights.py
 
 docs: $(VENV)/.documented
-	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 tables: weights
 	CI=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal --tables tests/test_parity.py tests/test_real_parity.py

@@ -1,7 +1,7 @@
 """What has to be right about the process before MLX computes: a fast BLAS on Linux CPUs, and a back end.
 
 MLX's CPU wheel for Linux links the reference BLAS. OpenBLAS, loaded globally before MLX, takes over its `sgemm`:
-float32 products then run 20 to 30 times faster. It cannot be done afterwards. An OpenBLAS older than the CPU takes it
+float32 products then run some 17 times faster. It cannot be done afterwards. An OpenBLAS older than the CPU takes it
 for one of 2004 and is five times slower than it could be; it is told which to take it for.
 
 glibc gives large arrays back to the system as soon as MLX frees them, and the system clears every page of the next.
@@ -21,18 +21,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlx_speech.errors import InstallationError, MissingDependency
+from mlx_speech.errors import InstallationError, MissingDependency, install
 
-NO_BACKEND = (
-    "MLX has no back end here: pip install 'mlx-speech-toolkit[cpu]' or, for an NVIDIA GPU, "
-    "'mlx-speech-toolkit[cuda13]'"
-)
+NO_BACKEND = f"MLX has no back end here: {install('cpu')}; for an NVIDIA GPU, cuda13 in place of cpu"
 MIXED = (
     "the distribution mlx-speech, another project with the same import name, has files in this package's folder: "
     "pip uninstall mlx-speech mlx-speech-toolkit, then install the one you want"
 )
-LATE = "MLX was imported first, so OpenBLAS, 20 times faster, cannot serve it: call mlx_speech.configure() before that"
-HINT = "OpenBLAS makes MLX 20 to 30 times faster on this CPU: apt-get install libopenblas0-pthread (or your system's)"
+LATE = "MLX was imported first, so OpenBLAS, 17 times faster, cannot serve it: call mlx_speech.configure() before that"
+HINT = "OpenBLAS makes products some 17 times faster on this CPU: apt-get install libopenblas0-pthread (or your system's)"
 
 _NAMES = ("libopenblas.so.0", "libopenblas.so")
 _FALLBACK = "Prescott"  # what OpenBLAS takes an x86 CPU for that it does not know
@@ -51,7 +48,7 @@ def configure(*, openblas: bool = True, keep_freed_memory: bool = False) -> None
 
     openblas : load OpenBLAS globally, now, for MLX's products: it has to come before MLX is imported, which the first
         use of `mlx_speech.Pipeline`, `load` or `detect_speech` does. Without this call that use loads it; False, or
-        MLX_SPEECH_OPENBLAS=0 in the environment, keeps it out: products are then 20 to 30 times slower. With
+        MLX_SPEECH_OPENBLAS=0 in the environment, keeps it out: products then take some 17 times as long. With
         MLX_SPEECH_OPENBLAS=1 importing the package loads it
     keep_freed_memory : have glibc keep what the process frees, to the process's end: a fifth to a third less time.
         Without this call it is not done

@@ -124,6 +124,11 @@ def in_range(low: float, high: float, **options: float | None) -> None:
             raise OptionError(f"{option} is {value}: it has to be from {low:g} to {high:g}")
 
 
+def install(extra: str) -> str:
+    """What installs an extra of this package, for the end of a message."""
+    return f"pip install 'mlx-speech-toolkit[{extra}]', or in a clone '.[{extra}]'"
+
+
 def shorten(names: list[str], limit: int = 8) -> str:
     """`names` as one line for a message: all of them, or the first `limit` and how many more."""
     shown: list[str] = []

@@ -188,6 +188,14 @@ def test_the_same_command_again_goes_on(cluster: Any, tmp_path: Path) -> None:
     assert sorted(row["name"] for row in rows) == sorted(results)
     assert {row["name"]: row["text"] for row in rows}["talk03"] == "something else"
 
+    # so is another layout, of all formats that are there
+    relaid = run(tmp_path / "in", out, marks, layout={"max_line_width": 10})
+    assert relaid.before == 13 and len(begun(marks)) == 14
+    for name, transcript in results.items():
+        narrow = writers.to_srt(transcript, uri=name.rpartition("/")[2], max_line_width=10)
+        assert (out / f"{name}.srt").read_text() == narrow
+    assert narrow != writers.to_srt(transcript, uri=name.rpartition("/")[2])
+
     # other options are noticed, and taken if that is meant
     with pytest.raises(OptionError, match=r"other options .*model was None and is 'other'"):
         run(tmp_path / "in", out, marks, keywords={"model": "other"})

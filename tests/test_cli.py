@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -368,6 +369,23 @@ def test_flags_are_those_of_the_fields() -> None:
     assert found["min_duration_on"].help.startswith(
         "pyannote: shorter speech is dropped, in seconds (from 0; default 0"
     )
+
+
+def every_parser(parser: Any) -> Iterator[Any]:
+    """Of a command, and of all commands in it."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            for inner in action.choices.values():
+                yield from every_parser(inner)
+
+
+def test_help_says_percent_once() -> None:
+    """argparse formats the help of flags, but a description only where it has the program's name."""
+    texts = [" ".join(parser.format_help().split()) for parser in every_parser(cli.build_parser())]
+    assert len(texts) > 10
+    assert any("95 % interval" in text for text in texts)
+    assert not [text for text in texts if "%%" in text]
 
 
 def test_help_is_quick() -> None:

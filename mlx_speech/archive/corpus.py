@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mlx_speech.archive.results import Result
-from mlx_speech.errors import MissingDependency
+from mlx_speech.errors import MissingDependency, install
 from mlx_speech.transcript import Transcript, Word
 
 CorpusFormat = Literal["jsonl", "parquet"]
@@ -166,6 +166,5 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        advice = "pip install 'mlx-speech-toolkit[ray]'"
-        raise MissingDependency(f"no parquet ({error}): {advice}") from error
+        raise MissingDependency(f"no parquet ({error}): {install('ray')}") from error
     return pyarrow, pyarrow.parquet

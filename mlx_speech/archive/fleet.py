@@ -17,14 +17,13 @@ from typing import Any
 from mlx_speech.archive.items import Failed, Item, Outcome
 from mlx_speech.archive.line import Task
 from mlx_speech.archive.worker import Setup, Worker
-from mlx_speech.errors import ClusterError, MissingDependency, Notice, OptionError
+from mlx_speech.errors import ClusterError, MissingDependency, Notice, OptionError, install
 
 TASKS_AHEAD = 2  # under way in a process at once, so that Whisper's batches do not run dry between two
 LOOK_SECONDS = 2.0  # between two looks at which machines there are
 START_SECONDS = 300.0  # after which nobody waits for a process to be ready
 MAX_STARTS = 4  # of processes that end, one behind the other, and have given nothing: then their place is given up
 MAX_REASON = 300  # characters of what Ray says
-INSTALL = "pip install 'mlx-speech-toolkit[ray]'"
 
 
 @dataclass(frozen=True)
@@ -347,5 +346,5 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise MissingDependency(f"no Ray ({error}): {INSTALL}") from error
+        raise MissingDependency(f"no Ray ({error}): {install('ray')}") from error
     return ray

@@ -138,6 +138,8 @@ def transcribe(
     with Journal(folder.journal) as journal:
         folder.clear()
         _check_settings(journal.history, settings, plan, folder)
+        if not plan.again:
+            _lay_out(journal.history, settings["layout"], folder)
         journal.begin(settings, again=plan.again)
         items = _items(entries, journal.history, reader)
         shards = Shards(folder, journal, corpus, plan.shard_files)
@@ -324,11 +326,7 @@ class _Run:
     def _complete(self, item: Item) -> None:
         """Write formats of a result that were not asked for before."""
         missing = [kind for kind in self._setup.formats if not self._folder.path(item.name, kind).is_file()]
-        if not missing:
-            return
-        transcript = self._folder.read(item.name).transcript
-        for kind, text in formatted(item.name, transcript, missing, self._setup.layout).items():
-            self._folder.write_file(self._folder.path(item.name, kind), text.encode("utf-8", "replace"))
+        _write(item.name, missing, self._setup.layout, self._folder)
 
 
 # --- before anything runs --------------------------------------------------------------------------------------------
@@ -344,7 +342,12 @@ def _checked(setup: Setup, corpus: tuple[CorpusFormat, ...]) -> dict[str, Any]:
     Layout(**setup.layout)
     Options.of(**setup.options)
     check_packages(corpus)
-    settings = {"pipeline": setup.pipeline, "keywords": setup.keywords, "options": setup.options}
+    settings = {
+        "pipeline": setup.pipeline,
+        "keywords": setup.keywords,
+        "options": setup.options,
+        "layout": setup.layout,
+    }
     try:
         return json.loads(json.dumps(settings, default=os.fspath))
     except (TypeError, ValueError) as error:
@@ -358,15 +361,17 @@ def _check_pieces(entries: Iterable[Entry], options: Mapping[str, Any]) -> None:
 
 def _check_settings(history: History, settings: Mapping[str, Any], plan: Plan, folder: Folder) -> None:
     """Raises `OptionError` where results are there that were made otherwise."""
-    if history.settings is None or history.settings == settings or not history.done or plan.again:
+    if history.settings is None or not history.done or plan.again:
         return
     changes = _changes(history.settings, settings)
+    if not changes:
+        return
     advice = "choose another folder, or again=True to transcribe all of it anew"
     raise OptionError(f"{folder.out}: its results were made with other options ({', '.join(changes)}): {advice}")
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, in words."""
+    """What differs that results depend on, in words."""
     changes: list[str] = []
     if before["pipeline"] != now["pipeline"]:
         changes.append(f"pipeline was {before['pipeline']}")
@@ -376,6 +381,25 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             if was != is_now:
                 changes.append(f"{name} was {brief(was)} and is {brief(is_now)}")
     return changes
+
+
+def _lay_out(history: History, layout: Mapping[str, Any], folder: Folder) -> None:
+    """Where texts were laid out in another way, write those that are there anew."""
+    if history.settings is None or history.settings.get("layout", {}) == layout:
+        return
+    for done in history.done.values():
+        if folder.size(done.name) == done.size:
+            kinds = [kind for kind in FORMATS if folder.path(done.name, kind).is_file()]
+            _write(done.name, kinds, layout, folder)
+
+
+def _write(name: str, kinds: Sequence[str], layout: Mapping[str, Any], folder: Folder) -> None:
+    """Write formats of a result that is there."""
+    if not kinds:
+        return
+    transcript = folder.read(name).transcript
+    for kind, text in formatted(name, transcript, kinds, layout).items():
+        folder.write_file(folder.path(name, kind), text.encode("utf-8", "replace"))
 
 
 def _items(entries: Sequence[Entry], history: History, storage: Storage) -> list[Item]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlx_speech.errors import MissingDependency, OptionError, SourceError, SourceNotFound
+from mlx_speech.errors import MissingDependency, OptionError, SourceError, SourceNotFound, install
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*(::|://)", re.IGNORECASE)
 _WILD = re.compile(r"[*?\[]")
@@ -144,7 +144,7 @@ class Storage:
 
     def _system(self, source: str) -> tuple[Any, str]:
         """fsspec's file system of an address, and the path in it. Raises `MissingDependency`, `OptionError`."""
-        advice = "pip install 'mlx-speech-toolkit[ray]', and what fsspec asks for (s3fs, gcsfs, aiohttp)"
+        advice = f"{install('ray')}; and what fsspec asks for (s3fs, gcsfs, aiohttp)"
         try:
             import fsspec
 

@@ -14,7 +14,7 @@ from mlx_speech.fields import options_of
 
 DESCRIPTION = (
     "Compare two models or settings by what they made of the same recordings: the scores of eval side by side, with "
-    "the 95 %% interval of each difference (paired bootstrap)."
+    "the 95 % interval of each difference (paired bootstrap)."
 )
 
 

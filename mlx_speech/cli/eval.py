@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Score transcripts beside references: word and character errors, with speakers cpWER, tcpWER, ORC-WER, DER and "
-    f"JER, with times of words their boundaries; each with a 95 %% interval. It reads {scoring.FORMATS}."
+    f"JER, with times of words their boundaries; each with a 95 % interval. It reads {scoring.FORMATS}."
 )
 
 

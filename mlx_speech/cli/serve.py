@@ -15,7 +15,7 @@ from mlx_speech.cli.outputs import expanded
 from mlx_speech.cli.parser import SWITCH, add_command, add_models, add_speakers
 from mlx_speech.cli.screen import Say
 from mlx_speech.cli.setup import make_pipeline, pipeline_keywords, prepare
-from mlx_speech.errors import MissingDependency, OptionError
+from mlx_speech.errors import MissingDependency, OptionError, install
 from mlx_speech.names import DEFAULT_CPU, DEFAULT_GPU
 
 DESCRIPTION = (
@@ -112,7 +112,7 @@ def run(
         from mlx_speech.server.run import log_to_stderr, serve
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
-        raise MissingDependency(f"{missing} is missing: pip install 'mlx-speech-toolkit[server]'") from error
+        raise MissingDependency(f"{missing} is missing: {install('server')}") from error
     from mlx_speech.server.app import create_app
     from mlx_speech.server.listening import listen, listen_at
     from mlx_speech.server.settings import Settings

@@ -11,11 +11,11 @@ import unicodedata
 from collections.abc import Callable
 from functools import cache
 
-from mlx_speech.errors import MissingDependency
+from mlx_speech.errors import MissingDependency, install
 from mlx_speech.evaluation.options import NormaliserName
 from mlx_speech.languages import clusters, unspaced
 
-INSTALL = "pip install 'mlx-speech-toolkit[eval]'"
+INSTALL = install("eval")
 Normaliser = Callable[[str], str]  # a text → its words, with one space between two
 
 _APOSTROPHES = re.compile(r"[’ʼ＇]")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_speech.errors import MissingDependency
+from mlx_speech.errors import MissingDependency, install
 from mlx_speech.evaluation.boundaries import NEAR, letters, same_words
 from mlx_speech.evaluation.speaker_errors import annotation
 from mlx_speech.transcript import Transcript, Turn, Word
@@ -53,7 +53,7 @@ def score(pairs: Iterable[tuple[Transcript, Transcript]]) -> Scores:
         from pyannote.core import Timeline
         from pyannote.metrics.diarization import DiarizationErrorRate
     except ImportError as error:
-        raise MissingDependency(f"no scores ({error}): pip install 'mlx-speech-toolkit[demo]'") from error
+        raise MissingDependency(f"no scores ({error}): {install('demo')}") from error
 
     diarization = DiarizationErrorRate(collar=0.0, skip_overlap=False)
     errors = 0

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
-from mlx_speech.errors import AudioError, DeviceLost, MissingDependency, OptionError
+from mlx_speech.errors import AudioError, DeviceLost, MissingDependency, OptionError, install
 from mlx_speech.live.events import Block
 from mlx_speech.live.sources import Clock, Soundness, SystemClock
 
@@ -32,7 +32,7 @@ MAX_RETRY_SECONDS = 60.0  # behind which nobody waits for it any more
 SLEEP_SECONDS = 2.0  # that passed without sound: the machine has slept
 SILENT_SECONDS = 10.0  # of nothing but zeros at the start: no microphone is that quiet
 
-INSTALL = "pip install 'mlx-speech-toolkit[live]'"
+INSTALL = install("live")
 PORTAUDIO = {
     "linux": "apt-get install libportaudio2",
     "darwin": "brew install portaudio",

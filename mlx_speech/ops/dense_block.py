@@ -63,30 +63,48 @@ def dense_block(x: mx.array, lengths: mx.array, layers: list[DenseLayer], dilati
 
 def _graph(x: mx.array, lengths: mx.array, *weights: mx.array, dilation: int) -> mx.array:
     """x (batch, steps, inputs), lengths (batch,) → (batch, steps, inputs + outputs)"""
+    batch, steps, _ = x.shape
+    segments = -(-steps // SEGMENT_FRAMES)
+    x = mx.pad(x, [(0, 0), (0, segments * SEGMENT_FRAMES - steps), (0, 0)])
     valid = (mx.arange(x.shape[1]) < lengths[:, None])[..., None]
+    lengths = lengths[:, None, None]
+    sizes = mx.clip(lengths - SEGMENT_FRAMES * mx.arange(segments)[:, None], 1, SEGMENT_FRAMES)
     for layer in _layers(weights):
-        y = nn.relu(x * layer.scale + layer.shift) @ layer.weight.T + layer.bias
-        y = mx.where(valid, nn.relu(y), 0)
-        # context and mask: one for each segment
-        means = y.sum(axis=1, keepdims=True) / lengths[:, None, None] + _segment_means(y, lengths)
-        context = nn.relu(means @ layer.context_weight.T + layer.context_bias)
-        mask = mx.sigmoid(context @ layer.mask_weight.T + layer.mask_bias)
-        segments = mx.arange(x.shape[1]) // SEGMENT_FRAMES
+        y = mx.addmm(layer.bias, _rectified(x, layer.scale, layer.shift), layer.weight.T)
+        y = _kept(y, valid)
+        # context and mask: one for each segment, of the steps that count
+        sums = y.reshape(batch, segments, SEGMENT_FRAMES, -1).sum(axis=2)
+        means = _added_means(sums.sum(axis=1, keepdims=True), lengths, sums, sizes)
+        context = nn.relu(mx.addmm(layer.context_bias, means, layer.context_weight.T))
+        mask = mx.addmm(layer.mask_bias, context, layer.mask_weight.T)[:, :, None]
         padding = layer.taps.shape[1] // 2 * dilation
-        added = mx.conv1d(y, layer.taps, padding=padding, dilation=dilation) * mask[:, segments]
-        x = mx.concatenate([x, added], axis=-1)
-    return x
+        added = mx.conv1d(y, layer.taps, padding=padding, dilation=dilation)
+        masked = _masked(added.reshape(batch, segments, SEGMENT_FRAMES, -1), mask)
+        x = mx.concatenate([x, masked.reshape(added.shape)], axis=-1)
+    return x[:, :steps]
 
 
-def _segment_means(y: mx.array, lengths: mx.array) -> mx.array:
-    """y (batch, steps, channels), zero behind `lengths` (batch,) → the means of its segments, (batch, segments,
-    channels), of the steps that count"""
-    batch, steps, channels = y.shape
-    count = -(-steps // SEGMENT_FRAMES)
-    padded = mx.pad(y, [(0, 0), (0, count * SEGMENT_FRAMES - steps), (0, 0)])
-    sums = padded.reshape(batch, count, SEGMENT_FRAMES, channels).sum(axis=2)
-    sizes = mx.clip(lengths[:, None] - SEGMENT_FRAMES * mx.arange(count), 1, SEGMENT_FRAMES)
-    return sums / sizes[..., None]
+# What MLX makes one launch of. Shapes differ from recording to recording, and nothing is compiled anew for them.
+
+
+@partial(mx.compile, shapeless=True)
+def _rectified(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
+    return mx.maximum(x * scale + shift, 0)
+
+
+@partial(mx.compile, shapeless=True)
+def _kept(y: mx.array, valid: mx.array) -> mx.array:
+    return mx.where(valid, mx.maximum(y, 0), 0)
+
+
+@partial(mx.compile, shapeless=True)
+def _added_means(total: mx.array, length: mx.array, sums: mx.array, sizes: mx.array) -> mx.array:
+    return total / length + sums / sizes
+
+
+@partial(mx.compile, shapeless=True)
+def _masked(added: mx.array, mask: mx.array) -> mx.array:
+    return added * mx.sigmoid(mask)
 
 
 def _numpy(x: np.ndarray, lengths: np.ndarray, *weights: np.ndarray, dilation: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from mlx_speech import checkpoint, models, package_data
 from mlx_speech.convert.port import Plan
-from mlx_speech.errors import MissingDependency, ParityError
+from mlx_speech.errors import MissingDependency, ParityError, install
 
 if TYPE_CHECKING:
     from mlx_speech.convert.parity import campplus, plda, pyannet, silero_vad, wav2vec2, wespeaker, whisper
@@ -132,7 +132,7 @@ def check_installed(plan: Plan) -> None:
     missing = [name for name in packages if not _installed(name)]
     if missing:
         names = ", ".join(missing)
-        advice = "pip install 'mlx-speech-toolkit[test]'"
+        advice = install("test")
         if "speakerlab" in missing:  # what it asks for is a training toolkit, and an older NumPy
             advice += "; pip install --no-deps speakerlab==0.0.6"
         raise MissingDependency(f"verify=True needs {names}, missing here: {advice}")
