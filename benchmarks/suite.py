@@ -122,8 +122,8 @@ class _Contender:
         return output
 
     def take_turn(self) -> None:
-        """Be timed, unless one turn was enough."""
-        if not (self._once and self.times):
+        """Be timed, unless one turn was enough, or it has ended."""
+        if self.problem is None and not (self._once and self.times):
             self.call()
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ MIXED = (
     "pip uninstall mlx-speech mlx-speech-toolkit, then install the one you want"
 )
 LATE = "MLX was imported first, so OpenBLAS, 17 times faster, cannot serve it: call mlx_speech.configure() before that"
-HINT = "OpenBLAS makes products some 17 times faster on this CPU: apt-get install libopenblas0-pthread (or your system's)"
+HINT = "OpenBLAS makes products 17 times faster on this CPU: apt-get install libopenblas0-pthread (or your system's)"
 
 _NAMES = ("libopenblas.so.0", "libopenblas.so")
 _FALLBACK = "Prescott"  # what OpenBLAS takes an x86 CPU for that it does not know

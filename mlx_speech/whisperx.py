@@ -258,7 +258,9 @@ def align(
             on_progress=lambda done: report("align", done, total, None),
         )
     result = writers.as_dict(Transcript(split_sentences(words, language), language=language))
-    return {"segments": result["segments"], "word_segments": result["word_segments"]}
+    # the words of the segments themselves, as there: a speaker that is assigned to them is in both
+    words_of_all = [word for segment in result["segments"] for word in segment.get("words", [])]
+    return {"segments": result["segments"], "word_segments": words_of_all}
 
 
 class DiarizationPipeline:

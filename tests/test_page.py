@@ -136,6 +136,52 @@ def test_the_microphone_is_recorded_also_where_no_words_come(browser: Any, serve
         expect(page.locator("#record")).to_have_text("Record")
 
 
+HELD_STREAM = """() => {
+  const { mediaDevices } = navigator;
+  const open = mediaDevices.getUserMedia.bind(mediaDevices);
+  mediaDevices.getUserMedia = async (asked) => (window.held = await open(asked));
+}"""
+
+
+def test_a_microphone_that_goes_away_ends_the_recording(browser: Any, server: Fake) -> None:
+    with watched_page(browser, server.origin, expected=["503"]) as page:
+        page.goto(server.origin)
+        page.evaluate(HELD_STREAM)
+        page.click("#record")
+        expect(page.locator("#live-time")).to_have_text("0:01")
+        page.evaluate("() => window.held.getTracks().forEach((track) => track.stop())")
+        expect(page.locator(".job .state")).to_have_text("Waiting")
+        expect(page.locator("#record")).to_have_text("Record")
+        expect(page.locator("#record")).to_be_enabled()
+        (upload,) = server.uploads
+        assert upload["size"] > 1000
+
+
+def test_a_recording_that_is_not_sent_can_be_saved_and_sent_again(browser: Any, server: Fake, shots: Path) -> None:
+    with watched_page(browser, server.origin, expected=["503", "ERR_FAILED"]) as page:
+        page.goto(server.origin)
+        page.route(
+            "**/v1/audio/jobs", lambda route: route.abort() if route.request.method == "POST" else route.continue_()
+        )
+        page.click("#record")
+        expect(page.locator("#live-time")).to_have_text("0:01")
+        page.click("#record")
+        expect(page.locator(".job .state")).to_contain_text("Not sent")
+        page.screenshot(path=shots / "not_sent.png")
+        with page.expect_download() as saved_file:
+            page.get_by_role("button", name=re.compile("Save the sound")).click()
+        assert Path(saved_file.value.path()).read_bytes().startswith(b"\x1aE\xdf\xa3")  # webm
+        warned: list[str] = []
+        page.once("dialog", lambda dialog: (warned.append(dialog.type), dialog.dismiss()))
+        page.evaluate("() => location.reload()")
+        page.wait_for_timeout(200)
+        assert warned == ["beforeunload"]  # it is nowhere else
+        page.unroute("**/v1/audio/jobs")
+        page.get_by_role("button", name=re.compile("^Send Recording .* again$")).click()
+        expect(page.locator(".job .state")).to_have_text("Waiting")
+        assert len(server.uploads) == 1
+
+
 def test_without_a_microphone_nothing_is_recorded(page: Any, server: Fake) -> None:
     page.goto(server.origin)
     page.evaluate(
@@ -403,3 +449,47 @@ def test_changes_that_were_not_saved_come_back(page: Any, server: Fake) -> None:
     expect(page.locator(".segment")).to_have_count(5)
     expect(page.locator("#draft")).to_be_hidden()
     assert texts(page)[3].endswith("budget for the year.")
+
+
+def test_a_draft_stays_that_was_only_looked_at(page: Any, server: Fake) -> None:
+    job = opened(page, server)
+    word(page, "budgett").click()
+    page.keyboard.press("e")
+    page.keyboard.type("budget")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(1100)  # drafts are kept a moment after the last change
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.reload()
+    expect(page.locator("#draft")).to_be_visible()
+    page.click(".brand")
+    expect(page.locator(".job")).to_have_count(1)
+    page.goto(f"{server.origin}/#/{job.body['id']}")
+    expect(page.locator("#draft")).to_be_visible()
+    page.click("#draft-restore")
+    assert texts(page)[3].endswith("budget for the year.")
+
+
+def test_what_is_changed_while_it_is_saved_is_kept(page: Any, server: Fake) -> None:
+    opened(page, server)
+    waiting: list[Any] = []
+    page.route(
+        "**/result*", lambda route: waiting.append(route) if route.request.method == "PUT" else route.continue_()
+    )
+    for place, text in (("budgett", "budget"), ("table.", "chair.")):
+        word(page, place).click()
+        page.keyboard.press("e")
+        page.keyboard.type(text)
+        page.keyboard.press("Enter")
+        if not waiting:
+            page.click("#save")
+            page.wait_for_timeout(200)
+    waiting[0].continue_()
+    expect(page.locator("#said")).to_have_text("Saved")
+    expect(page.locator("#save")).to_be_enabled()
+    assert server.puts[0]["segments"][3]["text"].endswith("budget for the year.")
+    page.wait_for_timeout(200)
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.reload()
+    expect(page.locator("#draft")).to_be_visible()
+    page.click("#draft-restore")
+    assert texts(page)[2].endswith("on the chair.")

@@ -1,7 +1,7 @@
 """Links to files of the repository, which are no pages, lose their link and keep their name: a hook of mkdocs.
 
-The guides include parts of README.md and CONTRIBUTING.md, whose links are meant for the repository. A link that leads to
-no file at all is left as it is: the build finds it, and stops.
+The guides include parts of README.md and CONTRIBUTING.md, whose links are meant for the repository. A link that leads
+to no file at all is left as it is: the build finds it, and stops.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Unlink(Treeprocessor):
 
 
 class _OfRepository(Extension):
-    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802  (Markdown's name)
+    def extendMarkdown(self, md: Markdown) -> None:
         md.treeprocessors.register(_Unlink(md), "files_of_repository", BEHIND_INLINE)
 
 

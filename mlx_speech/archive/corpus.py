@@ -57,7 +57,7 @@ def row_of(result: Result) -> dict[str, Any]:
         "speakers": list(transcript.speakers),
         "turns": [{"start": turn.start, "end": turn.end, "speaker": turn.speaker} for turn in turns],
         "models": [{"stage": stage, "model": model} for stage, model in transcript.models.items()],
-        "reference": entry.reference,
+        "reference": _readable(entry.reference),
         "fields": json.dumps(entry.fields),
     }
 
@@ -77,9 +77,10 @@ def write_shard(path: Path, kind: CorpusFormat, results: Iterable[Result]) -> No
             writer.write_table(arrow.Table.from_pylist(batch, schema))
 
 
-def _readable(path: str) -> str:
-    """A path as text; what is none in a file's name becomes question marks."""
-    return path.encode("utf-8", "replace").decode("utf-8")
+def _readable(text: str) -> str:
+    """Text that can be written: half a character, as in a file's name or a text that was cut off, becomes a question
+    mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _segments(transcript: Transcript) -> list[dict[str, Any]]:

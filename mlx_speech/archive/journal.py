@@ -12,8 +12,8 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -33,12 +33,17 @@ SYNC_SECONDS = 0.5  # between two times that the disk is told to keep what was w
 
 @dataclass(frozen=True)
 class Done:
-    """A recording that has its result. size : of the transcript's file, in bytes; seconds : of sound"""
+    """A recording that has its result.
+
+    size : of the transcript's file, in bytes; seconds : of sound
+    formats : in which it is written, beside the transcript
+    """
 
     name: str
     stamp: str
     size: int
     seconds: float
+    formats: tuple[str, ...]
 
 
 @dataclass
@@ -73,9 +78,13 @@ class History:
             case "done":
                 key = record["key"]
                 self.names[key] = record["name"]
-                self.done[key] = Done(record["name"], record["stamp"], record["size"], record["seconds"])
+                formats = tuple(record.get("formats", ()))
+                self.done[key] = Done(record["name"], record["stamp"], record["size"], record["seconds"], formats)
                 self.failed.pop(key, None)
                 self.deaths.pop(key, None)
+            case "formats":
+                key = record["key"]
+                self.done[key] = replace(self.done[key], formats=tuple(record["formats"]))
             case "failed":
                 key = record["key"]
                 self.names[key] = record["name"]
@@ -124,7 +133,12 @@ class Journal:
 
     def done(self, item: Item, heard: Heard, size: int) -> None:
         """A result is written. size : of the transcript's file, in bytes"""
-        self._add({"type": "done", **_of(item), "size": size, "seconds": round(heard.seconds, 3)})
+        formats = sorted(kind for kind in heard.texts if kind)
+        self._add({"type": "done", **_of(item), "size": size, "seconds": round(heard.seconds, 3), "formats": formats})
+
+    def formats(self, item: Item, formats: Iterable[str]) -> None:
+        """A result is written in these formats by now."""
+        self._add({"type": "formats", "key": key_of(item.entry), "formats": sorted(formats)})
 
     def failed(self, item: Item, failed: Failed) -> None:
         """A recording has no result, and is not tried again by this run."""

@@ -35,20 +35,29 @@ Run = tuple[Item, ...]  # a file, or pieces of one file by their offsets
 class Line:
     """What waits. lengths : seconds of each item, in the order of `items`
 
+    suspects : of the items, those that may end their process
     task_seconds, task_files : of sound and of files in a task, at most; a single longer file is a task
     """
 
     def __init__(
-        self, items: Sequence[Item], lengths: Sequence[float], *, task_seconds: float = 600.0, task_files: int = 64
+        self,
+        items: Sequence[Item],
+        lengths: Sequence[float],
+        *,
+        suspects: Iterable[Item] = (),
+        task_seconds: float = 600.0,
+        task_files: int = 64,
     ) -> None:
         self._task_seconds = task_seconds
         self._task_files = task_files
         self._lengths = {item.name: length for item, length in zip(items, lengths, strict=True)}
         self._languages: dict[str | None, list[Run]] = {}  # the longest last
-        for run in sorted(self._runs(items), key=self._seconds):
+        self._suspects = list(suspects)
+        names = {item.name for item in self._suspects}
+        others = [item for item in items if item.name not in names]
+        for run in sorted(self._runs(others), key=self._seconds):
             self._languages.setdefault(run[0].entry.language, []).append(run)
-        self._count = len(items)  # in `_languages`
-        self._suspects: list[Item] = []
+        self._count = len(others)  # in `_languages`
         self._later: list[tuple[float, int, Run]] = []  # a heap: when, and the order of coming
         self._comers = 0
         self.seconds = sum(lengths)

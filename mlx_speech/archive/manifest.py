@@ -34,6 +34,7 @@ SOUND_SUFFIXES = frozenset(
 MANIFEST_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 PATH_NAMES = ("audio_filepath", "audio", "path", "file")  # NeMo's name of the column first
 LANGUAGE_NAMES = ("lang", "language")
+LONGEST_FIELD = 1 << 24  # characters of a field of a table
 TAKEN = {*PATH_NAMES, *LANGUAGE_NAMES, "offset", "duration", "text"}
 
 
@@ -99,12 +100,9 @@ def _objects(source: str, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The lines of a manifest as objects, each with its place for messages."""
     suffix = PurePosixPath(source.lower()).suffix
     if suffix in (".csv", ".tsv"):
-        rows = csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ",")
-        for row in rows:
-            given = {name: value for name, value in row.items() if name is not None and value not in (None, "")}
-            yield f"line {rows.line_num}", given
+        yield from _rows(source, text, in_tabs=suffix == ".tsv")
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # in JSON other ends of lines stand for themselves
         if not line.strip():
             continue
         try:
@@ -113,6 +111,31 @@ def _objects(source: str, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             advice = "a manifest has an object of JSON a line"
             raise CorruptFile(f"{source}: line {number} is no JSON ({error}): {advice}") from error
         yield f"line {number}", content
+
+
+def _rows(source: str, text: str, *, in_tabs: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The lines of a table by the names in its first, each with its place for messages.
+
+    in_tabs : tabs between fields, and a line is a row; else commas, and quotation marks may hold lines together
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
+    # by itself, a line of tabs cannot hold those behind it with a quotation mark that is not closed
+    pieces = [[line] for line in text.split("\n")] if in_tabs else [io.StringIO(text)]
+    names: list[str] | None = None
+    lines_before = 0
+    for piece in pieces:
+        rows = csv.reader(piece, delimiter="\t" if in_tabs else ",")
+        try:
+            for row in rows:
+                if row and names is None:
+                    names = row
+                elif row and names is not None:
+                    given = {name: value for name, value in zip(names, row, strict=False) if value}
+                    yield f"line {lines_before + rows.line_num}", given
+        except csv.Error as error:
+            place = f"line {lines_before + rows.line_num}"
+            raise CorruptFile(f"{source}: {place} is none of a table ({error}): is it damaged?") from error
+        lines_before += rows.line_num
 
 
 def _entry(line: object, folder: str, place: str) -> Entry:

@@ -15,7 +15,7 @@ from mlx_speech.archive.corpus import CORPUS_FORMATS, CorpusFormat, check_packag
 from mlx_speech.archive.failures import MAX_ATTEMPTS, MAX_DEATHS, TRANSIENT
 from mlx_speech.archive.fleet import Fleet, Given, Lost, Process
 from mlx_speech.archive.items import Entry, Failed, Heard, Item
-from mlx_speech.archive.journal import History, Journal, read_journal
+from mlx_speech.archive.journal import Done, History, Journal, read_journal
 from mlx_speech.archive.lengths import Lengths
 from mlx_speech.archive.line import Line
 from mlx_speech.archive.manifest import Source, read_manifest
@@ -180,9 +180,11 @@ class _Run:
         self._failed: dict[str, Failed] = {}
         self._attempts: dict[str, int] = {}
         left = self._left(items)
+        suspects = self._suspects(left)
         self._guesses = {item.name: self._lengths.of(item) for item in left}
         guessed = list(self._guesses.values())
-        self._line = Line(left, guessed, task_seconds=plan.task_seconds, task_files=plan.task_files)
+        at_most = {"task_seconds": plan.task_seconds, "task_files": plan.task_files}
+        self._line = Line(left, guessed, suspects=suspects, **at_most)
         self._tally = Tally(len(items), sum(guessed))
         self._before = len(items) - len(left) - len(self._failed)
         for item in items:
@@ -270,7 +272,9 @@ class _Run:
     def _lost(self, lost: Lost) -> None:
         """Recordings whose process has ended."""
         if not lost.guilty:
-            self._line.give_back(lost.items)
+            suspects = self._suspects(lost.items)
+            self._line.give_back(suspects, suspects=True)
+            self._line.give_back(item for item in lost.items if item not in suspects)
             return
         for item in lost.items:
             self._journal.death(item)
@@ -280,6 +284,11 @@ class _Run:
                 continue
             reason = f"{deaths} processes ended while it was under way: it is set aside"
             self._fail(item, Failed(item.name, "died", reason))
+
+    def _suspects(self, items: Iterable[Item]) -> list[Item]:
+        """Those that were under way when a process ended, also in an earlier run, and have no result since."""
+        deaths = self._journal.history.deaths
+        return [item for item in items if deaths.get(key_of(item.entry))]
 
     def _fail(self, item: Item, failed: Failed) -> None:
         self._failed[item.name] = failed
@@ -297,8 +306,8 @@ class _Run:
             key = key_of(item.entry)
             done = history.done.get(key)
             if done is not None and self._folder.size(done.name) == done.size:
-                if done.stamp == item.stamp:
-                    self._complete(item)
+                if "" in (done.stamp, item.stamp) or done.stamp == item.stamp:  # unknown is not changed
+                    self._complete(item, done)
                     self._lengths.learn(item, done.seconds)
                     continue
                 changed.append(item.entry.source)
@@ -323,10 +332,15 @@ class _Run:
         self._failed[item.name] = failed
         return True
 
-    def _complete(self, item: Item) -> None:
-        """Write formats of a result that were not asked for before."""
-        missing = [kind for kind in self._setup.formats if not self._folder.path(item.name, kind).is_file()]
-        _write(item.name, missing, self._setup.layout, self._folder)
+    def _complete(self, item: Item, done: Done) -> None:
+        """Write formats of a result that were not asked for before, or are gone."""
+        missing: list[str] = []
+        for kind in self._setup.formats:
+            if kind not in done.formats or not self._folder.path(item.name, kind).is_file():
+                missing.append(kind)
+        if missing:
+            _write(item.name, missing, self._setup.layout, self._folder)
+            self._journal.formats(item, {*done.formats, *missing})
 
 
 # --- before anything runs --------------------------------------------------------------------------------------------
@@ -389,14 +403,11 @@ def _lay_out(history: History, layout: Mapping[str, Any], folder: Folder) -> Non
         return
     for done in history.done.values():
         if folder.size(done.name) == done.size:
-            kinds = [kind for kind in FORMATS if folder.path(done.name, kind).is_file()]
-            _write(done.name, kinds, layout, folder)
+            _write(done.name, done.formats, layout, folder)
 
 
 def _write(name: str, kinds: Sequence[str], layout: Mapping[str, Any], folder: Folder) -> None:
     """Write formats of a result that is there."""
-    if not kinds:
-        return
     transcript = folder.read(name).transcript
     for kind, text in formatted(name, transcript, kinds, layout).items():
         folder.write_file(folder.path(name, kind), text.encode("utf-8", "replace"))

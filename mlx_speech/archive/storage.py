@@ -9,11 +9,10 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 from mlx_speech.errors import MissingDependency, OptionError, SourceError, SourceNotFound, install
 
@@ -58,12 +57,12 @@ class Storage:
         self._options = dict(options or {})
 
     def read_text(self, source: str) -> str:
-        """A text file in UTF-8. Raises `SourceError`."""
+        """A text file in UTF-8, with or without a byte order mark. Raises `SourceError`."""
         try:
             if not is_remote(source):
-                return Path(local(source)).read_text(encoding="utf-8")
+                return Path(local(source)).read_text(encoding="utf-8-sig")
             system, path = self._system(source)
-            return system.cat_file(path).decode("utf-8")
+            return system.cat_file(path).decode("utf-8-sig")
         except FileNotFoundError as error:
             raise SourceNotFound(f"{source}: there is no such file: is the path right?") from error
         except OSError as error:
@@ -116,9 +115,12 @@ class Storage:
                 continue
             protocol = source.partition(":")[0]
             if protocol not in protocols:
-                self._system(source)  # raises what every file of this kind would
+                with suppress(OSError):
+                    self._system(source)  # raises what every file of this kind would
                 protocols.add(protocol)
-            if not source.startswith("http"):
+            if "::" in source:  # a file inside another one has no folder that could be listed
+                states.update(self._remote_states(source, [source]))
+            elif not source.startswith("http"):
                 folders[source.rpartition("/")[0]].append(source)
         for folder, files in folders.items():
             states.update(self._remote_states(folder, files))
@@ -134,7 +136,7 @@ class Storage:
             yield local(source)
             return
         # some formats are told by the ending
-        suffix = Path(urlsplit(source).path).suffix[:16]
+        suffix = PurePosixPath(source.partition("::")[0].partition("?")[0]).suffix[:16]
         with tempfile.NamedTemporaryFile(prefix="mlx_speech-", suffix=suffix) as copy:
             system, path = self._system(source)
             with system.open(path, "rb") as remote:
@@ -157,8 +159,8 @@ class Storage:
     def _remote_states(self, folder: str, files: list[str]) -> dict[str, State]:
         """Of files of a remote folder; empty where it cannot be looked into."""
         states: dict[str, State] = {}
-        system, path = self._system(folder)
         try:
+            system, path = self._system(folder)
             if len(files) > ASKED_SINGLY:
                 known = {entry["name"]: entry for entry in system.ls(path, detail=True)}
             else:

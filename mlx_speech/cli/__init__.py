@@ -16,7 +16,7 @@ from mlx_speech import blas
 from mlx_speech.cli import align, compare, convert, demo, diarize, eval, live, serve, speakers, transcribe, vad, write
 from mlx_speech.cli.parser import Parser, normal
 from mlx_speech.cli.screen import flags_of, in_flags
-from mlx_speech.cli.setup import INTERRUPTED, same_device, settings
+from mlx_speech.cli.setup import INTERRUPTED, discard_unwritable, same_device, settings
 from mlx_speech.errors import MLXSpeechError, Notice
 from mlx_speech.version import __version__
 
@@ -64,7 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             blas.check_backend()
             with same_device():
-                return run(**options, say=say)
+                code = run(**options, say=say)
+            sys.stdout.flush()  # here, where it is known what to do if that fails
+            return code
         except MLXSpeechError as error:
             if options.get("verbose", False):
                 traceback.print_exc()
@@ -74,11 +76,12 @@ def main(arguments: list[str] | None = None) -> int:
             say("interrupted; what is written is whole, and of the rest nothing is left behind")
             return INTERRUPTED
         except BrokenPipeError:  # the reader of our output has gone
-            sys.stderr.close()
+            discard_unwritable()
             return BROKEN_PIPE
         except OSError as error:  # what is left, without a name: the disk behind standard output
             if error.filename is None:
                 say(f"cannot write to standard output ({error.strerror}): make room there")
+                discard_unwritable()
             else:
                 say(f"{os.fspath(error.filename)}: {error.strerror}: is it there, and may you use it?")
             return 2

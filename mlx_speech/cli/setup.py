@@ -67,6 +67,17 @@ def settings() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def discard_unwritable() -> None:
+    """What standard output or error cannot take goes nowhere: it would fail again at the end of the process."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
 @contextmanager
 def same_device() -> Iterator[None]:
     """MLX's default device is afterwards as it was."""

@@ -210,7 +210,7 @@ def read_file(path: Path) -> dict[str, Account]:
 def _text_of(path: Path) -> str:
     """The text of a file in UTF-8, or in UTF-16 where it begins so, as Praat's may. Raises `CorruptFile`."""
     data = path.read_bytes()
-    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:

@@ -151,8 +151,13 @@ def _speaker_word_scores(
     normalise = normaliser(options.normaliser, language, characters)
     reference = speaker_words.talk(said.utterances, normalise)
     hypothesis = speaker_words.talk(heard.utterances, normalise)
-    scores: Scores = {"cpwer": _word_score("cpWER", speaker_words.cpwer(reference, hypothesis))}
-    if said.is_timed and (heard.is_timed or not heard.text):
+    scores: Scores = {}
+    can_be_assigned = speaker_words.can_be_assigned(reference, hypothesis)
+    if can_be_assigned:
+        scores["cpwer"] = _word_score("cpWER", speaker_words.cpwer(reference, hypothesis))
+    else:
+        notes.append(f"no cpWER and no tcpWER where one side has more than {speaker_words.MAX_SPEAKERS} speakers")
+    if can_be_assigned and said.is_timed and (heard.is_timed or not heard.text):
         errors = speaker_words.tcpwer(reference, hypothesis, options.word_collar)
         scores["tcpwer"] = _word_score("tcpWER", errors)
     scores["orcwer"] = _word_score("ORC-WER", speaker_words.orcwer(reference, hypothesis))

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from meeteval.wer.wer.error_rate import ErrorRate
 
 MAX_CELLS = 100_000_000  # of the exact search for ORC-WER: about a second, 200 MB
+MAX_SPEAKERS = 20  # of a side, beyond which meeteval assigns none
+MAX_STREAMS = 10  # of what was heard, beyond which meeteval does not search exactly for ORC-WER
 
 
 class Entry(TypedDict):
@@ -89,7 +91,7 @@ def talk(utterances: Sequence[Segment], normalise: Normaliser) -> Talk:
 
 
 def cpwer(said: Talk, heard: Talk) -> WordErrors:
-    """Concatenated minimum-permutation word errors. Raises `MissingDependency`."""
+    """Concatenated minimum-permutation word errors, where `can_be_assigned`. Raises `MissingDependency`."""
     if not said.entries or not heard.entries:
         return _one_sided(said, heard)
     try:
@@ -105,8 +107,13 @@ def cpwer(said: Talk, heard: Talk) -> WordErrors:
 
 
 def tcpwer(said: Talk, heard: Talk, collar: float) -> WordErrors:
-    """Time-constrained cpWER. collar : seconds by which a word may be off; words of a segment share its time by their
-    length, as meeteval's command line has it. Raises `MissingDependency`."""
+    """Time-constrained cpWER, where `can_be_assigned`.
+
+    collar : seconds by which a word may be off; words of a segment share its time by their length, as on meeteval's
+        command line
+
+    Raises `MissingDependency`.
+    """
     if not said.entries or not heard.entries:
         return _one_sided(said, heard)
     try:
@@ -148,8 +155,15 @@ def orcwer(said: Talk, heard: Talk) -> WordErrors:
     return _errors(found, units)
 
 
+def can_be_assigned(said: Talk, heard: Talk) -> bool:
+    """Whether there are few enough speakers for cpWER and tcpWER."""
+    return max(len(said.speakers), len(heard.speakers)) <= MAX_SPEAKERS
+
+
 def is_searched_whole(said: Talk, heard: Talk) -> bool:
     """Whether ORC-WER is searched exactly: the work grows with the product of the lengths of all streams."""
+    if len(heard.speakers) > MAX_STREAMS:
+        return False
     cells = said.words
     for speaker in heard.speakers:
         cells *= 1 + sum(len(entry["words"].split()) for entry in heard.of_speaker(speaker))

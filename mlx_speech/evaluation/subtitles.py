@@ -40,14 +40,15 @@ def read_subtitles(text: str) -> Transcript:
         while place < len(lines) and lines[place].strip() and ARROW not in lines[place]:
             shown.append(lines[place].strip())
             place += 1
-        segment = _cue(start, end, " ".join(shown))
-        has_underlined = "<u>" in " ".join(shown)
+        text_shown = " ".join(shown)
+        has_underlined = "<u>" in text_shown
+        said = _cue(start, end, text_shown)
         last = segments[-1] if segments else None
-        if last is not None and (underlined or has_underlined) and _is_same(last, segment):
+        if last is not None and (underlined or has_underlined) and len(said) == 1 and _is_same(last, said[0]):
             segments[-1] = replace(last, end=end)
             underlined = True
-        elif segment.text:
-            segments.append(segment)
+        elif said:
+            segments += said
             underlined = has_underlined
     if not segments and ARROW not in text and text.strip() and not text.lstrip("\ufeff").startswith("WEBVTT"):
         raise CorruptFile(f"no subtitles: no line has {ARROW}")
@@ -73,14 +74,19 @@ def _seconds_of(clock: tuple[str | None, ...]) -> float:
     return 3600 * hours + 60 * minutes + seconds + milliseconds / 1000
 
 
-def _cue(start: float, end: float, shown: str) -> Segment:
-    """shown : the text with its tags"""
-    voice = _VOICE.search(shown)
-    text = html.unescape(_TAG.sub("", shown)).strip()
-    speaker, text = split_speaker(text)
-    if voice is not None:
-        speaker = html.unescape(voice[1]).strip()
-    return Segment(start, end, text, speaker=speaker)
+def _cue(start: float, end: float, shown: str) -> list[Segment]:
+    """What is said in a cue, a segment for each voice, all with the cue's times. shown : the text with its tags"""
+    first, *voices = _VOICE.split(shown)  # what is ahead of all voices, then of each its name and its text
+    said = [_segment(start, end, first, None)]
+    for name, text in zip(voices[::2], voices[1::2], strict=True):
+        said.append(_segment(start, end, text, html.unescape(name).strip()))
+    return [segment for segment in said if segment.text]
+
+
+def _segment(start: float, end: float, shown: str, voice: str | None) -> Segment:
+    """shown : text with tags, which may begin with a speaker as well. voice : a speaker's name that counts more"""
+    speaker, text = split_speaker(html.unescape(_TAG.sub("", shown)).strip())
+    return Segment(start, end, text, speaker=voice or speaker)
 
 
 def _is_same(last: Segment, segment: Segment) -> bool:

@@ -60,7 +60,7 @@ class EarlyFinal:
         own = self._recording
         if own is None or not self._is_taken:
             return
-        recording.error = own.error
+        recording.error = recording.error or own.error  # which may be of another chunk
         if own.news:
             recording.news += own.news
             recording.silences += own.silences

@@ -95,12 +95,13 @@ class Admission:
         return ApiError(429, "queue_full", f"{reason}: try again in {wait} s", headers={"Retry-After": str(wait)})
 
 
-def too_long(limit: float) -> ApiError:
+def too_long(limit: float, *, is_job: bool = False) -> ApiError:
     """A recording that is longer than the limit, in seconds."""
+    advice = "cut it" if is_job else "cut it, or send it as a job"
     return ApiError(
         413,
         "audio_too_long",
-        f"the recording is longer than {limit / 3600:g} h: cut it, or send it as a job",
+        f"the recording is longer than {limit / 3600:g} h: {advice}",
         "file",
         headers=dict(NEVER_AGAIN),
     )

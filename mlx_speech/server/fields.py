@@ -193,12 +193,16 @@ def transcription(fields: Fields, service: Service) -> Work:
     return work
 
 
+# Fields that are right or wrong together with others, which may come behind the recording.
+TOGETHER = ("known_speaker_", "chunking_strategy[", "include")
+
+
 def early_check(service: Service, read: Callable[[Fields, Service], Work] = transcription) -> Callable[[Fields], None]:
     """For the fields that come before a recording: wrong ones are refused before it is read."""
 
     def check(given: Fields) -> None:
         if "model" in given:  # where the recording comes first, it may come behind that
-            read(given, service)
+            read({name: values for name, values in given.items() if not name.startswith(TOGETHER)}, service)
 
     return check
 

@@ -21,6 +21,7 @@ from mlx_speech.server.settings import LOOPBACK, Settings
 
 OPEN_PATHS = ("/", "/health", "/ready", "/favicon.ico")  # without a key
 REALTIME = "/v1/realtime"
+TOKEN_PREFIX = b"ek_"  # of keys that open one session
 OPEN_FOLDER = "/page/"  # of the page's own files
 SUBPROTOCOL = "openai-insecure-api-key."  # browsers can give no headers to a socket; OpenAI's own client does this
 EVERYWHERE = ("0.0.0.0", "::", "")
@@ -105,6 +106,9 @@ class Guard:
         # a key of one session opens that alone, also where no other key is needed
         if path == REALTIME and self._redeem is not None and given and self._redeem(given.decode("utf-8", "replace")):
             return hashlib.sha256(given).hexdigest()
+        if path == REALTIME and given.startswith(TOKEN_PREFIX) and given not in self._keys:
+            message = "this key has opened its session, or is too old: ask for another one"
+            raise ApiError(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
         if not self._keys:
             return ""
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDER):

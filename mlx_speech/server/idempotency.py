@@ -50,11 +50,16 @@ def fingerprint_of(path: str, fields: Fields, sha256: str) -> bytes:
 
 @dataclass
 class _Kept:
-    """An answer, or the work that makes it. size : bytes, once it is there"""
+    """An answer, or the work that makes it.
+
+    size : bytes, once it is there
+    timer : that forgets it, and holds it until then or until it is cancelled
+    """
 
     fingerprint: bytes
     making: asyncio.Task[Response]
     size: int = 0
+    timer: asyncio.TimerHandle | None = None
 
 
 class Answers:
@@ -93,7 +98,8 @@ class Answers:
         for one in making:
             one.cancel()
         await asyncio.gather(*making, return_exceptions=True)
-        self._kept.clear()
+        for place, kept in list(self._kept.items()):
+            self._forget(place, kept)
 
     def _made(self, place: tuple[str, str], kept: _Kept) -> None:
         """The work has ended."""
@@ -101,7 +107,7 @@ class Answers:
             self._forget(place, kept)
             return
         kept.size = len(kept.making.result().body) + OVERHEAD
-        asyncio.get_running_loop().call_later(self._keep, self._forget, place, kept)
+        kept.timer = asyncio.get_running_loop().call_later(self._keep, self._forget, place, kept)
         made = [(place, one) for place, one in self._kept.items() if one.size]
         excess = sum(one.size for _, one in made) - self._most
         for oldest, one in made:
@@ -111,5 +117,7 @@ class Answers:
             excess -= one.size
 
     def _forget(self, place: tuple[str, str], kept: _Kept) -> None:
+        if kept.timer is not None:
+            kept.timer.cancel()
         if self._kept.get(place) is kept:
             del self._kept[place]

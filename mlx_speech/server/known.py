@@ -25,12 +25,6 @@ LONGEST_WINDOW = 10.0  # seconds that segmentations of pyannote hear at once
 THRESHOLDS = Thresholds(certain=0.5, doubtful=0.45)
 
 
-def voices_of(speakers: tuple[KnownSpeaker, ...], pipeline: Pipeline) -> Voices:
-    """What the known speakers sound like to the pipeline's embedding. Waits and raises as `voiceprint_of`."""
-    prints = [voiceprint_of(speaker, place, pipeline) for place, speaker in enumerate(speakers)]
-    return voices_from(speakers, prints)
-
-
 def voices_from(speakers: Sequence[KnownSpeaker], prints: Sequence[Voiceprint]) -> Voices:
     """What is known of the speakers, of whom there is at least one. prints : of each of them, in the same order"""
     names = [speaker.name for speaker in speakers]

@@ -29,7 +29,7 @@ async def add_job(request: Request, service: Service, runner: Runner) -> Respons
         upload = required(form)
         seconds = await run_sync(stated_duration, upload.path)
         if seconds > service.settings.max_job_duration:
-            raise too_long(service.settings.max_job_duration)
+            raise too_long(service.settings.max_job_duration, is_job=True)
         options: Any = work.options
         job = await runner.add(
             audio=upload.path,

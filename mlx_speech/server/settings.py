@@ -63,7 +63,7 @@ class Settings:
     max_job_duration: float = 24 * HOUR
     max_fields: int = 16 * MEBIBYTE
     max_field: int = 4 * MEBIBYTE
-    max_parts: int = 64
+    max_parts: int = 1100
     max_queue: int = 64
     max_waiting_seconds: float = 8 * HOUR
     max_uploads: int = 16

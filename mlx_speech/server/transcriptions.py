@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from typing import Any, Generic, TypeVar
 
@@ -27,10 +28,11 @@ from mlx_speech.server.forms import Check, Fields, Form, Upload, received_form
 from mlx_speech.server.hearing import Hearing, heard_by
 from mlx_speech.server.idempotency import fingerprint_of, key_of
 from mlx_speech.server.keep_alive import kept_alive
-from mlx_speech.server.known import named, voices_of
+from mlx_speech.server.known import named, voiceprint_of, voices_from
 from mlx_speech.server.outcomes import outcome_of
 from mlx_speech.server.service import Service, owner_of
 from mlx_speech.server.sounds import opened, stated_duration
+from mlx_speech.stages.voiceprints import Voiceprint
 from mlx_speech.transcript import Segment, Transcript, space_between
 from mlx_speech.voices.matching import Voices
 
@@ -117,7 +119,11 @@ async def _begun(request: Request, service: Service, received: _Received[Work], 
     pipeline = service.pipelines[work.model]
     voices = None
     if work.known_speakers:
-        voices = await run_sync(voices_of, work.known_speakers, pipeline, limiter=service.waiting_for_voices)
+        prints: list[Voiceprint] = []
+        for place, speaker in enumerate(work.known_speakers):  # one by one: a client that goes ends it behind the next
+            hear = partial(voiceprint_of, speaker, place, pipeline)
+            prints.append(await run_sync(hear, limiter=service.waiting_for_voices))
+        voices = voices_from(work.known_speakers, prints)
     known: list[Heard] = []
     if received.is_retry:
         known = service.interrupted.take(received.owner, received.fingerprint)

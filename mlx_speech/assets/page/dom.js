@@ -59,9 +59,9 @@ export function clock(seconds) {
   return `${hours}:${String(minutes).padStart(2, "0")}:${rest}`;
 }
 
-/** Hand a text to the person as a file. */
-export function download(name, text, type) {
-  const address = URL.createObjectURL(new Blob([text], { type }));
+/** Hand something to the person as a file. content: a text, or a blob */
+export function download(name, content, type) {
+  const address = URL.createObjectURL(new Blob([content], { type }));
   const link = element("a", { href: address, download: name });
   link.click();
   // the browser reads the address after the click has been handled

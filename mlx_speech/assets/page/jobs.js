@@ -1,6 +1,6 @@
 /** The recordings on the server: sending new ones, and the list of jobs with how far they are. */
 
-import { announce, arrange, ask, byId, button, clock, element } from "./dom.js";
+import { announce, arrange, ask, byId, button, clock, download, element } from "./dom.js";
 import { fillLanguages } from "./languages.js";
 import { Recording } from "./recording.js";
 
@@ -36,6 +36,11 @@ export class Jobs {
       event.target.value = "";
     });
     byId("record").addEventListener("click", () => this.record());
+    addEventListener("beforeunload", (event) => {
+      if (this.recording.isRecording || [...this.rows.values()].some((row) => row.wouldBeLost)) {
+        event.preventDefault();
+      }
+    });
     byId("more-jobs").addEventListener("click", () => this.showMore());
     const zone = byId("drop");
     for (const kind of ["dragenter", "dragover"]) {
@@ -189,44 +194,62 @@ export class Jobs {
     }
   }
 
-  /** Send recordings, one behind the other, with what the form asks for; gives their jobs, null for one not sent. */
-  async send(files) {
+  /** Send recordings, one behind the other, with what the form asks for. isRecorded: the microphone's, kept nowhere */
+  async send(files, isRecorded = false) {
     const fields = { model: "whisper-1", response_format: "whisperx_json" };
     fields.diarize = String(byId("speakers-wanted").checked);
     if (byId("language").value) {
       fields.language = byId("language").value;
     }
-    const jobs = [];
     for (const file of files) {
-      jobs.push(await this.sendOne(file, fields));
+      await this.sendOne(file, fields, isRecorded);
     }
-    return jobs;
   }
 
-  async sendOne(file, fields) {
+  async sendOne(file, fields, isRecorded) {
     const row = emptyRow(file.name);
     row.isSending = true;
+    row.wouldBeLost = true;
     this.rows.set(file, row);
     row.state.textContent = "Sending";
     row.progress.hidden = false;
     byId("jobs").prepend(row.item);
     byId("no-jobs").hidden = true;
     byId("jobs-title").hidden = false;
-    const done = button("Dismiss", () => this.forget(file), { className: "quiet" });
     try {
       const job = await this.server.upload(file, fields, (share) => (row.progress.value = share));
       announce(`${file.name}: sent`);
       this.forget(file);
+      if (isRecorded) {
+        this.recording.became(job.id);
+      }
       await this.look();
-      return job;
     } catch (error) {
+      announce(`${file.name}: not sent. ${error.message}`);
+      row.wouldBeLost = isRecorded;
       row.progress.hidden = true;
       row.state.textContent = `Not sent: ${error.message}`;
       row.state.classList.add("wrong");
-      row.item.append(done);
-      announce(`${file.name}: not sent. ${error.message}`);
-      return null;
+      row.item.append(element("div", { className: "choices" }, ...this.choicesForUnsent(file, fields, isRecorded)));
+      if (isRecorded) {
+        this.recording.became(null);
+      }
     }
+  }
+
+  /** The buttons of what could not be sent. */
+  choicesForUnsent(file, fields, isRecorded) {
+    const again = () => {
+      this.forget(file);
+      this.sendOne(file, fields, isRecorded);
+    };
+    const choices = [button("Send again", again, { name: `Send ${file.name} again` })];
+    if (isRecorded) {
+      const save = () => download(file.name, file, file.type);
+      choices.push(button("Save the sound", save, { name: `Save the sound of ${file.name}`, className: "quiet" }));
+    }
+    choices.push(button("Dismiss", () => this.forget(file), { name: `Dismiss ${file.name}`, className: "quiet" }));
+    return choices;
   }
 
   forget(file) {
@@ -238,22 +261,33 @@ export class Jobs {
 
   async record() {
     byId("record").disabled = true; // until it is known what comes of it
+    if (this.recording.isRecording) {
+      const file = await this.recording.stop();
+      this.showRecording();
+      await this.send([file], true);
+    } else {
+      await this.startRecording();
+    }
+    this.showRecording();
+  }
+
+  async startRecording() {
     try {
-      if (this.recording.isRecording) {
-        const file = await this.recording.stop();
-        this.showRecording();
-        const [job] = await this.send([file]);
-        this.recording.became(job?.id ?? null);
-        this.recording.see(this.jobs);
-      } else {
-        await this.recording.start(byId("language").value);
-        this.fail("");
-        announce("Recording");
-      }
+      const { ended } = await this.recording.start(byId("language").value);
+      this.fail("");
+      announce("Recording");
+      ended.then(() => this.endedByItself());
     } catch (error) {
       this.fail(`There is no microphone to hear: ${error.message}`);
     }
-    this.showRecording();
+  }
+
+  /** The microphone has gone: what it heard is sent. */
+  async endedByItself() {
+    if (this.recording.isRecording) {
+      announce("The microphone has gone: what it heard is sent");
+      await this.record();
+    }
   }
 
   showRecording() {
@@ -288,7 +322,7 @@ function emptyRow(name) {
   const state = element("p", { className: "state" });
   const heard = element("p", { className: "heard", dir: "auto" });
   const item = element("li", { className: "job" }, element("h3", {}, link), state, progress, heard);
-  return { item, link, progress, state, heard, remove: null, isSending: false };
+  return { item, link, progress, state, heard, remove: null, isSending: false, wouldBeLost: false };
 }
 
 function progressIn(data) {

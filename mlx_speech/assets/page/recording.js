@@ -22,7 +22,10 @@ export class Recording {
     return this.recorder.isRecording;
   }
 
-  /** Begin. language: a code, or "". Throws where there is no microphone. */
+  /**
+   * Begin. language: a code, or "". Gives `{ended}`, a promise that the microphone is heard no more. Throws where
+   * there is none.
+   */
   async start(language) {
     await this.recorder.start();
     this.job = null;
@@ -32,6 +35,7 @@ export class Recording {
     this.tell("");
     this.showTime();
     this.showWords(language); // which nobody waits for: what is recorded does not depend on it
+    return { ended: this.recorder.ended };
   }
 
   async showWords(language) {

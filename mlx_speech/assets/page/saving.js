@@ -66,12 +66,13 @@ export class Saving {
     }
     if (this.isUnsaved) {
       await this.keepAsDraft(place, documentOf(this.desk().transcript));
-    } else if (!place.keepsDraft) {
-      await dropDraft(place.draftName); // all that was changed has been undone
+    } else if (place.hasDraft && !place.keepsDraft) {
+      await dropDraft(place.draftName); // all that was changed here has been undone; a draft of before stays
     }
   }
 
   keepAsDraft(place, document) {
+    place.hasDraft = true;
     return keepDraft(place.draftName, { document, revision: place.revision, time: Date.now() });
   }
 
@@ -109,7 +110,9 @@ export class Saving {
     desk.history.markSaved(state);
     desk.showState();
     clearTimeout(this.timer);
-    if (place.keepsDraft) {
+    if (desk.transcript !== state) {
+      await this.keep(); // it was changed meanwhile
+    } else if (place.keepsDraft) {
       await this.keepAsDraft(place, document);
     } else {
       await dropDraft(place.draftName);

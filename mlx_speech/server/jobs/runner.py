@@ -21,6 +21,7 @@ from mlx_speech.errors import PipelineClosed
 from mlx_speech.options import Options, TranscribeOptions
 from mlx_speech.pipeline import Pipeline
 from mlx_speech.request import Request
+from mlx_speech.server.admission import too_long
 from mlx_speech.server.errors import ApiError, api_error, shutting_down
 from mlx_speech.server.fields import KnownSpeaker
 from mlx_speech.server.jobs.journal import from_json, maker_of
@@ -301,6 +302,8 @@ class Runner:
         listening = asyncio.create_task(_listen(request, tracker))
         try:
             while tracker.has_news() or not listening.done():
+                if (tracker.audio_seconds or 0.0) > self._service.settings.max_job_duration:  # as no header said
+                    raise too_long(self._service.settings.max_job_duration, is_job=True)
                 if tracker.has_news():
                     segments, chunks = tracker.news()
                     advance = partial(self.store.advance, job_id, tracker.stage, tracker.progress)

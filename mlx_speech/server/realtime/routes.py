@@ -46,15 +46,16 @@ class _Door:
     async def open(self, socket: WebSocket) -> None:
         """A session, or an answer of HTTP that says why not."""
         try:
-            configuration = self._configuration(socket)
             most = self._service.settings.max_live
             if self._service.state == "shutting down":
                 raise shutting_down()
             if len(self._service.live) >= most:
                 problem = f"{most} live sessions are open, and no more may be: try again later, or raise max_live"
                 raise ApiError(503, "too_many_sessions", problem, headers={"Retry-After": "10"})
+            configuration = self._configuration(socket)
             session = Session(socket, self._service, configuration, self._limits, self._make_recogniser)
         except ApiError as error:
+            self._secrets.give_back(owner_of(socket))
             await socket.send_denial_response(error.response())
             return
         self._service.live.add(session)

@@ -17,13 +17,13 @@ from starlette.routing import Route
 
 from mlx_speech.server.bodies import bounded_body
 from mlx_speech.server.errors import ApiError
+from mlx_speech.server.guard import TOKEN_PREFIX
 from mlx_speech.server.realtime.configuration import Configuration, default_configuration
 from mlx_speech.server.realtime.events import new_id, session_of
 from mlx_speech.server.realtime.fields import Fields, parsed
 from mlx_speech.server.service import Service
 from mlx_speech.server.settings import Settings
 
-PREFIX = "ek_"
 SECONDS = 60.0  # that a token is valid
 SHORTEST_LIFE = 10  # seconds that a client may ask for; more than `SECONDS` it does not get
 LONGEST_LIFE = 7_200
@@ -57,7 +57,7 @@ class Secrets:
         if len(self._issued) >= MOST_TOKENS:
             advice = "use those that you have, or wait a minute"
             raise ApiError(429, "too_many_tokens", f"{MOST_TOKENS} tokens wait to be used: {advice}")
-        token = PREFIX + secrets.token_urlsafe(32)
+        token = TOKEN_PREFIX.decode() + secrets.token_urlsafe(32)
         grant = Grant(configuration, self._clock() + min(seconds, SECONDS))
         self._issued[_hash(token)] = grant
         return token, grant
@@ -76,6 +76,12 @@ class Secrets:
         """Of the session that a token opens, once; None for another key. owner : the hash of the key"""
         grant = self._used.pop(owner, None)
         return None if grant is None else grant.configuration
+
+    def give_back(self, owner: str) -> None:
+        """The session was not opened: the token is good once more. owner : the hash of the key, of any kind"""
+        grant = self._used.pop(owner, None)
+        if grant is not None:
+            self._issued[owner] = grant
 
     def _forget_old(self) -> None:
         now = self._clock()
