@@ -15,7 +15,7 @@ import inspect
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -60,6 +60,7 @@ class _Options:
     max_duration: float
     audio_track: int | str | None
     longest_in_memory: float = math.inf
+    is_wanted: Callable[[], bool] = lambda: True
 
 
 def load_audio(
@@ -106,24 +107,30 @@ def open_audio(
     max_duration: float = MAX_DURATION,
     audio_track: int | str | None = None,
     longest_in_memory: float = LONGEST_IN_MEMORY,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> np.ndarray:
     """`load_audio` for recordings of any length: the samples of a long one lie in a temporary file, and are read as
     they are looked at.
 
     source, sample_rate, max_duration, audio_track : as of `load_audio`
     longest_in_memory : seconds of sound; the samples of more are in a file
+    is_wanted : is asked again and again; where it is not, reading ends with an `AudioError`
 
     Returns what `load_audio` gives, which may not be written to where it is in a file; `sample_file.let_go` takes what
     was looked at out of memory again. Raises `AudioError` where the temporary folder has no room, too.
     """
-    return mix(_load(source, _Options(sample_rate, max_duration, audio_track, longest_in_memory)))
+    return mix(_load(source, _Options(sample_rate, max_duration, audio_track, longest_in_memory, is_wanted)))
 
 
 def open_tracks(
-    source: Source, *, max_duration: float = MAX_DURATION, longest_in_memory: float = LONGEST_IN_MEMORY
+    source: Source,
+    *,
+    max_duration: float = MAX_DURATION,
+    longest_in_memory: float = LONGEST_IN_MEMORY,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> list[np.ndarray]:
     """`load_tracks` at 16 kHz for recordings of any length, as `open_audio`."""
-    return _load(source, _Options(SAMPLE_RATE, max_duration, "all", longest_in_memory))
+    return _load(source, _Options(SAMPLE_RATE, max_duration, "all", longest_in_memory, is_wanted))
 
 
 def blocks(
@@ -209,8 +216,8 @@ def audio_from_array(samples: Any, rate: int, *, sample_rate: int = SAMPLE_RATE)
     NaN, and for numbers that are on another scale: floats beyond 8, or integers that use less than the lower half of
     their type's bits, such as 16-bit samples in an int32 array. Raises `OptionError` for a rate out of range.
     """
-    _check_rate(sample_rate)
-    _check_rate(rate)
+    sample_rate = _checked_rate(sample_rate)
+    rate = _checked_rate(rate)
     array = np.asarray(samples)
     if array.ndim not in (1, 2) or (array.ndim == 2 and not 1 <= len(array) <= MAX_CHANNELS):
         advice = "give (samples,) or (channels, samples), so transpose (samples, channels)"
@@ -281,9 +288,11 @@ def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
-def _check_rate(rate: int) -> None:
+def _checked_rate(rate: float) -> int:
+    """As a whole number, which 44100.0 is, too. Raises `OptionError`."""
     if rate not in RATES:
         raise OptionError(f"a sample rate of {rate} Hz: give a whole number from {RATES[0]} to {RATES[-1]}")
+    return int(rate)
 
 
 def _mono_array(array: np.ndarray, rate: int) -> np.ndarray:
@@ -307,7 +316,7 @@ def _mono_array(array: np.ndarray, rate: int) -> np.ndarray:
 @contextmanager
 def _opened(source: Source, options: _Options) -> Iterator[tuple[BinaryIO, InputContainer]]:
     """A recording as a file and as a container. Raises `AudioError` where it is none, or cannot be read."""
-    _check_rate(options.sample_rate)
+    _checked_rate(options.sample_rate)
     check_track(options.audio_track)
     if not options.max_duration > 0:
         raise OptionError(f"max_duration is {options.max_duration}: give a number of seconds above 0")
@@ -330,6 +339,8 @@ def _load(source: Source, options: _Options) -> list[np.ndarray]:
         with ExitStack() as opened:
             sounds = [opened.enter_context(Collected(name, most_in_memory)) for _ in recording.readers]
             for _ in chain(recording.packets(), recording.rest()):
+                if not options.is_wanted():
+                    raise AudioError(f"{name}: nobody waits for it any more")
                 for reader, sound in zip(recording.readers, sounds, strict=True):
                     if reader.sink.ready >= SAMPLES_AT_ONCE:
                         sound.append(reader.take(reader.sink.ready))

@@ -135,7 +135,7 @@ class Batches:
             segments = _joined(recognised.task.chunk, segments)  # Whisper's own times are too coarse to hold words to
         place = recording.chunks.index(recognised.task.chunk)
         recording.heard(place, segments, recognised.silences)
-        if not recording.pending:
+        if not any(task.owner is recording for task in batch.tasks):  # others may be in another batch
             batch.recordings.remove(recording)
 
     def _halve(self, batch: _Batch) -> None:
@@ -159,9 +159,9 @@ class Batches:
 
     def _share_time(self, batch: _Batch, seconds: float) -> None:
         """Chunks of several recordings were at work: each gets its share of the time."""
-        chunks = sum(recording.pending for recording in batch.recordings)
-        for recording in batch.recordings:
-            recording.add_seconds("transcribe", seconds * recording.pending / chunks)
+        for task in batch.tasks:
+            recording: Recording = task.key
+            recording.add_seconds("transcribe", seconds / len(batch.tasks))
 
 
 def _joined(chunk: Chunk, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:

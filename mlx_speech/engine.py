@@ -31,6 +31,7 @@ from mlx_speech.errors import MLXSpeechError, OutOfMemory, PipelineClosed
 from mlx_speech.request import Event, Heard, Progress, Request
 from mlx_speech.steps import Steps
 
+ENDED = "this pipeline was closed while it was at work: make another one"
 SECONDS_OF_TURNS = 0.3  # between two units of shared work, at least one turn each: short steps are soon over
 SECONDS_TO_END = 30.0  # that the exit of the interpreter waits for a step that is under way
 _OUT_OF_MEMORY = re.compile(r"alloc|out of memory|OutOfMemory")
@@ -112,6 +113,11 @@ class Engine:
     def wake(self) -> None:
         """A waiting job may go on, or was cancelled. From any thread."""
         self._inbox.put(None)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests."""
+        return self._closed
 
     @property
     def stalled_for(self) -> float:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from mlx_speech import backend as backend  # isort: skip  (before MLX)
 
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import mlx.core as mx
 
 from mlx_speech.errors import OptionError, brief
+
+T = TypeVar("T")
 
 
 class Environment:
@@ -33,26 +37,68 @@ class Environment:
             if self.memory_limit is None:
                 yield
                 return
-            memory_before = mx.set_memory_limit(self.memory_limit)
-            cache_before = mx.set_cache_limit(self.memory_limit // 4)
-            try:
+            with _LIMITS.asked((self.memory_limit, self.memory_limit // 4)):
                 yield
-            finally:
-                mx.set_memory_limit(memory_before)
-                mx.set_cache_limit(cache_before)
 
     @contextmanager
     def device(self) -> Iterator[None]:
         """With the device alone."""
-        before = mx.default_device()
-        if self._device is None or self._device == before:
+        if self._device is None:
             yield
             return
-        mx.set_default_device(self._device)
+        with _DEVICES.asked(self._device):
+            yield
+
+
+class _Shared(Generic[T]):
+    """Something of the whole process that several pipelines may want changed at the same time.
+
+    now, change : tell it, and set it; choose : what is set where several are wanted
+    What was there before the first comes back behind the last.
+    """
+
+    def __init__(self, now: Callable[[], T], change: Callable[[T], object], choose: Callable[[list[T]], T]) -> None:
+        self._now = now
+        self._change = change
+        self._choose = choose
+        self._lock = threading.Lock()
+        self._wanted: list[T] = []
+        self._before: list[T] = []  # one, while any is wanted
+
+    @contextmanager
+    def asked(self, value: T) -> Iterator[None]:
+        """Within it, unless another one counts more."""
+        with self._lock:
+            if not self._wanted:
+                self._before = [self._now()]
+            self._wanted.append(value)
+            self._change(self._choose(self._wanted))
         try:
             yield
         finally:
-            mx.set_default_device(before)
+            with self._lock:
+                self._wanted.remove(value)
+                self._change(self._choose(self._wanted or self._before))
+
+
+def _limits() -> tuple[int, int]:
+    """Of memory and of the cache, in bytes; MLX tells the latter only as it is changed."""
+    cache = mx.set_cache_limit(0)
+    mx.set_cache_limit(cache)
+    return mx.get_memory_limit(), cache
+
+
+def _set_limits(limits: tuple[int, int]) -> None:
+    mx.set_memory_limit(limits[0])
+    mx.set_cache_limit(limits[1])
+
+
+def _last(devices: list[mx.Device]) -> mx.Device:
+    return devices[-1]
+
+
+_LIMITS = _Shared(_limits, _set_limits, min)
+_DEVICES = _Shared(mx.default_device, mx.set_default_device, _last)
 
 
 def _device_of(name: str | None) -> mx.Device | None:

@@ -59,7 +59,7 @@ def _user_folder(own: str, xdg: str, mac: str, *, other: str, kept: str) -> Path
     mac, other : the place in the home folder, on macOS and elsewhere
     kept : what is kept there, for the message
     """
-    if own in os.environ:
+    if os.environ.get(own):
         return expand(os.environ[own])
     if sys.platform != "darwin" and os.environ.get(xdg):
         return Path(os.environ[xdg]) / "mlx_speech"

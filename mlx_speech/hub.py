@@ -48,7 +48,11 @@ DESCRIPTION = re.compile(
     r"|config\.yaml|README\.md|LICEN[CS]E[^/]*"
 )
 PIPELINE_CONFIG = "config.yaml"
-PIPELINE = re.compile(r"(segmentation|embedding|plda)/(pytorch_model\.bin|config\.yaml|README\.md|[^/]+\.npz)")
+CONVERTED_CONFIG = "config.json"  # of a pipeline as this package writes it
+PIPELINE = re.compile(
+    r"(segmentation|embedding|plda)"
+    r"/(pytorch_model\.bin|model\.safetensors|config\.yaml|config\.json|README\.md|[^/]+\.npz)"
+)
 ADAPTER = re.compile(r"adapter\.([\w-]+)\.(safetensors|bin)")
 REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # becomes a path in the cache
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
@@ -180,17 +184,18 @@ def _collect(repo: str, names: list[str], language: str | None, get: Callable[[s
     weights = _weights(repo, names, get)
     if language is not None:
         weights.append(_adapter(repo, names, language))
-    needed = [name for name in names if DESCRIPTION.fullmatch(name) and name != PIPELINE_CONFIG]
-    needed += weights
-    if PIPELINE_CONFIG in names:  # last: a copy that has it has everything, which matters without network
-        needed.append(PIPELINE_CONFIG)
+    needed = [name for name in names if DESCRIPTION.fullmatch(name)] + weights
+    config = _config_of_pipeline(names)
+    if config is not None:  # last: a copy that has it has everything, which matters without network
+        needed.remove(config)
+        needed.append(config)
     for name in needed:
         get(name)
 
 
 def _weights(repo: str, names: list[str], get: Callable[[str], Path]) -> list[str]:
     """Those of the files `names` that are the weights: one spelling of a model's, and those of a pipeline's parts."""
-    parts = [name for name in names if PIPELINE.fullmatch(name)] if PIPELINE_CONFIG in names else []
+    parts = [name for name in names if PIPELINE.fullmatch(name)] if _config_of_pipeline(names) else []
     for spelling in WEIGHTS:
         if spelling in names:
             shards = []
@@ -200,13 +205,21 @@ def _weights(repo: str, names: list[str], get: Callable[[str], Path]) -> list[st
     loose = [name for name in names if "/" not in name and name.endswith(LOOSE)]
     if len(loose) == 1:
         return [*loose, *parts]
-    complete = any(name.endswith((".bin", ".npz")) for name in parts)
+    complete = any(name.endswith((".bin", ".npz", ".safetensors")) for name in parts)
     if loose and not complete:
         raise SourceError(f"{repo}: more than one file of weights ({shorten(loose)}): download one and give its path")
     if complete or PIPELINE_CONFIG in names:  # which may be a pipeline whose models lie in other repositories
         return parts
     seen = shorten(sorted(names)) or "nothing at all"
     raise SourceError(f"{repo}: no weights that can be converted, only {seen}: give another repository or revision")
+
+
+def _config_of_pipeline(names: list[str]) -> str | None:
+    """The file that says what a pipeline is made of; None where the files `names` are of none."""
+    if PIPELINE_CONFIG in names:
+        return PIPELINE_CONFIG
+    is_converted = CONVERTED_CONFIG in names and not any(spelling in names for spelling in WEIGHTS)
+    return CONVERTED_CONFIG if is_converted and any(PIPELINE.fullmatch(name) for name in names) else None
 
 
 def _shards(repo: str, index: str, names: list[str], path: Path) -> list[str]:

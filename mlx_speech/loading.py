@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from mlx_speech import backend as backend  # isort: skip  (before MLX)
 
+import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -43,6 +45,7 @@ WHICH_SPEAKERS = (
 )
 BATCHES = (1, 2, 4, 8, 16, 24)  # beyond these, a larger batch gains little and costs memory
 MAX_CPU_BATCH = 8
+HUB_SECONDS = 60.0  # until a model is asked for again that could not be fetched
 
 
 def load(
@@ -187,7 +190,7 @@ class Models:
         self._kept_aligners: dict[str, Slot[wav2vec2.Model]] = {}  # by the names of the models
         self._diarization = Slot("diarize_model", diarization_pipeline.Model, _load_diarization)
         self._tokenizer: Tokenizer | None = None
-        self._without_aligner: set[str] = set()  # languages, of which the user has been told
+        self._without_aligner: dict[str, float] = {}  # language → until when (monotonic); the user has been told
         self.names: dict[str, str] = {}
 
     def whisper(self) -> Recogniser:
@@ -231,20 +234,23 @@ class Models:
             model = self._aligner.get(self._align_model)
             self.names["align"] = self._aligner.name
             return model
-        if language in self._without_aligner:
+        if time.monotonic() < self._without_aligner.get(language, 0.0):
             return None
         source = names.align_source(language)
         reason = "align_model names one"
+        until = math.inf
         if source is not None:
             slot = self._kept_aligners.get(source, self._aligner)
             try:
                 model = slot.get(source)
             except SourceError as error:
                 reason = str(error)
+                if isinstance(error, HubError):  # it may be reached again
+                    until = time.monotonic() + HUB_SECONDS
             else:
                 self.names["align"] = slot.name
                 return model
-        self._without_aligner.add(language)
+        self._without_aligner[language] = until
         instead = "words get their times from Whisper's attention"
         warnings.warn(f"no alignment model for {language!r}: {instead} ({reason})", stacklevel=2)
         return None

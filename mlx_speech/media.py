@@ -57,6 +57,8 @@ FORMATS = ",".join(
 RAW_NAMES = frozenset({".al", ".alaw", ".mulaw", ".pcm", ".raw", ".s16le", ".sb", ".sw", ".ub", ".ul", ".ulaw", ".uw"})
 # The formats whose header states the length. For others FFmpeg estimates it from the bit rate, or from what is left.
 STATES_LENGTH = ("aiff", "ape", "au", "caf", "flac", "matroska", "mov", "mp3", "tta", "w64", "wav", "wv")
+DURATION_OF_MATROSKA = b"\x44\x89"  # the id of the element
+HEAD_BYTES = 4096
 COMMAND_FOR_RAW = "ffmpeg -f s16le -ar RATE -ac CHANNELS -i FILE out.wav"
 # Frames one behind the other and no times. FFmpeg counts them, all at the rate of the first.
 RAW = "aac ac3 ac4 amr amrnb amrwb dts dtshd eac3 loas mlp mp3 s337m sbc spdif truehd".split()
@@ -204,7 +206,9 @@ def chosen_tracks(
     """
     if wanted is None:
         best = container.streams.best("audio")
-        chosen = [track for track in tracks if best is None or track.stream.index == best.index][:1]
+        readable = [track for track in tracks if track.stream.codec_context is not None]
+        chosen = [track for track in readable if best is not None and track.stream.index == best.index]
+        chosen = chosen or readable[:1]  # FFmpeg's choice may be one that it cannot decode
     elif wanted == "all":
         chosen = [track for track in tracks if track.stream.codec_context is not None]
     else:
@@ -451,9 +455,18 @@ def stated_end(container: InputContainer, stream: AudioStream, file: BinaryIO) -
     length_is_of_track = kind != "matroska"  # which states one length for all
     if length_is_of_track and stream.duration is not None and stream.time_base is not None:
         return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
+    is_pcm = stream.codec_context.name.startswith("pcm_")
+    if kind == "matroska" and is_pcm and DURATION_OF_MATROSKA not in _head(file):
+        return None  # FFmpeg guesses from the size of the file
     if container.duration is not None and len(container.streams) == 1:
         return container.duration / av.time_base
     return None
+
+
+def _head(file: BinaryIO) -> bytes:
+    """The beginning of a file."""
+    file.seek(0)
+    return file.read(HEAD_BYTES)
 
 
 def _kind(container: InputContainer) -> str:

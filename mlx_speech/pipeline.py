@@ -22,9 +22,9 @@ from mlx_speech.audio import MAX_DURATION
 from mlx_speech.batches import Batches
 from mlx_speech.checks import check_whisper, chunk_size
 from mlx_speech.detection import chunks_of, compare_tracks, detect_language, regions_steps
-from mlx_speech.engine import WAITING, Engine, Job, elsewhere, result_of, silently, told
+from mlx_speech.engine import ENDED, WAITING, Engine, Job, elsewhere, result_of, silently, told
 from mlx_speech.environment import Environment
-from mlx_speech.errors import AudioError, OptionError
+from mlx_speech.errors import AudioError, OptionError, PipelineClosed
 from mlx_speech.forks import check_process
 from mlx_speech.live.events import LiveEvent
 from mlx_speech.live.hearing import Stage
@@ -44,15 +44,15 @@ from mlx_speech.options import (
 )
 from mlx_speech.package_data import DEMO
 from mlx_speech.recording import MIN_SAMPLES, Recording, in_order, with_rate, with_speaker, without_mlx
-from mlx_speech.request import Event, Heard, Progress, Request
+from mlx_speech.request import Event, Heard, Progress, Request, naming
 from mlx_speech.samples import SAMPLE_RATE
+from mlx_speech.sequential import recognise_in_order
 from mlx_speech.stages.assign import assign_speakers
 from mlx_speech.stages.diarize import diarize_steps
 from mlx_speech.stages.sentences import split_sentences
 from mlx_speech.stages.vad import live_speech_steps
 from mlx_speech.stages.whisper import batched
 from mlx_speech.stages.whisper.agreement import Policy
-from mlx_speech.stages.whisper.longform import transcribe_steps
 from mlx_speech.stages.whisper.options import DecodingOptions
 from mlx_speech.stages.whisper.partials import Round, partial_options
 from mlx_speech.stages.whisper.word_times import WordTiming
@@ -163,7 +163,8 @@ class Pipeline:
 
         Raises `AudioError`, `OptionError`, `SourceError`, `OutOfMemory`, `PipelineClosed`, `ForkedProcess`.
         """
-        results = self.transcribe([with_rate(audio, sample_rate)], on_progress=on_progress, **options)
+        report = None if on_progress is None else naming(audio, on_progress)
+        results = self.transcribe([with_rate(audio, sample_rate)], on_progress=report, **options)
         ((_, result),) = results
         if isinstance(result, Exception):
             raise result
@@ -320,6 +321,8 @@ class Pipeline:
         recording.language = options.language
         recording.language_probability = transcript.language_probability
         recording.diarization = transcript.diarization
+        recording.silences = list(transcript.silences)
+        recording.models = dict(transcript.models)
         request = self._engine.submit(self._align_transcript(recording), recording.clock)
         return self._result(request, audio, on_progress)
 
@@ -357,10 +360,14 @@ class Pipeline:
             return recording.transcript()
         finally:
             self._batches.cancel(recording)
+            self._release("whisper", "vad", "align", "diarization")
 
     def _open(self, recording: Recording) -> Job[None]:
         """Read the sound, in a thread of its own."""
-        yield from result_of(elsewhere(lambda: recording.open(self._max_duration), self._engine.wake))
+        try:
+            yield from result_of(elsewhere(lambda: recording.open(self._max_duration), self._engine.wake))
+        finally:
+            recording.wanted = False  # by the reader, also where the request was cancelled
         if len(recording.tracks) > 1:
             recording.stage = "vad"
             yield from compare_tracks(recording, self.models)
@@ -385,7 +392,9 @@ class Pipeline:
         """Chunks → segments of text, or the whole recording window after window."""
         recording.stage = "transcribe"
         if recording.options.longform.sequential:
-            yield from self._recognise_in_order(recording)
+            if recording.audio.size >= MIN_SAMPLES:
+                self._uses("whisper", recording)
+                yield from recognise_in_order(recording, self.models)
         elif recording.chunks:
             self._uses("whisper", recording)
             self._batches.add(recording, self._chunks_at_once())
@@ -419,24 +428,6 @@ class Pipeline:
             self._release("diarization")
 
     # --- parts of the steps ------------------------------------------------------------------------------------------
-
-    def _recognise_in_order(self, recording: Recording) -> Job[None]:
-        if recording.audio.size < MIN_SAMPLES:
-            return
-        self._uses("whisper", recording)
-        whisper = self.models.whisper()
-        options = recording.options
-        steps = transcribe_steps(
-            recording.audio,
-            whisper.model,
-            whisper.tokenizer,
-            options.decoding,
-            language=recording.language,
-            word_timestamps=recording.timed_by_attention,
-            **options.longform.keywords,
-            hallucination_silence_threshold=options.words.hallucination_silence_threshold,
-        )
-        recording.segments = tuple((yield from told("transcribe", recording.duration, steps)))
 
     def _speakers(self, recording: Recording) -> Job[Diarization]:
         if recording.audio.size < MIN_SAMPLES:
@@ -496,14 +487,17 @@ class Pipeline:
             self._release("vad", "diarization")
 
     def _align_transcript(self, recording: Recording) -> Job[Transcript]:
-        yield from self._open(recording)
-        recording.stage = "align"
-        if recording.segments:
-            recording.segments = yield from align_words(recording, recording.segments, recording.audio, self.models)
-        self._release("align")
-        recording.segments = tuple(with_speaker(segment) for segment in recording.segments)
-        yield from self._find_speakers(recording)
-        return recording.transcript()
+        try:
+            yield from self._open(recording)
+            recording.stage = "align"
+            if recording.segments:
+                recording.segments = yield from align_words(recording, recording.segments, recording.audio, self.models)
+            self._release("align")
+            recording.segments = tuple(with_speaker(segment) for segment in recording.segments)
+            yield from self._find_speakers(recording)
+            return recording.transcript()
+        finally:
+            self._release("vad", "align", "diarization")
 
     def _check(self, options: Options) -> Job[None]:
         """What can fail for want of a model, or by its options, fails here, before anything is transcribed."""
@@ -533,7 +527,7 @@ class Pipeline:
     def _transcribe_all(
         self, recordings: Iterable[Any], options: Options, on_progress: ProgressCallback | None
     ) -> Results:
-        self._engine.submit(self._check(options)).result()
+        self._result(self._engine.submit(self._check(options)), None, None)
         news: queue.SimpleQueue[tuple[Request[Transcript], Event | None]] = queue.SimpleQueue()
         under_way: dict[Request[Transcript], tuple[Any, Recording]] = {}
         sources = iter(recordings)
@@ -559,6 +553,8 @@ class Pipeline:
                     on_progress(event.stage, event.done, event.total, source)
                 if event is None:
                     del under_way[request]
+                    if request.cancelled():
+                        raise PipelineClosed(ENDED)
                     error = request.exception()
                     if error is not None and not isinstance(error, Exception):
                         raise error
@@ -571,6 +567,8 @@ class Pipeline:
         """Whether there is room for another recording: the batches should not run dry, nor many be held in memory."""
         if not under_way:
             return True
+        if self._engine.closed:  # they are cancelled, and no model is loaded for others
+            return False
         if self._low_memory or under_way[0].options.longform.sequential:
             return False
         if not all(recording.opened for recording in under_way):
@@ -582,6 +580,8 @@ class Pipeline:
             for event in request.events():
                 if isinstance(event, Progress) and on_progress is not None:
                     on_progress(event.stage, event.done, event.total, audio)
+            if request.cancelled():
+                raise PipelineClosed(ENDED)
             return request.result()
         finally:
             request.cancel()

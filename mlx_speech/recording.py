@@ -30,6 +30,7 @@ class Recording:
     """A recording and all that the stages have found out about it.
 
     source : as the caller gave it; samples of MLX have become NumPy's
+    wanted : whether anybody waits for it
     stage : the one that is under way; its seconds are counted by `clock`
     audio : (samples,) at 16 kHz, float32; those of a long file are in a file themselves
     made_louder : it was so quiet that it was raised
@@ -49,6 +50,7 @@ class Recording:
 
     source: Any
     options: Options
+    wanted: bool = True
     stage: str = "audio"
     audio: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     made_louder: bool = False
@@ -107,20 +109,35 @@ class Recording:
         """Read the sound. It needs no MLX, so any thread may do it.
 
         max_duration : seconds; a longer one is an error
-        Raises `AudioError` for what cannot be read or kept, `OptionError` for a sound track that there is not.
+        Raises `AudioError` for what cannot be read or kept, or is not wanted any more, `OptionError` for a sound track
+        that there is not.
         """
         start = time.perf_counter()
         track = self.options.audio_track
         if track is not None and not is_file(self.source):
             raise OptionError("audio_track is for files: samples have no tracks, so leave it out")
         if track == "all" and self.options.wants_speakers:
-            self.tracks = open_tracks(self.source, max_duration=max_duration)
+            self.tracks = open_tracks(self.source, max_duration=max_duration, is_wanted=self._is_wanted)
             samples = mix(self.tracks)
         else:
-            samples = _samples(self.source, track, max_duration)
+            samples = self._samples(track, max_duration)
         self.audio = louder(samples, self.name)
         self.made_louder = self.audio is not samples
         self.add_seconds("audio", time.perf_counter() - start)
+
+    def _is_wanted(self) -> bool:
+        return self.wanted
+
+    def _samples(self, audio_track: int | str | None, max_duration: float) -> np.ndarray:
+        """(samples,) at 16 kHz of a file, of samples, or of samples with their rate."""
+        source = self.source
+        if isinstance(source, tuple):
+            return audio_from_array(*source)
+        if isinstance(source, np.ndarray):
+            return audio_from_array(source, SAMPLE_RATE)
+        if isinstance(source, (list, set, dict)) or source is None:
+            raise AudioError(f"a {type(source).__name__} is no recording: give a path, a file or samples")
+        return open_audio(source, max_duration=max_duration, audio_track=audio_track, is_wanted=self._is_wanted)
 
     def heard(self, place: int, segments: tuple[Segment, ...], silences: tuple[Region, ...]) -> None:
         """Take in what Whisper gave back of a chunk. place : of the chunk"""
@@ -191,17 +208,6 @@ def without_mlx(audio: Any) -> Any:
         # NumPy has no bfloat16
         return np.array(audio.astype(mx.float32)) if mx.issubdtype(audio.dtype, mx.floating) else np.array(audio)
     return audio
-
-
-def _samples(source: Any, audio_track: int | str | None, max_duration: float) -> np.ndarray:
-    """(samples,) at 16 kHz of a file, of samples, or of samples with their rate."""
-    if isinstance(source, tuple):
-        return audio_from_array(*source)
-    if isinstance(source, np.ndarray):
-        return audio_from_array(source, SAMPLE_RATE)
-    if isinstance(source, (list, set, dict)) or source is None:
-        raise AudioError(f"a {type(source).__name__} is no recording: give a path, a file or samples")
-    return open_audio(source, max_duration=max_duration, audio_track=audio_track)
 
 
 def _most_spoken(segments: tuple[Segment, ...]) -> str | None:

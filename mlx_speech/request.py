@@ -16,6 +16,9 @@ from mlx_speech.waker import Waker
 T = TypeVar("T")
 
 
+Report: TypeAlias = Callable[[str, float, float, Any], object]  # stage, seconds done, seconds in all, the recording
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a recording is.
@@ -149,3 +152,8 @@ class Request(Generic[T]):
     def _fail(self, error: BaseException) -> None:
         with contextlib.suppress(InvalidStateError):
             self._future.set_exception(error)
+
+
+def naming(audio: Any, report: Report) -> Report:
+    """A callback of progress that is told of what the caller gave, and not of what was made of it."""
+    return lambda stage, done, total, _: report(stage, done, total, audio)

@@ -42,7 +42,7 @@ LAYERS = (
     ("options", "loading", "evaluation"),
     ("request", "environment"),
     ("engine", "recording", "checks"),
-    ("batches", "timing", "detection"),
+    ("batches", "timing", "detection", "sequential"),
     ("live",),
     ("pipeline",),
     ("whisperx", "server", "archive"),

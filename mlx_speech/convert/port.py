@@ -95,7 +95,15 @@ class Plan:
 
     def parameters(self) -> int:
         """How many weights the model has (a quantized layer counts what it stands for)."""
-        return sum(t.size for name, t in self.tensors.items() if not name.endswith((".scales", ".biases")))
+        packed = checkpoint.quantized_layers(self.config, set(self.tensors))
+        total = 0
+        for name, tensor in self.tensors.items():
+            path, _, leaf = name.rpartition(".")
+            if path in packed and leaf == "weight":
+                total += tensor.size * 32 // packed[path]["bits"]  # numbers of some bits, in words of 32
+            elif leaf not in ("scales", "biases"):
+                total += tensor.size
+        return total
 
     def nbytes(self) -> int:
         """Bytes of all arrays of the result."""

@@ -72,7 +72,11 @@ class Source:
         path = self.folder / name
         if not path.is_file() or not (self.path.is_dir() or self.path.name in USUAL_NAMES):
             return None
-        places = [self.folder.resolve(), self.folder.resolve().parent.parent / "blobs"]
+        folder = self.folder.resolve()
+        places = [folder]
+        for ancestor in folder.parents:  # of a file of the hub's cache: snapshots/COMMIT, and maybe a part's folder
+            if ancestor.name == "snapshots":
+                places.append(ancestor.parent / "blobs")
         if not any(path.resolve().is_relative_to(place) for place in places):
             raise CorruptFile(f"{path}: a link that leads out of its folder: refused; put the file itself there")
         return path

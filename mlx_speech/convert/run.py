@@ -311,6 +311,8 @@ def _local_files(path: Path) -> list[Path]:
     """The files that a conversion of `path` may read."""
     if path.name in PLDA_PAIR:
         return [path.parent / name for name in PLDA_PAIR]
+    if path.name in USUAL_NAMES:  # what lies beside it belongs to it
+        path = path.parent
     if not path.is_dir():
         return [path]
     files: list[Path] = []

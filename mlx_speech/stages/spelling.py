@@ -20,6 +20,7 @@ _DECIMAL_POINT = frozenset(_NUMBERS["decimal_point"])  # languages that write 1,
 _YEARS_IN_PAIRS = frozenset(_NUMBERS["years_in_pairs"])  # those that read 1999 as nineteen ninety-nine
 _ORDINAL_ENDINGS: dict[str, list[str]] = _NUMBERS["ordinal_endings"]  # "3rd", "1er", "2º"
 _SYMBOLS: dict[str, dict[str, str]] = _NUMBERS["symbols"]  # symbol → code → how it is spoken
+_ENDLESS = {"am"}  # whose converter never comes back from some numbers, as 1234567 (num2words 0.5.14)
 MAX_DIGITS = 15  # of a number that is spoken as one; a longer one is read digit by digit
 
 # "5", "$5", "5%", "1,234.5", "10:30", "3rd", or a symbol alone
@@ -199,7 +200,7 @@ def _words(number: str, language: str, ordinal: bool = False, year: bool = False
     from num2words import CONVERTER_CLASSES, num2words
 
     code = _CONVERTERS.get(language, language)
-    if code not in CONVERTER_CLASSES:
+    if code not in CONVERTER_CLASSES or code in _ENDLESS:
         return None
     has_leading_zero = len(number) > 1 and number[0] == "0" and number.isdecimal()  # "007"
     if len(number) > MAX_DIGITS or has_leading_zero:

@@ -93,7 +93,12 @@ def detect_speech_pyannet_steps(
             stretches.append((frames.middle(first), frames.middle(last)))
     filled = windows.fill(stretches, min_duration_off, max_duration)
     duration = samples.size / model.args.sample_rate
-    return [Region(start, min(end, duration)) for start, end in filled if end - start >= min_duration_on]
+    regions: list[Region] = []
+    for start, end in filled:
+        within = min(end, duration)  # frames of the last window's padding may be active as well
+        if within > start and within - start >= min_duration_on:
+            regions.append(Region(start, within))
+    return regions
 
 
 def speech_scores(audio: np.ndarray, model: Any, batch_size: int = 32) -> np.ndarray:

@@ -25,6 +25,7 @@ TAGS = ("wav2vec2", "ctc", "forced-alignment", "automatic-speech-recognition")
 COMPANIONS = (
     "vocab.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "special_tokens_map.json",
     "tokenizer_config.json",
 )
@@ -147,10 +148,17 @@ def _transformers(source: Source, language: str | None) -> Recipe:
     config["blank_id"] = _blank(source, tokenizer, labels)
     delimiter = _token(tokenizer.get("word_delimiter_token")) or WORD_DELIMITER
     config["word_delimiter"] = delimiter if delimiter in labels else None
-    config["do_normalize"] = bool(source.json("preprocessor_config.json").get("do_normalize", True))
+    config["do_normalize"] = bool(_preprocessor(source).get("do_normalize", True))
     fold.weight_norm(tensors, POSITIONS)
     documents = {"vocab.json": {label: index for index, label in enumerate(labels) if label}}
     return Recipe(config, tensors, TABLE, "transformers", companions=COMPANIONS, documents=documents)
+
+
+def _preprocessor(source: Source) -> dict[str, Any]:
+    """What the feature extractor says, in a file of its own or, by transformers 5, in the processor's."""
+    own = source.json("preprocessor_config.json")
+    within = source.json("processor_config.json").get("feature_extractor")
+    return own or (within if isinstance(within, dict) else {})
 
 
 def _adapter(source: Source, language: str) -> dict[str, Tensor]:

@@ -86,6 +86,9 @@ CTRANSLATE2: Table = {
     "decoder/pre_norm": _SETTING, "decoder/scale_embeddings": _SETTING, "decoder/start_from_zero_embedding": _SETTING,
     "decoder/alibi": _SETTING, "decoder/alibi_use_positive_positions": _UNUSED, "decoder/scale_alibi": _UNUSED,
     "decoder/alignment_layer": _UNUSED, "decoder/alignment_heads": _UNUSED,
+    # whether keys and values are one for several heads: as written by some versions, also where they are not
+    "decoder/multi_query_attention": _UNUSED, "decoder/layer_{}/attention/multi_query": _UNUSED,
+    "encoder/layer_{}/self_attention/multi_query": _UNUSED, "decoder/layer_{}/self_attention/multi_query": _UNUSED,
 }
 _LINEAR = {
     "encoder/conv1": "encoder.conv1", "encoder/conv2": "encoder.conv2",
@@ -237,6 +240,8 @@ def _openai(source: Source) -> Recipe:
 
 
 def _openai_dims(source: Source, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    if "dims" not in source.extra and "d_model" in source.config:  # mlx-audio's: these names, transformers' sizes
+        return _transformers_dims(source, tensors)
     dims = source.extra.get("dims", source.config)
     if isinstance(dims, dict) and not any(name in dims for name in DIMS):  # a state dict alone, as training saves it
         return _measured_with_heads(tensors, OPENAI_SPELLING, "dims")

@@ -271,12 +271,14 @@ class TemperatureDecoder:
         for job, language in zip(jobs, self._languages(jobs), strict=True):
             options = job.options or self._options
             prompt = initial_tokens(job, language, self._tokenizer, options, context)
+            start = self._tokenizer.sot_sequence(language, options.task)
+            longest = context - len(start) - 2  # a text that still fits when the times of its words are found
             entry = Entry(
                 key=_Known(job, language),
                 encoded=job.encoded,
                 prompt=prompt,
                 sot=prompt.index(self._tokenizer.sot),
-                limit=min(options.sample_len or context // 2, context + 1 - len(prompt)),
+                limit=min(options.sample_len or context // 2, context + 1 - len(prompt), longest),
                 seeds=(options.seed % 2**64, job.seed % 2**64),
             )
             entries.append(entry)
