@@ -78,6 +78,15 @@ def variables(state: dict[str, torch.Tensor], dims: dict[str, int]) -> Variables
     return found
 
 
+def multi_query(dims: dict[str, int]) -> Variables:
+    """What some versions of its converters write of heads that share keys and values, which Whisper's do not."""
+    found = {f"{ours}/self_attention/multi_query": torch.tensor(0, dtype=torch.int8) for ours, _ in layers(dims)}
+    for ours, _ in layers(dims):
+        if ours.startswith("decoder"):
+            found[f"{ours}/attention/multi_query"] = torch.tensor(0, dtype=torch.int8)
+    return found
+
+
 def state_dict(found: Variables, dims: dict[str, int]) -> dict[str, torch.Tensor]:
     """The other way, for variables of floats."""
     state = {theirs: found[ours] for ours, theirs in PLAIN.items()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import warnings
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_speech import cli
-from mlx_speech.archive import Failed, Progress, read_manifest
+from mlx_speech.archive import Failed, Plan, Progress, read_manifest
+from mlx_speech.archive import run as archive_run
 from mlx_speech.archive.corpus import CORPUS_FORMATS, row_of, shard_name, write_shard
 from mlx_speech.archive.failures import TRANSIENT, kind_of
+from mlx_speech.archive.fleet import Lost
 from mlx_speech.archive.items import Entry, Heard, Item
 from mlx_speech.archive.journal import Journal, read_journal
 from mlx_speech.archive.lengths import Lengths
 from mlx_speech.archive.line import SHARE, Line
+from mlx_speech.archive.manifest import LONGEST_FIELD
 from mlx_speech.archive.naming import key_of, names_of
 from mlx_speech.archive.progress import Tally
 from mlx_speech.archive.results import Folder, Result, heard
 from mlx_speech.archive.shards import Shards
 from mlx_speech.archive.storage import ASKED_SINGLY, Storage
-from mlx_speech.archive.worker import imported
+from mlx_speech.archive.worker import Setup, imported
 from mlx_speech.cli.archive import SECONDS_LOGGED, SECONDS_WATCHED, described, lasting
 from mlx_speech.cli.archive import Line as Shown
 from mlx_speech.errors import (
@@ -94,6 +99,29 @@ def test_folders_patterns_files_and_lists(tmp_path: Path, monkeypatch: pytest.Mo
         Entry(str(tmp_path / "sub/deep/c.flac"), 2.0),
     ]
     assert entries_of(f"file://{tmp_path}/a.wav") == [Entry(str(tmp_path / "a.wav"))]
+
+
+@pytest.mark.parametrize(
+    "name, content, expected",
+    [
+        # as spreadsheets save it: a byte order mark, ends of lines of two characters, a text of two lines
+        ("a.csv", '\ufeffpath,text\r\na.wav,"two\nlines"\r\n\r\nb.wav,x\r\n', ["two\nlines", "x"]),
+        ("a.jsonl", '\ufeff{"path": "a.wav", "text": "x\u2028y\x85z"}\n', ["x\u2028y\x85z"]),
+        ("a.tsv", 'path\ttext\na.wav\t"Why not\nb.wav\tNo\n"c.wav"\t"Yes" he said', ["Why not", "No", "Yes he said"]),
+        ("long.csv", f"path,text\na.wav,{200_000 * 'x'}\n", [200_000 * "x"]),
+    ],
+)
+def test_manifests_of_other_programs(name: str, content: str, expected: list[str], tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content.encode())
+    found = entries_of(tmp_path / name)
+    assert [entry.reference for entry in found] == expected
+    assert [Path(entry.source).name for entry in found] == ["a.wav", "b.wav", "c.wav"][: len(found)]
+
+
+def test_a_table_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"path,text\na.wav,{(LONGEST_FIELD + 1) * 'x'}\n")
+    with pytest.raises(CorruptFile, match=r"a\.csv: line 2 is none of a table"):
+        entries_of(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize(
@@ -298,6 +326,46 @@ def test_later_is_later() -> None:
     assert line.take(7.0, 1, idle=True) is not None and not line
 
 
+def test_files_in_an_archive_of_zip(tmp_path: Path) -> None:
+    container = tmp_path / "a.zip"
+    with zipfile.ZipFile(container, "w") as file:
+        file.writestr("x/a.wav", b"hello")
+        file.writestr("b.wav", b"hi")
+    inside = [f"zip://{name}::file://{container}" for name in ("x/a.wav", "b.wav", "none.wav")]
+    missing = f"zip://b.wav::file://{tmp_path}/none.zip"
+    states = STORAGE.states([*inside, missing])
+    assert [states[source].size for source in (*inside, missing)] == [5, 2, None, None]
+    with STORAGE.fetched(inside[0]) as path:
+        assert Path(path).read_bytes() == b"hello" and path.endswith(".wav")
+
+
+def test_a_suspect_of_an_earlier_run_comes_alone() -> None:
+    items = [item(name) for name in "abc"]
+    line = Line(items, [3.0, 2.0, 1.0], suspects=[items[1]])
+    assert len(line) == 3 and line.seconds == 6.0
+    busy = line.take(0.0, 1, idle=False)
+    assert busy is not None and items[1] not in busy.items and not busy.alone
+    alone = line.take(0.0, 1, idle=True)
+    assert alone is not None and alone.items == (items[1],) and alone.alone
+
+
+def test_a_run_begins_with_the_suspects_of_the_one_before(tmp_path: Path) -> None:
+    """What was under way when a process ended is not heard beside others, which it could end as well."""
+    folder = Folder(tmp_path)
+    folder.make()
+    items = [item(name) for name in "abc"]
+    with Journal(folder.journal) as journal:
+        journal.begin({}, again=False)
+        journal.death(items[0])
+    with Journal(folder.journal) as journal:
+        started = archive_run._Run(items, folder, journal, Shards(folder, journal, (), 9), Setup(), Plan())
+        task = started._line.take(0.0, 1, idle=True)
+        assert task is not None and task.items == (items[0],) and task.alone
+        started._lost(Lost((items[0], items[1]), guilty=False))
+        again = started._line.take(0.0, 1, idle=True)
+        assert again is not None and again.items == (items[0],) and again.alone
+
+
 def test_a_suspect_comes_alone() -> None:
     line = Line([item("a"), item("b")], [1.0, 1.0])
     both = line.take(0.0, 1, idle=True)
@@ -393,6 +461,15 @@ def result(name: str, words: int, *, speakers: bool) -> Result:
     transcript = Transcript(segments, "en", 0.75, 9.0, diarization, models=models)
     entry = Entry(f"/in/{name}.wav", 1.5 if speakers else None, None, None, "what was read", {"topic": ["x", None]})
     return Result(name, entry, transcript)
+
+
+@pytest.mark.parametrize("kind", CORPUS_FORMATS)
+def test_half_a_character_stops_no_corpus(kind: Any, tmp_path: Path) -> None:
+    """As in a text that was cut off in the middle of an emoji, which is valid JSON."""
+    one = result("r1", 1, speakers=False)
+    cut_off = replace(one, entry=replace(one.entry, reference="caf\ud83d"))
+    write_shard(tmp_path / "corpus", kind, [cut_off])
+    assert "caf?" in str(row_of(cut_off)["reference"])
 
 
 def test_corpora_are_read_by_duckdb_and_datasets(tmp_path: Path) -> None:

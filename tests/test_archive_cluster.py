@@ -188,9 +188,19 @@ def test_the_same_command_again_goes_on(cluster: Any, tmp_path: Path) -> None:
     assert sorted(row["name"] for row in rows) == sorted(results)
     assert {row["name"]: row["text"] for row in rows}["talk03"] == "something else"
 
-    # so is another layout, of all formats that are there
+    # what was written of the file before it changed counts no more
+    files[5].write_text(json.dumps({"text": "new words", "seconds": 2.0}))
+    with pytest.warns(Notice, match="since they have changed"):
+        run(tmp_path / "in", out, marks)
+    run(tmp_path / "in", out, marks, formats=("jsonl", "srt"))
+    results = {result.name: result.transcript for result in archive.results(out)}
+    assert results["talk05"].text == "new words"
+    assert (out / "talk05.srt").read_text() == writers.to_srt(results["talk05"], uri="talk05")
+
+    # another layout is made of what is there as well, and no file is touched that is the user's own
+    (out / "talk00.txt").write_text("mine")
     relaid = run(tmp_path / "in", out, marks, layout={"max_line_width": 10})
-    assert relaid.before == 13 and len(begun(marks)) == 14
+    assert relaid.before == 13 and len(begun(marks)) == 15 and (out / "talk00.txt").read_text() == "mine"
     for name, transcript in results.items():
         narrow = writers.to_srt(transcript, uri=name.rpartition("/")[2], max_line_width=10)
         assert (out / f"{name}.srt").read_text() == narrow
@@ -201,8 +211,13 @@ def test_the_same_command_again_goes_on(cluster: Any, tmp_path: Path) -> None:
         run(tmp_path / "in", out, marks, keywords={"model": "other"})
     plan = archive.Plan(again=True)
     anew = run(tmp_path / "in", out, marks, plan, keywords={"model": "other"})
-    assert anew.before == 0 and len(begun(marks)) == 27
+    assert anew.before == 0 and len(begun(marks)) == 28
     assert {result.transcript.models["whisper"] for result in archive.results(out)} == {"other"}
+
+    # a file that cannot be seen now, as on a disk that is not there, has not changed
+    files[1].unlink()
+    later = run([str(file) for file in files], out, marks, keywords={"model": "other"})
+    assert (later.before, later.failed) == (13, {}) and len(begun(marks)) == 28
 
 
 def test_failures_are_retried_by_rule(cluster: Any, tmp_path: Path) -> None:

@@ -158,6 +158,17 @@ def test_channels_of_an_array_are_averaged(channels):
     assert np.abs(audio_from_array(sound, 16_000) - sound.mean(axis=0)).max() < 1e-6
 
 
+def test_a_rate_may_be_a_float():
+    """As other packages tell it, if it is a whole number."""
+    sound = np.random.default_rng(9).uniform(-1, 1, (2, 44_100)).astype(np.float32)
+    expected = audio_from_array(sound, 44_100, sample_rate=22_050)
+    for kind in (float, np.float32, np.float64):
+        assert np.array_equal(audio_from_array(sound, kind(44_100), sample_rate=kind(22_050)), expected)
+    assert np.array_equal(audio_from_array(sound, 16_000.0), sound.mean(axis=0))
+    with pytest.raises(OptionError, match=r"a sample rate of 44100\.5 Hz: give a whole number"):
+        audio_from_array(sound, 44_100.5)
+
+
 SURROUND = [
     *["2.1", "3.0", "3.0(back)", "4.0", "quad", "quad(side)", "3.1", "5.0", "5.0(side)", "4.1", "5.1", "5.1(side)"],
     *["6.0", "6.0(front)", "hexagonal", "6.1", "6.1(back)", "6.1(front)", "7.0", "7.0(front)", "7.1", "7.1(wide)"],

@@ -136,6 +136,22 @@ def test_every_chunk_comes_back_once(tight: type[Tight], counts: tuple[int, ...]
         assert warned == (len(tight.made) > 1)
 
 
+def test_a_recording_in_two_batches(tight: type[Tight]) -> None:
+    """As of a live session whose pipeline gets another batch size: it leaves each with its last chunk there."""
+    tight.most = 9
+    shared = batches_without_models()
+    recording = recording_of(6)
+    for place, size in enumerate((2, 2, 4, 4, 4, 2)):
+        start = place * 16_000
+        shared.add_chunk(recording, place, recording.audio[start : start + 16_000], size)
+    steps = 0
+    while shared.advance():
+        steps += 1
+        assert steps < 1000
+    check_heard(recording)
+    assert not shared._batches and recording.seconds["transcribe"] > 0
+
+
 def test_rows_in_use_are_told(tight: type[Tight]) -> None:
     tight.most = 9
     shared = batches_without_models()

@@ -371,6 +371,30 @@ def test_flags_are_those_of_the_fields() -> None:
     )
 
 
+@pytest.mark.parametrize("output", ["a pipe that is closed", "/dev/full"])
+def test_output_that_nobody_takes(output: str, tmp_path: Path) -> None:
+    """Also where Python writes it only when the process ends."""
+    (tmp_path / "talk.json").write_text(json.dumps({"segments": [{"start": 0, "end": 1, "text": "so"}]}))
+    command = [sys.executable, "-m", "mlx_speech", "write", "talk.json", "-f", "txt", "-o", "out"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    if output == "/dev/full":
+        writing = os.open(output, os.O_WRONLY)
+    else:
+        reading, writing = os.pipe()
+        os.close(reading)
+    try:
+        how: dict[str, Any] = {"cwd": tmp_path, "env": environment, "text": True, "check": False}
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, **how)
+    finally:
+        os.close(writing)
+    assert (tmp_path / "out" / "talk.txt").read_text() == "so\n"
+    if output == "/dev/full":
+        said = "mlx_speech: cannot write to standard output (No space left on device): make room there\n"
+        assert (done.returncode, done.stderr) == (2, said)
+    else:
+        assert (done.returncode, done.stderr) == (141, "")
+
+
 def every_parser(parser: Any) -> Iterator[Any]:
     """Of a command, and of all commands in it."""
     yield parser

@@ -39,7 +39,7 @@ from mlx_speech.cli import main
 from mlx_speech.convert import Report, convert
 from mlx_speech.convert.families import whisper as whisper_sources
 from mlx_speech.convert.read import Source, open_source
-from mlx_speech.errors import OptionError
+from mlx_speech.errors import CorruptFile, OptionError
 from mlx_speech.features import log_mel
 from mlx_speech.models.base import BaseModel
 from mlx_speech.tensors import read_safetensors
@@ -154,6 +154,21 @@ def _mlx_whisper(folder: Path, file: str, bits: int | None = None) -> Path:
     else:
         mx.save_safetensors(str(folder / file), weights)
     (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _mlx_audio(folder: Path, bits: int | None) -> Path:
+    """As mlx-audio writes it: mlx-whisper's names and layout, no alignment heads, and transformers' config.json."""
+    hf_config(folder)
+    model = whisper_mlx()
+    if bits is not None:
+        nn.quantize(model, group_size=64, bits=bits)
+        stated = {"group_size": 64, "bits": bits, "mode": "affine"}
+        content = {**config(folder), "quantization": stated, "quantization_config": stated}
+        (folder / "config.json").write_text(json.dumps(content))
+    arrays = dict(tree_flatten(model.parameters()))
+    del arrays["alignment_heads"]
+    mx.save_safetensors(str(folder / "model.safetensors"), arrays, metadata={"format": "mlx"})
     return folder
 
 
@@ -431,6 +446,26 @@ def test_whisper(shelf: Shelf, name: str) -> None:
     assert {k: v for k, v in config(found).items() if k in DIMS} == DIMS
 
 
+TWINS = {None: "whisper npz", 4: "whisper npz 4 bits", 8: "whisper weights 8 bits"}  # of bits, as mlx-whisper has it
+
+
+@pytest.mark.parametrize("bits", TWINS)
+def test_whisper_of_mlx_audio(shelf: Shelf, bits: int | None, tmp_path: Path) -> None:
+    """OpenAI's names, transformers' sizes, and no positions of the encoder."""
+    source, out = _mlx_audio(tmp_path / "source", bits), tmp_path / "out"
+    assert not set(COMPUTED) & set(read_safetensors(source / "model.safetensors"))
+    convert(str(source), out)
+    twin = shelf.converted(TWINS[bits])
+    assert same(weights(out), weights(twin))
+    if bits is None:
+        assert same(weights(out), weights(shelf.converted("whisper pt")), COMPUTED)
+    assert config(out).get("quantization") == config(twin).get("quantization")
+    assert {k: v for k, v in config(out).items() if k in DIMS} == DIMS
+    assert config(out)["alignment_heads"] == [[1, 0], [1, 1]]
+    expected = outputs(checkpoint.load_folder(twin), "whisper")
+    assert np.array_equal(outputs(mlx_speech.load(source), "whisper"), expected)
+
+
 def test_wav2vec2(shelf: Shelf) -> None:
     reference = weights(shelf.converted("wav2vec2 safetensors"))
     assert same(weights(shelf.converted("wav2vec2 bin")), reference)
@@ -569,6 +604,39 @@ def test_a_pipeline_of_several_repositories(shelf: Shelf, tmp_path: Path) -> Non
     assert (said["repo"], said["licence"]) == ("org/emb", "cc-by-4.0")
     whole = config(out)["source"]
     assert (whole["repo"], whole["licence"]) == ("org/pipe", "mit")
+
+
+def snapshot(repo: Path, files: Folder) -> Path:
+    """The files as the hub's cache has them: links into the blobs of their repository."""
+    folder = repo / "snapshots" / commit(files)
+    (repo / "blobs").mkdir(parents=True)
+    for name, content in files.items():
+        blob = repo / "blobs" / hashlib.sha256(content).hexdigest()
+        blob.write_bytes(content)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(blob)
+    return folder
+
+
+def test_links_into_the_blobs_of_a_repository_are_taken_and_no_others(shelf: Shelf, tmp_path: Path) -> None:
+    """From the folder of a part, too."""
+    files = contents(shelf.converted("pipeline"))
+    source = snapshot(tmp_path / "hub" / "models--org--pipe", files)
+    convert(str(shelf.converted("pipeline")), tmp_path / "expected", dtype="float16")
+    convert(str(source), tmp_path / "out", dtype="float16")
+    for part in ("segmentation", "embedding", "plda"):
+        assert same(weights(tmp_path / "out" / part), weights(tmp_path / "expected" / part)), part
+    shutil.copytree(source.parents[1] / "blobs", tmp_path / "hub" / "models--org--other" / "blobs")
+    shutil.copytree(source.parents[1] / "blobs", source.parent / "blobs")
+    shutil.copytree(source.parents[1] / "blobs", tmp_path / "blobs")
+    link = source / "segmentation" / "config.json"
+    blob = link.resolve()
+    for place in (tmp_path / "hub" / "models--org--other", source.parent, tmp_path):
+        link.unlink()
+        link.symlink_to(place / "blobs" / blob.name)
+        with pytest.raises(CorruptFile, match=r"segmentation/config\.json: a link that leads out of its folder"):
+            convert(str(source), tmp_path / "again")
+        assert not (tmp_path / "again").exists()
 
 
 OPTIONS = {"plain": [], "quantized": ["-q", "--q-bits", "8", "--q-group-size", "32"], "half": ["--dtype", "float16"]}
@@ -1186,6 +1254,13 @@ def test_the_report(shelf: Shelf, tmp_path: Path) -> None:
     assert again.parameters == report.parameters
 
 
+@pytest.mark.parametrize("how", [*PLAIN, *RECIPES])
+@pytest.mark.parametrize("family", QUANTIZED)
+def test_a_quantized_source_counts_what_it_stands_for(shelf: Shelf, family: str, how: str) -> None:
+    report = convert(str(quantized(shelf, family, how)), dry_run=True)
+    assert report.parameters == sum(array.size for array in weights(shelf.converted(USUAL[family])).values())
+
+
 # --- labels and special tokens ---------------------------------------------------------------------------------------
 
 PIPED = {"|": 4, "E": 5, "T": 6, "A": 7}
@@ -1219,6 +1294,22 @@ def test_labels(shelf: Shelf, what: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "vocab.json").read_text()) == {**vocab, **added}
     model: Any = checkpoint.load_folder(tmp_path / "out")
     assert model.args.vocab == found["vocab"] and model.args.blank_id == blank
+
+
+@pytest.mark.parametrize("do_normalize", [False, True])
+def test_a_processor_as_transformers_5_saves_it(shelf: Shelf, do_normalize: bool, tmp_path: Path) -> None:
+    """What the feature extractor says stands in processor_config.json, and has no file of its own."""
+    from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+
+    source = shutil.copytree(shelf["wav2vec2 safetensors"], tmp_path / "source")
+    (source / "preprocessor_config.json").unlink()
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=do_normalize)
+    Wav2Vec2Processor(extractor, Wav2Vec2CTCTokenizer(str(source / "vocab.json"))).save_pretrained(source)
+    assert (source / "processor_config.json").exists() and not (source / "preprocessor_config.json").exists()
+    for given, out in ((source, tmp_path / "out"), (tmp_path / "out", tmp_path / "again")):
+        convert(str(given), out)
+        assert config(out)["do_normalize"] is do_normalize and config(out)["vocab"] == list(make.VOCAB)
+        assert contents(out)["processor_config.json"] == contents(source)["processor_config.json"]
 
 
 def test_labels_of_mms(tmp_path: Path) -> None:

@@ -185,6 +185,23 @@ def test_a_dry_run_accounts_for_every_variable(tmp_path: Path) -> None:
     assert set(dropped) >= {"num_heads", "activation"} and all(len(reason) > 12 for reason in dropped.values())
 
 
+FLAGS = {
+    "of the decoder": {"decoder/multi_query_attention": torch.tensor(1, dtype=torch.int8)},
+    "of every layer": ct2.multi_query(DIMS),
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_flags_of_heads_that_share_keys_and_values(flags: str, tmp_path: Path) -> None:
+    """Some versions write them, also where no heads do, as Whisper's."""
+    found = {**of_kind("float16"), **FLAGS[flags]}
+    convert(str(ct2.save(tmp_path / "a", of_kind("float16"))), tmp_path / "plain")
+    convert(str(ct2.save(tmp_path / "b", found)), tmp_path / "out")
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "plain"))
+    dropped = [line for line in convert(str(tmp_path / "b"), dry_run=True).lines if "multi_query" in line]
+    assert len(dropped) == len(FLAGS[flags]) and all("dropped: not used by Whisper" in line for line in dropped)
+
+
 def test_a_repository_of_faster_whisper(tmp_path: Path) -> None:
     """By its name on the hub: weights, settings and tokenizer are fetched, and nothing else."""
     source = ct2.save(tmp_path / "source", of_kind("float16"), alignment_heads=[[0, 1]])

@@ -753,6 +753,17 @@ def test_short_speech_is_dropped_and_short_pauses_are_filled(monkeypatch: pytest
     assert [len(detect(min_duration_off=5.0, max_duration=limit)) for limit in (99, 3)] == [1, 3]
 
 
+def test_no_region_ends_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the padding of the last window alone is taken for speech."""
+    scores = np.zeros(600, dtype=np.float32)
+    scores[300:302] = 0.9
+    monkeypatch.setattr(vad_pyannet, "speech_scores_steps", lambda *_: one_step(scores))
+    for samples in range(79_000, 84_000, 40):
+        found = detect_speech_pyannet(np.zeros(samples), Fake())
+        assert all(region.start < region.end <= samples / 16_000 for region in found)
+        assert len(found) == (samples / 16_000 > 300 * 0.016875 + 0.03)
+
+
 @pytest.mark.parametrize(
     "options",
     [

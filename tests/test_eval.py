@@ -94,6 +94,31 @@ def test_subtitles_of_others() -> None:
     assert read_subtitles("").segments == read_subtitles("WEBVTT\n").segments == ()
 
 
+def test_each_voice_of_a_cue_has_its_words() -> None:
+    vtt = "WEBVTT\n\n00:00.000 --> 00:02.000\n<v Ann>Hello</v>\n<v Bob>Bye,\nthen\n\n"
+    vtt += "00:02.000 --> 00:03.000\n<v Ann>So.\n"
+    assert read_subtitles(vtt).segments == (
+        Segment(0.0, 2.0, "Hello", speaker="Ann"),
+        Segment(0.0, 2.0, "Bye, then", speaker="Bob"),
+        Segment(2.0, 3.0, "So.", speaker="Ann"),
+    )
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    files = {
+        "a.rttm": "SPEAKER a 1 0.0 2.0 <NA> <NA> Ann <NA> <NA>\n",
+        "b.stm": ";; a comment\nb 1 Ann 0.0 2.0 so it is\n",
+        "c.ctm": "c 1 0.5 0.25 so 0.9\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(f"\ufeff{text}", encoding="utf-8")
+    read = {name: read_file(tmp_path / name) for name in files}
+    assert [list(accounts) for accounts in read.values()] == [["a"], ["b"], ["c"]]
+    assert read["a.rttm"]["a"].turns == (Turn(0.0, 2.0, "Ann"),)
+    (tmp_path / "d.uem").write_text("\ufeffa 1 0 1\n", encoding="utf-8")
+    assert read_stretches(str(tmp_path / "d.uem"), ["a"])["a"] == (Region(0, 1),)
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

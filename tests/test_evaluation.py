@@ -242,6 +242,23 @@ def test_a_long_search_is_greedy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "greedy" in evaluate(pair, EvaluationOptions(language="en")).notes[0]
 
 
+def of_many(count: int) -> tuple[Segment, ...]:
+    """Each a speaker of their own, who says a word."""
+    return tuple(Segment(k, k + 1.0, "word", speaker=f"S{k}") for k in range(count))
+
+
+@pytest.mark.parametrize(("said", "heard"), [(3, 11), (3, 20), (3, 21), (21, 3), (12, 2)])
+def test_many_speakers(said: int, heard: int) -> None:
+    """meeteval assigns at most twenty, and finds ORC-WER for at most ten who were heard."""
+    found = evaluate(Pair("x", Account(of_many(heard)), Account(of_many(said))), EvaluationOptions(language="en"))
+    is_assigned = max(said, heard) <= 20
+    assert ("cpwer" in found.scores) == ("tcpwer" in found.scores) == is_assigned
+    assert any("more than 20 speakers" in note for note in found.notes) == (not is_assigned)
+    assert ("orcwer" in found.scores) == (heard <= 10)
+    assert any("more than 10 speakers" in note for note in found.notes) == (heard > 10)
+    assert all(found.scores[name].counts["total"] == said for name in ("cpwer", "orcwer") if name in found.scores)
+
+
 # --- speakers ---------------------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from mlx_speech.hub import is_repo_id
 
 ROOT = Path(__file__).parents[1]
 NAME = "org/name"
+Files = dict[str, bytes]
 WEIGHTS = {"config.json": b"{}", "model.safetensors": b"weights"}
 # Waits are shortened; everything else is as a user has it. Prints what was returned, or the error's type and message.
 DRIVER = """
@@ -156,6 +157,24 @@ def test_fetches_the_parts_of_a_pipeline(client: Client) -> None:
         found = client(hub.url)
         assert contents(found["path"]) == {name: files[name] for name in wanted}
         assert found["licence"] is None
+
+
+def converted(part: str) -> Files:
+    """The files of a part as this package writes them."""
+    return {f"{part}/{name}": f"{part} {name}".encode() for name in ("config.json", "model.safetensors", "README.md")}
+
+
+def test_fetches_a_converted_pipeline(client: Client) -> None:
+    """Which says what it is made of in config.json; a copy without that does not serve."""
+    wanted = {**converted("segmentation"), **converted("embedding"), **converted("plda")}
+    wanted |= {"config.json": b"{}", "README.md": b"---\nlicense: mit\n---\n"}
+    with HubServer({NAME: Repo({**wanted, "plot.png": b"x", "other/model.safetensors": b"x"})}) as hub:
+        found = client(hub.url)
+        assert contents(found["path"]) == wanted
+        assert found["licence"] == "mit"
+    assert client(closed_port()) == found
+    Path(found["path"], "config.json").unlink()
+    check_error(client(closed_port()), "HubError", "cannot be reached")
 
 
 def index(*shards: str) -> bytes:
@@ -328,6 +347,7 @@ def test_an_incomplete_copy_does_not_serve(client: Client) -> None:
         NAME: Repo({**WEIGHTS}),
         "org/shards": Repo({"model.safetensors.index.json": index(*shards), **shards}),
         "org/pipeline": Repo(parts),
+        "org/converted": Repo({"config.json": b"{}", **converted("segmentation"), **converted("embedding")}),
     }
     with HubServer(repos) as hub:
         hub.fail = dict.fromkeys(["model.safetensors", "model-2-of-2.safetensors", "embedding/"], 403)

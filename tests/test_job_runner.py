@@ -143,6 +143,27 @@ def test_what_goes_wrong_ends_one_job_alone(tmp_path: Path, sound: bytes, model:
     run(work())
 
 
+def test_a_job_that_turns_out_too_long_fails(tmp_path: Path) -> None:
+    """Its file has stated no length: it is told once it is decoded, not when the work is done."""
+
+    async def work() -> None:
+        pipeline = ScriptedPipeline()
+        pipeline.hold.set()
+        runner = runner_of(tmp_path, pipeline, max_job_duration=7.0)
+        async with runner.running():
+            failed = await add(runner, tmp_path, b"abc")  # 10 s
+            while not failed.has_ended and failed.stage != "align":
+                await asyncio.sleep(0.001)
+                failed = runner.store.get(failed.id, "")
+            assert failed.status == "failed" and failed.error is not None
+            assert failed.error["code"] == "audio_too_long" and failed.error["message"].endswith("h: cut it")
+            assert pipeline.requests[0].cancelled()
+            pipeline.hold.clear()
+            assert (await ended(runner, await add(runner, tmp_path, b"ab"))).status == "succeeded"
+
+    run(work())
+
+
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_so_many_jobs_at_once(tmp_path: Path, at_once: int) -> None:
     async def work() -> None:

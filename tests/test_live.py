@@ -8,6 +8,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from mlx_speech.live.early import EarlyFinal
 from mlx_speech.live.events import Block, Ended, Final, Gap, LiveEvent, Partial, Silence, Speakers, Speech
 from mlx_speech.live.packed import SEGMENTS_PER_BLOCK, PackedSegments
 from mlx_speech.live.told import MOST_WAITING, Told
+from mlx_speech.options import Options
 from mlx_speech.package_data import DEMO
+from mlx_speech.recording import Recording
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.stages.chunks import speech_and_pad
 from mlx_speech.stages.whisper.options import DecodingOptions
@@ -222,6 +225,25 @@ def test_a_session_that_is_cancelled_drops_what_it_has_begun(demo: Pipeline, sou
     session.feed(np.concatenate([sound[: 3 * SAMPLE_RATE], np.zeros(round(0.5 * SAMPLE_RATE), np.float32)]))
     session.cancel()
     assert demo(sound[: 2 * SAMPLE_RATE], **window(demo)).segments  # nothing is left in the batches that hinders it
+
+
+def test_a_final_that_is_taken_keeps_an_error_that_there_was() -> None:
+    recording = Recording(None, Options())
+    batches = Mock()
+    chunk = Chunk(0.0, 1.0)
+    early = EarlyFinal(Mock(), batches)
+    early.begin(recording, chunk, np.zeros(SAMPLE_RATE, np.float32), 1)
+    own: Recording = batches.add_chunk.call_args.args[0]
+    assert early.take(chunk)
+    early.give(recording)
+    assert recording.error is None
+    recording.error = of_another_chunk = MemoryError("no room")
+    for own.error in (None, AudioError("later")):
+        early.give(recording)
+        assert recording.error is of_another_chunk
+    recording.error = None
+    early.give(recording)
+    assert recording.error is own.error
 
 
 @pytest.mark.parametrize("count", [0, 1, SEGMENTS_PER_BLOCK, 3 * SEGMENTS_PER_BLOCK + 5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -121,6 +122,21 @@ def test_a_source_that_changed_is_converted_again(shelf: Shelf, tmp_path: Path) 
     assert model.args.vocab[1] == "x" and len(cached()) == 4
 
 
+def test_what_lies_beside_a_file_is_noticed_when_it_changes(shelf: Shelf, tmp_path: Path) -> None:
+    source = shutil.copytree(shelf["wav2vec2 safetensors"], tmp_path / "ft")
+    file = source / "model.safetensors"
+    for _ in range(2):
+        mlx_speech.load(file)
+        assert len(cached()) == 1
+    (source / "vocab.json").write_text('{"<pad>": 0, "x": 1}')
+    model: Any = mlx_speech.load(file)
+    assert model.args.vocab[1] == "x" and len(cached()) == 2
+    stated = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**stated, "layer_norm_eps": 0.25}))
+    model = mlx_speech.load(file)
+    assert model.args.layer_norm_eps == 0.25 and len(cached()) == 3
+
+
 def test_half_of_a_pair_that_changed_is_noticed(shelf: Shelf, tmp_path: Path) -> None:
     source = shutil.copytree(shelf["plda"], tmp_path / "plda")
     first = outputs(mlx_speech.load(source / "plda.npz"), "plda")
@@ -205,6 +221,28 @@ print(sorted(model.arrays())[0], model.args.n_text_layer)
     assert not (tmp_path / "home" / "converted").exists()
 
 
+def test_a_repository_of_a_converted_pipeline(shelf: Shelf, tmp_path: Path) -> None:
+    """Used as it is, and where the hub is gone, too."""
+    script = """
+import sys, json
+import numpy as np
+import mlx_speech
+mlx_speech.configure()
+import mlx.core as mx
+model = mlx_speech.load(sys.argv[1])
+features = mx.array(np.random.default_rng(4).normal(size=(1, 150, 80)).astype(np.float32))
+found = [model.clustering, model.params, np.array(model.embedding(features)).tolist(), sorted(model.arrays())]
+print(json.dumps(found))
+"""
+    expected = python(tmp_path, "-c", script, shelf.converted("pipeline")).stdout
+    with HubServer({"org/pipeline": as_repo(shelf.converted("pipeline"))}) as hub:
+        env = hub_environment(hub.url, tmp_path / "home")
+        assert python(tmp_path, "-c", script, "org/pipeline", env=env).stdout == expected
+        assert hub.downloaded() == set(contents(shelf.converted("pipeline")))
+    assert python(tmp_path, "-c", script, "org/pipeline", env=env).stdout == expected
+    assert not (tmp_path / "home" / "converted").exists()
+
+
 def test_two_processes_at_the_same_time_convert_once(shelf: Shelf, tmp_path: Path) -> None:
     script = """
 import sys, time
@@ -237,6 +275,20 @@ print(mx.abs(model(mx.ones((1, 16000)))).sum().item())
     assert found[0][0] == found[1][0] != ""
     assert len(list(tmp_path.glob("converted-*"))) == 1
     assert len([path for path in (tmp_path / "home" / "converted").iterdir() if path.is_dir()]) == 1
+
+
+@pytest.mark.parametrize("kind", ["CACHE", "DATA"])
+def test_an_empty_variable_counts_as_not_set(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = {"CACHE": folders.cache_folder, "DATA": folders.data_folder}[kind]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv(f"XDG_{kind}_HOME", raising=False)
+    monkeypatch.delenv(f"MLX_SPEECH_{kind}", raising=False)
+    usual = folder()
+    assert usual.is_relative_to(tmp_path)
+    monkeypatch.setenv(f"MLX_SPEECH_{kind}", "")
+    assert folder() == usual
+    monkeypatch.setenv(f"MLX_SPEECH_{kind}", "~/mine")
+    assert folder() == tmp_path / "mine"
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------

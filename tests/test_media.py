@@ -33,11 +33,12 @@ def film(
     picture: float = 0.0,
     picture_start: float = 0.0,
     titles: tuple[dict[str, str], ...] = (),
+    **options: str,
 ) -> bytes:
     """A file of sound tracks, each of them sounds and the seconds at which they begin, beside so many seconds of
-    picture."""
+    picture. options : FFmpeg's, for writing that kind"""
     file = io.BytesIO()
-    with av.open(file, "w", format=kind) as container:
+    with av.open(file, "w", format=kind, options=options) as container:
         if picture:
             screen: Any = container.add_stream("flv1" if kind == "flv" else "mpeg2video", rate=25)
             screen.width = screen.height = 64
@@ -460,6 +461,28 @@ def test_a_track_in_an_unknown_coding_is_left_out_with_a_word(unknown):
         decode(data, audio_track=unknown)
 
 
+@pytest.mark.parametrize(
+    ("kind", "codec", "name", "unknown"),
+    [
+        ("matroska", "aac", b"A_AAC", b"A_XAC"),
+        ("mov", "pcm_s16le", b"sowt", b"soXt"),
+        ("mp4", "flac", b"fLaC", b"fLXC"),
+    ],
+)
+def test_by_default_a_track_that_can_be_decoded_is_taken(kind, codec, name, unknown):
+    """Though FFmpeg would take the first one, whatever it is coded in."""
+    whole = film(kind, codec, [(0, noise(1.024, 1))], [(0, noise(1.024, 2))])
+    data = whole.replace(name, unknown, 1)
+    with av.open(io.BytesIO(data)) as container:
+        best = container.streams.best("audio")
+        assert best is container.streams.audio[0] and best.codec_context is None
+    with pytest.warns(UserWarning, match="has 2 sound tracks, 1, 2: track 2 is read"):
+        found = decode(data)
+    assert np.array_equal(found, decode(whole, audio_track=2))
+    with pytest.raises(AudioError, match="encrypted or unknown coding"):
+        decode(whole.replace(name, unknown))
+
+
 def test_two_channels_with_a_pause():
     """Silence that is put in is counted into the seconds by which channels are chosen."""
     sound = tone(300, 48_000, 12)
@@ -678,6 +701,19 @@ def test_a_film_with_a_hole_is_damaged():
     with pytest.warns(UserWarning, match=r"breaks off or is damaged: [67]\.. s of it could be decoded"):
         found = decode(whole[:third] + bytes(third) + whole[2 * third :])
     assert found.size == pytest.approx(10 * RATE, abs=3000)  # what is there is in its place
+
+
+def test_pcm_of_an_unknown_length_is_whole():
+    """A Matroska file that was streamed says no length, and FFmpeg's guess from its size is too long."""
+    streamed = film("matroska", "pcm_s16le", [(0, noise(160))], live="1")
+    with av.open(io.BytesIO(streamed)) as container:
+        assert container.duration is not None and container.duration / 1e6 > 160.6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(streamed).size == 160 * RATE
+    whole = film("matroska", "pcm_s16le", [(0, noise(10))])
+    with pytest.warns(UserWarning, match=r"breaks off or is damaged: [45]\.. s of it could be decoded"):
+        decode(whole[: len(whole) // 2])
 
 
 HOLES = [

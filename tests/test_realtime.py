@@ -26,7 +26,7 @@ import websockets.sync.client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai import AsyncOpenAI, OpenAI
-from patience import in_time
+from patience import in_time, until
 from serving import demo_pipeline
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
@@ -39,6 +39,7 @@ from mlx_speech.audio import audio_from_array
 from mlx_speech.errors import OptionError, PipelineClosed
 from mlx_speech.request import Request
 from mlx_speech.server.errors import ApiError
+from mlx_speech.server.guard import Guard
 from mlx_speech.server.realtime import g711
 from mlx_speech.server.realtime.configuration import Configuration, default_configuration
 from mlx_speech.server.realtime.finder import WINDOW, Edge, TurnDetection, TurnFinder
@@ -1080,6 +1081,30 @@ def test_a_key_opens_the_session_that_it_was_made_for(service: Service) -> None:
         assert status == 400 and body["error"]["param"] == "session.type"
         assert posted(address, "client_secrets", b"x" * (1 << 21))[0] == 413
         assert posted(address, "client_secrets", b"")[0] == 200
+
+
+def test_a_session_that_is_refused_does_not_use_its_key_up(pipe: Pipeline) -> None:
+    service = Service(Settings(max_live=1), {"demo": pipe})
+    secrets = Secrets()
+    key, _ = secrets.issue(default_configuration(service).updated(given_input(turn_detection=None)))
+    headers = {"Authorization": f"Bearer {key}"}
+
+    def guarded(app: ASGIApp) -> ASGIApp:
+        return Guard(app, service.settings, redeem=secrets.redeem)
+
+    def refusal() -> int:
+        with pytest.raises(InvalidStatus) as caught:
+            Client(address, additional_headers=headers)
+        return caught.value.response.status_code
+
+    with serving(service, secrets=secrets, wrap=guarded) as address:
+        with Client(address):
+            assert [refusal(), refusal()] == [503, 503]
+        until(lambda: not service.live, "the other session to leave its place")
+        with Client(address, additional_headers=headers) as client:
+            assert client.session["audio"]["input"]["turn_detection"] is None
+        until(lambda: not service.live, "the session's end")
+        assert refusal() == 401
 
 
 def posted(address: str, route: str, body: bytes) -> tuple[int, Event]:

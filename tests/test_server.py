@@ -15,6 +15,7 @@ import stat
 import tempfile
 import threading
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -31,7 +32,7 @@ from asgi import BOUNDARY, Answer, ask, form, post, request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types import audio
-from patience import in_time, until
+from patience import PATIENCE, in_time, until
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Scripted, app_of, running, said, wav
 from starlette.responses import Response
@@ -48,14 +49,15 @@ from mlx_speech.server import health, shapes
 from mlx_speech.server.app import create_app
 from mlx_speech.server.errors import ApiError
 from mlx_speech.server.events import alive
-from mlx_speech.server.fields import FORMATS, OPENAI_FORMATS, KnownSpeaker
+from mlx_speech.server.fields import FORMATS, MAX_KEYWORDS, OPENAI_FORMATS, KnownSpeaker
 from mlx_speech.server.guard import Guard
 from mlx_speech.server.idempotency import OVERHEAD, Answers
 from mlx_speech.server.known import voiceprint_of
 from mlx_speech.server.listening import listen_at
+from mlx_speech.server.realtime.tokens import SECONDS, Secrets
 from mlx_speech.server.settings import Settings
 from mlx_speech.server.watchdog import watched
-from mlx_speech.transcript import Transcript
+from mlx_speech.transcript import Diarization, Transcript, Turn
 
 SOUND = DEMO / "conversation.flac"
 PATH = "/v1/audio/transcriptions"
@@ -306,6 +308,110 @@ def test_a_reference_is_a_data_url(app: Any, reference: str) -> None:
     assert answer.status == 400 and answer.error["param"] == "known_speaker_references[0]"
 
 
+def reference(loudness: float) -> str:
+    """Two seconds of a voice, as a data URL."""
+    return "data:audio/wav;base64," + base64.b64encode(wav(np.full(2 * SAMPLE_RATE, loudness, np.float32))).decode()
+
+
+class Listening(Scripted):
+    """It hears known speakers, too.
+
+    voices : of each the loudness
+    listeners : the threads that waited for them
+    may_end : no voice is known before it is set
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.voices: list[float] = []
+        self.listeners: list[threading.Thread] = []
+        self.may_end = threading.Event()
+
+    def diarize(self, samples: np.ndarray) -> Diarization:
+        self.voices.append(round(float(samples.max()), 1))
+        self.listeners.append(threading.current_thread())
+        assert self.may_end.wait(PATIENCE)
+        turns = (Turn(0.0, 2.0, "SPEAKER_00"),)
+        return Diarization(turns, turns, embeddings={"SPEAKER_00": (1.0, self.voices[-1])})
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+@pytest.mark.parametrize("goes", [False, True])
+def test_known_speakers_are_heard_one_after_the_other(tmp_path: Path, stream: str, goes: bool) -> None:
+    """Where the client has gone, no further ones."""
+    pipeline = Listening()
+    app = app_of(pipeline, tmp_path)
+    known: list[tuple[str, Any, str | None]] = []
+    for name, loudness in (("Ada", 0.2), ("Bob", 0.4), ("Eve", 0.6)):
+        known += [("known_speaker_names[]", name, None), ("known_speaker_references[]", reference(loudness), None)]
+    gone = asyncio.Event()
+
+    async def run() -> None:
+        asking = asyncio.ensure_future(ask(app, post(PATH), parts(*known, stream=stream), gone=gone))
+        while not pipeline.voices:
+            await asyncio.sleep(0.001)
+        if goes:
+            gone.set()
+            await asking
+        pipeline.may_end.set()
+        answer = await asking
+        assert goes or answer.status == 200
+
+    in_time(run())
+    pipeline.listeners[0].join(PATIENCE)  # which ends with the event loop, once it has done what it had to
+    assert pipeline.voices == ([0.2] if goes else [0.2, 0.4, 0.6])
+    assert len(pipeline.asked) == (0 if goes else 1)
+
+
+NAME = ("known_speaker_names[]", "Ada", None)
+VOICE = ("known_speaker_references[]", reference(0.5), None)
+KIND = ("chunking_strategy[type]", "server_vad", None)
+THRESHOLD = ("chunking_strategy[threshold]", "0.3", None)
+TOO_HIGH = ("chunking_strategy[threshold]", "7", None)
+LOGPROBS = ("include[]", "logprobs", None)
+SPEAKERS = ("diarize", "true", None)
+NO_WORDS = ("word_timestamps", "none", None)
+
+
+@pytest.mark.parametrize(
+    "before, behind, wrong",
+    [
+        ([NAME], [VOICE], None),
+        ([VOICE], [NAME], None),
+        ([KIND], [THRESHOLD], None),
+        ([THRESHOLD], [KIND], None),
+        ([LOGPROBS, SPEAKERS], [NO_WORDS], None),
+        ([NAME], [], "known_speaker_references"),
+        ([NAME], [VOICE, VOICE], "known_speaker_references"),
+        ([THRESHOLD], [], "chunking_strategy"),
+        ([TOO_HIGH], [KIND], "chunking_strategy[threshold]"),
+        ([LOGPROBS, SPEAKERS], [], "include"),
+    ],
+)
+def test_fields_that_belong_together_may_stand_on_both_sides_of_the_file(
+    tmp_path: Path, before: list[Any], behind: list[Any], wrong: str | None
+) -> None:
+    pipeline = Listening()
+    pipeline.may_end.set()
+    app = app_of(pipeline, tmp_path)
+    file = ("file", b"s" * 1000, "a.wav")  # longer than a piece, so that what is before it comes alone
+    body = form([("model", "scripted", None), *before, file, *behind])
+    answer = answer_to(app, post(PATH), body, size=500)
+    assert answer.status == (200 if wrong is None else 400), answer.body
+    assert len(pipeline.asked) == (1 if wrong is None else 0)
+    if wrong is not None:
+        assert answer.error["param"] == wrong
+
+
+def test_every_keyword_may_be_a_part_of_its_own(app: Any, pipeline: Scripted) -> None:
+    words = [f"word{number}" for number in range(MAX_KEYWORDS)]
+    keywords = [("keywords[]", word, None) for word in words]
+    assert answer_to(app, post(PATH), parts(*keywords)).status == 200
+    assert pipeline.asked[0]["hotwords"].split(", ") == words
+    refused = answer_to(app, post(PATH), parts(*keywords, ("keywords[]", "more", None)))
+    assert refused.status == 400 and refused.error["param"] == "keywords"
+
+
 def test_fields_become_options(app: Any, pipeline: Scripted) -> None:
     extra = [
         ("keywords[]", "Ada", None),
@@ -474,7 +580,7 @@ def test_a_form_is_read_in_any_order_and_pieces(tmp_path_factory: pytest.TempPat
         (form([("model", "scripted", None), ("file", b"a", "a"), ("file", b"b", "b")]), 400, "invalid_value"),
         (form([("model", b"\xff\xfe", None)]), 400, "invalid_value"),
         (form([("model", "scripted", "m.txt")]), 400, "invalid_form"),
-        (form([("", "scripted", None)] * 65), 400, "too_many_fields"),
+        (form([("", "scripted", None)] * 1101), 400, "too_many_fields"),
         (parts(sound=b"bad"), 400, "invalid_audio"),
     ],
 )
@@ -539,6 +645,14 @@ def test_limits(
     if status == 429:
         assert 1 <= int(answer.headers["retry-after"]) <= 120
     assert not list((tmp_path / "uploads").iterdir())
+
+
+def test_fields_that_are_too_large_together_are_no_fault_of_the_last(tmp_path: Path) -> None:
+    app = app_of(Scripted(), tmp_path, max_field=50, max_fields=100)
+    together = answer_to(app, post(PATH), parts(prompt="a" * 50, hotwords="a" * 50))
+    assert together.error["message"] == "the fields have more than 100 bytes together"
+    alone = answer_to(app, post(PATH), parts(prompt="a" * 51))
+    assert alone.error["message"] == "prompt is too long"
 
 
 def test_what_comes_behind_a_form_counts_too(tmp_path: Path) -> None:
@@ -791,12 +905,34 @@ def test_a_key_of_a_session_is_known_with_and_without_others(tmp_path: Path, key
     guarded = Guard(inner, Settings(data_dir=tmp_path, keys=keys), redeem=lambda key: key == "ek_1")
     for path, key, status in (
         ("/v1/realtime", "ek_1", 200),
-        ("/v1/models", "ek_1", 401),
+        ("/v1/models", "ek_1", 401 if keys else 200),
         ("/v1/realtime", "ek_2", 401),
     ):
         answer = answer_to(guarded, request("GET", path, {"authorization": f"Bearer {key}"}))
-        assert answer.status == (status if keys else 200)
+        assert answer.status == status
     assert owners[0] == hashlib.sha256(b"ek_1").hexdigest() and not any(owners[1:])
+
+
+@pytest.mark.parametrize(("keys", "lasting"), [((), "none"), (("ek_lasting",), "ek_lasting")])
+def test_a_key_of_a_session_that_is_used_or_too_old_is_refused(
+    tmp_path: Path, keys: tuple[str, ...], lasting: str
+) -> None:
+    """Also where every other key is let in."""
+    now = 1_000.0
+    secrets = Secrets(clock=lambda: now)
+    used, old = (secrets.issue(Mock())[0] for _ in range(2))
+    guarded = Guard(Response(), Settings(data_dir=tmp_path, keys=keys), redeem=secrets.redeem)
+
+    def opened_with(key: str) -> Answer:
+        return answer_to(guarded, request("GET", "/v1/realtime", {"authorization": f"Bearer {key}"}))
+
+    assert opened_with(used).status == 200
+    now += SECONDS
+    for key in (used, old):
+        answer = opened_with(key)
+        assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
+        assert "ask for another one" in answer.error["message"]
+    assert opened_with(lasting).status == 200
 
 
 def test_a_preflight_needs_no_key(tmp_path: Path) -> None:
@@ -1410,6 +1546,31 @@ def test_answers_are_not_kept_without_end() -> None:
             await asyncio.sleep(0)
         await answers.close()
         assert not answers._kept
+
+    in_time(run())
+
+
+def test_an_answer_that_makes_room_is_let_go_at_once() -> None:
+    """And the others where the server ends."""
+    made: dict[str, weakref.ref[Response]] = {}
+
+    async def answer(text: str) -> Response:
+        response = Response(text)
+        made[text] = weakref.ref(response)
+        return response
+
+    def held() -> str:
+        gc.collect()
+        return "".join(text for text, one in made.items() if one() is not None)
+
+    async def run() -> None:
+        answers = Answers(most=2 * (OVERHEAD + 1))
+        for text in "abcd":
+            await answers.once("", text, b"", lambda text=text: answer(text))
+        assert held() == "cd"
+        await answers.close()
+        await asyncio.sleep(0)  # the loop itself holds what it has just waited for
+        assert held() == ""
 
     in_time(run())
 

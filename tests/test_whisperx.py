@@ -168,7 +168,9 @@ def test_progress_and_transcript_are_printed(capsys: pytest.CaptureFixture) -> N
     ]
     assert lines[0] == "Progress: 0.00%..." and "Progress: 50.00%..." in lines and told[-1] == 100
     aligner, metadata = whisperx.load_align_model("en", "cpu", DEMO / "wav2vec2")
-    whisperx.align(result["segments"], aligner, metadata, samples, "cpu", "nearest", False, True, True)
+    aligned = whisperx.align(result["segments"], aligner, metadata, samples, "cpu", "nearest", False, True, True)
     shown = [float(line[10:-4]) for line in capsys.readouterr().out.splitlines()]
     assert shown == sorted(shown) and shown[0] >= 50 and shown[-1] == 100
     assert not model.transcribe(np.zeros(16_000, np.float32))["segments"] and not capsys.readouterr().out
+    whisperx.assign_word_speakers([{"start": 0.0, "end": 1e6, "speaker": "Ann"}], aligned)
+    assert {word["speaker"] for word in aligned["word_segments"]} == {"Ann"}  # the same words as in the segments

@@ -160,6 +160,9 @@ def _speaker_word_scores(
     if can_be_assigned and said.is_timed and (heard.is_timed or not heard.text):
         errors = speaker_words.tcpwer(reference, hypothesis, options.word_collar)
         scores["tcpwer"] = _word_score("tcpWER", errors)
+    if not speaker_words.can_be_searched(hypothesis):
+        notes.append(f"no ORC-WER where more than {speaker_words.MAX_STREAMS} speakers were heard")
+        return scores
     scores["orcwer"] = _word_score("ORC-WER", speaker_words.orcwer(reference, hypothesis))
     if not speaker_words.is_searched_whole(reference, hypothesis):
         notes.append("ORC-WER by meeteval's greedy search: the exact one would take too long")

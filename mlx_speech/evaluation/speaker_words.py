@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MAX_CELLS = 100_000_000  # of the exact search for ORC-WER: about a second, 200 MB
 MAX_SPEAKERS = 20  # of a side, beyond which meeteval assigns none
-MAX_STREAMS = 10  # of what was heard, beyond which meeteval does not search exactly for ORC-WER
+MAX_STREAMS = 10  # speakers who were heard, beyond which meeteval finds no ORC-WER
 
 
 class Entry(TypedDict):
@@ -134,7 +134,7 @@ def tcpwer(said: Talk, heard: Talk, collar: float) -> WordErrors:
 
 
 def orcwer(said: Talk, heard: Talk) -> WordErrors:
-    """Optimal reference combination word errors; by meeteval's greedy search where the exact one would take too long
+    """Optimal reference combination word errors, where `can_be_searched`; by meeteval's greedy search where the exact one would take too long
     (`is_searched_whole`). Raises `MissingDependency`."""
     if not said.entries or not heard.entries:
         return _one_sided(said, heard)
@@ -160,10 +160,13 @@ def can_be_assigned(said: Talk, heard: Talk) -> bool:
     return max(len(said.speakers), len(heard.speakers)) <= MAX_SPEAKERS
 
 
+def can_be_searched(heard: Talk) -> bool:
+    """Whether few enough speakers were heard for ORC-WER."""
+    return len(heard.speakers) <= MAX_STREAMS
+
+
 def is_searched_whole(said: Talk, heard: Talk) -> bool:
     """Whether ORC-WER is searched exactly: the work grows with the product of the lengths of all streams."""
-    if len(heard.speakers) > MAX_STREAMS:
-        return False
     cells = said.words
     for speaker in heard.speakers:
         cells *= 1 + sum(len(entry["words"].split()) for entry in heard.of_speaker(speaker))
