@@ -355,7 +355,9 @@ def test_an_incomplete_copy_does_not_serve(client: Client) -> None:
         hub.fail["name/resolve/" + commit(WEIGHTS) + "/model.safetensors"] = 403
         for repo in repos:
             check_error(client(hub.url, repo=repo), "HubError", "refuses", repo=repo)
-            check_error(client(closed_port(), repo=repo), "HubError", "cannot be reached", repo=repo)
+            for revision in (None, commit(repos[repo].files)):
+                found = client(closed_port(), repo=repo, revision=revision)
+                check_error(found, "HubError", "cannot be reached", repo=repo)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

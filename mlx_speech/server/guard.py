@@ -106,10 +106,8 @@ class Guard:
         # a key of one session opens that alone, also where no other key is needed
         if path == REALTIME and self._redeem is not None and given and self._redeem(given.decode("utf-8", "replace")):
             return hashlib.sha256(given).hexdigest()
-        if path == REALTIME and given.startswith(TOKEN_PREFIX) and given not in self._keys:
-            message = "this key has opened its session, or is too old: ask for another one"
-            raise ApiError(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
-        if not self._keys:
+        is_token = path == REALTIME and self._redeem is not None and given.startswith(TOKEN_PREFIX)
+        if not self._keys and not is_token:
             return ""
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
             return ""
@@ -122,6 +120,8 @@ class Guard:
         if found:
             return hashlib.sha256(found).hexdigest()
         message = "this server needs a key: send it as Authorization: Bearer …"
+        if is_token:
+            message = "this key has opened its session, or is too old: ask for another one"
         raise ApiError(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
 
 

@@ -122,7 +122,9 @@ async def _begun(request: Request, service: Service, received: _Received[Work], 
         prints: list[Voiceprint] = []
         for place, speaker in enumerate(work.known_speakers):  # one by one: a client that goes ends it behind the next
             hear = partial(voiceprint_of, speaker, place, pipeline)
-            prints.append(await run_sync(hear, limiter=service.waiting_for_voices))
+            hearing = asyncio.ensure_future(run_sync(hear, limiter=service.waiting_for_voices))
+            hearing.add_done_callback(_seen)
+            prints.append(await asyncio.shield(hearing))  # whose place is free when its thread is, and not before
         voices = voices_from(work.known_speakers, prints)
     known: list[Heard] = []
     if received.is_retry:
@@ -136,6 +138,12 @@ async def _begun(request: Request, service: Service, received: _Received[Work], 
 
     stack.callback(leave)
     return Answering(request, service, work, Hearing(service, task), voices)
+
+
+def _seen(work: asyncio.Future[Any]) -> None:
+    """What went wrong where nobody waits any more is no news."""
+    if not work.cancelled():
+        work.exception()
 
 
 async def _when_made(
