@@ -134,8 +134,8 @@ def tcpwer(said: Talk, heard: Talk, collar: float) -> WordErrors:
 
 
 def orcwer(said: Talk, heard: Talk) -> WordErrors:
-    """Optimal reference combination word errors, where `can_be_searched`; by meeteval's greedy search where the exact one
-    would take too long (`is_searched_whole`). Raises `MissingDependency`."""
+    """Optimal reference combination word errors, where `can_be_searched`; by meeteval's greedy search where the exact
+    one would take too long (`is_searched_whole`). Raises `MissingDependency`."""
     if not said.entries or not heard.entries:
         return _one_sided(said, heard)
     try:
