@@ -299,6 +299,7 @@ def test_stages_do_not_import_each_other() -> None:
         "options",
         "live",
         "pipeline",
+        "sequential",
         "server",
         "timing",
         "voices",
