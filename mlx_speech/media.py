@@ -57,8 +57,10 @@ FORMATS = ",".join(
 RAW_NAMES = frozenset({".al", ".alaw", ".mulaw", ".pcm", ".raw", ".s16le", ".sb", ".sw", ".ub", ".ul", ".ulaw", ".uw"})
 # The formats whose header states the length. For others FFmpeg estimates it from the bit rate, or from what is left.
 STATES_LENGTH = ("aiff", "ape", "au", "caf", "flac", "matroska", "mov", "mp3", "tta", "w64", "wav", "wv")
-DURATION_OF_MATROSKA = b"\x44\x89"  # the id of the element
-HEAD_BYTES = 4096
+# Of Matroska, the ids of the element that states the length, and of those that hold the sound.
+DURATION = b"\x44\x89"
+CLUSTER = b"\x1f\x43\xb6\x75"
+HEAD_BYTES = 1 << 16  # mkvmerge leaves 4096 of them empty before it states anything
 COMMAND_FOR_RAW = "ffmpeg -f s16le -ar RATE -ac CHANNELS -i FILE out.wav"
 # Frames one behind the other and no times. FFmpeg counts them, all at the rate of the first.
 RAW = "aac ac3 ac4 amr amrnb amrwb dts dtshd eac3 loas mlp mp3 s337m sbc spdif truehd".split()
@@ -455,18 +457,18 @@ def stated_end(container: InputContainer, stream: AudioStream, file: BinaryIO) -
     length_is_of_track = kind != "matroska"  # which states one length for all
     if length_is_of_track and stream.duration is not None and stream.time_base is not None:
         return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
-    is_pcm = stream.codec_context.name.startswith("pcm_")
-    if kind == "matroska" and is_pcm and DURATION_OF_MATROSKA not in _head(file):
+    is_pcm = stream.codec_context is not None and stream.codec_context.name.startswith("pcm_")  # None: unknown coding
+    if kind == "matroska" and is_pcm and DURATION not in _head_of_matroska(file):
         return None  # FFmpeg guesses from the size of the file
     if container.duration is not None and len(container.streams) == 1:
         return container.duration / av.time_base
     return None
 
 
-def _head(file: BinaryIO) -> bytes:
-    """The beginning of a file."""
+def _head_of_matroska(file: BinaryIO) -> bytes:
+    """What stands before the sound."""
     file.seek(0)
-    return file.read(HEAD_BYTES)
+    return file.read(HEAD_BYTES).partition(CLUSTER)[0]
 
 
 def _kind(container: InputContainer) -> str:

@@ -137,6 +137,16 @@ def test_what_lies_beside_a_file_is_noticed_when_it_changes(shelf: Shelf, tmp_pa
     assert model.args.layer_norm_eps == 0.25 and len(cached()) == 3
 
 
+def test_what_lies_beside_a_link_is_noticed_when_it_changes(shelf: Shelf, tmp_path: Path) -> None:
+    source = shutil.copytree(shelf["wav2vec2 safetensors"], tmp_path / "ft")
+    file = (source / "model.safetensors").rename(tmp_path / "blob")
+    (source / "model.safetensors").symlink_to(file)
+    mlx_speech.load(source / "model.safetensors")
+    (source / "vocab.json").write_text('{"<pad>": 0, "x": 1}')
+    model: Any = mlx_speech.load(source / "model.safetensors")
+    assert model.args.vocab[1] == "x"
+
+
 def test_half_of_a_pair_that_changed_is_noticed(shelf: Shelf, tmp_path: Path) -> None:
     source = shutil.copytree(shelf["plda"], tmp_path / "plda")
     first = outputs(mlx_speech.load(source / "plda.npz"), "plda")

@@ -18,8 +18,10 @@ from test_audio import SCRIPTS, decode, encode, lag, pcm, rms, same_in_blocks, t
 from mlx_speech.audio import load_audio, load_tracks
 from mlx_speech.errors import AudioError, OptionError
 from mlx_speech.media import FORMATS, SEES_CHAINS, Clock
+from mlx_speech.server.sounds import stated_duration
 
 RATE = 16_000
+SEGMENT = b"\x18\x53\x80\x67"  # of Matroska: the id of the element that holds all others
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
@@ -714,6 +716,35 @@ def test_pcm_of_an_unknown_length_is_whole():
     whole = film("matroska", "pcm_s16le", [(0, noise(10))])
     with pytest.warns(UserWarning, match=r"breaks off or is damaged: [45]\.. s of it could be decoded"):
         decode(whole[: len(whole) // 2])
+
+
+def test_pcm_of_a_stated_length_that_breaks_off_is_damaged():
+    """Where the length stands as far behind as mkvmerge puts it, which leaves room for an index first."""
+    whole = film("matroska", "pcm_s16le", [(0, noise(10))])
+    place = whole.index(SEGMENT) + len(SEGMENT) + 8
+    size = int.from_bytes(whole[place - 7 : place], "big") + 4099
+    whole = whole[: place - 7] + size.to_bytes(7, "big") + b"\xec\x50\x00" + bytes(4096) + whole[place:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(whole).size == pytest.approx(10 * RATE, abs=1024)
+    with pytest.warns(UserWarning, match="breaks off or is damaged"):
+        decode(whole[: len(whole) // 2])
+
+
+def test_samples_are_no_stated_length():
+    """Bytes that look like one, in sound of a file that states none."""
+    sound = np.full(160 * RATE, int.from_bytes(b"\x44\x89", "little", signed=True) / 32_768, np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(film("matroska", "pcm_s16le", [(0, sound)], live="1")).size == sound.size
+
+
+def test_the_stated_length_of_an_unknown_coding(tmp_path):
+    path = tmp_path / "a.mkv"
+    path.write_bytes(film("matroska", "pcm_s16le", [(0, noise(2.048))]).replace(b"A_PCM/INT/LIT", b"A_PCX/INT/LIT"))
+    assert stated_duration(path) == pytest.approx(2.048, abs=0.01)
+    path.write_bytes(three_tracks().replace(b"A_PCM/INT/LIT", b"A_PCX/INT/LIT", 1))
+    assert stated_duration(path) == 0
 
 
 HOLES = [

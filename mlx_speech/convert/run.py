@@ -299,8 +299,9 @@ def _fingerprint(origin: Origin, language: str | None) -> str:
     ]
     if origin.repo is None:
         path = origin.path.resolve()
+        given = path if path.is_dir() else origin.path.parent.resolve() / origin.path.name  # which may be a link
         states = []
-        for file in _local_files(path):
+        for file in _local_files(given):
             if file.exists():
                 states.append((str(file), file.stat().st_size, file.stat().st_mtime_ns))
         facts += [str(path), states]
