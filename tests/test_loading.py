@@ -51,6 +51,16 @@ def test_a_given_model_of_speech_detection_is_named(sound: np.ndarray) -> None:
     assert pipeline(sound, **OPTIONS).models["vad"] == "mlx_speech.models.silero_vad"
 
 
+@pytest.mark.parametrize("seconds", [0.01, 0.2, 3.0, 12.0])
+def test_nobody_speaks_in_silence(seconds: float) -> None:
+    """By trained models; what random ones hear there depends on how a CPU rounds."""
+    pipeline = Pipeline.demo()
+    silence = np.zeros(int(seconds * 16_000), np.float32)
+    assert pipeline.diarize(silence).turns == ()
+    found = pipeline(silence, diarize=True, **OPTIONS)
+    assert found.segments == () and found.diarization is not None and found.diarization.turns == ()
+
+
 def test_with_little_memory_nothing_stays(sound: np.ndarray) -> None:
     pipeline = Pipeline.demo(low_memory=True)
     turns = pipeline.diarize(sound).turns

@@ -203,7 +203,6 @@ def test_arrays_files_and_their_rates(pipe: Pipeline) -> None:
 def test_silence_and_very_short_recordings_give_nothing(pipe: Pipeline, seconds: float) -> None:
     result = pipe(np.zeros(int(seconds * 16_000), np.float32), diarize=True)
     assert result.segments == () and result.duration == seconds
-    assert not result.diarization.turns
     for kind, write in writers.FORMATS.items():
         assert isinstance(write(result, uri="x"), str), kind
 

@@ -46,6 +46,9 @@ SEGMENTATION = {
         ["batch and singles, max difference", 1e-5, 2.4e-3, False],
     ],
 }
+NEAR_ITS_BAR = {**CASE, "case": "Whisper base", "rows": [["encoder, max difference", 9.1e-4, 1e-3, False]]}
+ROUNDS_MORE = "encoder, max difference (the original's own rounding: 1.3e-03)"
+BEYOND_IT = {**NEAR_ITS_BAR, "rows": [[ROUNDS_MORE, 1.27e-3, 3.9e-3, False]]}
 SMALLER = {
     **CASE,
     "precision": "8 bits",
@@ -71,12 +74,14 @@ def changed(case: dict, row: int, column: int, value: object) -> dict:
         changed(SEGMENTATION, 1, 1, 0.0),
         changed(SEGMENTATION, 1, 1, 2e-3),
         SMALLER,
+        BEYOND_IT,
         changed(SMALLER, 0, 1, 0.05),
         changed(SMALLER, 1, 1, 0.94),
     ],
 )
 def test_a_run_elsewhere_agrees(case: dict) -> None:
-    assert differences(case, read(render([CASE, SMALLER, SEGMENTATION]))) == []
+    assert differences(case, read(render([CASE, SMALLER, SEGMENTATION, NEAR_ITS_BAR]))) == []
+    assert differences(NEAR_ITS_BAR, read(render([BEYOND_IT]))) == []
 
 
 @pytest.mark.parametrize(
@@ -104,6 +109,12 @@ def test_another_result_is_told(case: dict, said: str) -> None:
 def test_batches_have_to_keep_to_their_bar() -> None:
     for value in (2.5e-3, float("nan")):
         assert len(differences(changed(SEGMENTATION, 1, 1, value), read(render([SEGMENTATION])))) == 1
+
+
+def test_each_value_has_to_be_within_its_own_bar() -> None:
+    """Also where the bars come from different rounding, here and there."""
+    assert len(differences(changed(BEYOND_IT, 0, 1, 5e-3), read(render([NEAR_ITS_BAR])))) == 1
+    assert len(differences(changed(NEAR_ITS_BAR, 0, 1, 1.1e-3), read(render([BEYOND_IT])))) == 1
 
 
 def test_a_bar_that_follows_from_another_rounding_is_told() -> None:
