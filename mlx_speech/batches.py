@@ -159,9 +159,9 @@ class Batches:
 
     def _share_time(self, batch: _Batch, seconds: float) -> None:
         """Chunks of several recordings were at work: each gets its share of the time."""
-        for task in batch.tasks:
-            recording: Recording = task.key
-            recording.add_seconds("transcribe", seconds / len(batch.tasks))
+        chunks = sum(recording.pending for recording in batch.recordings)
+        for recording in batch.recordings:
+            recording.add_seconds("transcribe", seconds * recording.pending / chunks)
 
 
 def _joined(chunk: Chunk, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:

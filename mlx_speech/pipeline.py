@@ -44,7 +44,7 @@ from mlx_speech.options import (
 )
 from mlx_speech.package_data import DEMO
 from mlx_speech.recording import MIN_SAMPLES, Recording, in_order, with_rate, with_speaker, without_mlx
-from mlx_speech.request import Event, Heard, Progress, Request, naming
+from mlx_speech.request import Event, Heard, Progress, ProgressCallback, Request, naming
 from mlx_speech.samples import SAMPLE_RATE
 from mlx_speech.sequential import recognise_in_order
 from mlx_speech.stages.assign import assign_speakers
@@ -69,8 +69,6 @@ if TYPE_CHECKING:
 
 BATCHES_AHEAD = 2  # batches of chunks that are kept ready before more recordings are opened
 
-# stage, seconds of audio done, seconds in all, the recording
-ProgressCallback = Callable[[str, float, float, Any], object]
 T = TypeVar("T")
 Results = Iterator[tuple[Any, "Transcript | Exception"]]
 

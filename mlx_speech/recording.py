@@ -30,7 +30,7 @@ class Recording:
     """A recording and all that the stages have found out about it.
 
     source : as the caller gave it; samples of MLX have become NumPy's
-    wanted : whether anybody waits for it
+    wanted : whether its sound is still to be read
     stage : the one that is under way; its seconds are counted by `clock`
     audio : (samples,) at 16 kHz, float32; those of a long file are in a file themselves
     made_louder : it was so quiet that it was raised

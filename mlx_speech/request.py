@@ -14,9 +14,8 @@ from mlx_speech.transcript import Chunk, Region, Segment
 from mlx_speech.waker import Waker
 
 T = TypeVar("T")
-
-
-Report: TypeAlias = Callable[[str, float, float, Any], object]  # stage, seconds done, seconds in all, the recording
+# stage, seconds of audio done, seconds in all, the recording
+ProgressCallback: TypeAlias = Callable[[str, float, float, Any], object]
 
 
 @dataclass(frozen=True)
@@ -154,6 +153,6 @@ class Request(Generic[T]):
             self._future.set_exception(error)
 
 
-def naming(audio: Any, report: Report) -> Report:
+def naming(audio: Any, report: ProgressCallback) -> ProgressCallback:
     """A callback of progress that is told of what the caller gave, and not of what was made of it."""
     return lambda stage, done, total, _: report(stage, done, total, audio)

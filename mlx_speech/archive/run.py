@@ -402,7 +402,7 @@ def _lay_out(history: History, layout: Mapping[str, Any], folder: Folder) -> Non
     if history.settings is None or history.settings.get("layout", {}) == layout:
         return
     for done in history.done.values():
-        if folder.size(done.name) == done.size:
+        if done.formats and folder.size(done.name) == done.size:
             _write(done.name, done.formats, layout, folder)
 
 

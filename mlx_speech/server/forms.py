@@ -274,12 +274,13 @@ class _Reader:
             return
         self._text += data[start:end]
         self._bytes_of_fields += end - start
-        name = shown(self._name)
         if len(self._text) > self._settings.max_field:
-            raise ApiError(413, "field_too_large", f"{name} is too long", name, headers=dict(NEVER_AGAIN))
+            raise self._field_too_large(f"{shown(self._name)} is too long")
         if self._bytes_of_fields > self._settings.max_fields:
-            message = f"the fields have more than {self._settings.max_fields} bytes together"
-            raise ApiError(413, "field_too_large", message, name, headers=dict(NEVER_AGAIN))
+            raise self._field_too_large(f"the fields have more than {self._settings.max_fields} bytes together")
+
+    def _field_too_large(self, problem: str) -> ApiError:
+        return ApiError(413, "field_too_large", problem, shown(self._name), headers=dict(NEVER_AGAIN))
 
     def _part_end(self) -> None:
         if self._name == FILE_FIELD:
